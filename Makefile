@@ -1,0 +1,47 @@
+# Two commands do everything: `make pretrain` and `make test`. `make help` lists the rest.
+PYTHON ?= python3
+VENV   ?= .venv
+CONFIG ?= quickstart
+# Overrides, as in: make pretrain CONFIG=shapenet SET="trainer.epochs=20 trainer.batch_size=32"
+SET    ?=
+ARGS   ?=
+EXTRAS ?= dev
+
+BIN       := $(VENV)/bin
+STAMP     := $(VENV)/.installed
+OVERRIDES := $(foreach item,$(SET),--set $(item))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup cache pretrain test lint typecheck bench clean
+
+help: ## what each target does
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## make .venv with everything the project needs
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "Python 3.11 to 3.13 is needed, this is %d.%d; name one with PYTHON=..." % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	@touch $@
+
+cache: $(STAMP) ## build the teacher cache of CONFIG; does nothing when it is there
+	$(BIN)/i2p cache build $(CONFIG) $(OVERRIDES) $(ARGS)
+
+pretrain: $(STAMP) ## environment, cache, training and evaluation of CONFIG
+	$(BIN)/i2p pretrain $(CONFIG) $(OVERRIDES) $(ARGS)
+
+test: $(STAMP) ## all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(STAMP) ## benchmarks: tables of ratios against baselines run in the same process
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean: ## remove the environment and tool caches; caches/ and runs/ stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

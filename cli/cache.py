@@ -1,0 +1,196 @@
+"""``i2p cache``: build a teacher cache, look into it, check it."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.options import config_argument, config_options
+
+if TYPE_CHECKING:
+    from cli.experiment import Experiment
+    from pipeline.build import BuildReport
+
+__all__ = ["build_from", "cache"]
+
+REASONS_SHOWN = 5
+
+
+@click.group()
+def cache() -> None:
+    """Build a teacher cache, look into it, check it."""
+
+
+@cache.command(
+    epilog="Example: i2p cache build shapenet --set build.scheduler=processes --set build.workers=4. "
+    "A build that was stopped goes on where it was; a complete one returns at once."
+)
+@config_argument
+@config_options
+@click.option("--scheduler", help="Short for --set build.scheduler=...: threads, processes, or tcp://host:8786.")
+@click.option("--workers", type=int, help="Short for --set build.workers=...")
+def build(
+    config: str, overrides: tuple[str, ...], print_config: bool, scheduler: str | None, workers: int | None
+) -> None:
+    """Build the teacher cache of CONFIG (a preset or a TOML file) and print where it is."""
+    from cli.config import load_experiment, to_toml
+
+    extra = [f"build.scheduler='{scheduler}'"] if scheduler else []
+    extra += [f"build.workers={workers}"] if workers is not None else []
+    experiment = load_experiment(config, [*overrides, *extra])
+    if print_config:
+        click.echo(to_toml(experiment), nl=False)
+        return
+    click.echo(build_from(experiment).path)
+
+
+def build_from(experiment: "Experiment") -> "BuildReport":
+    """Build an experiment's cache with progress on standard error; a complete one is only reported."""
+    from cli.config import to_toml
+    from cli.progress import Progress, human_seconds
+    from pipeline.build import BuildProgress, build_cache
+
+    progress: Progress | None = None
+
+    def show(state: BuildProgress) -> None:
+        nonlocal progress
+        if progress is None:
+            if state.shards_done == state.shards_total:
+                return
+            progress = Progress("cache", state.shapes_total, unit="shapes", initial=state.shapes_done)
+            progress.write(
+                f"building the cache of {experiment.corpus.uri}: {state.shapes_done} of {state.shapes_total} shapes "
+                f"and {state.shards_done} of {state.shards_total} shards are there already"
+            )
+        shards = f"{state.shards_done}/{state.shards_total}"
+        progress.update(state.shapes_done, shards=shards, quarantined=state.quarantined)
+
+    _say_when_random(experiment)
+    try:
+        report = build_cache(
+            experiment.corpus,
+            experiment.projection,
+            experiment.teacher,
+            experiment.cache,
+            experiment.build,
+            on_progress=show,
+        )
+    finally:
+        if progress is not None:
+            progress.__exit__(None, None, None)
+    if report.already_complete:
+        click.echo(f"cache complete: {report.shapes} shapes in {report.path}", err=True)
+        return report
+    (report.path / "logs" / "config.toml").write_text(to_toml(experiment), encoding="utf-8")
+    rate = f"{report.shapes / report.seconds:.1f} shapes/s" if report.built == report.shards else "resumed"
+    click.echo(
+        f"cache built: {report.shapes} shapes, {report.shards} shards in {human_seconds(report.seconds)} ({rate})",
+        err=True,
+    )
+    _say_quarantine(report.quarantined)
+    return report
+
+
+@cache.command(epilog="Example: i2p cache info caches/synthetic-0f3a9c21d7be")
+@click.argument("path", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def info(path: Path) -> None:
+    """Print a cache's recipe, size, counts and quarantine. Reads an unfinished cache too."""
+    import teacher_cache
+
+    found = teacher_cache.open(path, allow_incomplete=True).info()
+    planned = f" of {found.planned} planned" if found.planned >= 0 else ""
+    state = "complete" if found.complete else "NOT complete: run its build again to finish it"
+    schema = found.schema
+    click.echo(f"cache        {found.path}")
+    click.echo(f"state        {state}")
+    click.echo(f"format       {found.format}, version {found.recipe.format_version}")
+    click.echo(f"recipe       {found.recipe.hash}")
+    click.echo(f"shapes       {found.records}{planned}, {len(found.quarantined)} quarantined")
+    click.echo(f"labels       {len(found.label_names)}")
+    click.echo(
+        f"record       {schema.points} points, {schema.views} views of {schema.image_side} x {schema.image_side} "
+        f"pixels, {schema.tokens} tokens of {schema.channels} channels"
+    )
+    click.echo(
+        f"size         {found.bytes / 1e6:.1f} MB in {found.shards} shards, "
+        f"{found.bytes_per_record / 1e3:.1f} kB a shape"
+    )
+    for part in ("corpus", "projection", "teacher", "storage"):
+        click.echo(f"\n[{part}]")
+        for key, value in getattr(found.recipe, part).items():
+            click.echo(f"  {key} = {value}")
+    if found.quarantined:
+        click.echo("\nquarantined")
+        for item in found.quarantined:
+            click.echo(f"  {item.id}: {item.source}: {item.reason}")
+
+
+@cache.command(epilog="Example: i2p cache verify caches/synthetic-0f3a9c21d7be && rsync ...")
+@click.argument("path", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def verify(path: Path) -> None:
+    """Compare every byte of a finished cache with its checksums; exit 1 and list the files when something is wrong."""
+    import teacher_cache
+    from cli.progress import Progress
+
+    progress: Progress | None = None
+
+    def show(done: int, total: int) -> None:
+        nonlocal progress
+        progress = progress or Progress("verifying", total, unit="files")
+        progress.update(done)
+
+    problems = teacher_cache.verify(path, on_progress=show)
+    if progress is not None:
+        progress.__exit__(None, None, None)
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        click.echo(f"{len(problems)} problems in {path}", err=True)
+        raise SystemExit(1)
+    click.echo(f"sound: {path}", err=True)
+
+
+@cache.command(epilog="Example: i2p cache render caches/synthetic-0f3a9c21d7be --shape 0 --shape 17 --out views.png")
+@click.argument("path", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--shape", "shapes", type=int, multiple=True, help="Record number; may be given many times. Default: 0 to 4."
+)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("cache.png"), show_default=True)
+def render(path: Path, shapes: tuple[int, ...], out: Path) -> None:
+    """Draw shapes of a cache: the cloud, its depth views, and the teacher's saliency over them."""
+    import teacher_cache
+    from cli.pictures import record_sheet
+
+    opened = teacher_cache.open(path, allow_incomplete=True)
+    chosen = list(shapes) or list(range(min(5, len(opened))))
+    outside = [index for index in chosen if not 0 <= index < len(opened)]
+    if outside:
+        raise click.BadParameter(f"{outside[0]} is outside 0..{len(opened) - 1}", param_hint="--shape")
+    records = [opened[index] for index in chosen]
+    names = opened.label_names
+    titles = [names[record.label] if 0 <= record.label < len(names) else record.id for record in records]
+    record_sheet(records, out, titles=titles)
+    click.echo(out)
+
+
+def _say_when_random(experiment: "Experiment") -> None:
+    if experiment.teacher.random:
+        # The room warns too; a person should read it in plain words, once.
+        logging.getLogger("pipeline.teacher").setLevel(logging.ERROR)
+        click.echo(
+            "note: this experiment names a RANDOM teacher: its cache exercises the path, but holds no 2D knowledge",
+            err=True,
+        )
+
+
+def _say_quarantine(quarantined: Any) -> None:
+    if not quarantined:
+        return
+    click.echo(
+        f"{len(quarantined)} shapes could not be used and are listed in the manifest (i2p cache info):", err=True
+    )
+    for item in quarantined[:REASONS_SHOWN]:
+        click.echo(f"  {item.source}: {item.reason}", err=True)
+    if len(quarantined) > REASONS_SHOWN:
+        click.echo(f"  ... and {len(quarantined) - REASONS_SHOWN} more", err=True)

@@ -1,0 +1,130 @@
+"""The ``i2p`` command: one group, commands loaded only when they are used.
+
+Results go to standard output, everything else to standard error. Exit codes: 0 done; 1 failed, or damage found; 2 wrong
+usage or configuration; 130 interrupted.
+"""
+
+import importlib
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+# name -> (module, attribute, one line of help): listed here so that `i2p --help` imports no room.
+COMMANDS = {
+    "cache": ("cli.cache", "cache", "Build a teacher cache, look into it, check it."),
+    "checkpoint": ("cli.checkpoint", "checkpoint", "Look into a checkpoint."),
+    "corpus": ("cli.corpus", "corpus", "List and picture the shapes of a corpus."),
+    "evaluate": ("cli.evaluate", "evaluate", "Score an encoder with a linear SVM on labelled shapes."),
+    "presets": ("cli.presets_command", "presets", "List the presets, or print one."),
+    "pretrain": ("cli.pretrain", "pretrain", "Pre-train an encoder from a cache (built first if it is not there)."),
+}
+
+
+class LazyGroup(click.Group):
+    """A click group whose commands are imported on first use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][2]) for name in self.list_commands(ctx)])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Exit codes: 0 done, 1 failed or damage found, 2 wrong usage or configuration, 130 interrupted.",
+)
+@click.version_option(package_name="i2p-pretrain", prog_name="i2p")
+@click.option("-v", "--verbose", count=True, help="More log lines; twice for debugging.")
+@click.option("-q", "--quiet", is_flag=True, help="Errors only.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def cli(verbose: int, quiet: bool, debug: bool) -> None:
+    """Pre-train 3D point-cloud encoders with what 2D models already know.
+
+    \b
+    i2p pretrain quickstart        build the quickstart's cache and train on it
+    i2p presets                    the experiments that come with the package
+    i2p cache build shapenet       only the cache, for a real corpus
+    """
+    level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logging.basicConfig(
+        level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
+    )
+    for room in ("cli", "pipeline", "teacher_cache", "trainer", "cuda"):
+        logging.getLogger(room).setLevel(level)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; turns every expected error into words and an exit code."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in argv
+    try:
+        # standalone_mode off, because click answers 1 to an interruption, which scripts cannot tell from a failure.
+        code = cli.main(args=argv, prog_name="i2p", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        if debug:
+            traceback.print_exc()
+        click.echo("interrupted; run the same command again to go on", err=True)
+        code = EXIT_INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except Exception as error:
+        if debug or not _expected(error):
+            traceback.print_exc()
+        if not _expected(error):
+            click.echo("this is a bug: please report it with the lines above", err=True)
+        else:
+            click.echo(f"error: {error}", err=True)
+        code = EXIT_USAGE if _is_configuration(error) else EXIT_FAILED
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _is_configuration(error: Exception) -> bool:
+    from cli.config import ConfigError
+
+    return isinstance(error, ConfigError)
+
+
+def _expected(error: Exception) -> bool:
+    """Whether this error is one of the rooms' own, whose text is written for people."""
+    if _is_configuration(error) or isinstance(error, FileNotFoundError | PermissionError):
+        return True
+    own = [
+        ("teacher_cache.errors", "CacheError"),
+        ("pipeline.corpora.base", "CorpusError"),
+        ("pipeline.corpora.base", "ShapeError"),
+        ("pipeline.teacher", "TeacherError"),
+        ("pipeline.build", "BuildError"),
+        ("trainer.checkpoint", "CheckpointError"),
+        ("trainer.loop", "TrainingError"),
+        ("trainer.data", "DataError"),
+        ("trainer.evaluation", "EvaluationError"),
+    ]
+    # Only modules already imported can have raised it, so nothing heavy is loaded to say no.
+    return any(
+        isinstance(error, getattr(sys.modules[module], name, ())) for module, name in own if module in sys.modules
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""``i2p pretrain``: from an experiment to a trained encoder and the number that says how good it is."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.options import config_argument, config_options
+
+if TYPE_CHECKING:
+    from cli.experiment import Experiment
+    from trainer.events import Event
+
+__all__ = ["pretrain", "table"]
+
+
+@click.command(
+    epilog="Examples: i2p pretrain quickstart; i2p pretrain mine.toml --set trainer.epochs=50; "
+    "torchrun --nproc-per-node 8 -m cli.main pretrain shapenet --cache PATH. A stopped run goes on where it was."
+)
+@config_argument
+@config_options
+@click.option("--cache", "cache_path", type=click.Path(path_type=Path, exists=True, file_okay=False),
+              help="Train on this cache instead of the one CONFIG describes.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run directory. [default: runs/CONFIG]")
+def pretrain(
+    config: str, overrides: tuple[str, ...], print_config: bool, cache_path: Path | None, out: Path | None
+) -> None:
+    """Pre-train an encoder as CONFIG (a preset or a TOML file) says; its cache is built first if it is not there."""
+    import teacher_cache
+    from cli.config import load_experiment, to_toml
+
+    experiment = load_experiment(config, overrides)
+    if print_config:
+        click.echo(to_toml(experiment), nl=False)
+        return
+    ranks, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if cache_path is None:
+        cache_path = _cache_of(experiment, ranks)
+    opened = teacher_cache.open(cache_path)
+    run_dir = out or Path("runs") / experiment.name
+    if rank == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "config.toml").write_text(to_toml(experiment), encoding="utf-8")
+    _train(experiment, opened, run_dir, rank)
+
+
+def _cache_of(experiment: "Experiment", ranks: int) -> Path:
+    if ranks == 1:
+        from cli.cache import build_from
+
+        return build_from(experiment).path
+    raise click.UsageError(
+        "under torchrun, name a finished cache: build it first with `i2p cache build CONFIG`, "
+        "and give the path it prints as --cache"
+    )
+
+
+def _train(experiment: "Experiment", opened: Any, run_dir: Path, rank: int) -> None:
+    from cli.pictures import curves
+    from cli.progress import human_seconds
+    from trainer.loop import pretrain as run
+
+    reporter = _Reporter(quiet=rank != 0)
+    try:
+        report = run(
+            opened,
+            run_dir,
+            model=experiment.model,
+            masking=experiment.masking,
+            trainer=experiment.trainer,
+            evaluation=experiment.evaluation,
+            on_event=reporter,
+        )
+    finally:
+        reporter.close()
+    if rank != 0:
+        return
+    drawn = curves(run_dir, run_dir / "curves.png")
+    if report.resumed_from == report.epochs:
+        click.echo(f"complete already: {report.epochs} epochs", err=True)
+    else:
+        click.echo(f"trained {report.epochs - report.resumed_from} epochs in {human_seconds(report.seconds)}", err=True)
+    if report.evaluation is not None:
+        click.echo(table(report.evaluation))
+    click.echo(f"encoder     {report.checkpoint}")
+    if drawn:
+        click.echo(f"curves      {run_dir / 'curves.png'}")
+    click.echo(
+        f"log         {run_dir / 'train.jsonl'}"
+        + (f", {run_dir / 'tensorboard'}" if experiment.trainer.tensorboard else "")
+    )
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """An evaluation as text: one row an encoder, mean and spread in per cent."""
+    lines = [
+        f"linear SVM on {result['test']['shapes']} shapes of {result['test']['uri']}",
+        f"  fitted on {result['train']['shapes']} of {result['train']['uri']}; {result['classes']} classes, "
+        f"{result['points']} points, {result['protocol']}, {result['seeds']} seed{'s' if result['seeds'] > 1 else ''}",
+        f"  {'features':<24}{'numbers':>8}{'accuracy':>12}",
+        f"  {'always the largest class':<24}{0:>8}{100 * result['chance']:>11.1f}%",
+    ]
+    titles = {
+        "coordinates": "coordinate statistics",
+        "untrained": "untrained encoder",
+        "trained": "trained encoder",
+    }
+    for name, row in result["rows"].items():
+        spread = f" ± {100 * row['spread']:.1f}" if result["seeds"] > 1 else ""
+        lines.append(f"  {titles.get(name, name):<24}{row['dimensions']:>8}{100 * row['accuracy']:>11.1f}%{spread}")
+    skipped = result["train"]["skipped"] + result["test"]["skipped"]
+    if skipped:
+        lines.append(f"  {skipped} shapes could not be read and were left out")
+    return "\n".join(lines)
+
+
+class _Reporter:
+    """Training events as a progress bar and, per epoch, a line."""
+
+    def __init__(self, *, quiet: bool):
+        self._quiet = quiet
+        self._progress: Any = None
+        self._loss: list[float] = []
+
+    def __call__(self, event: "Event") -> None:
+        from cli.progress import Progress, human_seconds
+        from trainer.events import EpochDone, Evaluated, RunStarted, StepDone
+
+        match event:
+            case RunStarted():
+                total = event.epochs * event.steps_per_epoch
+                self._progress = Progress("training", total, unit="steps", initial=event.step, quiet=self._quiet)
+                how = "resuming" if event.resumed else "training"
+                self._progress.write(
+                    f"{how} a student of {event.parameters / 1e6:.2f}M parameters on {event.records} shapes: epoch "
+                    f"{event.epoch} of {event.epochs}, batch {event.batch_size}, {event.device}, {event.ranks} process"
+                    f"{'es' if event.ranks > 1 else ''}"
+                )
+            case StepDone():
+                self._loss = [event.loss_3d, event.loss_2d]
+                self._progress.update(event.step, loss_3d=f"{event.loss_3d:.4f}", loss_2d=f"{event.loss_2d:.4f}")
+            case EpochDone():
+                self._progress.write(
+                    f"epoch {event.epoch:>3}  loss 3D {event.loss_3d:.4f}  2D {event.loss_2d:.4f}  "
+                    f"lr {event.learning_rate:.2e}  {event.shapes_per_second:.0f} shapes/s  "
+                    f"{human_seconds(event.seconds)}, {event.waited:.1f} s of them waiting for data"
+                )
+            case Evaluated() if not event.final:
+                accuracy = event.result["rows"]["trained"]["accuracy"]
+                self._progress.write(f"epoch {event.epoch:>3}  linear SVM {100 * accuracy:.1f}%")
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.__exit__(None, None, None)

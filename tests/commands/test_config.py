@@ -1,0 +1,130 @@
+"""Experiments: layers, every problem at once, presets that stay valid, a resolved config that reads back."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from cli.config import ConfigError, load_experiment, preset_names, preset_text, to_toml
+from cli.experiment import SECTIONS
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_valid_and_says_what_it_is_for(name):
+    assert load_experiment(name).name == name
+    assert preset_text(name).startswith("# ")
+    assert f"{name}" in preset_text(name).split("\n\n")[0]
+
+
+def test_the_presets_the_readme_names_exist():
+    assert {"quickstart", "shapenet", "reference", "smoke"} <= set(preset_names())
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_resolved_config_reads_back_equal(name, tmp_path):
+    experiment = load_experiment(name)
+    path = write(tmp_path / f"{name}.toml", to_toml(experiment))
+    assert load_experiment(path) == experiment
+
+
+def test_layers_win_in_order(tmp_path):
+    path = write(tmp_path / "mine.toml", 'preset = "quickstart"\n[trainer]\nepochs = 7\nbatch_size = 8\n')
+    experiment = load_experiment(path, ["trainer.batch_size=4"])
+    assert experiment.name == "mine"
+    assert experiment.corpus.uri == load_experiment("quickstart").corpus.uri  # the preset
+    assert experiment.trainer.epochs == 7  # the file
+    assert experiment.trainer.batch_size == 4  # the command line
+    assert experiment.trainer.weight_decay == 0.05  # the default
+
+
+def test_overrides_are_toml_or_else_text():
+    experiment = load_experiment(
+        "quickstart",
+        ["model.encoder_depths=[1, 1, 1]", "trainer.learning_rate=1", "cache.name=run one", 'cache.root="1"'],
+    )
+    assert experiment.model.encoder_depths == (1, 1, 1)
+    assert experiment.trainer.learning_rate == 1.0
+    assert isinstance(experiment.trainer.learning_rate, float)
+    assert experiment.cache.name == "run one"
+    assert experiment.cache.root == "1"
+
+
+def test_all_problems_are_reported_at_once():
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(
+            "quickstart",
+            [
+                "trainer.leraning_rate=1",
+                "projection.image_side=230",
+                "masking.mode=salient",
+                "trainer.epochs=1.5",
+                "trainer.tensorboard=1",
+                "trainer.temperature=2",
+                "optimiser.lr=1",
+                "nonsense",
+            ],
+        )
+    first, *rest = str(caught.value).splitlines()
+    assert first == "8 problems in quickstart"
+    assert sorted(rest) == sorted(
+        [
+            "  --set nonsense: expected section.key=value",
+            "  masking.mode = 'salient' is not one of 'saliency', 'random'",
+            "  trainer.leraning_rate is not a setting; did you mean trainer.learning_rate?",
+            "  trainer.epochs = 1.5 is not a whole number",
+            "  trainer.tensorboard = 1 is not true or false",
+            "  trainer.temperature is not a setting; did you mean masking.temperature?",
+            "  [optimiser] is not a section; allowed: " + ", ".join(SECTIONS),
+            "  projection.image_side = 230 is not a multiple of patch_side = 16",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.points=4096", "trainer.points = 4096 is more than the corpus.points = 1024 that are stored"),
+        ("evaluation.points=64", "model.groups[0] = 128 is more than evaluation.points = 64"),
+        ("projection.points=2000", "projection.points = 2000 is more than the corpus.points = 1024"),
+        ("model.heads=7", "model.encoder_dims has 48, which is not a multiple of heads = 7"),
+        ("model.neighbours=[16, 8]", "model.neighbours = (16, 8) has not one number for each level"),
+        ("trainer.scale=[1.0]", "trainer.scale = [1.0] has 1 entries, not 2"),
+    ],
+)
+def test_impossible_combinations_are_refused(override, message):
+    with pytest.raises(ConfigError) as caught:
+        load_experiment("quickstart", [override])
+    assert message in str(caught.value)
+
+
+def test_a_file_that_is_not_there_not_toml_or_of_an_unknown_preset(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        load_experiment(str(tmp_path / "absent.toml"))
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_experiment(write(tmp_path / "bad.toml", "[trainer\n"))
+    with pytest.raises(ConfigError, match=r"preset = 'quikstart' is not one; did you mean quickstart"):
+        load_experiment(write(tmp_path / "odd.toml", 'preset = "quikstart"\n'))
+    with pytest.raises(ConfigError, match="epochs = 3 stands outside any section"):
+        load_experiment(write(tmp_path / "flat.toml", "epochs = 3\n"))
+    with pytest.raises(ConfigError, match=r"neither a preset nor a .toml file; did you mean shapenet"):
+        load_experiment("shapnet")
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_setting_is_documented_where_it_is_declared(section):
+    cls = SECTIONS[section]
+    words = [line.split() for line in (cls.__doc__ or "").splitlines() if line.startswith("    ")]
+    documented = {line[0].rstrip(".:,") for line in words if line}
+    assert {field.name for field in dataclasses.fields(cls)} <= documented
+
+
+def test_reference_preset_answers_every_quirk_as_the_reference_does():
+    from trainer.model_config import REFERENCE_QUIRKS
+
+    model = load_experiment("reference").model
+    assert {key: getattr(model, key) for key in REFERENCE_QUIRKS} == dict(REFERENCE_QUIRKS)

@@ -1,0 +1,158 @@
+"""The settings of the offline stage: which corpus, how it is drawn, who looks at it, and where the work runs.
+
+One frozen dataclass a section of the experiment file; these are the only places for the defaults. `problems` yields
+every fault of a section, with names relative to it; faults between two sections are found by `conflicts`, and faults
+that need the teacher's architecture by `pipeline.teacher.teacher_conflicts`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["BuildConfig", "CorpusConfig", "ProjectionConfig", "TeacherConfig", "conflicts"]
+
+MIN_POINTS = 32  # a cloud with fewer distinct points is quarantined, so asking for fewer can only fail
+SEED_BOUND = 2**63
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """[corpus]: the shapes a cache is made of.
+
+    uri     where the shapes come from, `kind:location?key=value&key=value`; see docs for the kinds
+    points  points stored for each shape, at least 32; meshes are sampled, larger clouds thinned
+    """
+
+    uri: str = "synthetic:?count=1000&seed=0"
+    points: int = 2048
+
+    def problems(self) -> Iterator[str]:
+        if ":" not in self.uri:
+            yield f"uri = {self.uri!r} has no kind; write kind:location, for instance folder:meshes"
+        if self.points < MIN_POINTS:
+            yield f"points = {self.points} is fewer than {MIN_POINTS}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectionConfig:
+    """[projection]: how a cloud becomes three depth images.
+
+    image_side     pixels along an image's side, even, 8..4096, a multiple of patch_side; must be the teacher's
+    patch_side     pixels along a patch's side; must be the teacher's
+    splat          side in pixels of the square each point paints, odd, 1..15
+    reduction      what a pixel keeps of the depths painted on it: "sum" (the reference), "mean", "max" or "nearest"
+    points         points drawn: 0 for all that are stored, n for the first n of them
+    normalisation  mean and spread the images are brought to: "imagenet" (the reference) or "clip" (OpenAI's own)
+    """
+
+    image_side: int = 224
+    patch_side: int = 16
+    splat: int = 5
+    reduction: Literal["sum", "mean", "max", "nearest"] = "sum"
+    points: int = 0
+    normalisation: Literal["imagenet", "clip"] = "imagenet"
+
+    @property
+    def tokens(self) -> int:
+        """Patch tokens of one image, T."""
+        return (self.image_side // self.patch_side) ** 2
+
+    def problems(self) -> Iterator[str]:
+        if not 8 <= self.image_side <= 4096 or self.image_side % 2:
+            yield f"image_side = {self.image_side} is not an even number in 8..4096"
+        if self.patch_side < 1:
+            yield f"patch_side = {self.patch_side} is smaller than 1"
+        elif self.image_side % self.patch_side:
+            yield f"image_side = {self.image_side} is not a multiple of patch_side = {self.patch_side}"
+        if not 1 <= self.splat <= 15 or self.splat % 2 == 0:
+            yield f"splat = {self.splat} is not an odd number in 1..15"
+        if self.reduction not in ("sum", "mean", "max", "nearest"):
+            yield f"reduction = {self.reduction!r} is none of sum, mean, max, nearest"
+        if self.points < 0 or 0 < self.points < MIN_POINTS:
+            yield f"points = {self.points} is neither 0 (all stored points) nor at least {MIN_POINTS}"
+        if self.normalisation not in ("imagenet", "clip"):
+            yield f"normalisation = {self.normalisation!r} is neither imagenet nor clip"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """[teacher]: the frozen image model whose features and attention are cached.
+
+    architecture  a model name of open_clip, one of pipeline/architectures (i2p-vit-tiny-16), a JSON file like those, or
+                  "openai": read off a weights file in OpenAI's layout
+    pretrained    open_clip's tag of the weights to download, or "random" (for plumbing only); unused beside `weights`
+    weights       a local weights file (.safetensors, .pt, .bin); "" takes `pretrained`
+    quickgelu     which GELU: "auto" (from the tag, the file or the architecture), "on" or "off"
+    precision     arithmetic of the forward pass: "float32", "float16" or "bfloat16"
+    batch_size    images in one forward pass; 0 chooses: one shape's on a CPU, 96 on a GPU
+    device        "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N"
+    seed          draws the weights of the random teacher, 0..2^63-1
+    """
+
+    architecture: str = "ViT-B-16"
+    pretrained: str = "openai"
+    weights: str = ""
+    quickgelu: Literal["auto", "on", "off"] = "auto"
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    batch_size: int = 0
+    device: str = "auto"
+    seed: int = 0
+
+    @property
+    def random(self) -> bool:
+        """True for the random teacher; a weights file always wins over the tag."""
+        return self.pretrained == "random" and not self.weights
+
+    def problems(self) -> Iterator[str]:
+        if not self.architecture:
+            yield 'architecture = "" names no model; ViT-B-16 is the reference'
+        if self.architecture == "openai" and not self.weights:
+            yield 'architecture = "openai" is read off a weights file, and weights = "" names none'
+        if not self.pretrained and not self.weights:
+            yield 'pretrained = "" and weights = "" name no weights; "random" must be asked for by name'
+        if self.quickgelu not in ("auto", "on", "off"):
+            yield f"quickgelu = {self.quickgelu!r} is none of auto, on, off"
+        if self.precision not in ("float32", "float16", "bfloat16"):
+            yield f"precision = {self.precision!r} is none of float32, float16, bfloat16"
+        if self.batch_size < 0:
+            yield f"batch_size = {self.batch_size} is negative; 0 chooses"
+        kind, _, index = self.device.partition(":")
+        if kind not in ("auto", "cpu", "cuda") or (":" in self.device and not (kind == "cuda" and index.isdecimal())):
+            yield f"device = {self.device!r} is none of auto, cpu, cuda, cuda:N"
+        if not 0 <= self.seed < SEED_BOUND:
+            yield f"seed = {self.seed} is outside 0..2^63-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """[build]: where the shard tasks run. Nothing here changes a byte of the cache.
+
+    scheduler  "threads" (this process), "processes" (a local Dask cluster) or the address of a Dask scheduler, tcp://...
+    workers    shards in flight: threads, or local processes; 0 is one a core, or two for a GPU; unused with an address
+    retries    times a shard whose worker died is handed to another before the build stops, 0..100
+    """
+
+    scheduler: str = "threads"
+    workers: int = 0
+    retries: int = 3
+
+    @property
+    def remote(self) -> bool:
+        """True when `scheduler` is the address of a cluster that someone else started."""
+        return "://" in self.scheduler
+
+    def problems(self) -> Iterator[str]:
+        if self.scheduler not in ("threads", "processes") and not self.remote:
+            yield f"scheduler = {self.scheduler!r} is none of threads, processes, or an address such as tcp://host:8786"
+        if self.workers < 0:
+            yield f"workers = {self.workers} is negative; 0 chooses"
+        if not 0 <= self.retries <= 100:
+            yield f"retries = {self.retries} is outside 0..100"
+
+
+def conflicts(corpus: CorpusConfig, projection: ProjectionConfig) -> Iterator[str]:
+    """Faults between two sections that are each sound, with full names."""
+    if projection.points > corpus.points:
+        yield (
+            f"projection.points = {projection.points} is more than the corpus.points = {corpus.points} that are stored"
+        )

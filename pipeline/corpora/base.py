@@ -1,0 +1,131 @@
+"""What a corpus is: an ordered, addressable set of shapes, and the two ways in which one can be wrong.
+
+Every kind of corpus (one file each beside this one) satisfies ``Corpus``. Shapes are read one at a time and by index,
+so that a shard of a build can be read by any worker in any order. A shape that cannot be used raises ``ShapeError``
+when it is read, never while the corpus
+is opened: one bad file must not stop a corpus of a million.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+__all__ = ["Corpus", "CorpusError", "Shape", "ShapeError", "corpus_fingerprint", "identity_hash", "shape_generator"]
+
+
+class CorpusError(Exception):
+    """A corpus that cannot be opened: no such folder, a list file that is missing, an option that does not exist."""
+
+
+class ShapeError(Exception):
+    """One shape that cannot be used: unreadable, damaged or degenerate. A build quarantines it and goes on.
+
+    source   the file (or the description of the shape) that is at fault
+    reason   what was expected and what came, in words
+    """
+
+    def __init__(self, source: str, reason: str) -> None:
+        super().__init__(source, reason)
+        self.source = source
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """One shape as it was read.
+
+    Attributes:
+        id: unique within its corpus and stable over time; it never depends on how many shapes there are
+        points: [N, 3] float32, finite, not normalised, in random order, so that any prefix is a uniform sample
+        label: index into the corpus' label_names, or None
+        part_labels: [N] int16, index into the corpus' part_names, or None
+        split: "train", "test", another word the corpus uses, or None
+    """
+
+    id: str
+    points: np.ndarray
+    label: int | None = None
+    part_labels: np.ndarray | None = None
+    split: str | None = None
+
+
+@runtime_checkable
+class Corpus(Protocol):
+    """An ordered set of shapes; indices run from 0 to len - 1 and mean the same shapes on every machine.
+
+    Everything but ``__getitem__`` and ``fingerprint`` is cheap (no file is read). A corpus may be used by several
+    threads at once and survives pickling.
+    """
+
+    @property
+    def uri(self) -> str:
+        """The text that opens this corpus again."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What determines the shapes, JSON values only; never their number, never an absolute path."""
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the labels, in order; empty when there are none."""
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """Names of the parts, in order; empty when there are none."""
+
+    def __len__(self) -> int: ...
+
+    def id(self, index: int) -> str:
+        """Name of shape ``index``: unique, stable."""
+
+    def source(self, index: int) -> str:
+        """Where shape ``index`` comes from, for messages to people."""
+
+    def label(self, index: int) -> int | None:
+        """Label of shape ``index`` (without reading it), or None."""
+
+    def fingerprint(self, index: int) -> str:
+        """Hash of what shape ``index`` is made from; reads the file where there is one. Raises ShapeError."""
+
+    def __getitem__(self, index: int) -> Shape:
+        """Read shape ``index``. Raises IndexError outside 0..len-1 and ShapeError for a shape that cannot be used;
+        nothing else.
+        """
+
+
+def identity_hash(identity: Mapping[str, Any]) -> str:
+    """sha256 of an identity's canonical JSON (sorted keys, no spaces)."""
+    text = json.dumps(dict(identity), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def corpus_fingerprint(corpus: Corpus, indices: Iterable[int] | None = None) -> str:
+    """sha256 over the identity and the (id, fingerprint) of the shapes; all of them unless ``indices`` names some.
+
+    Reads every file of a corpus that has files. A shape that cannot be read counts as its reason, so the result is
+    always defined.
+    """
+    digest = hashlib.sha256(identity_hash(corpus.identity).encode())
+    for index in range(len(corpus)) if indices is None else indices:
+        try:
+            content = corpus.fingerprint(index)
+        except ShapeError as error:
+            content = f"unreadable: {error.reason}"
+        digest.update(json.dumps([corpus.id(index), content]).encode())
+    return digest.hexdigest()
+
+
+def shape_generator(seed: int, id: str, purpose: str) -> np.random.Generator:
+    """The random numbers of one shape for one purpose: a function of (seed, id, purpose) alone.
+
+    Use only ``random()``: NumPy promises that the raw stream of PCG64 stays, not that every derived method does.
+    """
+    digest = hashlib.sha256(f"{seed}\0{id}\0{purpose}".encode()).digest()
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(np.frombuffer(digest, dtype="<u4").tolist())))

@@ -1,0 +1,115 @@
+"""``npz:FILE``: clouds of one size as arrays in one NPZ file."""
+
+import hashlib
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.corpora.base import CorpusError
+from pipeline.corpora.cloudfiles import ZIP_ERRORS, array_from_npy
+from pipeline.corpora.geometry import Malformed
+from pipeline.corpora.options import Options
+from pipeline.corpora.rows import RowCorpus
+
+__all__ = ["open_npz"]
+
+MAX_ARRAY_BYTES = 16 * 2**30  # all clouds of one file; the arrays are held in memory
+TEXT_KEYS = ("label_names", "split", "ids", "part_names")
+
+
+def open_npz(path: Path, options: Options, points: int) -> RowCorpus:
+    """``npz:FILE?split=all|WORD&seed=0&pad=refuse|repeat``.
+
+    points       [n, N, 3] float16, float32 or float64
+    label        [n] integers, -1 for none; label_names [classes] text         (optional)
+    split        [n] text; ids [n] text, unique                                 (optional)
+    part         [n, N] integers; part_names [parts] text                       (optional)
+
+    Other arrays are not looked at. Nothing is unpickled.
+    """
+    wanted = options.text("split", "all")
+    seed = options.integer("seed", 0, low=0)
+    pad = options.choice("pad", ("refuse", "repeat"), "refuse")
+    options.finish()
+    arrays, content = _load(path)
+
+    def fail(reason: str) -> CorpusError:
+        return CorpusError(f"{path}: {reason}")
+
+    if "points" not in arrays:
+        raise fail(f"no array 'points'; it holds {', '.join(arrays) or 'no arrays that are used'}")
+    clouds = arrays["points"]
+    if clouds.ndim != 3 or clouds.shape[2] != 3 or clouds.dtype.kind != "f":
+        raise fail(
+            f"'points' has shape {clouds.shape} and type {clouds.dtype}; "
+            "expected (n, points, 3) of float16, float32 or float64"
+        )
+    n, N, _ = clouds.shape
+    for key, shape in (("label", (n,)), ("split", (n,)), ("ids", (n,)), ("part", (n, N))):
+        if key in arrays and arrays[key].shape != shape:
+            raise fail(f"'{key}' has shape {arrays[key].shape}; expected {shape} for {n} clouds of {N} points")
+    label, part = arrays.get("label"), arrays.get("part")
+    for key, array in (("label", label), ("part", part)):
+        if array is not None and array.dtype.kind not in "iu":
+            raise fail(f"'{key}' is of type {array.dtype}; expected integers")
+    names = _names(arrays.get("label_names"), label)
+    if label is not None and len(label) and not (label.min() >= -1 and label.max() < len(names)):
+        raise fail(f"labels run from {label.min()} to {label.max()}; there are {len(names)} label names")
+    splits = arrays["split"].tolist() if "split" in arrays else None
+    rows = np.arange(n)
+    if wanted != "all":
+        held = sorted(set(splits or []))
+        if wanted not in held:
+            raise fail(f"no shapes of split {wanted!r}; its splits are {', '.join(held) or '(none)'}")
+        rows = np.flatnonzero(arrays["split"] == wanted)
+    ids = arrays["ids"].tolist() if "ids" in arrays else [f"{path.stem}/{row:06d}" for row in range(n)]
+    identity = {"kind": "npz", "content": content, "points": points, "seed": seed, "split": wanted, "pad": pad}
+    return RowCorpus(
+        uri=options.uri,
+        identity=identity,
+        label_names=names,
+        ids=[ids[row] for row in rows],
+        sources=[f"{path} row {row}" for row in rows],
+        labels=None if label is None else label[rows],
+        splits=None if splits is None else [splits[row] for row in rows],
+        read=lambda index: clouds[rows[index]],
+        points=points,
+        seed=seed,
+        repeat=pad == "repeat",
+        parts=None if part is None else part[rows],
+        part_names=_names(arrays.get("part_names"), part),
+    )
+
+
+def _names(given: np.ndarray | None, numbers: np.ndarray | None) -> list[str]:
+    """The names given, or the numbers themselves as names."""
+    if given is not None:
+        return [str(name) for name in given.tolist()]
+    return [] if numbers is None or not numbers.size else [str(k) for k in range(int(numbers.max()) + 1)]
+
+
+def _load(path: Path) -> tuple[dict[str, np.ndarray], str]:
+    """The arrays that are used, and a hash of their content (from the checksums that a zip file keeps of its
+    members).
+    """
+    arrays: dict[str, np.ndarray] = {}
+    content = hashlib.sha256()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in sorted(archive.infolist(), key=lambda info: info.filename):
+                key = info.filename.removesuffix(".npy")
+                if key not in ("points", "label", "part", *TEXT_KEYS):
+                    continue
+                if info.file_size > MAX_ARRAY_BYTES:
+                    raise CorpusError(
+                        f"{path}: '{key}' unpacks to {info.file_size} bytes; "
+                        f"more than {MAX_ARRAY_BYTES} is refused. Split the file"
+                    )
+                content.update(f"{key} {info.file_size} {info.CRC:08x}\n".encode())
+                arrays[key] = array_from_npy(archive.read(info), kinds="U" if key in TEXT_KEYS else "fiu")
+    except ZIP_ERRORS as error:
+        raise CorpusError(f"{path}: not a whole NPZ file: {error}") from error
+    except Malformed as error:
+        raise CorpusError(f"{path}: '{key}': {error}") from error
+    return arrays, content.hexdigest()

@@ -1,0 +1,102 @@
+"""A corpus whose shapes are rows of arrays held in memory: what NPZ and HDF5 files share."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.corpora.base import CorpusError, Shape, ShapeError
+from pipeline.corpora.check import fit_points
+
+__all__ = ["RowCorpus"]
+
+
+class RowCorpus:
+    """Shapes that are rows of arrays.
+
+    Attributes:
+        uri, identity, label_names, part_names: see Corpus
+        points: points of each shape
+    """
+
+    def __init__(
+        self,
+        *,
+        uri: str,
+        identity: Mapping[str, Any],
+        label_names: Sequence[str],
+        ids: Sequence[str],
+        sources: Sequence[str],
+        labels: Sequence[int] | np.ndarray | None,
+        splits: Sequence[str] | None,
+        read: Callable[[int], np.ndarray],
+        points: int,
+        seed: int,
+        repeat: bool,
+        parts: np.ndarray | None = None,
+        part_names: Sequence[str] = (),
+    ) -> None:
+        """``read(i)`` returns the stored points [M, 3] of row i, or raises ShapeError; ``parts`` is [n, M]; the rest
+        has one entry a row.
+        """
+        if not ids:
+            raise CorpusError(f"{uri}: no shapes")
+        if len(set(ids)) != len(ids):
+            twice = next(id for k, id in enumerate(ids) if id in set(ids[:k]))
+            raise CorpusError(f"{uri}: id {twice!r} stands twice; ids must be unique")
+        self.uri = uri
+        self.identity = dict(identity)
+        self.label_names = tuple(label_names)
+        self.part_names = tuple(part_names)
+        self.points = points
+        self._ids, self._sources, self._splits = list(ids), list(sources), splits
+        self._labels = None if labels is None else [int(label) for label in labels]
+        self._read, self._parts = read, parts
+        self._seed, self._repeat = seed, repeat
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from pipeline.corpora.uri import reopen
+
+        return reopen, (self.uri, self.points)  # the arrays stay in their file
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def id(self, index: int) -> str:
+        return self._ids[self._inside(index)]
+
+    def source(self, index: int) -> str:
+        return self._sources[self._inside(index)]
+
+    def label(self, index: int) -> int | None:
+        label = -1 if self._labels is None else self._labels[self._inside(index)]
+        return None if label < 0 else label
+
+    def fingerprint(self, index: int) -> str:
+        points = np.ascontiguousarray(self._read(self._inside(index)))
+        digest = hashlib.sha256(f"{points.dtype.str} {points.shape} {self.label(index)}".encode())
+        digest.update(points.tobytes())
+        if self._parts is not None:
+            digest.update(np.ascontiguousarray(self._parts[index], dtype="<i2").tobytes())
+        return digest.hexdigest()
+
+    def __getitem__(self, index: int) -> Shape:
+        points = self._read(self._inside(index))
+        parts = None if self._parts is None else self._parts[index]
+        id, source = self._ids[index], self._sources[index]
+        if parts is not None and self.part_names and not (parts.min() >= 0 and parts.max() < len(self.part_names)):
+            raise ShapeError(
+                source,
+                f"part labels run from {parts.min()} to {parts.max()}; there are {len(self.part_names)} part names",
+            )
+        cloud, part_labels = fit_points(
+            points, parts, count=self.points, seed=self._seed, id=id, source=source, repeat=self._repeat
+        )
+        split = None if self._splits is None else self._splits[index]
+        return Shape(id=id, points=cloud, label=self.label(index), part_labels=part_labels, split=split)
+
+    def _inside(self, index: int) -> int:
+        if not 0 <= index < len(self._ids):
+            raise IndexError(f"index {index} is outside 0..{len(self._ids) - 1}")
+        return index

@@ -1,0 +1,90 @@
+"""``kind:location?key=value&key=value`` opens a corpus.
+
+Percent escapes are decoded in the location and in the values (``%3F`` for a question mark in a path); ``~`` is the home
+folder. This is
+the only list of kinds: a new one is a module with an ``open_...`` function and one ``case`` here.
+"""
+
+from pathlib import Path
+from urllib.parse import unquote
+
+from pipeline.corpora.base import Corpus, CorpusError
+from pipeline.corpora.check import MIN_DISTINCT
+from pipeline.corpora.options import Options
+
+__all__ = ["KINDS", "open_corpus", "reopen"]
+
+KINDS = {
+    "synthetic": "synthetic:?count=2000&seed=0",
+    "folder": "folder:DIR",
+    "npz": "npz:FILE",
+    "modelnet40": "modelnet40:DIR?split=train",
+    "shapenet55": "shapenet55:DIR?split=train",
+}
+
+
+def open_corpus(uri: str, *, points: int) -> Corpus:
+    """Open the corpus that ``uri`` names; every shape read from it has exactly ``points`` points.
+
+    Raises CorpusError for a URI that is malformed or names a kind, an option or a place that does not exist. No shape
+    is read.
+    """
+    if points < MIN_DISTINCT:
+        raise CorpusError(f"points = {points}; a shape needs at least {MIN_DISTINCT} points")
+    kind, location, options = _parse(uri)
+    match kind:
+        case "synthetic":
+            from pipeline.corpora.synthetic import open_synthetic
+
+            if location:
+                raise CorpusError(f"{uri}: a synthetic corpus has no location, {location!r} came; write {KINDS[kind]}")
+            return open_synthetic(options, points)
+        case "folder":
+            from pipeline.corpora.folder import open_folder
+
+            return open_folder(_path(uri, kind, location), options, points)
+        case "npz":
+            from pipeline.corpora.npz import open_npz
+
+            return open_npz(_path(uri, kind, location), options, points)
+        case "modelnet40":
+            from pipeline.corpora.modelnet40 import open_modelnet40
+
+            return open_modelnet40(_path(uri, kind, location), options, points)
+        case "shapenet55":
+            from pipeline.corpora.shapenet55 import open_shapenet55
+
+            return open_shapenet55(_path(uri, kind, location), options, points)
+    raise CorpusError(f"{uri}: {kind!r} is not a kind of corpus; there are\n  " + "\n  ".join(KINDS.values()))
+
+
+def reopen(uri: str, points: int) -> Corpus:
+    """``open_corpus`` with positional arguments: how a pickled corpus comes back."""
+    return open_corpus(uri, points=points)
+
+
+def _parse(uri: str) -> tuple[str, str, Options]:
+    kind, colon, rest = uri.partition(":")
+    if not colon:
+        raise CorpusError(
+            f"{uri!r} is not a corpus; expected kind:location?key=value, one of\n  " + "\n  ".join(KINDS.values())
+        )
+    location, _, query = rest.partition("?")
+    values: dict[str, str] = {}
+    for pair in filter(None, query.split("&")):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise CorpusError(f"{uri}: option {pair!r} has no value; write {pair}=...")
+        if key in values:
+            raise CorpusError(f"{uri}: option {key} is given twice")
+        values[key] = unquote(value)
+    return kind, unquote(location), Options(uri, values)
+
+
+def _path(uri: str, kind: str, location: str) -> Path:
+    if not location:
+        raise CorpusError(f"{uri}: no location; write {KINDS[kind]}")
+    path = Path(location).expanduser()
+    if not path.exists():
+        raise CorpusError(f"{uri}: {path} does not exist")
+    return path

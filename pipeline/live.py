@@ -1,0 +1,70 @@
+"""A teacher in every step, on the clouds as they are now: the reference's way, beside the cached one."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cuda.geometry import ViewGeometry
+from pipeline.config import ProjectionConfig
+from pipeline.errors import TeacherError
+from pipeline.teacher import Teacher, size_conflicts
+from pipeline.views import VIEWS, render_views
+
+__all__ = ["LiveMaps", "LiveTeacher"]
+
+
+class LiveMaps(NamedTuple):
+    """What a cached record also gives, field by field.
+
+    features    [B, V, T, C] float32
+    saliency    [B, V, T] float32
+    geometry    pixel grids of the views
+    image_side  S
+    """
+
+    features: Tensor
+    saliency: Tensor
+    geometry: ViewGeometry
+    image_side: int
+
+
+class LiveTeacher:
+    """Project and look: `LiveTeacher(projection, teacher)(points)`.
+
+    The teacher is frozen and belongs to no model: nothing of it is trained, saved or moved with the student.
+
+    channels    C
+    views       V
+    image_side  S
+
+    Raises TeacherError when the projection's sizes are not the teacher's.
+    """
+
+    def __init__(self, projection: ProjectionConfig, teacher: Teacher) -> None:
+        faults = list(size_conflicts("the loaded teacher", teacher.image_side, teacher.patch_side, projection))
+        if faults:
+            raise TeacherError("\n".join(faults))
+        self._projection = projection
+        self._teacher = teacher
+        self.channels = teacher.channels
+        self.views = VIEWS
+        self.image_side = teacher.image_side
+
+    @torch.no_grad()
+    def __call__(self, points: Tensor) -> LiveMaps:
+        """Maps of each cloud.
+
+        points  [B, N, 3] float32, finite: canonical clouds, or augmented ones where the teacher is to see the
+                augmentation; later lookups must use coordinates of the same frame.
+        ->      LiveMaps on the device of `points`; no gradient.
+        """
+        views = render_views(points.detach().to(self._teacher.device), self._projection)
+        features, saliency = self._teacher.encode(views.images)
+        geometry = ViewGeometry(*(part.to(points.device) for part in views.geometry))
+        return LiveMaps(
+            features.unflatten(0, (-1, VIEWS)).to(points.device),
+            saliency.unflatten(0, (-1, VIEWS)).to(points.device),
+            geometry,
+            self.image_side,
+        )

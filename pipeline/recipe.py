@@ -1,0 +1,34 @@
+"""What determines the bytes of a cache, gathered from its parts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.config import ProjectionConfig
+from pipeline.corpora import Corpus
+from teacher_cache import CacheConfig, Recipe
+
+__all__ = ["recipe_for"]
+
+
+def recipe_for(
+    corpus: Corpus, projection: ProjectionConfig, teacher: Mapping[str, Any], cache: CacheConfig, *, points: int
+) -> Recipe:
+    """The recipe of a cache.
+
+    corpus   its identity goes in, never its size.
+    teacher  `Teacher.identity()`.
+    points   stored for each shape; a projection of all of them and of the first `points` are the same.
+    """
+    return Recipe(
+        corpus={**corpus.identity, "points": points},
+        projection={
+            "image_side": projection.image_side,
+            "patch_side": projection.patch_side,
+            "splat": projection.splat,
+            "reduction": projection.reduction,
+            "points": projection.points or points,
+            "normalisation": projection.normalisation,
+        },
+        teacher=teacher,
+        storage=cache.storage(),
+    )

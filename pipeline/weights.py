@@ -1,0 +1,208 @@
+"""Weights of a vision tower: reading files without executing anything in them, and fetching those open_clip knows.
+
+Three layouts are read: OpenAI's and open_clip's state dicts (the same key names, the vision tower under `visual.`) and
+a vision tower alone (no prefix). Containers: safetensors, and PyTorch files that hold nothing but tensors.
+"""
+
+import logging
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import TeacherError
+
+__all__ = ["TowerWeights", "download_weights", "openai_architecture", "read_weights"]
+
+logger = logging.getLogger(__name__)
+
+# Scalars that OpenAI's own archives carry beside their tensors; open_clip's files never do.
+OPENAI_MARKERS = frozenset({"input_resolution", "context_length", "vocab_size"})
+OPENAI_HEAD_WIDTH = 64
+HUB_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # in the order open_clip tries them
+_KEYS_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class TowerWeights:
+    """The vision tower of a weights file.
+
+    tensors  named as in open_clip's VisionTransformer, dtype as stored.
+    openai   True when the file carries the marks of OpenAI's own archives (so QuickGELU is certain).
+    source   the file, for messages.
+    """
+
+    tensors: Mapping[str, Tensor]
+    openai: bool
+    source: str
+
+
+def read_weights(path: str | Path) -> TowerWeights:
+    """Read the vision tower of a weights file; the container is told by its content, not by its name.
+
+    Raises TeacherError for a file that is absent, damaged, executable (TorchScript), pickled with anything but tensors,
+    or without a vision tower in a layout listed above.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise TeacherError(f"teacher.weights = {str(path)!r} is not a file; name a .safetensors, .pt or .bin file")
+    with path.open("rb") as file:
+        head = file.read(9)
+    # eight bytes of length, then a JSON object; torch.load would take an empty file of that name for safetensors too
+    if head[8:9] == b"{" or (not head and path.suffix == ".safetensors"):
+        state = _read_safetensors(path)
+    else:
+        state = _read_torch(path)
+    state = _unwrap(state, path)
+    prefix = "visual." if any(key.startswith("visual.") for key in state) else ""
+    tower = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if "class_embedding" not in tower or "conv1.weight" not in tower:
+        _refuse_layout(state, path)
+    return TowerWeights(tower, bool(OPENAI_MARKERS & state.keys()), str(path))
+
+
+def openai_architecture(weights: TowerWeights) -> dict[str, Any]:
+    """Sizes of a tower in OpenAI's layout, read off its tensors as open_clip does: heads are 64 wide.
+
+    ->  {"embed_dim", "vision_cfg": {"image_size", "patch_size", "width", "layers", "head_width"}}
+
+    Raises TeacherError when the tensors do not describe a ViT.
+    """
+    try:
+        tensors = weights.tensors
+        width, _, patch, _ = tensors["conv1.weight"].shape
+        positions, _ = tensors["positional_embedding"].shape
+        _, channels = tensors["proj"].shape
+    except (KeyError, ValueError) as error:
+        raise TeacherError(
+            f"{weights.source}: not a ViT in OpenAI's layout ({error}).\n"
+            "  Name its architecture in teacher.architecture."
+        ) from error
+    layers = sum(key.endswith(".attn.in_proj_weight") for key in tensors)
+    side = round((positions - 1) ** 0.5)
+    if side * side + 1 != positions or width % OPENAI_HEAD_WIDTH or not layers:
+        raise TeacherError(
+            f"{weights.source}: {positions} positions, width {width} and {layers} blocks are no ViT of OpenAI's, which "
+            f"has a square grid and heads of width {OPENAI_HEAD_WIDTH}.\n"
+            "  Name its architecture in teacher.architecture."
+        )
+    vision = {
+        "image_size": side * patch,
+        "patch_size": patch,
+        "width": width,
+        "layers": layers,
+        "head_width": OPENAI_HEAD_WIDTH,
+    }
+    return {"embed_dim": channels, "vision_cfg": vision}
+
+
+def download_weights(architecture: str, tag: str, entry: Mapping[str, Any]) -> Path:
+    """The local file of open_clip's weights for (architecture, tag), fetched from the hub unless it is there already.
+
+    entry  open_clip's description of those weights: `hf_hub` ("org/name/" or "org/name/file") or `url`.
+
+    Raises TeacherError, with the file to fetch by hand and the settings that name it, when it cannot be fetched.
+    """
+    hub, url = entry.get("hf_hub", ""), entry.get("url", "")
+    repository, _, name = hub.rpartition("/")
+    logger.info("teacher weights %s %s: looking in the local cache, then at %s", architecture, tag, repository or url)
+    try:
+        if not hub:
+            from open_clip import download_pretrained_from_url
+
+            return Path(download_pretrained_from_url(url))
+        return _from_hub(repository, (name,) if name else HUB_NAMES)
+    except (OSError, RuntimeError, ValueError) as error:  # the hub's client and urllib: every failure is one of these
+        where = f"{name or HUB_NAMES[0]} from https://huggingface.co/{repository}" if hub else url
+        gelu = "\n    teacher.quickgelu = on" if entry.get("quick_gelu") else ""
+        raise TeacherError(
+            f"teacher.architecture = {architecture}, teacher.pretrained = {tag}: the weights could not be downloaded "
+            f"({type(error).__name__}: {_first_line(error)}).\n"
+            f"  Fetch {where} on a machine with a network, put the file anywhere on this one, and set\n"
+            f"    teacher.weights = PATH/TO/{name or HUB_NAMES[0] if hub else url.rpartition('/')[2]}{gelu}"
+        ) from error
+
+
+def _from_hub(repository: str, names: tuple[str, ...]) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    for name in names[:-1]:
+        try:
+            return Path(hf_hub_download(repository, name))
+        except LocalEntryNotFoundError:
+            raise  # no network and not in the cache: the other name would only repeat the wait
+        except EntryNotFoundError:
+            continue  # the repository has no file of this name
+    return Path(hf_hub_download(repository, names[-1]))
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            towers = [name for name in names if name.startswith(("visual.", "module.visual."))] or names
+            wanted = set(towers) | (OPENAI_MARKERS & set(names))
+            return {name: file.get_tensor(name) for name in names if name in wanted}
+    except SafetensorError as error:
+        raise TeacherError(f"{path}: not a whole safetensors file ({error}).\n  Fetch it again.") from error
+
+
+def _read_torch(path: Path) -> Any:
+    if _is_torchscript(path):
+        raise TeacherError(
+            f"{path}: a TorchScript archive, which is a program, not only weights; it is not run here.\n"
+            "  Either set teacher.pretrained = openai and no teacher.weights (the same weights as safetensors), or\n"
+            "  convert it once, if you trust the file:\n"
+            "    python -c \"import torch; torch.save(torch.jit.load('IN.pt', 'cpu').state_dict(), 'OUT.pt')\""
+        )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise TeacherError(
+            f"{path}: neither safetensors nor a PyTorch file of tensors alone ({_first_line(error)}).\n"
+            "  Files that hold other objects are not opened. Save the plain state dict, best as safetensors."
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise TeacherError(f"{path}: not a whole weights file ({_first_line(error)}).\n  Fetch it again.") from error
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.rpartition("/")[2] == "constants.pkl" or "/code/" in name for name in archive.namelist())
+
+
+def _unwrap(state: Any, path: Path) -> dict[str, Any]:
+    """The state dict itself: training checkpoints keep it under `state_dict`, data-parallel ones prefix `module.`."""
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
+        raise TeacherError(f"{path}: holds a {type(state).__name__} without tensors; expected a state dict.")
+    if all(key.startswith("module.") for key in state):
+        return {key.removeprefix("module."): value for key, value in state.items()}
+    return dict(state)
+
+
+def _refuse_layout(state: Mapping[str, Any], path: Path) -> NoReturn:
+    shown = ", ".join(list(state)[:_KEYS_SHOWN])
+    remedy = "Expected keys such as visual.class_embedding (OpenAI, open_clip) or class_embedding (a tower alone)."
+    if any(key.startswith("vision_model.") for key in state):
+        remedy = (
+            "This is the layout of the transformers package. Fetch the same weights in open_clip's: their repositories "
+            "on the hub hold open_clip_model.safetensors."
+        )
+    raise TeacherError(f"{path}: no vision tower found among its {len(state)} keys ({shown}, ...).\n  {remedy}")
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else "no message"

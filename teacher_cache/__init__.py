@@ -1,0 +1,68 @@
+"""A cache of what a 2D teacher says about 3D shapes: written once, read by every training run.
+
+A cache is a folder: shards in Zarr v3 or WebDataset form, a receipt for each, and a manifest; docs/format.md is the
+specification.
+
+Reading:
+
+    import teacher_cache
+
+    cache = teacher_cache.open("caches/synthetic-0f3a9c21d7be")
+    record = cache[0]                           # TeacherRecord: points, features, saliency, geometry of one shape
+    order = teacher_cache.epoch_order(cache.counts, seed=0, epoch=3, window=16)
+    batch = cache.read(order[:64])              # RecordBatch: the same arrays with 64 rows
+    assert not teacher_cache.verify(cache.path)
+
+Writing, in the driver and in its workers:
+
+    writer = teacher_cache.create_cache(directory, recipe, schema, config, label_names=names)
+    receipt = teacher_cache.write_shard(writer.handle, 0, records, quarantined)     # any process, any order
+    writer.finish(planned=len(corpus))
+"""
+
+from teacher_cache.config import CacheConfig
+from teacher_cache.errors import (
+    CacheError,
+    ManifestError,
+    RecipeMismatch,
+    SchemaError,
+    ShardDamaged,
+    UnsupportedVersion,
+)
+from teacher_cache.manifest import Receipt, ShardFile
+from teacher_cache.reader import Cache, CacheInfo
+from teacher_cache.reader import open_cache as open
+from teacher_cache.recipe import FORMAT_VERSION, Recipe, cache_directory
+from teacher_cache.records import CacheSchema, Quarantined, RecordBatch, TeacherRecord
+from teacher_cache.shuffle import epoch_order
+from teacher_cache.verify import Problem, verify
+from teacher_cache.writer import CacheHandle, CacheWriter, create_cache, write_shard
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Cache",
+    "CacheConfig",
+    "CacheError",
+    "CacheHandle",
+    "CacheInfo",
+    "CacheSchema",
+    "CacheWriter",
+    "ManifestError",
+    "Problem",
+    "Quarantined",
+    "Receipt",
+    "Recipe",
+    "RecipeMismatch",
+    "RecordBatch",
+    "SchemaError",
+    "ShardDamaged",
+    "ShardFile",
+    "TeacherRecord",
+    "UnsupportedVersion",
+    "cache_directory",
+    "create_cache",
+    "epoch_order",
+    "open",
+    "verify",
+    "write_shard",
+]

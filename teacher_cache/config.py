@@ -1,0 +1,93 @@
+"""The ``[cache]`` section: where caches lie and how records are stored."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from teacher_cache.errors import ManifestError
+from teacher_cache.sealed import Fields
+
+__all__ = ["COMPRESSIONS", "DEPTHS", "FEATURES", "FORMATS", "CacheConfig"]
+
+FORMATS = ("zarr", "webdataset")
+FEATURES = ("float16", "float32")
+DEPTHS = ("uint8", "float16", "none")
+COMPRESSIONS = ("zstd", "none")
+MAX_SHAPES_PER_SHARD = 65536
+MAX_LEVEL = 19  # zstd's higher levels want gigabytes of window from every reader
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """How a cache is stored. Everything but ``root`` and ``name`` is part of the recipe: it changes bytes.
+
+    root              directory that holds caches, one folder each.
+    name              first part of the cache's folder name; empty: taken from the corpus.
+    format            "zarr": one file an array and shard, random access. "webdataset": one tar a shard, sequential.
+    shapes_per_shard  shapes a shard, 1..65536: the unit of work, of commit and of repair.
+    features          dtype of the teacher's features as stored: "float16" (rounded once) or "float32" (exact).
+    depth             depth images as stored: "uint8" (error at most 1/508), "float16" (at most 2^-12), "none".
+    compression       "zstd" or "none", for every array of a record.
+    level             zstd level, 1..19; without meaning when compression is "none".
+    """
+
+    root: str = "caches"
+    name: str = ""
+    format: Literal["zarr", "webdataset"] = "zarr"
+    shapes_per_shard: int = 64
+    features: Literal["float16", "float32"] = "float16"
+    depth: Literal["uint8", "float16", "none"] = "uint8"
+    compression: Literal["zstd", "none"] = "zstd"
+    level: int = 3
+
+    def problems(self) -> Iterator[str]:
+        """Every fault of these settings, as text relative to the section."""
+        if not self.root:
+            yield 'root = "" is empty; name the directory that holds caches'
+        if "/" in self.name or "\\" in self.name or self.name in {".", ".."} or "\0" in self.name:
+            yield f'name = "{self.name}" must be one folder name, without slashes'
+        for field, allowed in (
+            ("format", FORMATS),
+            ("features", FEATURES),
+            ("depth", DEPTHS),
+            ("compression", COMPRESSIONS),
+        ):
+            value = getattr(self, field)
+            if value not in allowed:
+                yield f'{field} = "{value}" is not one of {", ".join(allowed)}'
+        if not 1 <= self.shapes_per_shard <= MAX_SHAPES_PER_SHARD:
+            yield f"shapes_per_shard = {self.shapes_per_shard} is not in 1..{MAX_SHAPES_PER_SHARD}"
+        if not 1 <= self.level <= MAX_LEVEL:
+            yield f"level = {self.level} is not in 1..{MAX_LEVEL}"
+
+    def storage(self) -> dict[str, Any]:
+        """The ``storage`` part of a recipe: the settings that change bytes, and no others."""
+        storage: dict[str, Any] = {
+            "format": self.format,
+            "shapes_per_shard": self.shapes_per_shard,
+            "features": self.features,
+            "depth": self.depth,
+            "compression": self.compression,
+        }
+        if self.compression == "zstd":
+            storage["level"] = self.level  # without compression the level changes nothing, so it is not in the recipe
+        return storage
+
+    @classmethod
+    def from_storage(cls, storage: dict[str, Any]) -> "CacheConfig":
+        """The settings of a recipe's ``storage`` part; ``root`` and ``name`` are the defaults. Raises ManifestError."""
+        values = Fields(storage, "recipe: storage")
+        compression = values.choice("compression", COMPRESSIONS)
+        keys = {"format", "shapes_per_shard", "features", "depth", "compression"} | (
+            {"level"} if compression == "zstd" else set()
+        )
+        if set(storage) != keys:
+            raise ManifestError(f"recipe: storage: expected keys {sorted(keys)}, found {sorted(storage)}")
+        return cls(
+            format=values.choice("format", FORMATS),  # type: ignore[arg-type]
+            shapes_per_shard=values.integer("shapes_per_shard", 1, MAX_SHAPES_PER_SHARD),
+            features=values.choice("features", FEATURES),  # type: ignore[arg-type]
+            depth=values.choice("depth", DEPTHS),  # type: ignore[arg-type]
+            compression=compression,  # type: ignore[arg-type]
+            level=values.integer("level", 1, MAX_LEVEL) if compression == "zstd" else cls.level,
+        )

@@ -1,0 +1,54 @@
+"""A read-only file that closes with its last user, and reads that cannot come up short unnoticed."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teacher_cache.errors import ShardDamaged
+
+__all__ = ["ShardFileReader"]
+
+
+class ShardFileReader:
+    """Positional reads from one file of a shard, safe from several threads and after a fork.
+
+    The descriptor closes when the object is collected, so a reader that drops a shard from its pool never closes it
+    under another thread's read. Plain reads, not a memory map: a file cut short while mapped would kill the process.
+    """
+
+    def __init__(self, root: Path, path: str, shard: int) -> None:
+        self.path = path
+        self.shard = shard
+        self._descriptor = -1
+        try:
+            self._descriptor = os.open(root / path, os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise self.damaged("expected a file here, found none") from error
+        self.size = os.fstat(self._descriptor).st_size
+
+    def read(self, offset: int, size: int, record: int | None = None) -> NDArray[np.uint8]:
+        """``size`` bytes from ``offset``. Raises ShardDamaged when the file ends before."""
+        if offset < 0 or size < 0 or offset + size > self.size:
+            raise self.damaged(f"expected {size} bytes at {offset}, the file ends at {self.size}", record)
+        data = np.empty(size, np.uint8)
+        view = data.data
+        done = 0
+        while done < size:
+            count = os.preadv(self._descriptor, [view[done:]], offset + done)
+            if count == 0:
+                raise self.damaged(f"expected {size} bytes at {offset}, the file was cut while open", record)
+            done += count
+        return data
+
+    def damaged(self, what: str, record: int | None = None) -> ShardDamaged:
+        return ShardDamaged(what, shard=self.shard, file=self.path, record=record)
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an open shard file cannot be pickled; pickle the Cache, which opens its shards again")

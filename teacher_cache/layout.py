@@ -1,0 +1,60 @@
+"""Where everything lies in a cache directory, and the two formats behind one pair of names."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from teacher_cache import tar_shards, zarr_shards
+from teacher_cache.config import CacheConfig
+from teacher_cache.manifest import Description
+from teacher_cache.records import RecordBatch
+
+__all__ = [
+    "LOG",
+    "MANIFEST",
+    "RECIPE",
+    "VOLATILE",
+    "ShardReader",
+    "metadata_files",
+    "open_shard",
+    "receipt_path",
+    "shard_format",
+    "shard_paths",
+]
+
+MANIFEST = "manifest.json"
+RECIPE = "recipe.json"
+LOG = "logs/build.jsonl"
+RECEIPTS = "receipts"
+VOLATILE = ("logs", "tmp")  # folders that no checksum covers
+
+
+class ShardReader(Protocol):
+    """One committed shard, open for random access from any number of threads."""
+
+    def read_into(self, batch: RecordBatch, row: int, position: int) -> None:
+        """Decode the record at ``position`` into row ``row``; depth only if the batch has it. Raises ShardDamaged."""
+
+
+def receipt_path(shard: int) -> str:
+    return f"{RECEIPTS}/{shard:06d}.json"
+
+
+def shard_format(config: CacheConfig) -> Any:
+    """The module that writes and reads this format's shards: ``encode``, ``paths``, ``metadata``, ``Shard``."""
+    return {"zarr": zarr_shards, "webdataset": tar_shards}[config.format]
+
+
+def shard_paths(config: CacheConfig, shard: int) -> list[str]:
+    """The files of one shard, relative to the cache, in the order receipts list them."""
+    return list(shard_format(config).paths(config, shard))
+
+
+def metadata_files(description: Description, shards: int) -> dict[str, bytes]:
+    """Files that follow from the description and the number of shard indices in use (zarr's metadata), by path."""
+    return dict(shard_format(description.storage).metadata(description, shards))
+
+
+def open_shard(root: Path, description: Description, shard: int, records: int) -> ShardReader:
+    """A reader of one shard. Raises ShardDamaged when a file is missing or its index does not check."""
+    reader: ShardReader = shard_format(description.storage).Shard(root, description, shard, records)
+    return reader

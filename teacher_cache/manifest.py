@@ -1,0 +1,238 @@
+"""The three documents beside the shards: what the cache is, what each shard holds, what all of it holds.
+
+``recipe.json`` is written when the cache is created. ``receipts/NNNNNN.json`` is written when a shard is committed and
+holds the checksums of its files. ``manifest.json`` is written when the build finishes and holds the checksums of the
+receipts. All three are functions of recipe and records alone: no times, hosts or paths.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+from teacher_cache.config import MAX_SHAPES_PER_SHARD, CacheConfig
+from teacher_cache.errors import ManifestError
+from teacher_cache.recipe import Recipe
+from teacher_cache.records import CacheSchema, Quarantined
+from teacher_cache.sealed import Fields, seal, unseal
+
+__all__ = ["Description", "Manifest", "Receipt", "ShardEntry", "ShardFile"]
+
+MAX_SHARDS = 1 << 28
+_MAX_COUNT = 1 << 53
+_MAX_LABEL = (1 << 31) - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardFile:
+    """A committed file: path relative to the cache (with /), size, SHA-256."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What one committed shard holds; the shard counts from the moment this is on disk.
+
+    ids, labels  of its records, in stored order.
+    quarantined  the shapes of this shard that left no record.
+    files        the shard's files, in the order the format lists them.
+    """
+
+    shard: int
+    ids: tuple[str, ...]
+    labels: tuple[int, ...]
+    quarantined: tuple[Quarantined, ...]
+    files: tuple[ShardFile, ...]
+
+    @property
+    def records(self) -> int:
+        return len(self.ids)
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """The receipt's file."""
+        return seal(
+            {
+                "shard": self.shard,
+                "records": [{"id": id, "label": label} for id, label in zip(self.ids, self.labels, strict=True)],
+                "quarantined": [_quarantined_json(item) for item in self.quarantined],
+                "files": [{"path": f.path, "bytes": f.bytes, "sha256": f.sha256} for f in self.files],
+            }
+        )
+
+    @cached_property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.encoded).hexdigest()
+
+    @classmethod
+    def decode(cls, data: bytes, where: str, *, shard: int, paths: Iterable[str]) -> "Receipt":
+        """Parse a receipt of ``shard`` whose files must be exactly ``paths``. Raises ManifestError."""
+        document = unseal(data, where)
+        if document.integer("shard", 0, MAX_SHARDS) != shard:
+            raise ManifestError(f"{where}: expected the receipt of shard {shard}, found another shard's")
+        records = document.objects("records")
+        if len(records) > MAX_SHAPES_PER_SHARD:
+            raise ManifestError(f"{where}: expected at most {MAX_SHAPES_PER_SHARD} records, found {len(records)}")
+        files = tuple(
+            ShardFile(path=item.text("path"), bytes=item.integer("bytes", 0, _MAX_COUNT), sha256=item.digest("sha256"))
+            for item in document.objects("files")
+        )
+        if [file.path for file in files] != list(paths):
+            raise ManifestError(f"{where}: expected files {list(paths)}, found {[file.path for file in files]}")
+        return cls(
+            shard=shard,
+            ids=tuple(item.text("id") for item in records),
+            labels=tuple(item.integer("label", -1, _MAX_LABEL) for item in records),
+            quarantined=tuple(_quarantined(item) for item in document.objects("quarantined")),
+            files=files,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """``recipe.json``: what the cache is, known before its first record."""
+
+    recipe: Recipe
+    schema: CacheSchema
+    label_names: tuple[str, ...]
+
+    @cached_property
+    def storage(self) -> CacheConfig:
+        return CacheConfig.from_storage(dict(self.recipe.storage))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe.to_json(),
+            "recipe_hash": self.recipe.hash,
+            "schema": self.schema.to_json(),
+            "label_names": list(self.label_names),
+        }
+
+    @cached_property
+    def encoded(self) -> bytes:
+        return seal(self.to_json())
+
+    @classmethod
+    def parse(cls, document: Fields) -> "Description":
+        recipe = Recipe.from_json(document.values.get("recipe"), f"{document.where}: recipe")
+        if document.digest("recipe_hash") != recipe.hash:
+            raise ManifestError(f"{document.where}: recipe_hash is not the hash of recipe, {recipe.hash}")
+        description = cls(
+            recipe=recipe,
+            schema=CacheSchema.from_json(document.inner("schema")),
+            label_names=document.texts("label_names"),
+        )
+        _ = description.storage  # refuses unknown storage now, not at the first record
+        return description
+
+    @classmethod
+    def decode(cls, data: bytes, where: str) -> "Description":
+        """Raises ManifestError, UnsupportedVersion, SchemaError."""
+        return cls.parse(unseal(data, where))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEntry:
+    """One shard's line of the manifest; ``receipt`` is the SHA-256 of the receipt's file."""
+
+    shard: int
+    records: int
+    quarantined: int
+    bytes: int
+    receipt: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """``manifest.json``: the whole cache.
+
+    planned     shapes of the corpus when the build finished.
+    shards      ascending by shard index; record i of the cache is counted through them in this order.
+    quarantined (shard, entry) pairs, ascending.
+    """
+
+    description: Description
+    planned: int
+    shards: tuple[ShardEntry, ...]
+    quarantined: tuple[tuple[int, Quarantined], ...]
+
+    @property
+    def records(self) -> int:
+        return sum(entry.records for entry in self.shards)
+
+    @property
+    def complete(self) -> bool:
+        """Every planned shape is a record or in quarantine."""
+        return self.records + len(self.quarantined) == self.planned
+
+    @cached_property
+    def encoded(self) -> bytes:
+        return seal(
+            self.description.to_json()
+            | {
+                "planned": self.planned,
+                "complete": self.complete,
+                "records": self.records,
+                "shards": [
+                    {
+                        "shard": entry.shard,
+                        "records": entry.records,
+                        "quarantined": entry.quarantined,
+                        "bytes": entry.bytes,
+                        "receipt": entry.receipt,
+                    }
+                    for entry in self.shards
+                ],
+                "quarantined": [{"shard": shard} | _quarantined_json(item) for shard, item in self.quarantined],
+            }
+        )
+
+    @classmethod
+    def decode(cls, data: bytes, where: str) -> "Manifest":
+        """Raises ManifestError, UnsupportedVersion, SchemaError."""
+        document = unseal(data, where)
+        description = Description.parse(document)
+        limit = description.storage.shapes_per_shard
+        shards = tuple(
+            ShardEntry(
+                shard=item.integer("shard", 0, MAX_SHARDS),
+                records=item.integer("records", 0, limit),
+                quarantined=item.integer("quarantined", 0, limit),
+                bytes=item.integer("bytes", 0, _MAX_COUNT),
+                receipt=item.digest("receipt"),
+            )
+            for item in document.objects("shards")
+        )
+        if any(a.shard >= b.shard for a, b in pairwise(shards)):
+            raise ManifestError(f"{where}: expected shards in ascending order, each once")
+        quarantined = tuple(
+            (item.integer("shard", 0, MAX_SHARDS), _quarantined(item)) for item in document.objects("quarantined")
+        )
+        manifest = cls(
+            description=description,
+            planned=document.integer("planned", 0, _MAX_COUNT),
+            shards=shards,
+            quarantined=quarantined,
+        )
+        if document.integer("records", 0, _MAX_COUNT) != manifest.records:
+            raise ManifestError(f"{where}: records is not the sum over the shards, {manifest.records}")
+        if document.boolean("complete") != manifest.complete:
+            raise ManifestError(f"{where}: complete does not follow from planned, records and quarantined")
+        return manifest
+
+
+def _quarantined_json(item: Quarantined) -> dict[str, str]:
+    return {"id": item.id, "source": item.source, "reason": item.reason}
+
+
+def _quarantined(item: Fields) -> Quarantined:
+    return Quarantined(id=item.text("id"), source=item.text("source"), reason=item.text("reason"))

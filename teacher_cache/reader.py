@@ -1,0 +1,274 @@
+"""Reading a finished cache: random access, batches, iteration."""
+
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teacher_cache import layout
+from teacher_cache.errors import ManifestError, SchemaError, ShardDamaged
+from teacher_cache.manifest import Description, Manifest, Receipt, ShardEntry
+from teacher_cache.recipe import Recipe
+from teacher_cache.records import CacheSchema, Quarantined, RecordBatch, TeacherRecord
+from teacher_cache.writer import iter_receipts
+
+__all__ = ["Cache", "CacheInfo", "open_cache"]
+
+OPEN_SHARDS = 48  # kept open at a time; a zarr shard holds three or four descriptors, processes often get 1024
+SMALLEST_SHARE = 4  # records a thread decodes at least: below that, handing over costs more than it saves
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheInfo:
+    """A cache in numbers.
+
+    path, format, complete, recipe, schema, label_names.
+    records      in the cache.
+    planned      shapes of the corpus it was built from; -1 while the build is unfinished.
+    shards       their number.
+    bytes        of their files.
+    quarantined  the shapes that are not in the cache, with file and reason.
+    """
+
+    path: str
+    format: str
+    complete: bool
+    records: int
+    planned: int
+    shards: int
+    bytes: int
+    quarantined: tuple[Quarantined, ...]
+    recipe: Recipe
+    schema: CacheSchema
+    label_names: tuple[str, ...]
+
+    @property
+    def bytes_per_record(self) -> float:
+        return self.bytes / self.records if self.records else 0.0
+
+
+def open_cache(path: str | os.PathLike[str], *, allow_incomplete: bool = False, threads: int = 2) -> "Cache":
+    """Open a cache for reading; ``teacher_cache.open`` is this function.
+
+    path              the cache's folder.
+    allow_incomplete  where there is no manifest, the build being unfinished, read the shards committed so far.
+    threads           that decode a batch, 1..64; 1 decodes in the caller's own.
+
+    Raises ManifestError when there is no finished cache or its manifest is damaged, UnsupportedVersion for another
+    format version, SchemaError for impossible sizes, ValueError for arguments.
+    """
+    if not 1 <= threads <= 64:
+        raise ValueError(f"open: threads = {threads}; expected 1..64")
+    root = Path(path)
+    try:
+        manifest = Manifest.decode((root / layout.MANIFEST).read_bytes(), str(root / layout.MANIFEST))
+    except (FileNotFoundError, NotADirectoryError):
+        manifest = _unfinished(root, allow_incomplete)
+    return Cache(root, manifest, threads=threads)
+
+
+class Cache:
+    """A cache that is open for reading; get one from ``teacher_cache.open``.
+
+    Safe to use from several threads, after a fork, and to pickle: a copy opens its files again when it needs them.
+    Records are numbered 0..len - 1 through the shards in ascending order; growing a cache keeps the numbers.
+    Every record is checked against its checksum as it is read; a record that fails raises ShardDamaged.
+
+    path, recipe, schema, label_names, format ("zarr" or "webdataset"), complete.
+    counts  [shards] int64, records of each shard: what ``epoch_order`` takes.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest, *, threads: int) -> None:
+        self.path = root
+        self.recipe = manifest.description.recipe
+        self.schema = manifest.description.schema
+        self.label_names = manifest.description.label_names
+        self.format: str = manifest.description.storage.format
+        self.complete = manifest.complete
+        self.counts = np.array([entry.records for entry in manifest.shards], np.int64)
+        self._ends = np.cumsum(self.counts)
+        self._manifest = manifest
+        self._threads = threads
+        self._open = _OpenShards(root, manifest.description)
+
+    def __len__(self) -> int:
+        return self._manifest.records
+
+    def __getitem__(self, index: int) -> TeacherRecord:
+        """Record ``index``, with its depth images if the cache stores them; negative counts from the end."""
+        return self.read([index], depth=self.stores_depth).record(0)
+
+    def __iter__(self) -> Iterator[TeacherRecord]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def stores_depth(self) -> bool:
+        return self._manifest.description.storage.depth != "none"
+
+    def read(self, indices: Sequence[int] | NDArray[np.integer[Any]], *, depth: bool = False) -> RecordBatch:
+        """Records stacked, in the order asked for; the same record may be asked for twice.
+
+        indices  B integers in -len..len - 1.
+        depth    also decode the depth images.
+
+        Raises IndexError, TypeError for indices; SchemaError for depth that is not stored; ShardDamaged.
+        """
+        rows = self._resolve(indices)
+        if depth and not self.stores_depth:
+            raise SchemaError(
+                f"{self.path}: expected depth images, this cache stores none (recipe: storage.depth = none).\n"
+                "  Build it with cache.depth = uint8 or float16."
+            )
+        storage = self._manifest.description.storage
+        batch = RecordBatch.empty(rows.size, self.schema, storage.features, depth=depth)
+        shards = np.searchsorted(self._ends, rows, side="right")
+        positions = rows - (self._ends - self.counts)[shards]
+
+        def decode(share: NDArray[np.int64]) -> None:
+            for row in share.tolist():
+                entry = self._manifest.shards[shards[row]]
+                self._open.get(entry).read_into(batch, row, int(positions[row]))
+
+        parts = min(self._threads, rows.size // SMALLEST_SHARE)
+        if parts < 2:
+            decode(np.arange(rows.size))
+        else:
+            pool = self._open.pool(self._threads)
+            list(pool.map(decode, np.array_split(np.arange(rows.size), parts)))
+        return batch
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """[len] int64, -1 for none; read from the receipts once."""
+        return np.array([label for receipt in self._receipts() for label in receipt.labels], np.int64)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Every id, in order; read from the receipts once."""
+        return [id for receipt in self._receipts() for id in receipt.ids]
+
+    def info(self) -> CacheInfo:
+        """The cache in numbers, from the manifest alone."""
+        manifest = self._manifest
+        return CacheInfo(
+            path=str(self.path),
+            format=self.format,
+            complete=self.complete,
+            records=len(self),
+            planned=manifest.planned,
+            shards=len(manifest.shards),
+            bytes=sum(entry.bytes for entry in manifest.shards),
+            quarantined=tuple(item for _, item in manifest.quarantined),
+            recipe=self.recipe,
+            schema=self.schema,
+            label_names=self.label_names,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Cache {self.path} {self.format}, {len(self)} records in {len(self.counts)} shards>"
+
+    def _resolve(self, indices: Any) -> NDArray[np.int64]:
+        rows = np.asarray(indices)
+        if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
+            raise TypeError(f"read: expected a list of integers, found shape {list(rows.shape)} {rows.dtype.name}")
+        rows = rows.astype(np.int64)
+        count = len(self)
+        outside = (rows < -count) | (rows >= count)
+        if outside.any():
+            raise IndexError(f"{self.path}: record {int(rows[outside][0])} of {count}")
+        return np.where(rows < 0, rows + count, rows)
+
+    def _receipts(self) -> Iterator[Receipt]:
+        for entry in self._manifest.shards:
+            yield load_receipt(self.path, self._manifest.description, entry)
+
+
+def load_receipt(root: Path, description: Description, entry: ShardEntry) -> Receipt:
+    """The receipt that the manifest means. Raises ShardDamaged when it is absent or another."""
+    path = layout.receipt_path(entry.shard)
+    try:
+        data = (root / path).read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ShardDamaged("expected a receipt here, found none", shard=entry.shard, file=path) from error
+    if hashlib.sha256(data).hexdigest() != entry.receipt:
+        raise ShardDamaged("its SHA-256 is not the one in the manifest", shard=entry.shard, file=path)
+    paths = layout.shard_paths(description.storage, entry.shard)
+    return Receipt.decode(data, str(root / path), shard=entry.shard, paths=paths)
+
+
+def _unfinished(root: Path, allow_incomplete: bool) -> Manifest:
+    path = root / layout.RECIPE
+    try:
+        description = Description.decode(path.read_bytes(), str(path))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ManifestError(f"{root}: expected a cache ({layout.MANIFEST}), found none") from error
+    if not allow_incomplete:
+        raise ManifestError(
+            f"{root}: expected {layout.MANIFEST}, found none: the build of this cache has not finished.\n"
+            "  Run the build again to finish it, or open it with allow_incomplete=True to read what is there."
+        )
+    receipts = list(iter_receipts(root, description))
+    entries = tuple(
+        ShardEntry(
+            shard=receipt.shard,
+            records=receipt.records,
+            quarantined=len(receipt.quarantined),
+            bytes=receipt.total_bytes,
+            receipt=receipt.sha256,
+        )
+        for receipt in receipts
+    )
+    quarantined = tuple((receipt.shard, item) for receipt in receipts for item in receipt.quarantined)
+    # planned is not known before the build finishes; -1 is no corpus size, so the cache never looks complete
+    return Manifest(description=description, planned=-1, shards=entries, quarantined=quarantined)
+
+
+class _OpenShards:
+    """The shards and threads in use by this process; a pickled or forked copy starts with none."""
+
+    def __init__(self, root: Path, description: Description) -> None:
+        self._root = root
+        self._description = description
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._shards: OrderedDict[int, layout.ShardReader] = OrderedDict()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def get(self, entry: ShardEntry) -> layout.ShardReader:
+        self._check_process()
+        with self._lock:
+            found = self._shards.get(entry.shard)
+            if found is not None:
+                self._shards.move_to_end(entry.shard)
+                return found
+        # Opened outside the lock, so that one slow disk does not stop all threads; the first to finish is kept.
+        opened = layout.open_shard(self._root, self._description, entry.shard, entry.records)
+        with self._lock:
+            found = self._shards.setdefault(entry.shard, opened)
+            while len(self._shards) > OPEN_SHARDS:
+                self._shards.popitem(last=False)  # its files close when its last reader is done
+        return found
+
+    def pool(self, threads: int) -> ThreadPoolExecutor:
+        self._check_process()
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(threads, thread_name_prefix="teacher-cache")
+            return self._pool
+
+    def _check_process(self) -> None:
+        if self._process != os.getpid():
+            # Threads do not survive a fork, and a lock may have been held across it: begin with new ones.
+            self.__init__(self._root, self._description)  # type: ignore[misc]
+
+    def __reduce__(self) -> Any:
+        return type(self), (self._root, self._description)

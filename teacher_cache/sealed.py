@@ -1,0 +1,135 @@
+"""JSON documents with one spelling and a checksum of themselves, and strict access to their fields.
+
+A sealed document carries ``"sha256"``: the SHA-256 of its canonical JSON without that key. So a changed byte that
+changes meaning is found when the document is read, whoever wrote it and whatever covers it from above.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from teacher_cache.errors import ManifestError
+
+__all__ = ["Fields", "canonical", "plain", "seal", "unseal"]
+
+MAX_DOCUMENT = 1 << 30  # bytes; a manifest of ten million shapes is about 30 MB
+
+
+def canonical(value: Any) -> bytes:
+    """The one spelling of a JSON value: sorted keys, no spaces, ASCII, no NaN. Raises ValueError, TypeError."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def plain(value: Any, where: str) -> Any:
+    """``value`` with tuples as lists and mappings as dicts. Raises TypeError naming the key for anything else."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"{where}: key {key!r} is not a string")
+        return {key: plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    raise TypeError(f"{where} is a {type(value).__name__}; a recipe holds JSON values only")
+
+
+def seal(document: Mapping[str, Any]) -> bytes:
+    """The file of a document: its keys sorted, one a line, each item of a list of objects on a line of its own."""
+    body = dict(document)
+    body["sha256"] = hashlib.sha256(canonical(document)).hexdigest()
+    lines = []
+    for key in sorted(body):
+        value = body[key]
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            items = ",\n".join("  " + canonical(item).decode("ascii") for item in value)
+            text = f"[\n{items}\n ]"
+        else:
+            text = canonical(value).decode("ascii")
+        lines.append(f" {json.dumps(key)}: {text}")
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode("ascii")
+
+
+def unseal(data: bytes, where: str) -> "Fields":
+    """The fields of a sealed document. Raises ManifestError when it does not parse or its checksum is wrong."""
+    if len(data) > MAX_DOCUMENT:
+        raise ManifestError(f"{where}: {len(data)} bytes; expected at most {MAX_DOCUMENT}")
+    try:
+        document = json.loads(data.decode("utf-8"))
+        if not isinstance(document, dict):
+            raise ManifestError(f"{where}: expected a JSON object, found {type(document).__name__}")
+        stored = document.pop("sha256", None)
+        found = hashlib.sha256(canonical(document)).hexdigest()
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ManifestError(f"{where}: expected JSON, found something else ({error})") from error
+    if stored != found:
+        raise ManifestError(
+            f"{where}: its contents have SHA-256 {found}, it says {stored!r}: the file was changed or cut.\n"
+            "  Copy it again from where the cache came from, or delete it and run the build again."
+        )
+    return Fields(document, where)
+
+
+class Fields:
+    """Typed access to a JSON object; whatever is missing or of another type raises ManifestError with its key."""
+
+    def __init__(self, values: Any, where: str) -> None:
+        if not isinstance(values, dict):
+            raise ManifestError(f"{where}: expected an object, found {type(values).__name__}")
+        self.values = values
+        self.where = where
+
+    def _get(self, key: str, kind: type, said: str) -> Any:
+        value = self.values.get(key)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            shown = repr(value)[:80] if key in self.values else "nothing"
+            raise ManifestError(f"{self.where}: expected {key} to be {said}, found {shown}")
+        return value
+
+    def integer(self, key: str, low: int, high: int) -> int:
+        value = self._get(key, int, f"an integer in {low}..{high}")
+        if not low <= value <= high:
+            raise ManifestError(f"{self.where}: expected {key} in {low}..{high}, found {value}")
+        return int(value)
+
+    def text(self, key: str) -> str:
+        return str(self._get(key, str, "a string"))
+
+    def boolean(self, key: str) -> bool:
+        return bool(self._get(key, bool, "true or false"))
+
+    def choice(self, key: str, allowed: tuple[str, ...]) -> str:
+        value = self.text(key)
+        if value not in allowed:
+            raise ManifestError(f"{self.where}: expected {key} to be one of {', '.join(allowed)}, found {value!r}")
+        return value
+
+    def digest(self, key: str) -> str:
+        value = self.text(key)
+        if len(value) != 64 or set(value) - set("0123456789abcdef"):
+            raise ManifestError(f"{self.where}: expected {key} to be a SHA-256 in hexadecimal, found {value[:80]!r}")
+        return value
+
+    def mapping(self, key: str) -> dict[str, Any]:
+        return dict(self._get(key, dict, "an object"))
+
+    def inner(self, key: str) -> "Fields":
+        return Fields(self._get(key, dict, "an object"), f"{self.where}: {key}")
+
+    def objects(self, key: str) -> "list[Fields]":
+        items = self._get(key, list, "a list")
+        return [Fields(item, f"{self.where}: {key}[{i}]") for i, item in enumerate(items)]
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        items = self._get(key, list, "a list of strings")
+        if not all(isinstance(item, str) for item in items):
+            raise ManifestError(f"{self.where}: expected {key} to be a list of strings")
+        return tuple(items)
+
+    def integers(self, key: str, low: int, high: int) -> tuple[int, ...]:
+        items = self._get(key, list, "a list of integers")
+        for item in items:
+            if type(item) is not int or not low <= item <= high:
+                raise ManifestError(f"{self.where}: expected {key} to hold integers in {low}..{high}, found {item!r}")
+        return tuple(items)

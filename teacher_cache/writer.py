@@ -1,0 +1,283 @@
+"""Writing a cache: a driver creates and finishes it, workers write whole shards.
+
+A worker gets a ``CacheHandle`` (a few strings, picklable) and calls ``write_shard``; nothing else crosses between them
+but the receipt it returns. A shard counts from the moment its receipt is on disk; whatever lies there without one is
+written again. The first receipt of a shard wins: a second builder of the same shard throws its own work away.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from teacher_cache import commit, layout
+from teacher_cache.config import CacheConfig
+from teacher_cache.errors import CacheError, ManifestError, RecipeMismatch, SchemaError
+from teacher_cache.manifest import Description, Manifest, Receipt, ShardEntry
+from teacher_cache.recipe import Recipe
+from teacher_cache.records import CacheSchema, Quarantined, TeacherRecord, record_problems
+
+__all__ = ["CacheHandle", "CacheWriter", "create_cache", "write_shard"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheHandle:
+    """What a worker needs to write shards: where, and what of. Picklable and small."""
+
+    directory: str
+    description: Description
+
+
+def create_cache(
+    directory: str | os.PathLike[str],
+    recipe: Recipe,
+    schema: CacheSchema,
+    config: CacheConfig,
+    *,
+    label_names: Sequence[str] = (),
+) -> "CacheWriter":
+    """Create a cache, or reopen one of the same recipe to go on with it. Call it in one process, the driver.
+
+    directory    the cache's own folder (see ``cache_directory``), made if absent.
+    label_names  names of the labels 0, 1, ...; a later call may append names, never change them.
+
+    Raises RecipeMismatch naming the settings that differ, ValueError when config and recipe.storage disagree,
+    ManifestError when what is there does not parse, CacheError when the folder holds something else.
+    """
+    if recipe.storage != config.storage():
+        raise ValueError(f"create_cache: recipe.storage is {recipe.storage}; this config stores {config.storage()}")
+    root = Path(directory)
+    description = Description(recipe=recipe, schema=schema, label_names=tuple(label_names))
+    path = root / layout.RECIPE
+    if path.exists():
+        stored = Description.decode(path.read_bytes(), str(path))
+        _check_same(stored, description, root)
+        if len(stored.label_names) > len(description.label_names):
+            description = stored
+    elif root.exists() and any(entry.name not in layout.VOLATILE for entry in root.iterdir()):
+        raise CacheError(
+            f"{root}: expected an empty folder or a cache, found other files and no {layout.RECIPE}.\n"
+            "  Choose another folder, or empty this one."
+        )
+    if not root.is_dir():
+        root.mkdir(parents=True, exist_ok=True)
+        commit.sync_directory(root.parent)
+    for name in commit.remove_abandoned(root):
+        logger.info("%s: removed what %s left unfinished", root, name)
+    commit.write_documents(root, {layout.RECIPE: description.encoded})
+    return CacheWriter(root, description)
+
+
+class CacheWriter:
+    """The driver's side of a cache that is being built.
+
+    directory, description, handle (for workers), recipe, schema, label_names.
+    """
+
+    def __init__(self, directory: Path, description: Description) -> None:
+        self.directory = directory
+        self.description = description
+        self.recipe = description.recipe
+        self.schema = description.schema
+        self.label_names = description.label_names
+        self.handle = CacheHandle(directory=str(directory), description=description)
+
+    def committed(self) -> dict[int, Receipt]:
+        """Receipt of every committed shard, by index. A damaged receipt, or one whose files are not there in full
+        size, is warned of and left out, so that its shard is built again."""
+        return {receipt.shard: receipt for receipt in iter_receipts(self.directory, self.description)}
+
+    def finish(self, *, planned: int | None = None) -> Path:
+        """Write the manifest over all committed shards; -> its path. Writing the same again touches nothing.
+
+        planned  shapes in the corpus; the cache is complete when each is a record or in quarantine. None: as many as
+                 there are.
+
+        Raises CacheError when a shape's id is in two shards.
+        """
+        entries: list[ShardEntry] = []
+        quarantined: list[tuple[int, Quarantined]] = []
+        ids: dict[bytes, int] = {}
+        for receipt in iter_receipts(self.directory, self.description):
+            for id in (*receipt.ids, *(item.id for item in receipt.quarantined)):
+                # 16 bytes a shape stay in memory, whatever the length of ids
+                other = ids.setdefault(hashlib.blake2b(id.encode(), digest_size=16).digest(), receipt.shard)
+                if other != receipt.shard:
+                    raise CacheError(
+                        f"{self.directory}: expected each shape once, found {id!r} in shards {other} and "
+                        f"{receipt.shard}.\n  Delete {layout.receipt_path(receipt.shard)} and run the build again."
+                    )
+            quarantined.extend((receipt.shard, item) for item in receipt.quarantined)
+            entries.append(
+                ShardEntry(
+                    shard=receipt.shard,
+                    records=receipt.records,
+                    quarantined=len(receipt.quarantined),
+                    bytes=receipt.total_bytes,
+                    receipt=receipt.sha256,
+                )
+            )
+        manifest = Manifest(
+            description=self.description,
+            planned=len(ids) if planned is None else planned,
+            shards=tuple(entries),
+            quarantined=tuple(quarantined),
+        )
+        used = entries[-1].shard + 1 if entries else 0
+        documents = layout.metadata_files(self.description, used)
+        commit.write_documents(self.directory, documents | {layout.MANIFEST: manifest.encoded})  # the manifest last
+        commit.remove_temporary(self.directory)
+        return self.directory / layout.MANIFEST
+
+    def log(self, event: Mapping[str, Any]) -> None:
+        """Append one line to logs/build.jsonl, with the time. Nothing in there is part of the cache's bytes."""
+        path = self.directory / layout.LOG
+        path.parent.mkdir(exist_ok=True)
+        line = json.dumps({"time": round(time.time(), 3)} | dict(event)) + "\n"
+        with path.open("ab", buffering=0) as file:  # one write: lines of two builders do not mix
+            file.write(line.encode())
+
+
+def write_shard(
+    handle: CacheHandle,
+    shard: int,
+    records: Sequence[TeacherRecord],
+    quarantined: Sequence[Quarantined] = (),
+    *,
+    replace: bool = False,
+) -> Receipt:
+    """Write one whole shard and commit it. Call it in any process; two at once do no harm.
+
+    shard        its index, >= 0.
+    records      at most shapes_per_shard, in stored order.
+    quarantined  shapes of this shard that leave no record.
+    replace      write it even if it is committed already (to repair); else the committed receipt comes back.
+
+    Raises SchemaError for a record that does not fit, RecipeMismatch when the committed shard holds other shapes,
+    OSError when the disk fails; then nothing is committed and what was written aside is removed.
+    """
+    description, root = handle.description, Path(handle.directory)
+    _check_records(records, quarantined, shard, description)
+    expected = _shapes(records, quarantined)
+    if not replace and (found := _committed(root, shard, description, expected)) is not None:
+        return found
+    with commit.workspace(root) as folder:
+        files = [
+            commit.write_file(folder / commit.staged_name(path), pieces, path)
+            for path, pieces in layout.shard_format(description.storage).encode(records, description, shard)
+        ]
+        receipt = Receipt(
+            shard=shard,
+            ids=tuple(record.id for record in records),
+            labels=tuple(int(record.label) for record in records),
+            quarantined=tuple(quarantined),
+            files=tuple(files),
+        )
+        name = layout.receipt_path(shard)
+        note = commit.write_file(folder / commit.staged_name(name), [receipt.encoded], name)
+        with commit.lock(root, f"shard-{shard:06d}"):
+            if not replace and (found := _committed(root, shard, description, expected)) is not None:
+                return found
+            # Whatever receipt is there is not of these files: without it, a crash now leaves a shard to be built.
+            (root / name).unlink(missing_ok=True)
+            commit.move_into_place(root, folder, files)
+            commit.move_into_place(root, folder, [note])
+    return receipt
+
+
+def iter_receipts(root: Path, description: Description) -> Iterator[Receipt]:
+    """The receipts of committed shards, ascending; those that cannot be trusted are warned of and left out."""
+    for path in sorted((root / layout.RECEIPTS).glob("*.json"), key=lambda path: (len(path.name), path.name)):
+        if not path.stem.isdecimal() or path.name != Path(layout.receipt_path(int(path.stem))).name:
+            continue
+        try:
+            yield read_receipt(root, int(path.stem), description)
+        except ManifestError as error:
+            logger.warning("shard %d counts as not built: %s", int(path.stem), error)
+
+
+def read_receipt(root: Path, shard: int, description: Description) -> Receipt:
+    """The receipt of a committed shard whose files are there in full size. Raises ManifestError."""
+    path = root / layout.receipt_path(shard)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ManifestError(f"{path}: expected the receipt of shard {shard}, found none") from error
+    receipt = Receipt.decode(data, str(path), shard=shard, paths=layout.shard_paths(description.storage, shard))
+    for file in receipt.files:
+        try:
+            size = os.stat(root / file.path).st_size
+        except FileNotFoundError:
+            size = -1
+        if size != file.bytes:
+            found = "none" if size < 0 else f"{size}"
+            raise ManifestError(f"{root / file.path}: expected {file.bytes} bytes, found {found}")
+    return receipt
+
+
+def _committed(
+    root: Path, shard: int, description: Description, expected: tuple[list[str], list[str]]
+) -> Receipt | None:
+    try:
+        receipt = read_receipt(root, shard, description)
+    except ManifestError:
+        return None
+    if (list(receipt.ids), [item.id for item in receipt.quarantined]) != expected:
+        raise RecipeMismatch(
+            f"{root}: shard {shard} is committed with other shapes ({receipt.records} records, first "
+            f"{receipt.ids[:1]}) than were given ({len(expected[0])} records, first {expected[0][:1]}).\n"
+            "  Plan the build again from the committed receipts, or build into another folder."
+        )
+    return receipt
+
+
+def _shapes(records: Sequence[TeacherRecord], quarantined: Sequence[Quarantined]) -> tuple[list[str], list[str]]:
+    return [record.id for record in records], [item.id for item in quarantined]
+
+
+def _check_records(
+    records: Sequence[TeacherRecord], quarantined: Sequence[Quarantined], shard: int, description: Description
+) -> None:
+    if shard < 0:
+        raise ValueError(f"write_shard: shard = {shard}; expected 0 or more")
+    config = description.storage
+    if len(records) > config.shapes_per_shard:
+        raise SchemaError(f"shard {shard}: {len(records)} records; expected at most {config.shapes_per_shard}")
+    seen: set[str] = set()
+    for position, record in enumerate(records):
+        problems = list(
+            record_problems(record, description.schema, features=config.features, depth=config.depth != "none")
+        )
+        if record.id in seen:
+            problems.append("this id is in the shard twice")
+        if problems:
+            raise SchemaError(f"shard {shard}, record {position} ({record.id!r}):\n  " + "\n  ".join(problems))
+        seen.add(record.id)
+    for item in quarantined:
+        if item.id in seen:
+            raise SchemaError(f"shard {shard}: shape {item.id!r} is both a record and in quarantine, or there twice")
+        seen.add(item.id)
+
+
+def _check_same(stored: Description, given: Description, root: Path) -> None:
+    lines = stored.recipe.differences(given.recipe)
+    for name, here in stored.schema.to_json().items():
+        there = given.schema.to_json()[name]
+        if here != there:
+            lines.append(f"schema.{name}: {here} here, {there} there")
+    common = min(len(stored.label_names), len(given.label_names))
+    if stored.label_names[:common] != given.label_names[:common]:
+        lines.append(f"label_names: {list(stored.label_names)} here, {list(given.label_names)} there")
+    if lines:
+        raise RecipeMismatch(
+            f"{root}: holds a cache of another recipe (here) than the one asked for (there):\n  "
+            + "\n  ".join(lines)
+            + "\n  Build into another folder; a folder named by cache_directory never collides."
+        )

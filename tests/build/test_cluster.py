@@ -1,0 +1,66 @@
+"""Dask: local processes, one of which is killed, and a scheduler that someone else started."""
+
+import os
+import signal
+import threading
+import time
+
+import psutil
+import pytest
+
+from pipeline import build as build_module
+from pipeline.errors import BuildError
+from tests.support.builds import COUNT, small_build, tree
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return tree(small_build(tmp_path_factory.mktemp("undisturbed"), workers=1).path)
+
+
+def test_processes_give_the_same_bytes_although_one_is_killed(tmp_path, undisturbed):
+    killed = threading.Event()
+
+    def kill_a_worker(progress):
+        if progress.shards_done == 1 and not killed.is_set():
+            workers = [
+                child
+                for child in psutil.Process().children(recursive=True)
+                if "spawn_main" in " ".join(child.cmdline())
+            ]
+            os.kill(workers[0].pid, signal.SIGKILL)
+            killed.set()
+
+    report = small_build(tmp_path, scheduler="processes", workers=2, on_progress=kill_a_worker)
+    assert killed.is_set()
+    assert report.shapes == COUNT
+    assert tree(report.path) == undisturbed
+
+
+def test_a_scheduler_by_its_address(tmp_path, undisturbed):
+    from dask.distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=False, protocol="tcp://", dashboard_address=None
+    ) as cluster:
+        report = small_build(tmp_path, scheduler=cluster.scheduler_address)
+    assert tree(report.path) == undisturbed
+
+
+def test_a_scheduler_without_workers_is_told(tmp_path, monkeypatch):
+    from dask.distributed import LocalCluster
+
+    monkeypatch.setattr(build_module, "CONNECT_SECONDS", 1)
+    with (
+        LocalCluster(n_workers=0, processes=False, protocol="tcp://", dashboard_address=None) as cluster,
+        pytest.raises(BuildError, match=r"(?s)has had no worker for 1 s.*dask worker tcp://"),
+    ):
+        small_build(tmp_path, scheduler=cluster.scheduler_address)
+
+
+def test_an_address_where_no_scheduler_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(build_module, "CONNECT_SECONDS", 1)
+    begun = time.perf_counter()
+    with pytest.raises(BuildError, match=r"(?s)tcp://127.0.0.1:9: no Dask scheduler answers.*dask scheduler"):
+        small_build(tmp_path, scheduler="tcp://127.0.0.1:9")
+    assert time.perf_counter() - begun < 30

@@ -1,0 +1,65 @@
+"""Images as the reference draws them, and what must hold for any cloud."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import ProjectionConfig
+from pipeline.views import MOMENTS, VIEWS, render_views
+from tests.support.reference import reference_arrays
+
+
+def cloud(count=200, seed=0):
+    points = torch.randn(2, count, 3, generator=torch.Generator().manual_seed(seed))
+    return points / points.norm(dim=-1).amax(dim=-1)[:, None, None]
+
+
+@pytest.mark.parametrize("name", ["ball", "plate", "rod", "far", "shape1024", "shape2048"])
+def test_images_and_grids_are_the_recorded_ones(name):
+    recorded = reference_arrays("projection")
+    views = render_views(torch.from_numpy(recorded[f"{name}__pts"])[None], ProjectionConfig())
+    # The reference's README: images to 1e-5 (float32 sum order), geometry exact.
+    assert np.abs(views.images.numpy() - recorded[f"{name}__img"]).max() <= 1e-5
+    assert np.array_equal(views.geometry.lo[0].numpy(), recorded[f"{name}__pc_min"])
+    assert np.array_equal(views.geometry.cell[0].numpy(), recorded[f"{name}__grid_size"])
+    offset = np.stack([recorded[f"{name}__offset_x"], recorded[f"{name}__offset_y"]], axis=-1)
+    assert np.array_equal(views.geometry.offset[0].numpy(), offset)
+
+
+def test_depth_is_the_recorded_sigmoid():
+    recorded = reference_arrays("projection")
+    views = render_views(torch.from_numpy(recorded["shape1024__pts"])[None], ProjectionConfig())
+    assert np.abs(views.depth[0].numpy() - recorded["shape1024__sigmoid"]).max() <= 2e-6
+    assert np.array_equal(views.depth[0].numpy() == 0.5, recorded["shape1024__sigmoid"] == 0.5)
+
+
+def test_views_of_a_cloud_stand_together_with_three_equal_channels_before_normalisation():
+    points = cloud()
+    views = render_views(points, ProjectionConfig(image_side=32, patch_side=8))
+    assert views.depth.shape == (2, VIEWS, 32, 32)
+    assert views.images.shape == (2 * VIEWS, 3, 32, 32)
+    mean, std = (torch.tensor(values)[:, None, None] for values in MOMENTS["imagenet"])
+    grey = views.images * std + mean
+    assert torch.allclose(grey, views.depth.flatten(0, 1)[:, None].expand_as(grey), atol=1e-6)
+
+
+def test_clip_normalisation_changes_images_and_not_depth():
+    points = cloud()
+    imagenet = render_views(points, ProjectionConfig(image_side=32, patch_side=8))
+    clip = render_views(points, ProjectionConfig(image_side=32, patch_side=8, normalisation="clip"))
+    assert torch.equal(imagenet.depth, clip.depth)
+    assert not torch.allclose(imagenet.images, clip.images)
+
+
+def test_drawing_the_first_points_is_drawing_that_prefix():
+    points = cloud()
+    part = render_views(points, ProjectionConfig(image_side=32, patch_side=8, points=50))
+    prefix = render_views(points[:, :50], ProjectionConfig(image_side=32, patch_side=8))
+    assert torch.equal(part.depth, prefix.depth)
+    assert torch.equal(part.geometry.lo, prefix.geometry.lo)
+
+
+def test_a_cloud_without_extent_gives_finite_images():
+    views = render_views(torch.zeros(1, 64, 3), ProjectionConfig(image_side=32, patch_side=8))
+    assert torch.isfinite(views.images).all()
+    assert torch.isfinite(views.geometry.cell).all()

@@ -1,0 +1,66 @@
+"""Two processes with half the batch each compute what one process computes with all of it."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tests.support.models import assert_same, tiny_batch, tiny_model
+from tests.support.ranks import WORLD, on_two_ranks
+from trainer.draws import Draws
+from trainer.maps import TeacherMaps
+from trainer.model import I2PMAE
+
+VARIANTS = {
+    "visible": {},
+    "all": {"batch_norm_groups": "all"},
+    "static": {"layout": "static"},
+}
+
+
+def batch(part: slice) -> tuple[Tensor, TeacherMaps, Draws]:
+    points, maps = tiny_batch(seed=5)
+    draws = Draws.for_records(range(len(points)), tiny_model().config, seed=6, epoch=0)
+    geometry = type(maps.geometry)(*(x[part] for x in maps.geometry))
+    maps = TeacherMaps(maps.features[part], maps.saliency[part], geometry, maps.image_side)
+    return points[part], maps, Draws(draws.mask[part], draws.drop_path[part])
+
+
+def summary(model: I2PMAE, loss: Tensor) -> dict[str, Tensor]:
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"loss": loss.detach(), **gradients, **dict(model.named_buffers())}
+
+
+def one_rank(rank: int) -> dict[str, dict[str, Tensor]]:
+    """This rank's half with each variant: loss and gradients summed over the ranks, and the buffers."""
+    half = 4 // WORLD
+    results = {}
+    for name, settings in VARIANTS.items():
+        model = tiny_model(**settings).train()
+        points, maps, draws = batch(slice(rank * half, (rank + 1) * half))
+        output = model(points, points, maps, draws)
+        counts = torch.stack((output.count_3d, output.count_2d))
+        dist.all_reduce(counts)
+        loss = output.normalised(counts[0], counts[1])
+        loss.backward()
+        loss = loss.detach()
+        for value in [loss, *(p.grad for p in model.parameters() if p.grad is not None)]:
+            dist.all_reduce(value)
+        results[name] = summary(model, loss)
+    return results
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> list[dict[str, dict[str, Tensor]]]:
+    return on_two_ranks(one_rank, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_loss_gradients_and_buffers_equal_one_process(ranks, name):
+    model = tiny_model(**VARIANTS[name]).train()
+    points, maps, draws = batch(slice(None))
+    output = model(points, points, maps, draws)
+    output.total.backward()
+    expected = summary(model, output.total)
+    for rank in ranks:
+        assert_same(rank[name], expected)

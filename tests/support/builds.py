@@ -1,0 +1,60 @@
+"""Small builds for tests, and what must not change between them."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from pipeline.build import BuildProgress, BuildReport, build_cache
+from pipeline.config import BuildConfig, CorpusConfig
+from teacher_cache import CacheConfig
+from teacher_cache.layout import VOLATILE
+from tests.support.teachers import TINY_PROJECTION, tiny_teacher
+
+COUNT = 23  # shapes: five shards of five, the last one partial
+POINTS = 64
+
+
+def small_build(
+    folder: Path,
+    *,
+    corpus: str = f"synthetic:?count={COUNT}&seed=1",
+    format: str = "zarr",
+    scheduler: str = "threads",
+    workers: int = 2,
+    teacher: dict[str, Any] | None = None,
+    cache: dict[str, Any] | None = None,
+    on_progress: Any = None,
+) -> BuildReport:
+    """Build a corpus with a random two-block teacher into `folder`/caches; a second call goes on with it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    storage = {"root": str(folder / "caches"), "format": format, "shapes_per_shard": 5} | (cache or {})
+    return build_cache(
+        CorpusConfig(uri=corpus, points=POINTS),
+        TINY_PROJECTION,
+        tiny_teacher(folder, **(teacher or {})),
+        CacheConfig(**storage),
+        BuildConfig(scheduler=scheduler, workers=workers),
+        on_progress=on_progress,
+    )
+
+
+def tree(path: Path) -> dict[str, str]:
+    """sha256 of every file of a cache that is part of it, by relative path: logs and temporaries are not."""
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    names = [file.relative_to(path).as_posix() for file in files]
+    return {
+        name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for name, file in zip(names, files, strict=True)
+        if name.split("/")[0] not in VOLATILE
+    }
+
+
+def build_and_say(folder: Path, format: str, conversation: Any) -> None:
+    """A process that may be killed: builds with two workers, and sends the number of shards done after each."""
+    os.setpgrp()
+
+    def say(progress: BuildProgress) -> None:
+        conversation.send(progress.shards_done)
+
+    small_build(folder, format=format, on_progress=say)

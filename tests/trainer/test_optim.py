@@ -1,0 +1,57 @@
+"""What is spared weight decay, and how a gradient is measured and clipped."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.support.models import tiny_model
+from tests.support.reference import reference_json
+from trainer.config import TrainerConfig
+from trainer.optim import build_optimizer, no_decay_names, set_learning_rate, total_gradient_norm
+
+
+def _recorded_parameters(model: str) -> list[tuple[str, torch.Tensor]]:
+    entries = reference_json("params")[model]["state_dict"]
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    return [
+        (name, torch.empty(shape, device="meta")) for name, (shape, _) in entries.items() if not name.endswith(buffers)
+    ]
+
+
+@pytest.mark.parametrize("model", ["pretrain", "finetune_modelnet40", "finetune_scanobjectnn", "partseg"])
+def test_reference_rule_spares_what_the_reference_spares(model: str) -> None:
+    recorded = reference_json("params")[model]
+    parameters = _recorded_parameters(model)
+    spared = no_decay_names(parameters, "reference")
+    assert sorted(spared) == sorted(recorded["no_decay_names"])
+    assert len(spared) == recorded["tensors"]["no_decay"]
+    assert len(parameters) - len(spared) == recorded["tensors"]["decay"]
+    sizes = dict(parameters)
+    assert sum(sizes[name].numel() for name in spared) == recorded["elements"]["no_decay"]
+
+
+def test_default_rule_decays_the_token_embeddings_convolutions() -> None:
+    parameters = dict(_recorded_parameters("pretrain"))
+    spared = set(no_decay_names(parameters.items(), "vectors"))
+    assert "mask_token" in spared
+    assert "h_encoder.token_embed.0.first_conv.0.weight" not in spared
+    assert spared - {"mask_token"} == {name for name, value in parameters.items() if value.ndim == 1}
+
+
+def test_groups_hold_every_trainable_parameter_once() -> None:
+    model = tiny_model()
+    optimizer = build_optimizer(model, TrainerConfig(weight_decay=0.3))
+    decayed, spared = optimizer.param_groups
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.3, 0.0)
+    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    set_learning_rate(optimizer, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
+
+
+def test_total_norm_is_over_all_gradients_and_skips_what_has_none() -> None:
+    a, b, c = (nn.Parameter(torch.zeros(2)) for _ in range(3))
+    a.grad, b.grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])
+    assert total_gradient_norm([a, b, c]).item() == 5.0
+    with pytest.raises(ValueError, match="no parameter has a gradient; expected this after a backward pass"):
+        total_gradient_norm([c])

@@ -1,0 +1,259 @@
+"""Checkpoints: safetensors and JSON in a directory that appears whole or not at all.
+
+    RUN/checkpoints/epoch-0010/   after 10 epochs
+        model.safetensors         the student's weights and buffers, under their names in the model
+        optimizer.safetensors     AdamW's state, `<what>/<parameter>`: exp_avg, exp_avg_sq, step
+        checkpoint.json           Header: settings of all sections, recipe of the cache, metrics, sizes and hashes
+
+A checkpoint is written under a temporary name, flushed to the disk and renamed; what a killed run leaves behind is not
+a checkpoint and is removed by the next run. Nothing is unpickled. Two runs of one experiment on one machine write the
+same bytes: times and paths are kept out.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+__all__ = [
+    "CheckpointError",
+    "Header",
+    "checkpoints",
+    "clean_leftovers",
+    "find_checkpoint",
+    "flatten_optimizer",
+    "latest",
+    "prune",
+    "read_header",
+    "read_tensors",
+    "restore_optimizer",
+    "write_checkpoint",
+]
+
+logger = logging.getLogger(__name__)
+
+FORMAT, VERSION = "i2p-checkpoint", 1
+HEADER, MODEL, OPTIMIZER = "checkpoint.json", "model.safetensors", "optimizer.safetensors"
+HEADER_LIMIT = 16 * 2**20  # bytes; a real header has a few thousand
+_NAME = re.compile(r"epoch-(\d{4,})")
+
+
+class CheckpointError(Exception):
+    """A checkpoint is missing, damaged, of another kind, or does not fit the run that wants to go on from it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What checkpoint.json says.
+
+    epoch       epochs completed; step: optimiser steps taken
+    config      section name -> settings, JSON types only
+    cache       recipe (hash) and records of the cache that was trained on
+    teacher     channels and views of the teacher's maps, which shape the model's 2D head
+    metrics     of the epoch just completed
+    loss_scale  state of float16 loss scaling, None for other precisions
+    versions    of this package, torch, numpy and python
+    files       name -> {"bytes", "sha256"}; filled in by write_checkpoint
+    """
+
+    epoch: int
+    step: int
+    config: dict[str, dict[str, Any]]
+    cache: dict[str, Any]
+    teacher: dict[str, int]
+    metrics: dict[str, Any] = field(default_factory=dict)
+    loss_scale: dict[str, Any] | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def write_checkpoint(
+    run_dir: Path, header: Header, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]
+) -> Path:
+    """Write `RUN/checkpoints/epoch-NNNN` atomically and return it; an existing one of that epoch is an error."""
+    target = _folder(run_dir) / f"epoch-{header.epoch:04d}"
+    if target.exists():
+        raise CheckpointError(f"{target} exists already; expected to write it now. Another run may be using {run_dir}.")
+    temporary = target.with_name(f".writing-{target.name}-{os.getpid()}")
+    temporary.mkdir(parents=True)
+    blobs = {MODEL: save_tensors(_stored(model)), OPTIMIZER: save_tensors(_stored(optimizer))}
+    files = {name: {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()} for name, blob in blobs.items()}
+    content = {"format": FORMAT, "version": VERSION, **asdict(header), "files": files}
+    blobs[HEADER] = (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+    for name, blob in blobs.items():
+        _write_durably(temporary / name, blob)
+    _sync_folder(temporary)
+    temporary.rename(target)
+    _sync_folder(target.parent)
+    return target
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    folder = _folder(run_dir)
+    if not folder.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found) if (path / HEADER).is_file()]
+
+
+def latest(run_dir: Path) -> Path | None:
+    """The newest complete checkpoint of a run, or None."""
+    found = checkpoints(run_dir)
+    return found[-1] if found else None
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint that `path` means: itself, or the newest one of the run directory `path`."""
+    path = Path(path)
+    if (path / HEADER).is_file():
+        return path
+    found = latest(path.parent if path.name == "checkpoints" else path)
+    if found is None:
+        raise CheckpointError(
+            f"{path} is neither a checkpoint (a folder with {HEADER}) nor a run with one in its folder 'checkpoints'. "
+            "Name a run directory, or one of its checkpoints/epoch-NNNN."
+        )
+    return found
+
+
+def read_header(path: Path) -> Header:
+    """The header of a checkpoint. Raises CheckpointError for anything but a sound header of this version."""
+    file = path / HEADER
+    try:
+        size = file.stat().st_size
+        if size > HEADER_LIMIT:
+            raise CheckpointError(
+                f"{file} has {size} bytes; expected at most {HEADER_LIMIT}. It is no checkpoint header."
+            )
+        content = json.loads(file.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}. {_remedy(path)}") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is not valid JSON ({error}). {_remedy(path)}") from None
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        raise CheckpointError(f"{file} does not say that it is an {FORMAT}. It was not written by this program.")
+    version = content.pop("version", None)
+    if version != VERSION:
+        raise CheckpointError(f"{file} has version {version!r}; this program reads version {VERSION}.")
+    wanted = {f.name: f for f in fields(Header)}
+    if set(content) != set(wanted):
+        odd = sorted(set(content) ^ set(wanted))
+        raise CheckpointError(f"{file}: missing or unknown entries {odd}. {_remedy(path)}")
+    kinds = {"epoch": int, "step": int, "loss_scale": dict | None}
+    for name, value in content.items():
+        kind = kinds.get(name, dict)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise CheckpointError(f"{file}: {name} is {value!r}, not of the expected type. {_remedy(path)}")
+    return Header(**content)
+
+
+def read_tensors(path: Path, header: Header, name: str = MODEL) -> dict[str, Tensor]:
+    """All tensors of one file of a checkpoint, on the CPU, after its size and hash were checked."""
+    file = path / name
+    entry = header.files.get(name)
+    if not isinstance(entry, dict):
+        raise CheckpointError(f"{path / HEADER} lists no {name}. {_remedy(path)}")
+    try:
+        blob = file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}. {_remedy(path)}") from None
+    if len(blob) != entry.get("bytes"):
+        raise CheckpointError(f"{file} has {len(blob)} bytes; {HEADER} says {entry.get('bytes')}. {_remedy(path)}")
+    if hashlib.sha256(blob).hexdigest() != entry.get("sha256"):
+        raise CheckpointError(f"{file} does not have the sha256 that {HEADER} gives: it is damaged. {_remedy(path)}")
+    try:
+        return load_tensors(blob)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{file} is not a safetensors file ({error}). {_remedy(path)}") from None
+
+
+def prune(run_dir: Path, *, keep: int, milestone_every: int) -> list[Path]:
+    """Remove all but the newest `keep` checkpoints (0: keep all) and the milestones; returns what was removed."""
+    found = checkpoints(run_dir)
+    if keep == 0:
+        return []
+    doomed = [p for p in found[:-keep] if not (milestone_every and int(p.name.split("-")[1]) % milestone_every == 0)]
+    for path in doomed:
+        # Renamed first: a removal that is cut short must not leave a folder that looks like a checkpoint.
+        hidden = path.with_name(f".removing-{path.name}")
+        path.rename(hidden)
+        shutil.rmtree(hidden)
+    return doomed
+
+
+def clean_leftovers(run_dir: Path) -> None:
+    """Remove what a killed run left half written or removed. Only for the run that owns the directory."""
+    folder = _folder(run_dir)
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.name.startswith((".writing-", ".removing-")):
+                logger.info("removing %s, left by a run that was stopped", path)
+                shutil.rmtree(path)
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
+    """An optimiser's state as named tensors, `<what>/<parameter>`; `names` maps its parameters to their names."""
+    flat = {}
+    for parameter, state in optimizer.state.items():
+        for what, value in state.items():
+            flat[f"{what}/{names[parameter]}"] = torch.as_tensor(value)
+    return flat
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], flat: Mapping[str, Tensor], where: Path
+) -> None:
+    """The inverse of flatten_optimizer, onto the parameters' devices. Raises CheckpointError for what does not fit."""
+    by_name = {name: parameter for parameter, name in names.items()}
+    for key, value in flat.items():
+        what, _, name = key.partition("/")
+        parameter = by_name.get(name)
+        if parameter is None:
+            raise CheckpointError(f"{where / OPTIMIZER}: {key} belongs to no parameter of this model. {_remedy(where)}")
+        if value.ndim and value.shape != parameter.shape:
+            raise CheckpointError(
+                f"{where / OPTIMIZER}: {key} has shape {list(value.shape)}; expected {list(parameter.shape)}. "
+                f"{_remedy(where)}"
+            )
+        optimizer.state[parameter][what] = value.to(parameter.device)
+
+
+def _folder(run_dir: str | Path) -> Path:
+    return Path(run_dir) / "checkpoints"
+
+
+def _stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Own, contiguous CPU copies: safetensors refuses tensors that share memory."""
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+
+
+def _remedy(path: Path) -> str:
+    return f"Remove {path} to go on from the checkpoint before it."
+
+
+def _write_durably(file: Path, blob: bytes) -> None:
+    with file.open("xb") as stream:
+        stream.write(blob)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,206 @@
+"""The settings of a training run and of its evaluation.
+
+One frozen dataclass a section of the experiment file; these are the only places for the defaults. `problems` yields
+every fault of a section, with names relative to it. The model's own sections are in `trainer.model_config`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["EvaluationConfig", "TrainerConfig"]
+
+SEED_BOUND = 2**63
+MIN_POINTS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """[trainer]: how the student is trained.
+
+    epochs                 passes over the cache, at least 1
+    batch_size             shapes in one optimiser step, over all ranks and accumulated parts
+    accumulation           parts a rank's share of a batch is computed in, one after the other, to save memory
+    points                 points of a shape the student sees; 0: all that are stored
+    resample               draw the points at random in every epoch; false: the first `points`, in stored order
+    renormalise            after drawing fewer points than are stored, centre them and scale them to the unit sphere
+    scale                  range of the random factor of each axis; (1, 1): none
+    shift                  largest random offset of each axis, in unit-sphere units; 0: none
+    learning_rate          AdamW's step size at the top of the schedule
+    weight_decay           AdamW's decoupled decay
+    no_decay               what is spared the decay: "vectors" (1-D tensors, biases, the mask token) or "reference"
+                           (those, and every name that contains "token")
+    betas                  AdamW's two averaging factors
+    epsilon                AdamW's denominator floor
+    clip_gradient          largest norm of the whole gradient; 0: no limit
+    schedule               "per-step": a cosine that moves at every step; "reference": one value an epoch, an epoch late
+    schedule_epochs        epochs at which the cosine reaches the bottom; 0: as many as `epochs`
+    warmup_epochs          epochs of linear rise at the start
+    warmup_learning_rate   where the rise starts
+    final_learning_rate    where the cosine ends
+    precision              arithmetic of forward and backward: "float32", or autocast to "bfloat16" or "float16" (GPU)
+    compile                run the model through torch.compile
+    deterministic          forbid operators whose result changes from run to run (this matters on a GPU only)
+    device                 "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N"; torchrun gives each rank its own
+    seed                   draws the first weights, the order of the shapes, and all that is random in a step, 0..2^63-1
+    shuffle_window         cache shards shuffled together; more is nearer to uniform, fewer to sequential reading
+    readers                threads that read the cache ahead of the training step; 0: read between the steps
+    prefetch               batches kept ready by the readers, at least 1
+    checkpoint_every       epochs between checkpoints, at least 1; the last epoch always leaves one
+    keep_checkpoints       newest checkpoints that are kept; 0: all
+    milestone_every        checkpoints of epochs that this divides are kept for good; 0: none
+    tensorboard            write TensorBoard event files beside train.jsonl
+    """
+
+    epochs: int = 300
+    batch_size: int = 64
+    accumulation: int = 1
+    points: int = 2048
+    resample: bool = True
+    renormalise: bool = True
+    scale: tuple[float, float] = (2 / 3, 3 / 2)
+    shift: float = 0.2
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    no_decay: Literal["vectors", "reference"] = "vectors"
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    clip_gradient: float = 0.0
+    schedule: Literal["per-step", "reference"] = "per-step"
+    schedule_epochs: int = 0
+    warmup_epochs: int = 10
+    warmup_learning_rate: float = 1e-6
+    final_learning_rate: float = 1e-6
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    compile: bool = False
+    deterministic: bool = True
+    device: str = "auto"
+    seed: int = 0
+    shuffle_window: int = 16
+    readers: int = 2
+    prefetch: int = 4
+    checkpoint_every: int = 1
+    keep_checkpoints: int = 2
+    milestone_every: int = 0
+    tensorboard: bool = True
+
+    @property
+    def horizon(self) -> int:
+        """Epochs the cosine spans."""
+        return self.schedule_epochs or self.epochs
+
+    @property
+    def augmented(self) -> bool:
+        """True when the student's cloud can differ from the stored one in more than the number of its points."""
+        return self.resample or tuple(self.scale) != (1.0, 1.0) or self.shift != 0.0
+
+    def problems(self) -> Iterator[str]:
+        for name in ("epochs", "batch_size", "accumulation", "prefetch", "checkpoint_every", "shuffle_window"):
+            if getattr(self, name) < 1:
+                yield f"{name} = {getattr(self, name)} is smaller than 1"
+        for name in ("schedule_epochs", "warmup_epochs", "readers", "keep_checkpoints", "milestone_every"):
+            if getattr(self, name) < 0:
+                yield f"{name} = {getattr(self, name)} is negative"
+        if self.accumulation >= 1 and self.batch_size % self.accumulation:
+            yield f"batch_size = {self.batch_size} is not a multiple of accumulation = {self.accumulation}"
+        if self.points < 0 or 0 < self.points < MIN_POINTS:
+            yield f"points = {self.points} is neither 0 (all stored points) nor at least {MIN_POINTS}"
+        if not 0 < self.scale[0] <= self.scale[1]:
+            yield f"scale = {self.scale} is not a range of positive factors, smaller one first"
+        if self.shift < 0:
+            yield f"shift = {self.shift} is negative"
+        for name in ("learning_rate", "epsilon"):
+            if not getattr(self, name) > 0:
+                yield f"{name} = {getattr(self, name)} is not positive"
+        for name in ("weight_decay", "clip_gradient", "warmup_learning_rate", "final_learning_rate"):
+            if not getattr(self, name) >= 0:
+                yield f"{name} = {getattr(self, name)} is negative"
+        if not all(0 <= beta < 1 for beta in self.betas):
+            yield f"betas = {self.betas} are not both in 0..1 (1 excluded)"
+        if self.warmup_epochs >= self.horizon >= 1 and self.warmup_epochs > 0:
+            name = "schedule_epochs" if self.schedule_epochs else "epochs"
+            yield f"warmup_epochs = {self.warmup_epochs} leaves nothing of {name} = {self.horizon} for the cosine"
+        yield from _not_one_of(self, "no_decay", ("vectors", "reference"))
+        yield from _not_one_of(self, "schedule", ("per-step", "reference"))
+        yield from _not_one_of(self, "precision", ("float32", "bfloat16", "float16"))
+        yield from device_problems(self.device)
+        if self.precision == "float16" and self.device == "cpu":
+            yield 'precision = "float16" needs a GPU, and device = "cpu"; use float32 or bfloat16'
+        if not 0 <= self.seed < SEED_BOUND:
+            yield f"seed = {self.seed} is outside 0..2^63-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """[evaluation]: what a linear SVM on the frozen encoder can tell, on labelled shapes.
+
+    train          corpus the SVM is fitted on, as in corpus.uri, labelled; "": no evaluation
+    test           corpus it is scored on, with the same labels
+    every          epochs between evaluations while training; 0: only after the last epoch
+    stored_points  points read of each shape, at least `points`
+    points         points of each shape the encoder sees, at least 32
+    protocol       "cross-validated": features standardised, C chosen on the training split, one score a seed;
+                   "reference": raw features, C = `reference_c`, the first `points` points, one score
+    grid           values of C tried by cross-validation
+    folds          parts of the training split in cross-validation, at least 2
+    seeds          scores after training, each with its own draw of points and folds; one during training
+    reference_c    C of the reference protocol
+    batch_size     shapes encoded at a time
+    baselines      after training, also score coordinate statistics and the untrained encoder
+    """
+
+    train: str = ""
+    test: str = ""
+    every: int = 0
+    stored_points: int = 2048
+    points: int = 1024
+    protocol: Literal["cross-validated", "reference"] = "cross-validated"
+    grid: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0)
+    folds: int = 3
+    seeds: int = 5
+    reference_c: float = 0.01
+    batch_size: int = 32
+    baselines: bool = True
+
+    @property
+    def enabled(self) -> bool:
+        """True when there is something to evaluate on."""
+        return bool(self.train and self.test)
+
+    def problems(self) -> Iterator[str]:
+        if bool(self.train) != bool(self.test):
+            present, absent = ("train", "test") if self.train else ("test", "train")
+            yield f'{absent} = "" while {present} = {getattr(self, present)!r}; name both corpora or neither'
+        for name in ("train", "test"):
+            uri = getattr(self, name)
+            if uri and ":" not in uri:
+                yield f"{name} = {uri!r} has no kind; write kind:location, for instance folder:meshes"
+        if self.every < 0:
+            yield f"every = {self.every} is negative"
+        if self.points < MIN_POINTS:
+            yield f"points = {self.points} is fewer than {MIN_POINTS}"
+        if self.stored_points < self.points:
+            yield f"stored_points = {self.stored_points} is fewer than points = {self.points}"
+        yield from _not_one_of(self, "protocol", ("cross-validated", "reference"))
+        if not self.grid or not all(c > 0 for c in self.grid):
+            yield f"grid = {self.grid} is not a list of positive values of C"
+        if self.folds < 2:
+            yield f"folds = {self.folds} is smaller than 2"
+        for name in ("seeds", "batch_size"):
+            if getattr(self, name) < 1:
+                yield f"{name} = {getattr(self, name)} is smaller than 1"
+        if not self.reference_c > 0:
+            yield f"reference_c = {self.reference_c} is not positive"
+
+
+def device_problems(device: str) -> Iterator[str]:
+    """What is wrong with a device's name, if anything; says nothing about whether the device is there."""
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (":" in device and not (kind == "cuda" and index.isdecimal())):
+        yield f"device = {device!r} is none of auto, cpu, cuda, cuda:N"
+
+
+def _not_one_of(section: object, name: str, allowed: tuple[str, ...]) -> Iterator[str]:
+    value = getattr(section, name)
+    if value not in allowed:
+        yield f"{name} = {value!r} is none of {', '.join(allowed)}"

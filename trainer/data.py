@@ -1,0 +1,203 @@
+"""From a cache to batches: which records, in which order, seen how.
+
+The order of an epoch is a pure function of (seed, epoch) and the cache. Batch b of an epoch is the records
+order[b * G : (b + 1) * G], G = trainer.batch_size; rank r computes the r-th of equal, contiguous parts of it. So what a
+batch holds depends neither on the number of ranks nor on that of reader threads. Records that do not fill a last batch
+are left out of that epoch; the order changes, so they are others in the next.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cuda.geometry import ViewGeometry
+from teacher_cache.records import CacheSchema, RecordBatch
+from teacher_cache.shuffle import epoch_order
+from trainer.augment import choose_points, renormalised, scale_and_shift
+from trainer.config import TrainerConfig
+from trainer.distributed import Ranks
+from trainer.draws import Draws
+from trainer.maps import TeacherMaps
+from trainer.model_config import ModelConfig
+
+__all__ = ["DataError", "Loader", "Part", "Records", "read_ahead"]
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+class DataError(Exception):
+    """The cache cannot feed this run: too few records for a batch, or too few points in a record."""
+
+
+class Records(Protocol):
+    """What training needs of a cache; `teacher_cache.Cache` has it. `read` may be called by several threads at once."""
+
+    @property
+    def schema(self) -> CacheSchema: ...
+
+    @property
+    def counts(self) -> Sequence[int]: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Sequence[int]) -> RecordBatch: ...
+
+
+class Part(NamedTuple):
+    """The shapes that one rank computes at once.
+
+    ids               B names; records [B] int64: their positions in the cache
+    points            [B, N, 3] float32, the student's frame
+    points_canonical  [B, N, 3] float32, the same points where the teacher saw them
+    maps              the teacher's, canonical frame; None where a live teacher is going to make them
+    draws             the random numbers of the step
+    """
+
+    ids: list[str]
+    records: np.ndarray
+    points: Tensor
+    points_canonical: Tensor
+    maps: TeacherMaps | None
+    draws: Draws
+
+    def to(self, device: torch.device) -> "Part":
+        """The same part on another device; asynchronous where its memory is pinned."""
+        return self._replace(
+            points=self.points.to(device, non_blocking=True),
+            points_canonical=self.points_canonical.to(device, non_blocking=True),
+            maps=None if self.maps is None else self.maps.to(device, non_blocking=True),
+            draws=self.draws.to(device, non_blocking=True),
+        )
+
+    def pinned(self) -> "Part":
+        """The same part in page-locked memory, from which a GPU copies while the host goes on."""
+        maps = self.maps
+        if maps is not None:
+            geometry = ViewGeometry(*(part.pin_memory() for part in maps.geometry))
+            maps = TeacherMaps(maps.features.pin_memory(), maps.saliency.pin_memory(), geometry, maps.image_side)
+        return self._replace(
+            points=self.points.pin_memory(),
+            points_canonical=self.points_canonical.pin_memory(),
+            maps=maps,
+            draws=Draws(*(part.pin_memory() for part in self.draws)),
+        )
+
+
+class Loader:
+    """One rank's share of every batch of every epoch."""
+
+    def __init__(
+        self, cache: Records, model: ModelConfig, config: TrainerConfig, ranks: Ranks, *, live_teacher: bool = False
+    ):
+        """Raises DataError where the cache is too small for a batch, its clouds have too few points, or the batch does
+        not divide among ranks and accumulated parts."""
+        self._cache, self._model, self._config, self._ranks = cache, model, config, ranks
+        self._live = live_teacher
+        self.points = config.points or cache.schema.points
+        self.steps_per_epoch = len(cache) // config.batch_size
+        parts = ranks.size * config.accumulation
+        if config.batch_size % parts:
+            raise DataError(
+                f"trainer.batch_size = {config.batch_size} does not divide among {ranks.size} ranks times "
+                f"trainer.accumulation = {config.accumulation}; choose a multiple of {parts}."
+            )
+        if self.steps_per_epoch == 0:
+            raise DataError(
+                f"the cache has {len(cache)} shapes, fewer than trainer.batch_size = {config.batch_size}. "
+                "Lower the batch size, or build a cache of more shapes."
+            )
+        if self.points > cache.schema.points:
+            raise DataError(
+                f"trainer.points = {self.points} is more than the {cache.schema.points} points stored for each shape. "
+                "Lower it, or build a cache with a larger corpus.points."
+            )
+        least = max(model.groups[0], model.neighbours[0])
+        if self.points < least:
+            raise DataError(
+                f"the student sees {self.points} points of each shape, and model.groups = {model.groups} with "
+                f"model.neighbours = {model.neighbours} needs at least {least}. Use more points or fewer groups."
+            )
+
+    def epoch(self, epoch: int) -> Generator[list[Part], None, None]:
+        """The batches of epoch `epoch` (0-based): for each, this rank's parts in order, on the CPU.
+
+        With trainer.readers > 0 they are read ahead in threads; closing the iterator stops these.
+        """
+        config = self._config
+        order = epoch_order(self._cache.counts, seed=config.seed, epoch=epoch, window=config.shuffle_window)
+        share = config.batch_size // self._ranks.size
+        starts = [b * config.batch_size + self._ranks.rank * share for b in range(self.steps_per_epoch)]
+        batches = (order[start : start + share] for start in starts)
+        return read_ahead(
+            lambda indices: self._parts(indices, epoch), batches, threads=config.readers, ahead=config.prefetch
+        )
+
+    def _parts(self, indices: np.ndarray, epoch: int) -> list[Part]:
+        parts = [self._part(records, epoch) for records in np.split(indices, self._config.accumulation)]
+        return [part.pinned() for part in parts] if self._ranks.device.type == "cuda" else parts
+
+    def _part(self, records: np.ndarray, epoch: int) -> Part:
+        config, seed = self._config, self._config.seed
+        batch = self._cache.read(records.tolist())
+        canonical = batch.points
+        stored = canonical.shape[1]
+        if config.resample:
+            chosen = choose_points(records, stored, self.points, seed=seed, epoch=epoch)  # [B, n]
+            canonical = np.take_along_axis(canonical, chosen[:, :, None], axis=1)
+        elif self.points < stored:
+            canonical = np.ascontiguousarray(canonical[:, : self.points])
+        student = canonical
+        # A cloud with all its stored points is in the canonical frame already.
+        if config.renormalise and self.points < stored:
+            student = renormalised(student)
+        if tuple(config.scale) != (1.0, 1.0) or config.shift:
+            student = scale_and_shift(student, records, scale=config.scale, shift=config.shift, seed=seed, epoch=epoch)
+        return Part(
+            ids=batch.ids,
+            records=records,
+            points=torch.from_numpy(student),
+            points_canonical=torch.from_numpy(canonical),
+            maps=None if self._live else _maps(batch, self._cache.schema.image_side),
+            draws=Draws.for_records(records, self._model, seed=seed, epoch=epoch),
+        )
+
+
+def read_ahead(
+    function: Callable[[In], Out], items: Iterable[In], *, threads: int, ahead: int
+) -> Generator[Out, None, None]:
+    """function(item) for each item, in order, computed by `threads` threads, at most `ahead` items ahead.
+
+    An exception comes out at its place in the order. threads = 0 computes each when it is asked for. Threads, not
+    processes: decoding a shard leaves the interpreter lock, nothing is copied between processes, and forking one that
+    has run numba, CUDA or zarr's event loop is not safe.
+    """
+    if threads == 0:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[Out]] = deque()
+    source = iter(items)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="read-ahead")
+    try:
+        for item in source:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= ahead:
+                break
+        while waiting:
+            done = waiting.popleft().result()
+            for item in source:
+                waiting.append(pool.submit(function, item))
+                break
+            yield done
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _maps(batch: RecordBatch, image_side: int) -> TeacherMaps:
+    geometry = ViewGeometry(*(torch.from_numpy(array) for array in (batch.lo, batch.cell, batch.offset)))
+    return TeacherMaps(torch.from_numpy(batch.features), torch.from_numpy(batch.saliency), geometry, image_side)

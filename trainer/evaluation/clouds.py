@@ -1,0 +1,97 @@
+"""Labelled clouds to evaluate on, read once through the corpora's one door."""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.corpora.base import Corpus, ShapeError
+from pipeline.corpora.check import normalise
+from pipeline.corpora.uri import open_corpus
+from trainer.augment import renormalised
+from trainer.draws import record_uniforms
+from trainer.evaluation import EvaluationError
+
+__all__ = ["LabelledClouds", "check_same_labels", "read_clouds"]
+
+logger = logging.getLogger(__name__)
+
+_SUBSET = 18  # stream of record_uniforms
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledClouds:
+    """A labelled corpus in memory.
+
+    uri          where it came from
+    points       [n, N, 3] float32, canonical frame, in random order
+    labels       [n] int64 into label_names
+    label_names  of all classes, those without a shape included
+    skipped      shapes that could not be read or have no label, each as "source: reason"
+    """
+
+    uri: str
+    points: np.ndarray
+    labels: np.ndarray
+    label_names: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def first(self, count: int) -> np.ndarray:
+        """The first `count` points of each shape, as they lie in the canonical frame. [n, count, 3] float32."""
+        return self.points[:, :count]
+
+    def draw(self, count: int, seed: int) -> np.ndarray:
+        """Random `count` points of each shape, drawn by `seed`, centred and scaled again. [n, count, 3] float32."""
+        n, N, _ = self.points.shape
+        keys = record_uniforms(np.arange(n), N, seed=seed, epoch=0, stream=_SUBSET)
+        chosen = np.argsort(keys, axis=1, kind="stable")[:, :count]
+        return renormalised(np.take_along_axis(self.points, chosen[:, :, None], axis=1))
+
+
+def read_clouds(uri: str, *, points: int) -> LabelledClouds:
+    """Read every shape of a labelled corpus. Raises EvaluationError where there is no label or no readable shape, and
+    pipeline's CorpusError for a URI that does not open."""
+    corpus = open_corpus(uri, points=points)
+    if not corpus.label_names:
+        raise EvaluationError(f"{uri} has no labels; an evaluation needs a labelled corpus. Name another.")
+    clouds, labels, skipped = [], [], []
+    for index in range(len(corpus)):
+        try:
+            clouds.append(_read(corpus, index))
+        except ShapeError as error:
+            skipped.append(str(error))
+            continue
+        labels.append(corpus.label(index))
+    for text in skipped:
+        logger.warning("not evaluated on: %s", text)
+    if not clouds:
+        raise EvaluationError(f"{uri}: none of {len(corpus)} shapes can be used{'; ' + skipped[0] if skipped else ''}.")
+    return LabelledClouds(
+        uri=uri,
+        points=np.stack(clouds),
+        labels=np.asarray(labels, dtype=np.int64),
+        label_names=tuple(corpus.label_names),
+        skipped=tuple(skipped),
+    )
+
+
+def check_same_labels(train: LabelledClouds, test: LabelledClouds) -> None:
+    """Raise EvaluationError unless label numbers mean the same classes in both."""
+    if train.label_names != test.label_names:
+        only = sorted(set(train.label_names) ^ set(test.label_names))
+        difference = f"{only} are in one only" if only else "their order differs"
+        raise EvaluationError(
+            f"the classes of {train.uri} and {test.uri} differ: {difference}. Name two splits of one labelled corpus."
+        )
+
+
+def _read(corpus: Corpus, index: int) -> np.ndarray:
+    if corpus.label(index) is None:
+        raise ShapeError(corpus.source(index), "has no label")
+    try:
+        return normalise(corpus[index].points)
+    except ValueError as error:
+        raise ShapeError(corpus.source(index), str(error)) from None

@@ -1,0 +1,89 @@
+"""From a pre-trained encoder to the encoder of a fine-tuning model, saying what was and what was not taken."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+__all__ = ["EncoderLoad", "load_pretrained_encoder", "without_module_prefix"]
+
+logger = logging.getLogger(__name__)
+
+ENCODER = "h_encoder."
+NORMS = "h_encoder.encoder_norms."
+SHOWN = 8  # names in one message
+
+
+class EncoderLoad(NamedTuple):
+    """What became of the entries of a checkpoint.
+
+    loaded  names of the model's encoder, all of them, that now have the checkpoint's values
+    kept    the model's other names (final norm, head), which keep the values they had
+    unused  the checkpoint's names, without a `module.` prefix, that the model has no use for
+    """
+
+    loaded: tuple[str, ...]
+    kept: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+def load_pretrained_encoder(model: nn.Module, entries: Mapping[str, Tensor], *, source: str) -> EncoderLoad:
+    """Copy a checkpoint's encoder into a fine-tuning model; its head stays as it is.
+
+    model    a Classifier or PartSegmenter.
+    entries  the state dict of a pre-training or fine-tuning model, with or without `module.` before each name.
+    source   where it came from, for messages.
+
+    Raises ValueError, and changes nothing, where the encoder is not there, or lacks entries, has more, or has other
+    shapes. Only level norms, which a classifier has no use for, may be left over. What is left over on either side
+    otherwise (decoder, heads) is returned, and logged.
+    """
+    entries = without_module_prefix(entries, source=source)
+    own = model.state_dict()
+    wanted = {name: value for name, value in own.items() if name.startswith(ENCODER)}
+    found = [name for name in wanted if name in entries]
+    if not found:
+        raise ValueError(
+            f"{source}: none of its {len(entries)} entries is one of the model's {len(wanted)} encoder weights; "
+            f"expected names such as {next(iter(wanted))}, got {_some(entries)}. "
+            "Pass the state dict itself (in the reference's files: the entry base_model)."
+        )
+    missing = [name for name in wanted if name not in entries]
+    unused = tuple(name for name in entries if name not in wanted)
+    unexpected = [name for name in unused if name.startswith(ENCODER) and not name.startswith(NORMS)]
+    faults = [f"{what} {_some(names)}" for what, names in (("missing", missing), ("unexpected", unexpected)) if names]
+    faults += [
+        f"{name} has shape {tuple(entries[name].shape)}, expected {tuple(wanted[name].shape)}"
+        for name in found
+        if entries[name].shape != wanted[name].shape
+    ]
+    if faults:
+        listed = "\n  ".join(faults)
+        raise ValueError(
+            f"{source}: its encoder does not fit the model, nothing was loaded:\n  {listed}\n"
+            "Make the model with the [model] settings that the checkpoint was trained with."
+        )
+    model.load_state_dict({name: entries[name] for name in wanted}, strict=False)
+    kept = tuple(name for name in own if name not in wanted)
+    logger.info("%s: %d encoder entries loaded; not used: %s", source, len(wanted), _some(unused))
+    logger.info("%d entries of the model are not the encoder's and keep their values: %s", len(kept), _some(kept))
+    return EncoderLoad(tuple(wanted), kept, unused)
+
+
+def without_module_prefix(entries: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
+    """The entries without the `module.` that data-parallel wrappers put before names.
+
+    Raises ValueError where two names then are the same.
+    """
+    plain = {name.removeprefix("module."): value for name, value in entries.items()}
+    if len(plain) < len(entries):
+        double = [name for name in entries if name.startswith("module.") and name.removeprefix("module.") in entries]
+        raise ValueError(f"{source}: with and without `module.`, both are there: {_some(double)}; expected one of them")
+    return plain
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return (", ".join(names[:SHOWN]) or "nothing") + more

@@ -1,0 +1,365 @@
+"""Pre-training: epochs of steps, with evaluations, checkpoints and events in between, and an exact way back in.
+
+Everything in a run follows from its settings, the cache and the seed. The state that an epoch starts from is the
+weights, the optimiser's averages and the number of the epoch; a checkpoint holds exactly that, so a run that was
+stopped anywhere goes on from its last checkpoint as if nothing had happened.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from trainer import checkpoint
+from trainer.checkpoint import CheckpointError, Header
+from trainer.config import EvaluationConfig, TrainerConfig
+from trainer.data import Loader, Part, Records
+from trainer.distributed import Ranks, joined
+from trainer.errors import TrainingError
+from trainer.events import (
+    CheckpointWritten,
+    EpochDone,
+    Evaluated,
+    Event,
+    EventLog,
+    RunEnded,
+    RunStarted,
+    StepDone,
+)
+from trainer.model_config import MaskingConfig, ModelConfig
+from trainer.restore import new_model, resume_problems, sections_of, software_versions
+from trainer.run_dir import owned, save_batch, write_json
+from trainer.schedule import learning_rate
+from trainer.step import LiveTeacher, Outcome, Stepper
+
+__all__ = ["TrainReport", "TrainingCache", "TrainingError", "pretrain"]
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingCache(Records, Protocol):
+    """A cache that can be trained on: `teacher_cache.Cache`."""
+
+    @property
+    def recipe(self) -> Any: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReport:
+    """What became of a run.
+
+    checkpoint   the last one.   epochs, steps  completed in all, earlier runs included; `resumed_from`: epochs before
+    metrics      of the last epoch: loss_3d, loss_2d, learning_rate
+    evaluation   the final Comparison as JSON types, None without evaluation corpora
+    seconds      of this call
+    """
+
+    run_dir: Path
+    checkpoint: Path
+    epochs: int
+    steps: int
+    resumed_from: int
+    metrics: Mapping[str, Any]
+    evaluation: Mapping[str, Any] | None
+    seconds: float
+
+
+def pretrain(
+    cache: TrainingCache,
+    run_dir: str | Path,
+    *,
+    model: ModelConfig,
+    masking: MaskingConfig,
+    trainer: TrainerConfig,
+    evaluation: EvaluationConfig | None = None,
+    teacher: LiveTeacher | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> TrainReport:
+    """Train a student on a cache, or go on with the run that lies in `run_dir`.
+
+    cache      of the shapes, and of the teacher's maps unless `teacher` is given.
+    run_dir    made if absent. Receives train.jsonl, metrics.json, tensorboard/ and checkpoints/.
+    teacher    looks at the student's augmented cloud in every step, as the reference does; None: the cached maps.
+    on_event   called with every event, in rank 0's process.
+
+    Under torchrun every rank calls this with the same arguments; ranks read checkpoints from `run_dir`, which several
+    hosts must share. A run that is complete already is only reported.
+
+    Raises CheckpointError where the directory holds a run with other settings or a damaged checkpoint, DataError where
+    the cache cannot feed the run, TrainingError where the loss stops being finite or another process trains in the
+    directory, ValueError for settings with problems.
+    """
+    evaluation = evaluation or EvaluationConfig()
+    _check_settings(trainer=trainer, evaluation=evaluation)
+    run_dir = Path(run_dir)
+    with joined(trainer.device) as ranks, _deterministic(trainer, ranks), owned(run_dir, ranks):
+        if trainer.precision == "float16" and ranks.device.type == "cpu":
+            raise TrainingError(
+                f'trainer.precision = "float16" needs a GPU, and trainer.device = {trainer.device!r} found none. '
+                'Use "float32" or "bfloat16".'
+            )
+        run = _Run(cache, run_dir, model, masking, trainer, evaluation, teacher, ranks)
+        return run.go(on_event)
+
+
+class _Run:
+    """The state of one call of pretrain, in one rank."""
+
+    def __init__(
+        self,
+        cache: TrainingCache,
+        run_dir: Path,
+        model: ModelConfig,
+        masking: MaskingConfig,
+        trainer: TrainerConfig,
+        evaluation: EvaluationConfig,
+        teacher: LiveTeacher | None,
+        ranks: Ranks,
+    ):
+        self.run_dir, self.config, self.evaluation, self.ranks = run_dir, trainer, evaluation, ranks
+        self.sections = sections_of(model=model, masking=masking, trainer=trainer, evaluation=evaluation)
+        self.identity = {"recipe": cache.recipe.hash, "records": len(cache)}
+        maker = cache.schema if teacher is None else teacher
+        self.teacher_shape = {"channels": maker.channels, "views": maker.views}
+        self.loader = Loader(cache, model, trainer, ranks, live_teacher=teacher is not None)
+        self.model = new_model(model, masking, self.teacher_shape, seed=trainer.seed).to(ranks.device)
+        self.stepper = Stepper(self.model, trainer, ranks, teacher)
+        self.names: dict[Tensor, str] = {value: name for name, value in self.model.named_parameters()}
+        self.records = len(cache)
+        self.epoch = self.step = 0
+        self.metrics: dict[str, Any] = {}
+        self._evaluator: Any = None
+
+    def go(self, on_event: Callable[[Event], None] | None) -> TrainReport:
+        """Resume if there is something to resume, train, evaluate, report."""
+        started = time.perf_counter()
+        resumed_from = self._resume()
+        self.ranks.share_weights(self.model)
+        with self._events(on_event) as emit:
+            emit(
+                RunStarted(
+                    epoch=self.epoch,
+                    step=self.step,
+                    epochs=self.config.epochs,
+                    steps_per_epoch=self.loader.steps_per_epoch,
+                    records=self.records,
+                    batch_size=self.config.batch_size,
+                    parameters=sum(p.numel() for p in self.stepper.parameters),
+                    ranks=self.ranks.size,
+                    device=str(self.ranks.device),
+                    resumed=resumed_from > 0,
+                )
+            )
+            while self.epoch < self.config.epochs:
+                self._train_epoch(emit)
+                self._evaluate_if_due(emit)
+                self._checkpoint_if_due(emit)
+            result = self._final_evaluation(emit)
+            seconds = time.perf_counter() - started
+            emit(RunEnded(epoch=self.epoch, step=self.step, seconds=seconds))
+        self.ranks.wait()
+        last = checkpoint.latest(self.run_dir)
+        assert last is not None
+        return TrainReport(
+            run_dir=self.run_dir,
+            checkpoint=last,
+            epochs=self.epoch,
+            steps=self.step,
+            resumed_from=resumed_from,
+            metrics=self.metrics,
+            evaluation=result,
+            seconds=seconds,
+        )
+
+    def _resume(self) -> int:
+        """Take over the newest checkpoint, if there is one; -> epochs it has completed."""
+        found = checkpoint.latest(self.run_dir)
+        if found is None:
+            return 0
+        header = checkpoint.read_header(found)
+        problems = resume_problems(header, self.sections, self.identity, self.teacher_shape)
+        if problems:
+            lines = "\n  ".join(problems)
+            raise CheckpointError(
+                f"{found} belongs to a run with other settings:\n  {lines}\n"
+                "Use the settings it was started with, or another run directory."
+            )
+        self.model.load_state_dict(checkpoint.read_tensors(found, header, checkpoint.MODEL))
+        flat = checkpoint.read_tensors(found, header, checkpoint.OPTIMIZER)
+        checkpoint.restore_optimizer(self.stepper.optimizer, self.names, flat, found)
+        if self.stepper.scaler is not None and header.loss_scale is not None:
+            self.stepper.scaler.load_state_dict(header.loss_scale)
+        self.epoch, self.step, self.metrics = header.epoch, header.step, dict(header.metrics)
+        logger.info("going on from %s, %d of %d epochs done", found, header.epoch, self.config.epochs)
+        return header.epoch
+
+    def _train_epoch(self, emit: Callable[[Event], None]) -> None:
+        began = time.perf_counter()
+        totals = [0.0, 0.0, 0.0]
+        waited_in_all = rate = 0.0
+        steps = self.loader.steps_per_epoch
+        with closing(self.loader.epoch(self.epoch)) as batches:  # its threads must not outlive a failure
+            for index in range(steps):
+                asked = time.perf_counter()
+                parts = next(batches)
+                waited = time.perf_counter() - asked
+                rate = learning_rate(self.config, self.epoch, index, steps)
+                outcome = self.stepper.step(parts, rate)
+                self._require_finite(outcome, parts, rate)
+                self.step += 1
+                emit(
+                    StepDone(
+                        epoch=self.epoch,
+                        step=self.step,
+                        learning_rate=rate,
+                        seconds=time.perf_counter() - asked,
+                        waited=waited,
+                        **outcome._asdict(),
+                    )
+                )
+                totals = [total + value for total, value in zip(totals, outcome, strict=True)]
+                waited_in_all += waited
+        self.epoch += 1
+        loss_3d, loss_2d, norm = (total / steps for total in totals)
+        self.metrics = {"loss_3d": loss_3d, "loss_2d": loss_2d, "learning_rate": rate}
+        seconds = time.perf_counter() - began
+        emit(
+            EpochDone(
+                epoch=self.epoch,
+                step=self.step,
+                **self.metrics,
+                gradient_norm=norm,
+                seconds=seconds,
+                waited=waited_in_all,
+                shapes_per_second=steps * self.config.batch_size / seconds,
+            )
+        )
+
+    def _require_finite(self, outcome: Outcome, parts: list[Part], rate: float) -> None:
+        """Stop where training has blown up; a float16 gradient that overflows is the loss scaler's business."""
+        values = outcome if self.stepper.scaler is None else outcome[:2]
+        if all(abs(value) < float("inf") for value in values):
+            return
+        folder = self.run_dir / "failure"
+        ids = [id for part in parts for id in part.ids]
+        facts = {"epoch": self.epoch, "step": self.step + 1, "learning_rate": rate}
+        save_batch(folder, self.ranks.rank, parts, facts)
+        shown = ", ".join(ids[:4]) + (f" and {len(ids) - 4} more" if len(ids) > 4 else "")
+        raise TrainingError(
+            f"the loss is not finite in step {self.step + 1} (epoch {self.epoch + 1}): loss_3d {outcome.loss_3d}, "
+            f"loss_2d {outcome.loss_2d}, gradient norm {outcome.gradient_norm}, learning rate {rate:.3g}; "
+            f"shapes {shown}.\n"
+            f"The batch is saved in {folder}. Lower trainer.learning_rate, set trainer.clip_gradient, or use float32; "
+            "the last checkpoint is not touched."
+        )
+
+    def _evaluate_if_due(self, emit: Callable[[Event], None]) -> None:
+        """A short evaluation between epochs: one seed, no baselines."""
+        every = self.evaluation.every
+        if not (self.evaluation.enabled and every and self.epoch % every == 0 and self.epoch < self.config.epochs):
+            return
+        if self.ranks.main:
+            result = self._compare(emit, final=False)
+            self.metrics["svm_accuracy"] = result["rows"]["trained"]["accuracy"]
+            self._write_metrics(result, final=False)
+        self.ranks.wait()
+
+    def _final_evaluation(self, emit: Callable[[Event], None]) -> Mapping[str, Any] | None:
+        """Evaluate the last epoch in full, unless metrics.json says that this was done; -> the result, in rank 0."""
+        if not self.ranks.main:
+            return None
+        path = self.run_dir / "metrics.json"
+        if path.is_file():
+            known = json.loads(path.read_text(encoding="utf-8"))
+            same = known["epoch"] == self.epoch and known["evaluation_settings"] == self.sections["evaluation"]
+            if known["final"] and same:
+                return known["evaluation"]
+        result = self._compare(emit, final=True) if self.evaluation.enabled else None
+        self._write_metrics(result, final=True)
+        return result
+
+    def _write_metrics(self, result: Mapping[str, Any] | None, *, final: bool) -> None:
+        content = {"epoch": self.epoch, "step": self.step, "final": final, **self.metrics}
+        content |= {"evaluation_settings": self.sections["evaluation"], "evaluation": result}
+        write_json(self.run_dir / "metrics.json", content)
+
+    def _compare(self, emit: Callable[[Event], None], *, final: bool) -> Mapping[str, Any]:
+        """Score the model as it is; after the last epoch with all seeds, and beside the baselines."""
+        from trainer.evaluation.compare import Evaluator
+        from trainer.evaluation.encoders import Encoder, model_encoder
+
+        began = time.perf_counter()
+        if self._evaluator is None:
+            self._evaluator = Evaluator(self.evaluation)
+        encoders: dict[str, Encoder] = {}
+        if final and self.evaluation.baselines:
+            encoders |= self._evaluator.baselines(self.model, seed=self.config.seed, device=self.ranks.device)
+        encoders["trained"] = model_encoder(self.model, self.ranks.device)
+        result = self._evaluator.compare(encoders, seeds=None if final else 1).to_json()
+        emit(
+            Evaluated(
+                epoch=self.epoch,
+                step=self.step,
+                final=final,
+                result=result,
+                seconds=time.perf_counter() - began,
+            )
+        )
+        return result
+
+    def _checkpoint_if_due(self, emit: Callable[[Event], None]) -> None:
+        config = self.config
+        if self.ranks.main and (self.epoch % config.checkpoint_every == 0 or self.epoch == config.epochs):
+            scaler = self.stepper.scaler
+            header = Header(
+                epoch=self.epoch,
+                step=self.step,
+                config=self.sections,
+                cache=self.identity,
+                teacher=self.teacher_shape,
+                metrics=self.metrics,
+                loss_scale=None if scaler is None else scaler.state_dict(),
+                versions=software_versions(),
+            )
+            optimizer = checkpoint.flatten_optimizer(self.stepper.optimizer, self.names)
+            path = checkpoint.write_checkpoint(self.run_dir, header, self.model.state_dict(), optimizer)
+            emit(CheckpointWritten(epoch=self.epoch, step=self.step, path=str(path)))
+            checkpoint.prune(self.run_dir, keep=config.keep_checkpoints, milestone_every=config.milestone_every)
+        self.ranks.wait()
+
+    @contextmanager
+    def _events(self, on_event: Callable[[Event], None] | None) -> Iterator[Callable[[Event], None]]:
+        """Where this rank's events go: rank 0 writes and hands them on, the others drop them."""
+        if not self.ranks.main:
+            yield lambda event: None
+            return
+        board = self.config.tensorboard
+        with EventLog(self.run_dir, step=self.step, tensorboard=board, on_event=on_event) as log:
+            yield log
+
+
+def _check_settings(**sections: Any) -> None:
+    problems = [f"{name}.{text}" for name, section in sections.items() for text in section.problems()]
+    if problems:
+        raise ValueError("\n  ".join((f"{len(problems)} problems in the settings", *problems)))
+
+
+@contextmanager
+def _deterministic(config: TrainerConfig, ranks: Ranks) -> Iterator[None]:
+    """Choose torch's deterministic operators while training on a GPU; those in use on the CPU always are."""
+    if not config.deterministic or ranks.device.type != "cuda":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -1,0 +1,33 @@
+"""What a teacher says about a batch of shapes, in the form the student reads: from a cache or from a live teacher."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cuda.geometry import ViewGeometry
+
+__all__ = ["TeacherMaps"]
+
+
+class TeacherMaps(NamedTuple):
+    """Patch maps of B shapes in V views, and how points find their place in them.
+
+    features    [B, V, T, C] float16, bfloat16 or float32, T = side * side patch tokens, row-major
+    saliency    [B, V, T] float32, the class token's attention to each patch
+    geometry    of the views, in the canonical frame
+    image_side  S, pixels along an image's side
+    """
+
+    features: Tensor
+    saliency: Tensor
+    geometry: ViewGeometry
+    image_side: int
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "TeacherMaps":
+        """The same maps on another device."""
+        return self._replace(
+            features=self.features.to(device, non_blocking=non_blocking),
+            saliency=self.saliency.to(device, non_blocking=non_blocking),
+            geometry=ViewGeometry(*(part.to(device, non_blocking=non_blocking) for part in self.geometry)),
+        )

@@ -1,0 +1,194 @@
+"""The settings of the student: its size, its masking, and each place where it may follow the reference or common sense.
+
+The defaults are the sane behaviour. `REFERENCE_QUIRKS` holds the values that reproduce the reference implementation;
+docs/method.md says for each what it changes and why the default differs.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Any, Literal
+
+__all__ = ["REFERENCE_QUIRKS", "MaskingConfig", "ModelConfig"]
+
+MAX_NEIGHBOURS = 64  # the kNN kernels keep their candidates in registers
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """[model]: the student. Levels run from the finest (0, groups of points) to the top (groups of groups).
+
+    groups                tokens of each level, finest first; every level smaller than the one below
+    neighbours            members of a token's group at each level, 1..64
+    embed_first           widths of the first two layers of the finest level's token embedding
+    encoder_dims          token width at each level, multiples of `heads`
+    encoder_depths        transformer blocks at each level
+    decoder_dims          token width of each decoder stage, top level first; the first equals encoder_dims[-1]
+    decoder_depths        transformer blocks of each decoder stage
+    decoder_up_blocks     residual blocks after each upward interpolation, one number a stage after the first
+    heads                 attention heads of every block
+    mlp_ratio             width of a block's hidden layer over its token width
+    drop_path             largest chance that a training step skips a residual branch of a sample, 0..1 (1 excluded);
+                          rises linearly from 0 over the encoder's blocks, and again over the decoder's
+    targets               what is predicted: "both", "3d" (neighbourhoods of hidden tokens) or "2d" (teacher's features)
+    layout                "packed": hidden tokens are dropped from the arrays, one host read a step;
+                          "static": they stay and are masked out, shapes never change, nothing is read back; same result
+    batch_norm_groups     groups whose values make the statistics of the token embeddings' batch norms while training:
+                          "visible" ones, or "all" (reference), hidden ones included
+    merge_input           what a level hands to the next: "raw" encoder output (reference), or that "normed"
+    fps_skip_near_origin  never sample a centre with squared norm <= 1e-3, other than the first (reference)
+    token0_leak           token 0 of the batch's first sample becomes visible below if any token is hidden (reference)
+    eval_hide_unused      with nothing masked, still hide tokens that no group of the level above contains (reference)
+    interpolation         squared distances behind the decoder's weights: "direct", or "expanded" (reference) as
+                          |a|^2 + |b|^2 - 2ab
+    initialisation        "mixed" (reference): truncated normal in the encoder, Xavier in the decoder's blocks, torch's
+                          own elsewhere; "xavier": Xavier uniform with zero biases everywhere
+    """
+
+    groups: tuple[int, ...] = (512, 256, 64)
+    neighbours: tuple[int, ...] = (16, 8, 8)
+    embed_first: tuple[int, int] = (128, 256)
+    encoder_dims: tuple[int, ...] = (96, 192, 384)
+    encoder_depths: tuple[int, ...] = (5, 5, 5)
+    decoder_dims: tuple[int, ...] = (384, 192)
+    decoder_depths: tuple[int, ...] = (1, 1)
+    decoder_up_blocks: tuple[int, ...] = (1,)
+    heads: int = 6
+    mlp_ratio: float = 4.0
+    drop_path: float = 0.1
+    targets: Literal["both", "3d", "2d"] = "both"
+    layout: Literal["packed", "static"] = "packed"
+    batch_norm_groups: Literal["visible", "all"] = "visible"
+    merge_input: Literal["raw", "normed"] = "raw"
+    fps_skip_near_origin: bool = False
+    token0_leak: bool = False
+    eval_hide_unused: bool = False
+    interpolation: Literal["direct", "expanded"] = "direct"
+    initialisation: Literal["mixed", "xavier"] = "mixed"
+
+    @classmethod
+    def reference(cls, **sizes: Any) -> "ModelConfig":
+        """The reference's behaviour in every quirk, with the given sizes (the paper's where not given)."""
+        return cls(**{**REFERENCE_QUIRKS, **sizes})
+
+    @property
+    def levels(self) -> int:
+        """Number of levels."""
+        return len(self.groups)
+
+    @property
+    def target_level(self) -> int:
+        """The level whose tokens the decoder ends at and both losses are about."""
+        return self.levels - len(self.decoder_dims)
+
+    @property
+    def residual_branches(self) -> int:
+        """Residual branches that drop path may skip: two a transformer block, encoder first."""
+        return 2 * (sum(self.encoder_depths) + sum(self.decoder_depths))
+
+    def problems(self) -> Iterator[str]:
+        for name in ("groups", "neighbours", "encoder_dims", "encoder_depths", "decoder_dims", "decoder_depths"):
+            yield from _not_positive(name, getattr(self, name))
+        yield from _not_positive("embed_first", self.embed_first)
+        for name in ("neighbours", "encoder_dims", "encoder_depths"):
+            if len(getattr(self, name)) != self.levels:
+                yield f"{name} = {getattr(self, name)} has not one number for each level of groups = {self.groups}"
+        yield from self._group_problems()
+        yield from self._width_problems()
+        if not 0 <= self.drop_path < 1:
+            yield f"drop_path = {self.drop_path} is outside 0..1 (1 excluded)"
+        yield from _not_one_of(self, "targets", ("both", "3d", "2d"))
+        yield from _not_one_of(self, "layout", ("packed", "static"))
+        yield from _not_one_of(self, "batch_norm_groups", ("visible", "all"))
+        yield from _not_one_of(self, "merge_input", ("raw", "normed"))
+        yield from _not_one_of(self, "interpolation", ("direct", "expanded"))
+        yield from _not_one_of(self, "initialisation", ("mixed", "xavier"))
+
+    def _group_problems(self) -> Iterator[str]:
+        if self.levels < 2:
+            yield f"groups = {self.groups} has fewer than 2 levels"
+        if any(upper >= lower for lower, upper in pairwise(self.groups)):
+            yield f"groups = {self.groups} does not shrink from level to level"
+        for level, k in enumerate(self.neighbours):
+            if k > MAX_NEIGHBOURS:
+                yield f"neighbours[{level}] = {k} is more than {MAX_NEIGHBOURS}"
+            if 0 < level < self.levels and k > self.groups[level - 1]:
+                yield f"neighbours[{level}] = {k} is more than groups[{level - 1}] = {self.groups[level - 1]}"
+        if self.groups and len(self.decoder_dims) > 1 and self.groups[-1] < 3:
+            yield f"groups[-1] = {self.groups[-1]} is fewer than the 3 neighbours the decoder interpolates from"
+
+    def _width_problems(self) -> Iterator[str]:
+        stages = len(self.decoder_dims)
+        if not 1 <= stages < max(self.levels, 2):
+            yield f"decoder_dims = {self.decoder_dims} has {stages} stages; groups allow 1..{self.levels - 1}"
+        if len(self.decoder_depths) != stages:
+            yield f"decoder_depths = {self.decoder_depths} has not one number for each of decoder_dims"
+        if len(self.decoder_up_blocks) != stages - 1:
+            yield f"decoder_up_blocks = {self.decoder_up_blocks} has not {stages - 1} numbers, decoder_dims' less one"
+        if any(blocks < 0 for blocks in self.decoder_up_blocks):
+            yield f"decoder_up_blocks = {self.decoder_up_blocks} has a negative number"
+        if self.encoder_dims and self.decoder_dims and self.decoder_dims[0] != self.encoder_dims[-1]:
+            yield f"decoder_dims[0] = {self.decoder_dims[0]} is not encoder_dims[-1] = {self.encoder_dims[-1]}"
+        if self.heads < 1:
+            yield f"heads = {self.heads} is smaller than 1"
+            return
+        for name in ("encoder_dims", "decoder_dims"):
+            for width in getattr(self, name):
+                if width % self.heads:
+                    yield f"{name} has {width}, which is not a multiple of heads = {self.heads}"
+        if not self.mlp_ratio > 0:
+            yield f"mlp_ratio = {self.mlp_ratio} is not positive"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskingConfig:
+    """[masking]: which tokens of the top level the student sees; what they contain is seen below.
+
+    mode         "saliency": drawn without replacement, weighted by the teacher's attention; "random": all alike
+    ratio        share of the top level's tokens that is hidden, 0..1 (1 excluded), rounded down to whole tokens
+    saliency     what the softmax of the weights sees: "raw" attention (reference) or "standardised" within each sample
+    temperature  divides it first; small: the most salient are nearly sure to stay visible; large: like random
+    """
+
+    mode: Literal["saliency", "random"] = "saliency"
+    ratio: float = 0.8
+    saliency: Literal["raw", "standardised"] = "raw"
+    temperature: float = 1.0
+
+    def visible(self, groups: int) -> int:
+        """How many of the top level's `groups` tokens stay visible; at least 1, since ratio < 1."""
+        return groups - int(self.ratio * groups)
+
+    def problems(self) -> Iterator[str]:
+        yield from _not_one_of(self, "mode", ("saliency", "random"))
+        yield from _not_one_of(self, "saliency", ("raw", "standardised"))
+        if not 0 <= self.ratio < 1:
+            yield f"ratio = {self.ratio} is outside 0..1 (1 excluded)"
+        if not self.temperature > 0:
+            yield f"temperature = {self.temperature} is not positive"
+
+
+REFERENCE_QUIRKS: Mapping[str, Any] = MappingProxyType(
+    {
+        "batch_norm_groups": "all",
+        "merge_input": "raw",
+        "fps_skip_near_origin": True,
+        "token0_leak": True,
+        "eval_hide_unused": True,
+        "interpolation": "expanded",
+        "initialisation": "mixed",
+    }
+)
+"""The settings of [model] that the reference answers in its own way, with its answers."""
+
+
+def _not_positive(name: str, values: tuple[int, ...]) -> Iterator[str]:
+    if not values or any(value < 1 for value in values):
+        yield f"{name} = {values} is not a list of positive numbers"
+
+
+def _not_one_of(section: object, name: str, allowed: tuple[str, ...]) -> Iterator[str]:
+    value = getattr(section, name)
+    if value not in allowed:
+        yield f"{name} = {value!r} is none of {', '.join(allowed)}"

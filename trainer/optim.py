@@ -1,0 +1,58 @@
+"""AdamW with the two rules for what is spared weight decay."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from trainer.config import TrainerConfig
+
+__all__ = ["build_optimizer", "no_decay_names", "set_learning_rate", "total_gradient_norm"]
+
+
+def no_decay_names(parameters: Iterable[tuple[str, Tensor]], rule: Literal["vectors", "reference"]) -> list[str]:
+    """Names of the parameters that weight decay leaves alone, in the order given.
+
+    "vectors"    1-D tensors, names that end in ".bias", and mask tokens: what has no direction to shrink.
+    "reference"  those, and every name that contains "token", which also spares all convolutions of the token
+                 embeddings and of the propagation. Source: the reference's parameter groups (params.json).
+    """
+    return [name for name, value in parameters if _spared(name, value, rule)]
+
+
+def build_optimizer(model: nn.Module, config: TrainerConfig) -> torch.optim.AdamW:
+    """AdamW over all parameters that need a gradient, in two groups: decayed, then spared."""
+    named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    spared = set(no_decay_names(named, config.no_decay))
+    groups = [
+        {"params": [value for name, value in named if name not in spared], "weight_decay": config.weight_decay},
+        {"params": [value for name, value in named if name in spared], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.epsilon,
+        fused=True,  # one pass over memory a parameter, on CPU and CUDA alike
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Use `rate` in every group from the next step on."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def total_gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """L2 norm of all gradients together, [] float32 on their device; parameters without a gradient count nothing."""
+    gradients = [value.grad for value in parameters if value.grad is not None]
+    if not gradients:
+        raise ValueError("no parameter has a gradient; expected this after a backward pass")
+    return torch.nn.utils.get_total_norm(gradients)
+
+
+def _spared(name: str, value: Tensor, rule: str) -> bool:
+    if value.ndim <= 1 or name.endswith(".bias") or name.split(".")[-1] == "mask_token":
+        return True
+    return rule == "reference" and "token" in name

@@ -1,0 +1,64 @@
+"""The directory a run owns while it lasts, and what it leaves there when it fails."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trainer import checkpoint
+from trainer.data import Part
+from trainer.distributed import Ranks
+from trainer.errors import TrainingError
+
+__all__ = ["owned", "save_batch", "write_json"]
+
+
+@contextmanager
+def owned(run_dir: Path, ranks: Ranks) -> Iterator[None]:
+    """Make the run directory and keep other runs out of it; the lock ends with the process, however that ends."""
+    if not ranks.main:
+        ranks.wait()
+        yield
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainingError(
+                f"another process is training in {run_dir}; expected to be the only one. "
+                "Wait for it to end, or use another directory."
+            ) from None
+        checkpoint.clean_leftovers(run_dir)
+        ranks.wait()
+        yield
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace a small JSON file at once."""
+    temporary = path.with_suffix(".json.new")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def save_batch(folder: Path, rank: int, parts: Sequence[Part], facts: Mapping[str, Any]) -> None:
+    """Leave one rank's share of a batch for whoever wants to find out what is wrong with it.
+
+    rankR.safetensors: `<part>/<what>` for points, points_canonical, mask, drop_path and the teacher's maps;
+    rankR.json: `facts` and the shapes' ids.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {}
+    for number, part in enumerate(parts):
+        found = {"points": part.points, "points_canonical": part.points_canonical, **part.draws._asdict()}
+        if part.maps is not None:
+            found |= {"features": part.maps.features, "saliency": part.maps.saliency, **part.maps.geometry._asdict()}
+        tensors |= {f"{number}/{name}": value.cpu().contiguous() for name, value in found.items()}
+    save_file(tensors, folder / f"rank{rank}.safetensors")
+    write_json(folder / f"rank{rank}.json", {**facts, "ids": [id for part in parts for id in part.ids]})

@@ -1,0 +1,117 @@
+"""One optimiser step over one whole batch, however it is split over ranks and accumulated parts."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from trainer.config import TrainerConfig
+from trainer.data import Part
+from trainer.distributed import Ranks
+from trainer.maps import TeacherMaps
+from trainer.model import I2PMAE, Plan, Prediction
+from trainer.optim import build_optimizer, set_learning_rate, total_gradient_norm
+
+__all__ = ["LiveTeacher", "Outcome", "Stepper"]
+
+_AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class LiveTeacher(Protocol):
+    """A teacher that looks at the student's own cloud in every step, instead of a cache.
+
+    channels, views  of its maps.   call: points [B, N, 3] float32 -> TeacherMaps of these points, in their own frame.
+    """
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def views(self) -> int: ...
+
+    def __call__(self, points: Tensor) -> TeacherMaps: ...
+
+
+class Outcome(NamedTuple):
+    """What a step found; losses over the whole batch, gradient norm before clipping."""
+
+    loss_3d: float
+    loss_2d: float
+    gradient_norm: float
+
+
+class Stepper:
+    """A model, its optimiser, and how to take a step with them."""
+
+    def __init__(self, model: I2PMAE, config: TrainerConfig, ranks: Ranks, teacher: LiveTeacher | None):
+        self.model, self.config, self.ranks, self.teacher = model, config, ranks, teacher
+        self.optimizer = build_optimizer(model, config)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.scaler = torch.amp.GradScaler(ranks.device.type) if config.precision == "float16" else None
+        self._network: Callable[[Plan, Tensor | None], Prediction] = model.network
+        if config.compile:
+            self._network = torch.compile(model.network, dynamic=True)
+
+    def step(self, parts: Sequence[Part], rate: float) -> Outcome:
+        """Take one step on this rank's parts of a batch, at learning rate `rate`.
+
+        The loss is the mean over all hidden (3D) or visible (2D) tokens of the whole batch. All parts are planned
+        before the first is computed, because a part's gradient is divided by counts that depend on all of them.
+        """
+        self.model.train()
+        plans = [self._plan(part) for part in parts]
+        counts = self.ranks.sum(torch.stack([self._counts(plan) for plan, _ in plans]).sum(0))  # [2]
+        sums = torch.zeros_like(counts)
+        self.optimizer.zero_grad(set_to_none=True)
+        for plan, drop_path in plans:
+            with self._autocast():
+                output = self.model.losses(plan, self._network(plan, drop_path))
+            loss = output.normalised(counts[0], counts[1])
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+            sums += torch.stack((output.sum_3d, output.sum_2d)).detach()
+        norm = self._update(rate)
+        losses = self.ranks.sum(sums) / counts.clamp(min=1)
+        # The one point where the host waits for the device, after the whole step has been handed to it.
+        loss_3d, loss_2d, gradient_norm = torch.cat((losses, norm.reshape(1))).tolist()
+        return Outcome(loss_3d, loss_2d, gradient_norm)
+
+    def _plan(self, part: Part) -> tuple[Plan, Tensor | None]:
+        part = part.to(self.ranks.device)
+        maps, frame = part.maps, part.points_canonical
+        if self.teacher is not None:
+            maps, frame = self.teacher(part.points), part.points
+        return self.model.plan(part.points, frame, maps, part.draws), part.draws.drop_path
+
+    def _counts(self, plan: Plan) -> Tensor:
+        """What LossOutput.count_3d and count_2d will be, [2] float32, before anything is computed."""
+        model = self.model
+        level = model.config.target_level
+        K = model.config.neighbours[level]
+        visible = plan.tokens[level].visible
+        seen = visible.sum()
+        hidden = (visible.numel() - seen) * (K * (plan.target_3d is not None))
+        values = seen * (K * model.views * model.teacher_channels * (plan.target_2d is not None))
+        return torch.stack((hidden, values)).float()
+
+    def _update(self, rate: float) -> Tensor:
+        """Sum the gradients over ranks, clip, step; -> norm of the gradient before clipping, [] float32."""
+        set_learning_rate(self.optimizer, rate)
+        self.ranks.sum_gradients(self.parameters)
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        norm = total_gradient_norm(self.parameters)
+        if self.config.clip_gradient:
+            gradients = [p for p in self.parameters if p.grad is not None]
+            torch.nn.utils.clip_grads_with_norm_(gradients, self.config.clip_gradient, norm)
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)  # leaves a step out where the scaled gradient overflowed
+            self.scaler.update()
+        return norm
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        dtype = _AUTOCAST.get(self.config.precision)
+        return torch.autocast(self.ranks.device.type, dtype=dtype, enabled=dtype is not None)

@@ -204,6 +204,8 @@ class _Tally:
         self.receipts = dict(committed)
         self.before = len(committed)
         self.total = len(committed) + missing
+        self.records = sum(receipt.records for receipt in committed.values())
+        self.refused = sum(len(receipt.quarantined) for receipt in committed.values())
         self.stages: Counter[str] = Counter()
         self.tell()
 
@@ -213,11 +215,13 @@ class _Tally:
             self.writer.log({"event": "failure", "shard": result.shard, "traceback": result.traceback})
             raise BuildError(
                 f"shard {result.shard} failed: {result.message}\n"
-                f"  Its traceback is in {self.writer.directory / LOG}. The {len(self.receipts)} committed shards are kept; run "
-                "the build again to go on."
+                f"  Its traceback is in {self.writer.directory / LOG}.\n"
+                f"  The {len(self.receipts)} committed shards are kept; run the build again to go on."
             )
         receipt = result.receipt
         self.receipts[receipt.shard] = receipt
+        self.records += receipt.records
+        self.refused += len(receipt.quarantined)
         self.stages.update(result.seconds)
         self.writer.log(
             {
@@ -236,21 +240,20 @@ class _Tally:
     def tell(self) -> None:
         if self.on_progress is None:
             return
-        refused = sum(len(receipt.quarantined) for receipt in self.receipts.values())
         self.on_progress(
             BuildProgress(
                 shards_done=len(self.receipts),
                 shards_total=self.total,
-                shapes_done=refused + sum(receipt.records for receipt in self.receipts.values()),
+                shapes_done=self.records + self.refused,
                 shapes_total=self.shapes,
-                quarantined=refused,
+                quarantined=self.refused,
                 seconds=time.perf_counter() - self.begun,
             )
         )
 
     def check_usable(self) -> None:
         """A cache without a record is a mistake somewhere else. Raises BuildError."""
-        if any(receipt.records for receipt in self.receipts.values()):
+        if self.records:
             return
         refused = self.quarantined()
         if not refused:
@@ -264,7 +267,7 @@ class _Tally:
     def report(self, *, already_complete: bool) -> BuildReport:
         return BuildReport(
             path=self.writer.directory,
-            shapes=sum(receipt.records for receipt in self.receipts.values()),
+            shapes=self.records,
             shards=len(self.receipts),
             built=len(self.receipts) - self.before,
             quarantined=self.quarantined(),

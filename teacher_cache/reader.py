@@ -238,10 +238,10 @@ class _OpenShards:
     def __init__(self, root: Path, description: Description) -> None:
         self._root = root
         self._description = description
-        self._process = os.getpid()
         self._lock = threading.Lock()
         self._shards: OrderedDict[int, layout.ShardReader] = OrderedDict()
         self._pool: ThreadPoolExecutor | None = None
+        self._process = os.getpid()  # last: a second thread must not pass the check below with the old lock
 
     def get(self, entry: ShardEntry) -> layout.ShardReader:
         self._check_process()

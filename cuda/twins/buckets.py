@@ -11,8 +11,8 @@ from cuda.twins._threads import for_each
 
 __all__ = ["BUCKET", "Buckets", "bucket_clouds"]
 
-BUCKET = 32
-"""Points in a box: two AVX-512 vectors; fewer make more boxes to test, more make looser ones."""
+BUCKET = 16
+"""Points in a box: one AVX-512 vector. Fewer would make more boxes to test, more would make looser ones."""
 
 _CELLS = 16  # along an axis of the grid whose Morton order the points are put in
 

@@ -11,7 +11,7 @@ __all__ = ["knn"]
 _QUERIES = 32  # of one cloud that make a work item
 _NONE = 2**63 - 1
 _CAPACITY = 192  # candidates held; more than the largest k, a box and some
-_FIRST = 3  # boxes; one alone leaves six times as many candidates to rank, two twice as many
+_FIRST = 4  # boxes; with one alone the limit is so loose that several times as many candidates are left to rank
 _VISITED = 2**31 - 1  # above the bits of any float
 
 

@@ -30,8 +30,8 @@ def project(begin, end, points, splat, reduction, exponent, depth, lo, cell, off
     rows = np.empty(N, np.int32)
     columns = np.empty(N, np.int32)
     depths = np.empty(N, np.float32)
-    total = np.empty((S, S), np.float64)
-    count = np.empty((S, S), np.int32)
+    total = np.zeros((S, S), np.float64)
+    count = np.zeros((S, S), np.int32)
     for item in range(begin, end):
         b = item // _VIEWS
         v = item % _VIEWS
@@ -52,53 +52,93 @@ def project(begin, end, points, splat, reduction, exponent, depth, lo, cell, off
             far = size if size > far else far
         row_lo += np.float32(0)
         column_lo += np.float32(0)
-        side = (max(row_hi - row_lo, column_hi - column_lo)) / np.float32(S - PLANE_MARGIN)
+        side = max(row_hi - row_lo, column_hi - column_lo) / np.float32(S - PLANE_MARGIN)
         if not side >= _SMALLEST_CELL:
             side = np.float32(1)
 
-        row_top = column_top = np.int32(0)
-        for n in range(N):
-            i = np.floor((points[b, n, row_axis] - row_lo) / side)
-            j = np.floor((points[b, n, column_axis] - column_lo) / side)
-            rows[n] = np.int32(i)
-            columns[n] = np.int32(j)
-            row_top = max(row_top, rows[n])
-            column_top = max(column_top, columns[n])
-        # Splatted indices run from -half + 1 to top + half + 1; their middle does not depend on the splat.
+        # The far edge has the largest index, because subtraction, division and floor are monotonic.
+        row_top = _index(row_hi, row_lo, side, S)
+        column_top = _index(column_hi, column_lo, side, S)
+        # Splatted indices run from 1 - half to top + 1 + half; their middle does not depend on the splat.
         row_offset = S // 2 - (row_top + 2) // 2 - 1
         column_offset = S // 2 - (column_top + 2) // 2 - 1
-
         lo[b, v, 0] = row_lo
         lo[b, v, 1] = column_lo
         cell[b, v] = side
         offset[b, v, 0] = row_offset
         offset[b, v, 1] = column_offset
-
-        image = depth[b, v]
-        scale = math.ldexp(1.0, exponent - math.frexp(np.float64(far))[1])
-        count[:] = 0
-        if reduction <= MEAN:
-            total[:] = 0
-        else:
-            image[:] = 0
         for n in range(N):
-            d = depths[n]
-            fixed = np.rint(np.float64(d) * scale)
-            for di in range(-half, half + 1):
-                i = min(max(rows[n] + 1 + row_offset + di, 0), S - 1)
-                for dj in range(-half, half + 1):
-                    j = min(max(columns[n] + 1 + column_offset + dj, 0), S - 1)
-                    if reduction <= MEAN:
-                        total[i, j] += fixed
-                        count[i, j] += 1
-                    elif count[i, j] == 0 or (d > image[i, j] if reduction == MAX else d < image[i, j]):
-                        image[i, j] = d
-                        count[i, j] = 1
+            rows[n] = _index(points[b, n, row_axis], row_lo, side, row_top) + 1 + row_offset
+            columns[n] = _index(points[b, n, column_axis], column_lo, side, column_top) + 1 + column_offset
+
+        # What is written lies in these rows and columns.
+        top = max(1 + row_offset - half, 0)
+        bottom = min(row_top + 1 + row_offset + half, S - 1)
+        left = max(1 + column_offset - half, 0)
+        right = min(column_top + 1 + column_offset + half, S - 1)
+        image = depth[b, v]
+        image[:] = 0
         if reduction <= MEAN:
+            scale = math.ldexp(1.0, exponent - math.frexp(np.float64(far))[1])
+            _add(rows, columns, depths, half, scale, total)
+            if reduction == MEAN:
+                _count(rows, columns, half, count)
             back = 1.0 / scale
-            for i in range(S):
-                for j in range(S):
-                    if reduction == MEAN and count[i, j] > 1:
-                        image[i, j] = np.float32(total[i, j] * back / np.float64(count[i, j]))
-                    else:
-                        image[i, j] = np.float32(total[i, j] * back)
+            for i in range(top, bottom + 1):
+                for j in range(left, right + 1):
+                    value = total[i, j] * back
+                    if reduction == MEAN:
+                        value /= np.float64(max(count[i, j], 1))
+                        count[i, j] = 0
+                    image[i, j] = np.float32(value)
+                    total[i, j] = 0
+        else:
+            _keep_best(rows, columns, depths, half, reduction == MAX, count, image)
+            count[top : bottom + 1, left : right + 1] = 0
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _index(p, lo, side, limit):
+    """Pixel of a coordinate before centring; the clamp is for non-finite clouds, which must not harm their neighbours."""
+    at = np.floor((p - lo) / side)
+    at = at if at > np.float32(0) else np.float32(0)
+    return int(at if at < np.float32(limit) else np.float32(limit))
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _add(rows, columns, depths, half, scale, total):
+    S = total.shape[0]
+    for n in range(len(rows)):
+        fixed = np.rint(np.float64(depths[n]) * scale)
+        left, right = columns[n] - half, columns[n] + half
+        for at in range(rows[n] - half, rows[n] + half + 1):
+            i = min(max(at, 0), S - 1)
+            if left >= 0 and right < S:
+                for j in range(left, right + 1):
+                    total[i, j] += fixed
+            else:
+                for j in range(left, right + 1):
+                    total[i, min(max(j, 0), S - 1)] += fixed
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _count(rows, columns, half, count):
+    S = count.shape[0]
+    for n in range(len(rows)):
+        for i in range(rows[n] - half, rows[n] + half + 1):
+            for j in range(columns[n] - half, columns[n] + half + 1):
+                count[min(max(i, 0), S - 1), min(max(j, 0), S - 1)] += 1
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _keep_best(rows, columns, depths, half, largest, written, image):
+    S = image.shape[0]
+    for n in range(len(rows)):
+        d = depths[n]
+        for at in range(rows[n] - half, rows[n] + half + 1):
+            i = min(max(at, 0), S - 1)
+            for beside in range(columns[n] - half, columns[n] + half + 1):
+                j = min(max(beside, 0), S - 1)
+                if written[i, j] == 0 or (d > image[i, j] if largest else d < image[i, j]):
+                    image[i, j] = d
+                    written[i, j] = 1

@@ -2,8 +2,7 @@
 
 Every kind of corpus (one file each beside this one) satisfies ``Corpus``. Shapes are read one at a time and by index,
 so that a shard of a build can be read by any worker in any order. A shape that cannot be used raises ``ShapeError``
-when it is read, never while the corpus
-is opened: one bad file must not stop a corpus of a million.
+when it is read, never while the corpus is opened: one bad file must not stop a corpus of a million.
 """
 
 import hashlib

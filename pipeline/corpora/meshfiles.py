@@ -145,8 +145,8 @@ def _by_trimesh(file: io.StringIO | io.BytesIO, kind: str, resolver: _Beside | N
     except (Malformed, MemoryError):
         raise
     except Exception as error:
-        # On damaged input trimesh raises whatever its first broken assumption leads to (KeyError, IndexError, struct.error
-        # and more), so no list of classes is complete. Nothing but parsing happens here: the file is at fault.
+        # On damaged input trimesh raises whatever its first broken assumption leads to (KeyError, IndexError,
+        # struct.error and more), so no list of classes is complete. Only parsing happens here: the file is at fault.
         logger.debug("trimesh failed on a %s file", kind, exc_info=True)
         raise Malformed(f"cannot be parsed as {kind}: {type(error).__name__}: {error}"[:300]) from error
     meshes = [piece for piece in pieces if isinstance(piece, trimesh.Trimesh) and len(piece.faces)]

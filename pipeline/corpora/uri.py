@@ -1,8 +1,7 @@
 """``kind:location?key=value&key=value`` opens a corpus.
 
 Percent escapes are decoded in the location and in the values (``%3F`` for a question mark in a path); ``~`` is the home
-folder. This is
-the only list of kinds: a new one is a module with an ``open_...`` function and one ``case`` here.
+folder. This is the only list of kinds: a new one is a module with an ``open_...`` function and one ``case`` here.
 """
 
 from pathlib import Path

@@ -21,8 +21,8 @@ from teacher_cache.codecs import (
     unpacked_size,
 )
 from teacher_cache.config import CacheConfig
+from teacher_cache.made_up import DEPTH_ERROR, assert_same_record, build, make_recipe, make_record
 from teacher_cache.records import CacheSchema, RecordBatch, TeacherRecord
-from teacher_cache.testing import DEPTH_ERROR, assert_same_record, build, make_recipe, make_record
 from teacher_cache.writer import create_cache, write_shard
 
 ZSTD, PLAIN = CacheConfig(), CacheConfig(compression="none")

@@ -77,7 +77,7 @@ def test_fit_takes_a_random_prefix_and_keeps_parts_with_their_points():
 
 def test_a_small_cloud_is_refused_unless_repeating_is_asked_for():
     points = ball(50)
-    with pytest.raises(ShapeError, match="has 50 points, 64 are asked for; .*pad=repeat"):
+    with pytest.raises(ShapeError, match=r"has 50 points, 64 are asked for; .*pad=repeat"):
         fit_points(points, None, count=64, seed=0, id="x", source="x")
     cloud, _ = fit_points(points, None, count=64, seed=0, id="x", source="x", repeat=True)
     assert len(cloud) == 64

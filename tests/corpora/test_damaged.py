@@ -1,4 +1,4 @@
-"""Whatever happens to the bytes of a real file, reading it gives a valid shape or a ShapeError: cut it anywhere, flip any bits."""
+"""Whatever happens to the bytes of a file, reading it gives a valid shape or a ShapeError: cut it, flip any bits."""
 
 from pathlib import Path
 
@@ -39,13 +39,18 @@ def read(path: Path) -> None:
     """Read one file as a corpus would; only ShapeError may come out."""
     try:
         points = sample_geometry(read_geometry(path), count=64, seed=0, id="x", source=str(path), repeat=True)
-    except ShapeError as error:
-        assert error.source == str(path)
-        assert error.reason
+    except ShapeError as refused:
+        _blames(refused, path)
         return
     assert points.shape == (64, 3)
     assert points.dtype == np.float32
     check_shape(points, "sound")
+
+
+def _blames(error: Exception, path: Path) -> None:
+    """The message starts with the file and goes on."""
+    assert str(error).startswith(str(path))
+    assert len(str(error)) > len(str(path)) + 10
 
 
 @pytest.mark.parametrize("name", MESHES)
@@ -108,14 +113,14 @@ def test_damaged_npz_corpora(tmp_path, data):
     path.write_bytes(damage(path.read_bytes(), data))
     try:
         corpus = open_corpus(f"npz:{path}", points=64)
-    except CorpusError as error:
-        assert str(path) in str(error)
+    except CorpusError as refused:
+        _blames(refused, path)
         return
     for i in range(len(corpus)):
         try:
             assert corpus[i].points.shape == (64, 3)
-        except ShapeError as error:
-            assert str(path) in error.source
+        except ShapeError as refused:
+            _blames(refused, path)
 
 
 def test_a_truncated_hdf5_is_named(tmp_path):

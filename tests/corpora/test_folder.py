@@ -45,7 +45,7 @@ def test_modelnets_layout_gives_class_and_split(tmp_path):
     test = open_corpus(f"folder:{tmp_path}?split=test", points=64)
     assert [test.id(i) for i in range(len(test))] == ["bed/test/bed_0009.off", "sofa/test/sofa_0002.OFF"]
     assert test.label_names == corpus.label_names
-    with pytest.raises(CorpusError, match="none of the 4 shapes in .* lies in a folder named val"):
+    with pytest.raises(CorpusError, match=r"none of the 4 shapes in .* lies in a folder named val"):
         open_corpus(f"folder:{tmp_path}?split=val", points=64)
 
 

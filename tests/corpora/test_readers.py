@@ -134,6 +134,11 @@ def test_points_are_uniform_over_the_surface():
     assert np.allclose(on_top.var(axis=0), (1 / 12, 4 / 12, 0), atol=0.02)
 
 
+def npy_header(descr: str, shape: str) -> bytes:
+    text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}}}"
+    return b"\x93NUMPY\1\0\x76\0" + text.encode().ljust(117) + b"\n"
+
+
 OFF = cube_text("off")
 WRONG = {
     "empty.off": (b"", "the file is empty"),
@@ -148,7 +153,7 @@ WRONG = {
     "flat.off": (b"OFF\n3 1 0\n0 0 0\n1 0 0\n2 0 0\n3 0 1 2\n", "the surface has area 0"),
     "huge.off": (OFF.replace(b"0 0 1", b"0 0 1e300"), "some vertices are not finite in float32"),
     "lies.ply": (
-        b"ply\nformat binary_little_endian 1.0\nelement vertex 2000000000\n" + b"".join(b"property float %c\n" % a for a in b"xyz") + b"end_header\n12",
+        cube_ply().replace(b"element vertex 8", b"element vertex 2000000000"),
         "promises 2000000000 of vertex, the file ends before",
     ),
     "short.ply": (cube_text("ply-ascii")[:-20], "promises 14 lines"),
@@ -161,10 +166,13 @@ WRONG = {
     "nothing.obj": (b"# nothing\n", "holds neither triangles nor points"),
     "short.glb": (glb()[:-10], "the header promises"),
     "wrong.glb": (b"PK\3\4" * 8, "does not start with glTF"),
-    "escape.gltf": (b'{"asset":{"version":"2.0"},"buffers":[{"uri":"../../etc/passwd","byteLength":9}]}', "not a file beside it"),
+    "escape.gltf": (
+        b'{"asset":{"version":"2.0"},"buffers":[{"uri":"../../etc/passwd","byteLength":9}]}',
+        "not a file beside it",
+    ),
     "json.gltf": (b"{", "cannot be parsed as JSON"),
-    "object.npy": (b"\x93NUMPY\1\0\x76\0" + b"{'descr': '|O', 'fortran_order': False, 'shape': (64, 3)}".ljust(117) + b"\n", "type object; expected numbers"),
-    "lies.npy": (b"\x93NUMPY\1\0\x76\0" + b"{'descr': '<f4', 'fortran_order': False, 'shape': (2000000000, 3)}".ljust(117) + b"\n", "promises .* 0 bytes follow"),
+    "object.npy": (npy_header("|O", "(64, 3)"), "type object; expected numbers"),
+    "lies.npy": (npy_header("<f4", "(2000000000, 3)"), "promises .* 0 bytes follow"),
     "noise.npy": (bytes(range(256)), "does not start as a NPY file"),
     "noise.npz": (bytes(range(256)), "not a whole NPZ file"),
     "noise.txt": (bytes(range(256)), "is binary; expected lines of numbers"),
@@ -174,10 +182,10 @@ WRONG = {
     "words.csv": (b"x,y,z\n1,2,3\n", "a line is not 3 numbers"),
     "header.pcd": (b"VERSION .7\nFIELDS x y z\n", "has no PCD header"),
     "size.pcd": (b"FIELDS x y z\nSIZE 4 4\nTYPE F F F\nPOINTS 9\nDATA ascii\n", "incomplete or contradicts itself"),
-    "packed.pcd": (pcd(ball(40), "binary").replace(b"DATA binary", b"DATA binary_compressed"), "ascii and binary are read"),
+    "packed.pcd": (pcd(ball(40), "binary").replace(b"binary", b"binary_compressed"), "ascii and binary are read"),
     "short.pcd": (pcd(ball(40), "binary")[:-9], "promises 40 points, the file ends before"),
     "few.pcd": (pcd(ball(40), "ascii")[:-60], "promises 40 points"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", WRONG)

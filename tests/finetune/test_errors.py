@@ -33,7 +33,7 @@ def test_shapes_and_types():
     model = tiny_classifier().eval()
     with pytest.raises(ValueError, match=r"points have shape \(96, 3\); expected \[B, N, 3\]"):
         model(tiny_clouds()[0])
-    with pytest.raises(TypeError, match="must be float32, got torch.float64"):
+    with pytest.raises(TypeError, match=r"must be float32, got torch\.float64"):
         model(tiny_clouds().double())
     with pytest.raises(ValueError, match=r"category has shape \(3,\) for points of shape \(4, 96, 3\); expected \[B\]"):
         tiny_segmenter().eval()(tiny_clouds(), CATEGORY[:3])

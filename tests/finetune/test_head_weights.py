@@ -75,7 +75,7 @@ def test_a_checkpoint_without_any_encoder_weight_is_refused():
 
 
 def test_the_whole_file_instead_of_its_state_dict_is_refused():
-    with pytest.raises(ValueError, match="got base_model, epoch. Pass the state dict itself"):
+    with pytest.raises(ValueError, match=r"got base_model, epoch\. Pass the state dict itself"):
         load_pretrained_encoder(tiny_classifier(), {"base_model": torch.ones(1), "epoch": torch.ones(1)}, source="f")
 
 

@@ -149,6 +149,19 @@ def test_centred_and_inside(kind):
     assert ((low + high - 223).abs() <= 2).all()
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("impl", implementations("project")[1:])
+def test_a_cloud_that_is_not_finite_does_not_harm_its_neighbours(impl, bad, reduction):
+    """Such clouds are refused where data enters; if one comes through, the damage ends at its own images."""
+    points = np.stack([cloud("ball", 40, seed=seed) for seed in range(3)])
+    expected = impl(points, image_side=32, reduction=reduction)
+    points[1, 3:6] = bad
+    points[1, 7] = -3e38
+    for got, wanted in zip(impl(points, image_side=32, reduction=reduction), expected, strict=True):
+        np.testing.assert_array_equal(got[[0, 2]], wanted[[0, 2]])
+
+
 def test_empty_batch():
     depth, geometry = project(torch.zeros(0, 5, 3))
     assert depth.shape == (0, 3, 224, 224)

@@ -45,11 +45,12 @@ def cube_text(form: str) -> bytes:
 
 
 def cube_ply(order: str = "<", mixed: bool = False) -> bytes:
-    """The cube as a binary PLY, with a colour a vertex; ``mixed``: one quad as two triangles, so that rows differ in length."""
+    """The cube as a binary PLY, with a colour a vertex; ``mixed``: one quad as two triangles (rows differ)."""
     faces = [(0, 1, 3), (0, 3, 2), *CUBE_FACES[1:]] if mixed else CUBE_FACES
     name = "binary_little_endian" if order == "<" else "binary_big_endian"
     header = f"ply\nformat {name} 1.0\nelement vertex 8\nproperty float x\nproperty float y\nproperty float z\n"
-    header += f"property uchar red\nelement face {len(faces)}\nproperty list uchar int vertex_indices\nproperty uchar flag\nend_header\n"
+    header += f"property uchar red\nelement face {len(faces)}\nproperty list uchar int vertex_indices\n"
+    header += "property uchar flag\nend_header\n"
     body = b"".join(struct.pack(f"{order}3fB", *vertex, 7) for vertex in CUBE_VERTICES)
     return (
         header.encode() + body + b"".join(struct.pack(f"{order}B{len(face)}iB", len(face), *face, 1) for face in faces)
@@ -72,7 +73,7 @@ def cube_stl(ascii: bool = False) -> bytes:
 
 
 def write_npz(path: Path, n: int = 6, size: int = 128, **changes: np.ndarray) -> Path:
-    """A small file in the layout of ``npz:``, two classes, every third shape a test shape; ``changes`` replace or add arrays."""
+    """A small file for ``npz:``: two classes, every third shape a test shape; ``changes`` replace or add arrays."""
     arrays = {
         "points": np.stack([ball(size, seed) for seed in range(n)]).astype(np.float16),
         "label": np.arange(n) % 2,

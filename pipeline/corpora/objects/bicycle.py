@@ -5,14 +5,15 @@ import numpy as np
 from pipeline.corpora.objects.primitives import (
     bend,
     box,
-    circle,
     cylinder,
     join,
     loft,
+    move,
     rounded_box,
     shifted,
     torus,
     tube,
+    turn,
 )
 from pipeline.corpora.objects.sketch import Category, Sketch
 
@@ -33,11 +34,11 @@ def draw_bicycle(s: Sketch) -> None:
     fork_top = head + 0.18 * (front - head)
     tubing = s.between(0.014, 0.02)
     spokes = s.count("spokes", 8, 14)
-    for hub in (front, rear):
-        rim = [torus(hub, r - tyre, tyre, axis="x", n=30, sides=8)]
-        ring = circle(spokes) * (r - tyre)
-        rim += [cylinder(hub, hub + np.array([0, a, b]), 0.0035, n=4, caps=False) for a, b in ring]
-        s.add("wheel", join(*rim, cylinder(hub - np.array([0.035, 0, 0]), hub + np.array([0.035, 0, 0]), 0.02, n=10)))
+    spoke = cylinder((0, 0, 0), (0, 0, r - tyre), 0.0035, n=4, caps=False)
+    fan = [turn(spoke, "x", angle) for angle in np.arange(spokes) * (2 * np.pi / spokes)]
+    axle = cylinder((-0.035, 0, 0), (0.035, 0, 0), 0.02, n=10)
+    wheel = join(torus((0, 0, 0), r - tyre, tyre, axis="x", n=30, sides=8), axle, *fan)
+    s.add("wheel", move(wheel, front), move(wheel, rear))
     step_through = style == "city" and s.maybe("step-through", 0.6)
     joint = crank + 0.3 * (seat_top - crank) if step_through else seat_top
     bars = [(crank, seat_top), (seat_top, saddle - (0, 0, 0.02)), (joint, head), (crank, fork_top)]

@@ -22,6 +22,7 @@ COMMANDS = {
     "checkpoint": ("cli.checkpoint", "checkpoint", "Look into a checkpoint."),
     "corpus": ("cli.corpus", "corpus", "List and picture the shapes of a corpus."),
     "evaluate": ("cli.evaluate", "evaluate", "Score an encoder with a linear SVM on labelled shapes."),
+    "parity": ("cli.parity.command", "parity", "Compare with arrays recorded from the reference implementation."),
     "presets": ("cli.presets_command", "presets", "List the presets, or print one."),
     "pretrain": ("cli.pretrain", "pretrain", "Pre-train an encoder from a cache (built first if it is not there)."),
 }

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["patch_features", "tower_problem"]
+__all__ = ["class_features", "patch_features", "tower_problem"]
 
 
 def tower_problem(tower: nn.Module) -> str | None:
@@ -43,13 +43,32 @@ def patch_features(tower: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     An image's result depends on that image alone. For a given M and number of threads that holds to the bit; between
     different ones to rounding (on the CPU measured, AVX-512 with MKL, to the bit as well: docs/teacher.md).
     """
+    tokens, query, key = _forward(tower, images)
+    features = tower.ln_post(tokens[:, 1:]) @ tower.proj  # [M, T, C]
+    return features.float(), _class_row(query, key)[:, 1:]
+
+
+@torch.no_grad()
+def class_features(tower: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """What becomes of the class token, and all it attends to in the last block.
+
+    tower, images  as of patch_features.
+    ->             feature [M, C] float32: the class token after ln_post and the projection, not normalised; CLIP's image
+                   feature where the tower pools by it, as OpenAI's do.
+                   attention [M, T + 1] float32, mean over heads, rows sum to 1: column 0 is the class token itself, the
+                   others are patch_features' saliency.
+    """
+    tokens, query, key = _forward(tower, images)
+    return (tower.ln_post(tokens[:, 0]) @ tower.proj).float(), _class_row(query, key)
+
+
+def _forward(tower: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All blocks -> tokens [M, T + 1, D], and the last block's queries and keys."""
     tokens = _embed(tower, images)
     blocks = tower.transformer.resblocks
     for block in blocks[:-1]:
         tokens, _, _ = _block(block, tokens)
-    tokens, query, key = _block(blocks[-1], tokens)
-    features = tower.ln_post(tokens[:, 1:]) @ tower.proj  # [M, T, C]
-    return features.float(), _class_row(query, key)
+    return _block(blocks[-1], tokens)
 
 
 def _embed(tower: Any, images: Tensor) -> Tensor:
@@ -81,8 +100,8 @@ def _block(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _class_row(query: Tensor, key: Tensor) -> Tensor:
-    """Row 0 of softmax(query key^T / sqrt(d)), mean over heads, without its class column -> [M, T] float32."""
+    """Row 0 of softmax(query key^T / sqrt(d)), mean over heads -> [M, T + 1] float32."""
     row = query[:, :, :1].float() * query.shape[-1] ** -0.5
     # Not a matrix product: for one row, BLAS picks its routine, and so its rounding, by the number of images.
     weights = (row * key.float()).sum(dim=-1).softmax(dim=-1)  # [M, heads, T + 1]
-    return weights.mean(dim=1)[:, 1:]
+    return weights.mean(dim=1)

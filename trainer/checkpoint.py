@@ -2,7 +2,7 @@
 
     RUN/checkpoints/epoch-0010/   after 10 epochs
         model.safetensors         the student's weights and buffers, under their names in the model
-        optimizer.safetensors     AdamW's state, `<what>/<parameter>`: exp_avg, exp_avg_sq, step
+        optimizer.safetensors     AdamW's state, `<what>/<parameter>`: exp_avg, exp_avg_sq, step; not in imported ones
         checkpoint.json           Header: settings of all sections, recipe of the cache, metrics, sizes and hashes
 
 A checkpoint is written under a temporary name, flushed to the disk and renamed; what a killed run leaves behind is not
@@ -40,6 +40,7 @@ __all__ = [
     "read_tensors",
     "restore_optimizer",
     "write_checkpoint",
+    "write_checkpoint_at",
 ]
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ logger = logging.getLogger(__name__)
 FORMAT, VERSION = "i2p-checkpoint", 1
 HEADER, MODEL, OPTIMIZER = "checkpoint.json", "model.safetensors", "optimizer.safetensors"
 HEADER_LIMIT = 16 * 2**20  # bytes; a real header has a few thousand
+KINDS = ("pretraining", "classifier", "segmentation", "encoder")
+ADDED = ("kind", "origin")  # entries that a header may lack: pretraining, None
 _NAME = re.compile(r"epoch-(\d{4,})")
 
 
@@ -66,6 +69,9 @@ class Header:
     loss_scale  state of float16 loss scaling, None for other precisions
     versions    of this package, torch, numpy and python
     files       name -> {"bytes", "sha256"}; filled in by write_checkpoint
+    kind        whose weights these are: "pretraining", the fine-tuned "classifier" or "segmentation", or "encoder", the
+                part `h_encoder.` of any of them
+    origin      for a checkpoint that was converted, from what; see trainer.reference_checkpoint. None for our own
     """
 
     epoch: int
@@ -77,6 +83,8 @@ class Header:
     loss_scale: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    kind: str = "pretraining"
+    origin: dict[str, Any] | None = None
 
 
 def write_checkpoint(
@@ -86,9 +94,18 @@ def write_checkpoint(
     target = _folder(run_dir) / f"epoch-{header.epoch:04d}"
     if target.exists():
         raise CheckpointError(f"{target} exists already; expected to write it now. Another run may be using {run_dir}.")
+    return write_checkpoint_at(target, header, model, optimizer)
+
+
+def write_checkpoint_at(
+    target: Path, header: Header, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor] | None
+) -> Path:
+    """Write the checkpoint `target` itself, which must not exist, atomically; no optimizer.safetensors for None."""
     temporary = target.with_name(f".writing-{target.name}-{os.getpid()}")
     temporary.mkdir(parents=True)
-    blobs = {MODEL: save_tensors(_stored(model)), OPTIMIZER: save_tensors(_stored(optimizer))}
+    blobs = {MODEL: save_tensors(_stored(model))}
+    if optimizer is not None:
+        blobs[OPTIMIZER] = save_tensors(_stored(optimizer))
     files = {name: {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()} for name, blob in blobs.items()}
     content = {"format": FORMAT, "version": VERSION, **asdict(header), "files": files}
     blobs[HEADER] = (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
@@ -148,15 +165,17 @@ def read_header(path: Path) -> Header:
     version = content.pop("version", None)
     if version != VERSION:
         raise CheckpointError(f"{file} has version {version!r}; this program reads version {VERSION}.")
-    wanted = {f.name: f for f in fields(Header)}
-    if set(content) != set(wanted):
-        odd = sorted(set(content) ^ set(wanted))
+    wanted = {f.name for f in fields(Header)}
+    odd = sorted(set(content) ^ (wanted - (set(ADDED) - set(content))))
+    if odd:
         raise CheckpointError(f"{file}: missing or unknown entries {odd}. {_remedy(path)}")
-    kinds = {"epoch": int, "step": int, "loss_scale": dict | None}
+    kinds = {"epoch": int, "step": int, "loss_scale": dict | None, "kind": str, "origin": dict | None}
     for name, value in content.items():
         kind = kinds.get(name, dict)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise CheckpointError(f"{file}: {name} is {value!r}, not of the expected type. {_remedy(path)}")
+    if content.get("kind", KINDS[0]) not in KINDS:
+        raise CheckpointError(f"{file}: kind is {content['kind']!r}; this program reads {', '.join(KINDS)}.")
     return Header(**content)
 
 

@@ -94,7 +94,8 @@ def pretrain(
 
     Raises CheckpointError where the directory holds a run with other settings or a damaged checkpoint, DataError where
     the cache cannot feed the run, TrainingError where the loss stops being finite or another process trains in the
-    directory, ValueError for settings with problems.
+    directory, ValueError for settings with problems; EvaluationError and CorpusError for corpora to evaluate on that
+    cannot serve, before training begins.
     """
     evaluation = evaluation or EvaluationConfig()
     _check_settings(trainer=trainer, evaluation=evaluation)
@@ -105,6 +106,10 @@ def pretrain(
                 f'trainer.precision = "float16" needs a GPU, and trainer.device = {trainer.device!r} found none. '
                 'Use "float32" or "bfloat16".'
             )
+        if evaluation.enabled and ranks.main:
+            from trainer.evaluation.clouds import check_corpora
+
+            check_corpora(evaluation.train, evaluation.test, points=evaluation.stored_points)
         run = _Run(cache, run_dir, model, masking, trainer, evaluation, teacher, ranks)
         return run.go(on_event)
 

@@ -17,12 +17,12 @@ def within_radius(centres: Tensor, radius: float, *, distance: Literal["direct",
     centres   [B, G, 3] float32.
     radius    the bound, excluded; in the centres' units.
     distance  "direct": differences first. "expanded": torch.cdist's own choice, which above 25 tokens is
-              |a|^2 + |b|^2 - 2ab by a matrix product, off by up to about 1e-3 for near pairs on the unit sphere.
+              |a|^2 + |b|^2 - 2ab by a matrix product. On the unit sphere that is off by 1e-7 at usual radii, and by up
+              to 4e-4 between centres that coincide (measured on recorded clouds).
     ->        [B, 1, G, G] bool, symmetric up to that rounding; a token is always near itself, whatever the radius.
 
     Source: Point-M2AE (Zhang et al. 2022), 3.4, "local spatial self-attention".
     """
-    with torch.autocast(centres.device.type, enabled=False):
-        near = torch.cdist(centres, centres, compute_mode=_CDIST_MODE[distance]) < radius  # [B, G, G]
+    near = torch.cdist(centres, centres, compute_mode=_CDIST_MODE[distance]) < radius  # [B, G, G]
     near.diagonal(dim1=1, dim2=2).fill_(True)  # softmax over no token at all is not defined
     return near[:, None]

@@ -52,10 +52,15 @@ def new_model(model: ModelConfig, masking: MaskingConfig, teacher: Mapping[str, 
 def load_model(path: str | Path) -> tuple[I2PMAE, Header]:
     """The model of a checkpoint, or of the newest checkpoint of a run directory: on the CPU, in evaluation mode.
 
-    Raises CheckpointError for what is missing, damaged, or of settings that this version does not know.
+    Raises CheckpointError for what is missing, damaged, of another kind, or of settings that this version does not know.
     """
     path = find_checkpoint(path)
     header = read_header(path)
+    if header.kind != "pretraining":
+        raise CheckpointError(
+            f"{path} is of kind {header.kind}; expected a pre-training model. trainer.reference_checkpoint.load_fine_tuned "
+            "loads a classifier or a segmenter; an encoder alone is what fine-tuning starts from."
+        )
     try:
         model = section_from_json(ModelConfig, header.config["model"])
         masking = section_from_json(MaskingConfig, header.config["masking"])

@@ -27,8 +27,9 @@ _pool_size = 0
 def for_each(items: int, kernel: Callable[..., None], *args: Any) -> None:
     """Call ``kernel(begin, end, *args)`` for ranges that cover ``0..items``.
 
-    Up to ``torch.get_num_threads()`` threads do so at once. The calling thread takes part and takes over whatever the helpers have not begun, so a busy pool costs time and
-    never blocks. ``torch.set_num_threads(1)``, as in DataLoader workers, runs everything in the caller.
+    Up to ``torch.get_num_threads()`` threads do so at once. The calling thread takes part and takes over whatever the
+    helpers have not begun, so a busy pool costs time and never blocks. ``torch.set_num_threads(1)``, as in DataLoader
+    workers, runs everything in the caller.
     """
     if items <= 0:
         return

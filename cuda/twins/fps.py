@@ -15,7 +15,8 @@ def fps(points: np.ndarray, k: int, skip_near_origin: bool, idx: np.ndarray) -> 
     """Sample every cloud.
 
     in  points [B, N, 3] f32 contiguous     out  idx [B, K] i32
-    Arithmetic: dx*dx, + dy*dy, + dz*dz in that order, unfused. Argmax keeps the lowest index. Any B, N >= 1, 1 <= K <= N.
+    Arithmetic: dx*dx, + dy*dy, + dz*dz in that order, unfused. Argmax keeps the lowest index.
+    Any B, N >= 1, 1 <= K <= N.
 
     A box of points is left alone when the new sample is no nearer to it than the farthest of its points is to the
     chosen set: none of its distances would change.
@@ -26,7 +27,8 @@ def fps(points: np.ndarray, k: int, skip_near_origin: bool, idx: np.ndarray) -> 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _sample(begin, end, xyz, source, box_lo, box_hi, N, k, skip_near_origin, idx):
     padded = xyz.shape[2]
-    boxes = padded // BUCKET
+    boxes = box_lo.shape[2]
+    assert padded == boxes * BUCKET, "compiled for another BUCKET: delete cuda/twins/__pycache__"
     best = np.empty(padded, np.float32)  # squared distance to the chosen set; -1: never to be chosen
     bits = best.view(np.int32)  # ordered like the floats, and LLVM vectorises an integer maximum
     gap = np.empty(boxes, np.float32)

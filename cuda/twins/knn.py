@@ -32,7 +32,8 @@ def knn(points: np.ndarray, queries: np.ndarray, k: int, dist2: np.ndarray, idx:
 def _search(begin, end, xyz, source, box_lo, box_hi, N, queries, k, dist2, idx):
     M = queries.shape[1]
     items_of_cloud = (M + _QUERIES - 1) // _QUERIES
-    boxes = xyz.shape[2] // BUCKET
+    boxes = box_lo.shape[2]
+    assert xyz.shape[2] == boxes * BUCKET, "compiled for another BUCKET: delete cuda/twins/__pycache__"
     gap = np.empty(boxes, np.float32)
     gap_bits = gap.view(np.int32)
     found = np.empty(BUCKET, np.float32)
@@ -71,7 +72,7 @@ def _search(begin, end, xyz, source, box_lo, box_hi, N, queries, k, dist2, idx):
                 worst = keys[k - 1] if count >= k else _NONE
                 count = _visit(x, y, z, index, box * BUCKET, N, qx, qy, qz, found, found_bits, keys, count, worst)
                 visited += 1
-                if count > k:
+                if count >= k:
                     count = _rank(keys, ranked, count, k)
             limit = np.int32(keys[k - 1] >> 32)
             waiting = 0
@@ -80,9 +81,7 @@ def _search(begin, end, xyz, source, box_lo, box_hi, N, queries, k, dist2, idx):
                 waiting += gap_bits[box] <= limit
             for w in range(waiting):
                 worst = keys[k - 1]
-                count = _visit(
-                    x, y, z, index, order[w] * BUCKET, N, qx, qy, qz, found, found_bits, keys, count, worst
-                )
+                count = _visit(x, y, z, index, order[w] * BUCKET, N, qx, qy, qz, found, found_bits, keys, count, worst)
                 if count > _CAPACITY - BUCKET:
                     count = _rank(keys, ranked, count, k)
             if count > k:

@@ -99,7 +99,7 @@ def project(begin, end, points, splat, reduction, exponent, depth, lo, cell, off
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _index(p, lo, side, limit):
-    """Pixel of a coordinate before centring; the clamp is for non-finite clouds, which must not harm their neighbours."""
+    """Pixel of a coordinate before centring; clamped so that a cloud that is not finite harms no other."""
     at = np.floor((p - lo) / side)
     at = at if at > np.float32(0) else np.float32(0)
     return int(at if at < np.float32(limit) else np.float32(limit))

@@ -33,6 +33,13 @@ def test_seed_epoch_record_and_site_each_change_the_draws():
     assert (agree - 0.5 - 0.5 * torch.eye(5)).abs().max() < 0.125
 
 
+def test_both_halves_of_a_key_matter():
+    keys = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
+    kept = (Dropout(0.5, site=0)(torch.ones(4, 400), keys) > 0).float()
+    agree = (kept[:, None] == kept).float().mean(2)
+    assert (agree - 0.5 - 0.5 * torch.eye(4)).abs().max() < 0.125  # 5 sigma
+
+
 def test_purposes_do_not_share_numbers():
     assert head_draws._DROPOUT not in STREAMS.values()
 

@@ -92,9 +92,17 @@ def test_missing_cupy_is_explained(monkeypatch):
 
 
 FAULTY = """
-extern "C" __global__ void half_barrier(int* out) { if (threadIdx.x % 2) __syncthreads(); else __shfl_sync(FULL, 1, 0); }
-extern "C" __global__ void lost_lane(int* out) { if (threadIdx.x == 0) return; out[0] = __shfl_sync(FULL, 1, 0); }
-extern "C" __global__ void sound(int* out) { out[threadIdx.x] = __shfl_xor_sync(FULL, (int)threadIdx.x, 1); __syncthreads(); }
+extern "C" __global__ void half_barrier(int* out) {
+    if (threadIdx.x % 2) __syncthreads(); else __shfl_sync(FULL, 1, 0);
+}
+extern "C" __global__ void lost_lane(int* out) {
+    if (threadIdx.x == 0) return;
+    out[0] = __shfl_sync(FULL, 1, 0);
+}
+extern "C" __global__ void sound(int* out) {
+    out[threadIdx.x] = __shfl_xor_sync(FULL, (int)threadIdx.x, 1);
+    __syncthreads();
+}
 """
 
 

@@ -190,7 +190,11 @@ def test_no_queries():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"maps": torch.zeros(1, 3, 196, 8).double()}, TypeError, "maps must be float32, float16 or bfloat16, got torch"),
+        (
+            {"maps": torch.zeros(1, 3, 196, 8).double()},
+            TypeError,
+            "maps must be float32, float16 or bfloat16, got torch",
+        ),
         ({"maps": torch.zeros(1, 2, 196, 8)}, ValueError, r"maps must be \[B, V, T, C\] with B = 1 .* got \[1, 2, 196"),
         ({"maps": torch.zeros(1, 3, 197, 8)}, ValueError, "T = 197 tokens a view, .* drop the class token"),
         ({"maps": torch.zeros(1, 3, 25, 8)}, ValueError, "divides image_side = 224"),

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cuda import plain
 from cuda.chamfer import chamfer
 from tests.support.kernels import CLOUDS, cloud, implementations
 

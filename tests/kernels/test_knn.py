@@ -110,7 +110,13 @@ def test_no_queries_and_no_clouds():
         (torch.zeros(1, 99, 3), torch.zeros(1, 4, 3), 65, ValueError, r"k = 65 is outside 1\.\.64 \(the most"),
         (torch.zeros(2, 4, 3), torch.zeros(1, 4, 3), 1, ValueError, "points has 2 clouds and queries has 1; both need"),
         (torch.zeros(1, 4, 3), torch.zeros(1, 4, 3).half(), 1, TypeError, "queries must be float32, got torch.float16"),
-        (torch.zeros(1, 4, 3), torch.zeros(1, 4, 3, device="meta"), 1, ValueError, "points is on cpu and queries on me"),
+        (
+            torch.zeros(1, 4, 3),
+            torch.zeros(1, 4, 3, device="meta"),
+            1,
+            ValueError,
+            "points is on cpu and queries on me",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(points, queries, k, error, message):

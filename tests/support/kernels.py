@@ -61,7 +61,8 @@ CLOUDS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "far": lambda rng, n: rng.normal(size=(n, 3)) + 1e4,
     "very far": lambda rng, n: rng.normal(size=(n, 3)) + 1e9,  # float32 keeps a handful of distinct values
     "huge": lambda rng, n: rng.normal(size=(n, 3)) * 1e18,
-    "tiny": lambda rng, n: rng.normal(size=(n, 3)) * 1e-30,
+    "tiny": lambda rng, n: rng.normal(size=(n, 3)) * 1e-30,  # squares underflow
+    "subnormal": lambda rng, n: rng.normal(size=(n, 3)) * 1e-38,  # so does the size of a pixel
 }
 
 TELLING_CLOUDS = ("ball", "one place", "grid", "very far")
@@ -86,10 +87,7 @@ def _library(source: str, defines: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
     folder = Path(_build_folder().name)
     stem = "-".join([source, *(f"{name}{value}" for name, value in defines)])
     unit = folder / f"{stem}.cpp"
-    unit.write_text(
-        f'#include "{_SHIM}"\n{text}\n'
-        + "".join(f"HOST_KERNEL({kernel})\n" for kernel in kernels)
-    )
+    unit.write_text(f'#include "{_SHIM}"\n{text}\n' + "".join(f"HOST_KERNEL({kernel})\n" for kernel in kernels))
     compiler = shutil.which("g++")
     assert compiler
     run = subprocess.run([compiler, *_FLAGS, "-o", folder / f"{stem}.so", unit], capture_output=True, text=True)
@@ -98,7 +96,7 @@ def _library(source: str, defines: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
 
 
 def host_launch(*, reverse: bool = False) -> _backend.Launch:
-    """A launcher for CPU tensors: runs the ``.cu`` source compiled by g++; ``reverse`` runs blocks and threads backwards."""
+    """A launcher for CPU tensors: the ``.cu`` source compiled by g++; ``reverse`` runs blocks and threads backwards."""
 
     def launch(
         source: str,
@@ -111,7 +109,8 @@ def host_launch(*, reverse: bool = False) -> _backend.Launch:
         values: list[Any] = []
         for argument in arguments:
             if isinstance(argument, Tensor):
-                assert argument.is_contiguous() and argument.device.type == "cpu"
+                assert argument.is_contiguous()
+                assert argument.device.type == "cpu"
                 values.append(ctypes.c_void_p(argument.data_ptr()))
             else:
                 values.append(ctypes.c_int(argument))
@@ -149,7 +148,9 @@ def _on(device: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """NumPy arrays in and out of a function of tensors."""
 
     def call(*arguments: Any, **settings: Any) -> Any:
-        tensors = (torch.from_numpy(np.ascontiguousarray(a)).to(device) if isinstance(a, np.ndarray) else a for a in arguments)
+        tensors = (
+            torch.from_numpy(np.ascontiguousarray(a)).to(device) if isinstance(a, np.ndarray) else a for a in arguments
+        )
         return _as_arrays(function(*tensors, **settings))
 
     return call

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.corpora.base import CorpusError
 from tests.support.models import tiny_model
 from tests.support.training import clouds, train
 from trainer.config import EvaluationConfig
@@ -169,6 +170,12 @@ def test_a_run_evaluates_while_it_trains_and_after_and_does_not_repeat_it(
     more = train(cache, tmp_path, epochs=2, evaluation=_config(labelled, seeds=1, baselines=False))
     assert more.evaluation is not None
     assert list(more.evaluation["rows"]) == ["trained"]
+
+
+def test_a_corpus_that_cannot_serve_is_found_before_training(cache: Any, labelled: Path, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"nowhere\.npz"):
+        train(cache, tmp_path / "run", evaluation=_config(tmp_path / "nowhere.npz"))
+    assert not (tmp_path / "run" / "train.jsonl").exists()
 
 
 def test_evaluating_does_not_disturb_training(cache: Any, labelled: Path, tmp_path: Path) -> None:

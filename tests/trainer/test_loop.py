@@ -286,6 +286,28 @@ def test_a_live_teacher_that_says_what_is_cached_trains_the_same_student(cache: 
     assert weights_of(live) == weights_of(cached)
 
 
+def test_a_live_teacher_is_shown_the_augmented_cloud_and_looked_up_there(cache: Any) -> None:
+    shown: list[Tensor] = []
+
+    class Teacher:
+        channels, views = TINY_CHANNELS, 3
+
+        def __call__(self, points: Tensor) -> TeacherMaps:
+            shown.append(points)
+            features = torch.arange(16.0)[:, None].expand(len(points), 3, 16, TINY_CHANNELS)
+            _, geometry = project(points, image_side=SCHEMA.image_side)
+            return TeacherMaps(features, torch.zeros(len(points), 3, 16), geometry, SCHEMA.image_side)
+
+    config = trainer_config()
+    stepper = Stepper(new_model(TINY, MASKING, TEACHER, seed=0), config, ALONE, Teacher())
+    (part,) = next(Loader(cache, TINY, config, ALONE, live_teacher=True).epoch(0))
+    plan, _ = stepper._plan(part)
+    assert torch.equal(shown[0], part.points)
+    frames = [stepper.model.plan(part.points, f, Teacher()(part.points), part.draws) for f in part[2:4]]
+    assert torch.equal(plan.target_2d, frames[0].target_2d)
+    assert not torch.equal(plan.target_2d, frames[1].target_2d)
+
+
 def test_untrained_weights_depend_on_the_seed_alone() -> None:
     def weights(seed: int) -> Tensor:
         torch.rand(1)  # torch's global generator plays no part

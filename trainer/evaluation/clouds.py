@@ -12,7 +12,7 @@ from trainer.augment import renormalised
 from trainer.draws import record_uniforms
 from trainer.evaluation import EvaluationError
 
-__all__ = ["LabelledClouds", "check_same_labels", "read_clouds"]
+__all__ = ["LabelledClouds", "check_corpora", "read_clouds"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +54,7 @@ class LabelledClouds:
 def read_clouds(uri: str, *, points: int) -> LabelledClouds:
     """Read every shape of a labelled corpus. Raises EvaluationError where there is no label or no readable shape, and
     pipeline's CorpusError for a URI that does not open."""
-    corpus = open_corpus(uri, points=points)
-    if not corpus.label_names:
-        raise EvaluationError(f"{uri} has no labels; an evaluation needs a labelled corpus. Name another.")
+    corpus = _labelled(uri, points)
     clouds, labels, skipped = [], [], []
     for index in range(len(corpus)):
         try:
@@ -78,14 +76,26 @@ def read_clouds(uri: str, *, points: int) -> LabelledClouds:
     )
 
 
-def check_same_labels(train: LabelledClouds, test: LabelledClouds) -> None:
-    """Raise EvaluationError unless label numbers mean the same classes in both."""
-    if train.label_names != test.label_names:
-        only = sorted(set(train.label_names) ^ set(test.label_names))
+def check_corpora(train: str, test: str, *, points: int) -> None:
+    """Open both corpora without reading a shape, so that what cannot serve is found before hours of training.
+
+    Raises EvaluationError unless both are labelled and a label number means the same class in both, CorpusError for one
+    that does not open.
+    """
+    names = [_labelled(uri, points).label_names for uri in (train, test)]
+    if names[0] != names[1]:
+        only = sorted(set(names[0]) ^ set(names[1]))
         difference = f"{only} are in one only" if only else "their order differs"
         raise EvaluationError(
-            f"the classes of {train.uri} and {test.uri} differ: {difference}. Name two splits of one labelled corpus."
+            f"the classes of {train} and {test} differ: {difference}. Name two splits of one labelled corpus."
         )
+
+
+def _labelled(uri: str, points: int) -> Corpus:
+    corpus = open_corpus(uri, points=points)
+    if not corpus.label_names:
+        raise EvaluationError(f"{uri} has no labels; an evaluation needs a labelled corpus. Name another.")
+    return corpus
 
 
 def _read(corpus: Corpus, index: int) -> np.ndarray:

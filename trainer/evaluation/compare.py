@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from trainer.config import EvaluationConfig
-from trainer.evaluation.clouds import LabelledClouds, check_same_labels, read_clouds
+from trainer.evaluation.clouds import LabelledClouds, check_corpora, read_clouds
 from trainer.evaluation.encoders import (
     Encoder,
     coordinate_statistics,
@@ -72,10 +72,10 @@ class Evaluator:
 
     def __init__(self, config: EvaluationConfig):
         """Reads both corpora. Raises EvaluationError for unusable labels, CorpusError for one that does not open."""
+        check_corpora(config.train, config.test, points=config.stored_points)
         self.config = config
         self.train = read_clouds(config.train, points=config.stored_points)
         self.test = read_clouds(config.test, points=config.stored_points)
-        check_same_labels(self.train, self.test)
 
     def compare(self, encoders: Mapping[str, Encoder], *, seeds: int | None = None) -> Comparison:
         """Score every encoder on the same draws. `seeds` overrides the configured number; the reference protocol has no

@@ -1,0 +1,113 @@
+"""Runs sections, one after the other, and turns what is missing or goes wrong into rows."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from cli.experiment import Experiment
+from cli.parity.compare import FAILED, MISSING, UNCOMPARED, Row
+from cli.parity.recorded import Missing, Recorded
+from cli.parity.section import Part, Section
+from cli.parity.sections.backprojection import Backprojection
+from cli.parity.sections.finetune import Finetune
+from cli.parity.sections.fullsize import Fullsize
+from cli.parity.sections.grouping import Grouping
+from cli.parity.sections.params import Params
+from cli.parity.sections.partseg import Partseg
+from cli.parity.sections.pretrain import Pretrain
+from cli.parity.sections.projection import Projection
+from cli.parity.sections.teacher import TeacherSection
+from pipeline.errors import TeacherError
+
+__all__ = ["SECTIONS", "Result", "count_parts", "run_section"]
+
+logger = logging.getLogger(__name__)
+
+SECTIONS: dict[str, type[Section]] = {
+    section.name: section
+    for section in (
+        Projection,
+        Backprojection,
+        TeacherSection,
+        Grouping,
+        Pretrain,
+        Finetune,
+        Partseg,
+        Fullsize,
+        Params,
+    )
+}
+"""In the order of a student's step, then the models made from it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What became of a section."""
+
+    name: str
+    title: str
+    file: str
+    rows: tuple[Row, ...]
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """True when every row did, and there is one."""
+        return bool(self.rows) and all(row.passed for row in self.rows)
+
+
+def run_section(
+    name: str,
+    recorded: Recorded,
+    settings: Experiment,
+    *,
+    device: torch.device | None = None,
+    on_part: Callable[[str], None] = lambda part: None,
+) -> Result:
+    """Compare one of SECTIONS.
+
+    on_part  is told the name of each part before its work begins.
+    """
+    started = time.perf_counter()
+    section = SECTIONS[name](recorded, settings, device or torch.device("cpu"))
+    rows: list[Row] = []
+    for part, work in section.parts().items():
+        on_part(part)
+        rows += _attempt(f"{name}, {part}", work)
+    rows += _unread(section)
+    unique = tuple(dict.fromkeys(rows))  # parts that need the same absent file say so once
+    return Result(
+        name=name, title=section.title, file=section.file, rows=unique, seconds=time.perf_counter() - started
+    )
+
+
+def count_parts(names: Iterable[str], recorded: Recorded, settings: Experiment) -> int:
+    """How often run_section will call `on_part` for these sections."""
+    return sum(len(SECTIONS[name](recorded, settings, torch.device("cpu")).parts()) for name in names)
+
+
+def _attempt(what: str, work: Part) -> Iterator[Row]:
+    try:
+        yield from work()
+    except Missing as absent:
+        yield Row(what=str(absent), verdict=MISSING, note="not in the folder")
+    except (ValueError, TypeError, RuntimeError, IndexError, TeacherError) as error:
+        # What a folder of another layout makes of our functions. The rows so far stand, and so do the other parts'.
+        logger.info("%s could not be compared", what, exc_info=error)
+        text = str(error).strip().splitlines() or [type(error).__name__]
+        yield Row(what=what, verdict=FAILED, note=text[0])
+
+
+def _unread(section: Section) -> Iterator[Row]:
+    """Rows for arrays that are in the section's file under a name that nothing asked for."""
+    if not section.file.endswith(".npz"):
+        return
+    try:
+        arrays = section.recorded.arrays(section.file.removesuffix(".npz"))
+    except Missing:
+        return  # said already
+    for name in arrays.unread():
+        yield Row(what=f"{section.file}: {name}", verdict=UNCOMPARED, note="no comparison known under this name")

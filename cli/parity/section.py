@@ -1,0 +1,41 @@
+"""What a section of the comparison is."""
+
+from collections.abc import Callable, Iterator
+from typing import ClassVar
+
+import torch
+
+from cli.experiment import Experiment
+from cli.parity.compare import Row
+from cli.parity.recorded import Recorded
+
+__all__ = ["Part", "Section"]
+
+Part = Callable[[], Iterator[Row]]
+
+
+class Section:
+    """Compares one recorded file.
+
+    name   what `--section` takes
+    title  the heading
+    file   the recorded file, with its ending
+
+    recorded  the folder
+    settings  the `reference` preset; sizes are replaced by the folder's
+    device    where models run
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    file: ClassVar[str]
+
+    def __init__(self, recorded: Recorded, settings: Experiment, device: torch.device):
+        self.recorded = recorded
+        self.settings = settings
+        self.device = device
+
+    def parts(self) -> dict[str, Part]:
+        """The pieces of work, each named for the progress display. Each yields rows, and may raise Missing, which ends it
+        alone; what several parts need is computed once, in a cached property."""
+        raise NotImplementedError

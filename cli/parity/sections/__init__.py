@@ -1,0 +1,1 @@
+"""What is compared: a module for each recorded file, in the order they are run."""

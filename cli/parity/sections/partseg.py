@@ -1,0 +1,66 @@
+"""partseg.npz, partseg_ckpt.pth: part segmentation, small with recorded weights and full-size by the closed formula."""
+
+import re
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+
+from cli.parity.compare import Row, merged
+from cli.parity.models import full_segmenter, small_segmenter
+from cli.parity.quantities import gradient_norms
+from cli.parity.recorded import Arrays
+from cli.parity.section import Part, Section
+from trainer.segmentation import PartSegmenter, segmentation_loss
+
+__all__ = ["Partseg"]
+
+_THINNED = re.compile(r"full_eval_log_probs_every(\d+)")
+
+
+class Partseg(Section):
+    name = "partseg"
+    title = "Part segmentation"
+    file = "partseg.npz"
+
+    def parts(self) -> dict[str, Part]:
+        return {"evaluation": self._evaluation, "training": self._training, "full-size model": self._full}
+
+    @cached_property
+    def _arrays(self) -> Arrays:
+        return self.recorded.arrays("partseg")
+
+    def _model(self) -> PartSegmenter:
+        return small_segmenter(self.recorded, self.settings, self.device)
+
+    @torch.no_grad()
+    def _evaluation(self) -> Iterator[Row]:
+        model, check = self._model().eval(), self._arrays.check
+        points, category, target = (self._arrays.tensor(key, self.device) for key in ("pts", "category", "target"))
+        log_probs = model(points, category)
+        yield check("log-probabilities", "eval_log_probs", log_probs, "logits")
+        yield check("loss", "eval_loss", segmentation_loss(log_probs, target), "logits")
+
+    def _training(self) -> Iterator[Row]:
+        model, check = self._model().train(), self._arrays.check
+        points, category, target = (self._arrays.tensor(key, self.device) for key in ("pts", "category", "target"))
+        log_probs = model(points, category)
+        loss = segmentation_loss(log_probs, target)
+        loss.backward()
+        yield check("training log-probabilities", "train_log_probs", log_probs, "training logits")
+        yield check("training loss", "train_loss", loss, "loss")
+        yield from gradient_norms(model, self._arrays, "param_names", "train_grad_norms")
+
+    @torch.no_grad()
+    def _full(self) -> Iterator[Row]:
+        points, category = (self._arrays.tensor(key, self.device) for key in ("full_pts", "full_category"))
+        model, checksum = full_segmenter(self.recorded, self.settings, self.device)
+        yield self._arrays.check("full size: checksum of the weights", "full_weight_checksum", checksum, "checksum")
+        log_probs = model(points, category)
+        rows = []
+        for name in self._arrays.names:
+            match = _THINNED.fullmatch(name)
+            if match:
+                thinned = log_probs[:, :: int(match[1])]
+                rows.append((name, self._arrays.check(name, name, thinned, "full-size logits")))
+        yield merged("full size: log-probabilities of every n-th point", rows)

@@ -15,7 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from cli.experiment import SECTIONS, Experiment
 
-__all__ = ["ConfigError", "load_experiment", "preset_names", "preset_text", "to_toml"]
+__all__ = ["ConfigError", "load_experiment", "parse_settings", "preset_names", "preset_text", "to_toml"]
 
 
 class ConfigError(Exception):
@@ -64,6 +64,27 @@ def load_experiment(config: str, overrides: Iterable[str] = ()) -> Experiment:
     if problems:
         raise ConfigError(config, problems)
     return experiment
+
+
+def parse_settings(overrides: Iterable[str], sections: Mapping[str, type]) -> dict[str, dict[str, Any]]:
+    """Section name -> the settings stated by ``section.key=value`` strings, and no others; types as the sections have.
+
+    Raises ConfigError listing every unknown section or key and every wrong type.
+    """
+    problems: list[str] = []
+    tables: dict[str, dict[str, Any]] = {}
+    for text in overrides:
+        _apply_override(tables, text, problems)
+    problems += [f"[{name}] is not a section; {_suggest(name, sections)}" for name in tables if name not in sections]
+    settings = list(_all_settings(sections))
+    stated = {
+        name: _values(name, sections[name], table, problems, settings)
+        for name, table in tables.items()
+        if name in sections
+    }
+    if problems:
+        raise ConfigError("--set", problems)
+    return stated
 
 
 def to_toml(experiment: Experiment) -> str:
@@ -122,17 +143,23 @@ def _apply_override(tables: dict[str, dict[str, Any]], text: str, problems: list
 
 
 def _section(name: str, cls: type, table: Mapping[str, Any], problems: list[str]) -> Any:
+    return cls(**_values(name, cls, table, problems, list(_all_settings(SECTIONS))))
+
+
+def _values(
+    name: str, cls: type, table: Mapping[str, Any], problems: list[str], settings: Iterable[str]
+) -> dict[str, Any]:
     hints = get_type_hints(cls)
     values = {}
     for key, value in table.items():
         if key not in hints:
-            problems.append(f"{name}.{key} is not a setting; {_suggest(f'{name}.{key}', _all_settings(), within=name)}")
+            problems.append(f"{name}.{key} is not a setting; {_suggest(f'{name}.{key}', settings, within=name)}")
             continue
         try:
             values[key] = _coerce(value, hints[key])
         except TypeError as error:
             problems.append(f"{name}.{key} = {value!r} {error}")
-    return cls(**values)
+    return values
 
 
 def _coerce(value: Any, hint: Any) -> Any:
@@ -172,8 +199,8 @@ def _article(hint: type) -> str:
     return {int: "a whole number", float: "a number", bool: "true or false"}.get(hint, hint.__name__)
 
 
-def _all_settings() -> Iterator[str]:
-    for section, cls in SECTIONS.items():
+def _all_settings(sections: Mapping[str, type]) -> Iterator[str]:
+    for section, cls in sections.items():
         for field in dataclasses.fields(cls):
             yield f"{section}.{field.name}"
 

@@ -40,9 +40,9 @@ def evaluate(
     from cli.pretrain import table
     from trainer.config import EvaluationConfig
     from trainer.distributed import joined
-    from trainer.evaluation.compare import compare
-    from trainer.evaluation.encoders import coordinate_statistics, model_encoder
-    from trainer.restore import load_model, new_model
+    from trainer.evaluation.compare import Evaluator
+    from trainer.evaluation.encoders import model_encoder
+    from trainer.restore import load_model
 
     config = EvaluationConfig(
         train=train, test=test, stored_points=stored_points or points, points=points,
@@ -54,13 +54,10 @@ def evaluate(
         problems.append(f"--points {points} is fewer than the {model.config.groups[0]} groups the encoder forms")
     if problems:
         raise ConfigError("the options", problems)
-    seed = int(header.config["trainer"]["seed"])
-    untrained = new_model(model.config, model.masking, header.teacher, seed=seed)
+    seed = int(header.config.get("trainer", {}).get("seed", 0))  # an imported one does not say
     with joined(device) as ranks:
-        encoders = {
-            "coordinates": coordinate_statistics,
-            "untrained": model_encoder(untrained.to(ranks.device), ranks.device),
-            "trained": model_encoder(model.to(ranks.device), ranks.device),
-        }
-        result = compare(encoders, config).to_json()
+        evaluator = Evaluator(config)
+        encoders = evaluator.baselines(model, seed=seed, device=ranks.device)
+        encoders["trained"] = model_encoder(model.to(ranks.device), ranks.device)
+        result = evaluator.compare(encoders).to_json()
     click.echo(json.dumps(result, indent=1) if as_json else table(result))

@@ -19,7 +19,7 @@ EXIT_INTERRUPTED = 130
 # name -> (module, attribute, one line of help): listed here so that `i2p --help` imports no room.
 COMMANDS = {
     "cache": ("cli.cache", "cache", "Build a teacher cache, look into it, check it."),
-    "checkpoint": ("cli.checkpoint", "checkpoint", "Look into a checkpoint."),
+    "checkpoint": ("cli.checkpoint", "checkpoint", "Look into a checkpoint; convert from and to the reference's."),
     "corpus": ("cli.corpus", "corpus", "List and picture the shapes of a corpus."),
     "evaluate": ("cli.evaluate", "evaluate", "Score an encoder with a linear SVM on labelled shapes."),
     "parity": ("cli.parity.command", "parity", "Compare with arrays recorded from the reference implementation."),
@@ -117,7 +117,7 @@ def _expected(error: Exception) -> bool:
         ("pipeline.teacher", "TeacherError"),
         ("pipeline.build", "BuildError"),
         ("trainer.checkpoint", "CheckpointError"),
-        ("trainer.loop", "TrainingError"),
+        ("trainer.errors", "TrainingError"),
         ("trainer.data", "DataError"),
         ("trainer.evaluation", "EvaluationError"),
     ]

@@ -58,6 +58,16 @@ def _cache_of(experiment: "Experiment", ranks: int) -> Path:
     )
 
 
+def _live_teacher(experiment: "Experiment") -> Any:
+    """The teacher that looks in every step, where the experiment asks for one."""
+    if experiment.trainer.teacher == "cached":
+        return None
+    from pipeline.live import LiveTeacher
+    from pipeline.teacher import load_teacher
+
+    return LiveTeacher(experiment.projection, load_teacher(experiment.teacher))
+
+
 def _train(experiment: "Experiment", opened: Any, run_dir: Path, rank: int) -> None:
     from cli.pictures import curves
     from cli.progress import human_seconds
@@ -72,6 +82,7 @@ def _train(experiment: "Experiment", opened: Any, run_dir: Path, rank: int) -> N
             masking=experiment.masking,
             trainer=experiment.trainer,
             evaluation=experiment.evaluation,
+            teacher=_live_teacher(experiment),
             on_event=reporter,
         )
     finally:

@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 FORMAT, VERSION = "i2p-checkpoint", 1
 HEADER, MODEL, OPTIMIZER = "checkpoint.json", "model.safetensors", "optimizer.safetensors"
 HEADER_LIMIT = 16 * 2**20  # bytes; a real header has a few thousand
-KINDS = ("pretraining", "classifier", "segmentation", "encoder")
+KINDS = ("pretraining", "classifier", "segmentation")
 ADDED = ("kind", "origin")  # entries that a header may lack: pretraining, None
 _NAME = re.compile(r"epoch-(\d{4,})")
 
@@ -69,8 +69,7 @@ class Header:
     loss_scale  state of float16 loss scaling, None for other precisions
     versions    of this package, torch, numpy and python
     files       name -> {"bytes", "sha256"}; filled in by write_checkpoint
-    kind        whose weights these are: "pretraining", the fine-tuned "classifier" or "segmentation", or "encoder", the
-                part `h_encoder.` of any of them
+    kind        whose weights these are: "pretraining", or the fine-tuned "classifier" or "segmentation"
     origin      for a checkpoint that was converted, from what; see trainer.reference_checkpoint. None for our own
     """
 
@@ -103,16 +102,20 @@ def write_checkpoint_at(
     """Write the checkpoint `target` itself, which must not exist, atomically; no optimizer.safetensors for None."""
     temporary = target.with_name(f".writing-{target.name}-{os.getpid()}")
     temporary.mkdir(parents=True)
-    blobs = {MODEL: save_tensors(_stored(model))}
-    if optimizer is not None:
-        blobs[OPTIMIZER] = save_tensors(_stored(optimizer))
-    files = {name: {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()} for name, blob in blobs.items()}
-    content = {"format": FORMAT, "version": VERSION, **asdict(header), "files": files}
-    blobs[HEADER] = (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
-    for name, blob in blobs.items():
-        _write_durably(temporary / name, blob)
-    _sync_folder(temporary)
-    temporary.rename(target)
+    try:
+        blobs = {MODEL: save_tensors(_stored(model))}
+        if optimizer is not None:
+            blobs[OPTIMIZER] = save_tensors(_stored(optimizer))
+        files = {name: {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()} for name, blob in blobs.items()}
+        content = {"format": FORMAT, "version": VERSION, **asdict(header), "files": files}
+        blobs[HEADER] = (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+        for name, blob in blobs.items():
+            _write_durably(temporary / name, blob)
+        _sync_folder(temporary)
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     _sync_folder(target.parent)
     return target
 

@@ -19,6 +19,8 @@ class TrainerConfig:
     """[trainer]: how the student is trained.
 
     epochs                 passes over the cache, at least 1
+    teacher                whose maps are used: "cached", or those of a "live" teacher that looks at the augmented cloud
+                           in every step (the reference's recipe); the cache then gives the clouds only
     batch_size             shapes in one optimiser step, over all ranks and accumulated parts
     accumulation           parts a rank's share of a batch is computed in, one after the other, to save memory
     points                 points of a shape the student sees; 0: all that are stored
@@ -53,6 +55,7 @@ class TrainerConfig:
     """
 
     epochs: int = 300
+    teacher: Literal["cached", "live"] = "cached"
     batch_size: int = 64
     accumulation: int = 1
     points: int = 2048
@@ -120,6 +123,7 @@ class TrainerConfig:
         if self.warmup_epochs >= self.horizon >= 1 and self.warmup_epochs > 0:
             name = "schedule_epochs" if self.schedule_epochs else "epochs"
             yield f"warmup_epochs = {self.warmup_epochs} leaves nothing of {name} = {self.horizon} for the cosine"
+        yield from _not_one_of(self, "teacher", ("cached", "live"))
         yield from _not_one_of(self, "no_decay", ("vectors", "reference"))
         yield from _not_one_of(self, "schedule", ("per-step", "reference"))
         yield from _not_one_of(self, "precision", ("float32", "bfloat16", "float16"))

@@ -86,7 +86,8 @@ def pretrain(
 
     cache      of the shapes, and of the teacher's maps unless `teacher` is given.
     run_dir    made if absent. Receives train.jsonl, metrics.json, tensorboard/ and checkpoints/.
-    teacher    looks at the student's augmented cloud in every step, as the reference does; None: the cached maps.
+    teacher    looks at the student's augmented cloud in every step, as the reference does: given exactly where
+               trainer.teacher is "live"; None: the cached maps.
     on_event   called with every event, in rank 0's process.
 
     Under torchrun every rank calls this with the same arguments; ranks read checkpoints from `run_dir`, which several
@@ -99,6 +100,11 @@ def pretrain(
     """
     evaluation = evaluation or EvaluationConfig()
     _check_settings(trainer=trainer, evaluation=evaluation)
+    if (teacher is not None) != (trainer.teacher == "live"):
+        given = "none was given" if teacher is None else "one was given"
+        raise ValueError(
+            f'trainer.teacher = "{trainer.teacher}", but of live teachers {given}; pass `teacher` with "live" only'
+        )
     run_dir = Path(run_dir)
     with joined(trainer.device) as ranks, _deterministic(trainer, ranks), owned(run_dir, ranks):
         if trainer.precision == "float16" and ranks.device.type == "cpu":

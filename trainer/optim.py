@@ -14,9 +14,11 @@ __all__ = ["build_optimizer", "no_decay_names", "set_learning_rate", "total_grad
 def no_decay_names(parameters: Iterable[tuple[str, Tensor]], rule: Literal["vectors", "reference"]) -> list[str]:
     """Names of the parameters that weight decay leaves alone, in the order given.
 
-    "vectors"    1-D tensors, names that end in ".bias", and mask tokens: what has no direction to shrink.
-    "reference"  those, and every name that contains "token", which also spares all convolutions of the token
-                 embeddings and of the propagation. Source: the reference's parameter groups (params.json).
+    "vectors"    tensors of up to one dimension, names that end in ".bias", and mask tokens: what has no direction to
+                 shrink.
+    "reference"  tensors of one dimension, names that end in ".bias", and every name that contains "token", which also
+                 spares all convolutions of the token embeddings and of the propagation. (A scalar would be decayed; no
+                 student has one.) Source: the reference's parameter groups (params.json).
     """
     return [name for name, value in parameters if _spared(name, value, rule)]
 
@@ -53,6 +55,6 @@ def total_gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
 
 
 def _spared(name: str, value: Tensor, rule: str) -> bool:
-    if value.ndim <= 1 or name.endswith(".bias") or name.split(".")[-1] == "mask_token":
-        return True
-    return rule == "reference" and "token" in name
+    if rule == "reference":
+        return value.ndim == 1 or name.endswith(".bias") or "token" in name
+    return value.ndim <= 1 or name.endswith(".bias") or name.split(".")[-1] == "mask_token"

@@ -62,7 +62,9 @@ def optimizer_to_reference(
     return {"state": dict(sorted(state.items())), "param_groups": listed}
 
 
-def default_groups(*, rate: float, initial_rate: float, decay: float, betas: Any, epsilon: float) -> list[dict[str, Any]]:
+def default_groups(
+    *, rate: float, initial_rate: float, decay: float, betas: Any, epsilon: float
+) -> list[dict[str, Any]]:
     """Settings of the two groups as this version of torch writes them, for a run that the reference did not make."""
     groups = [{"params": [torch.zeros(0, requires_grad=True)], "weight_decay": value} for value in (0.0, decay)]
     optimizer = torch.optim.AdamW(groups, lr=rate, betas=tuple(betas), eps=epsilon)

@@ -120,7 +120,7 @@ def complete_sections(
     if problems:
         listed = "\n  ".join(problems)
         raise CheckpointError(
-            f"{source}: {len(problems)} problem{'s' if len(problems) > 1 else ''} with the model's settings\n  {listed}\n"
+            f"{source}: {len(problems)} of the model's settings cannot be\n  {listed}\n"
             "State what shapes cannot tell (model.groups, model.neighbours, model.heads), and leave out what they do."
         )
     return sections, assumed
@@ -163,7 +163,7 @@ def misfits(entries: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> li
 
 def _pretraining(entries: dict[str, Tensor], source: str) -> Recognised:
     # Point-M2AE has one head, and no second one to tell it from; otherwise its names are taken to be the same.
-    single = [name for name in ("rec_head.weight", "rec_head.bias") if name in entries]
+    single = [name for name in entries if name in ("rec_head.weight", "rec_head.bias")]
     renamed = {name.replace("rec_head", "rec_head_3d"): name for name in single}
     taken = [ours for ours in renamed if ours in entries]
     if taken:

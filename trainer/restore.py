@@ -11,11 +11,15 @@ from typing import Any, TypeVar
 import torch
 
 from trainer.checkpoint import CheckpointError, Header, find_checkpoint, read_header, read_tensors
+from trainer.classifier import Classifier
+from trainer.head_config import ClassifierConfig, SegmentationConfig
 from trainer.model import I2PMAE
 from trainer.model_config import MaskingConfig, ModelConfig
+from trainer.segmentation import PartSegmenter
 
 __all__ = [
     "load_encoder",
+    "load_fine_tuned",
     "load_model",
     "new_model",
     "resume_problems",
@@ -52,19 +56,46 @@ def new_model(model: ModelConfig, masking: MaskingConfig, teacher: Mapping[str, 
 def load_model(path: str | Path) -> tuple[I2PMAE, Header]:
     """The model of a checkpoint, or of the newest checkpoint of a run directory: on the CPU, in evaluation mode.
 
-    Raises CheckpointError for what is missing, damaged, of another kind, or of settings that this version does not know.
+    Raises CheckpointError for what is missing, damaged, of another kind, or of settings unknown to this version.
     """
     path = find_checkpoint(path)
     header = read_header(path)
     if header.kind != "pretraining":
         raise CheckpointError(
-            f"{path} is of kind {header.kind}; expected a pre-training model. trainer.reference_checkpoint.load_fine_tuned "
-            "loads a classifier or a segmenter; an encoder alone is what fine-tuning starts from."
+            f"{path} is of kind {header.kind}; expected a pre-training model. Load it with "
+            "trainer.restore.load_fine_tuned, or name a pre-training checkpoint."
         )
     try:
         model = section_from_json(ModelConfig, header.config["model"])
         masking = section_from_json(MaskingConfig, header.config["masking"])
         network = new_model(model, masking, header.teacher, seed=0)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its settings make no model of this version: {error}") from None
+    try:
+        network.load_state_dict(read_tensors(path, header))
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: its weights do not fit its settings: {error}") from None
+    return network.eval(), header
+
+
+def load_fine_tuned(path: str | Path) -> tuple[Classifier | PartSegmenter, Header]:
+    """The classifier or part segmenter of an imported checkpoint: on the CPU, in evaluation mode.
+
+    Raises CheckpointError as load_model does.
+    """
+    path = find_checkpoint(path)
+    header = read_header(path)
+    network: Classifier | PartSegmenter
+    if header.kind == "pretraining":
+        raise CheckpointError(
+            f"{path} is of kind pretraining; expected a fine-tuned model. Load it with trainer.restore.load_model."
+        )
+    try:
+        model = section_from_json(ModelConfig, header.config["model"])
+        if header.kind == "classifier":
+            network = Classifier(model, section_from_json(ClassifierConfig, header.config["classifier"]))
+        else:
+            network = PartSegmenter(model, section_from_json(SegmentationConfig, header.config["segmentation"]))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its settings make no model of this version: {error}") from None
     try:

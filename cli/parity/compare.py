@@ -26,7 +26,9 @@ OK = "ok"
 PAST = "PAST TOLERANCE"
 MISSING = "missing"
 FAILED = "FAILED"  # the comparison could not be made
-UNCOMPARED = "not compared"  # recorded under a name that this program does not know; the one verdict besides ok that passes
+UNCOMPARED = (
+    "not compared"  # recorded under a name that this program does not know; the one verdict besides ok that passes
+)
 _BY_WEIGHT = (OK, UNCOMPARED, MISSING, FAILED, PAST)
 _NAMES_SHOWN = 3
 

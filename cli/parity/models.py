@@ -63,7 +63,9 @@ def small_student(recorded: Recorded, settings: Experiment, device: torch.device
     """The recorded pre-training model."""
     sizes = recorded.sizes("pre")
     if any(sizes["local_radius"]):
-        raise Missing(f"config.json: a local_radius of 0 for pre; it is {sizes['local_radius']}, and the student has none")
+        raise Missing(
+            f"config.json: a local_radius of 0 for pre; it is {sizes['local_radius']}, and the student has none"
+        )
     entries = own_entries(recorded.entries("pretrain_ckpt.pth", "base_model"))
     stages = len(sizes["decoder_dims"])
     config = replace(

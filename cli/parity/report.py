@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cli.parity.compare import OK, Row
+from cli.parity.compare import Row
 from cli.parity.runner import Result
 
 __all__ = ["Environment", "as_markdown", "as_text", "summary"]
@@ -74,9 +74,9 @@ def as_markdown(results: Sequence[Result], environment: Environment) -> str:
 
 def _cells(row: Row) -> tuple[str, ...]:
     note = row.note if len(row.note) <= _SHOWN else f"{row.note[:_SHOWN]}..."
-    verdict = row.verdict if row.verdict == OK or not note else f"{row.verdict}: {note}"
+    verdict = f"{row.verdict}: {note}" if note else row.verdict
     tolerance = "" if row.tolerance is None else str(row.tolerance)
-    values = f"{row.values}" if row.values else ""
+    values = "" if row.tolerance is None else str(row.values)
     return (row.what, values, _figure(row.absolute), _figure(row.relative), tolerance, verdict)
 
 

@@ -79,9 +79,7 @@ def run_section(
         rows += _attempt(f"{name}, {part}", work)
     rows += _unread(section)
     unique = tuple(dict.fromkeys(rows))  # parts that need the same absent file say so once
-    return Result(
-        name=name, title=section.title, file=section.file, rows=unique, seconds=time.perf_counter() - started
-    )
+    return Result(name=name, title=section.title, file=section.file, rows=unique, seconds=time.perf_counter() - started)
 
 
 def count_parts(names: Iterable[str], recorded: Recorded, settings: Experiment) -> int:

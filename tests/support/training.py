@@ -79,6 +79,7 @@ def train(
 ) -> TrainReport:
     """`pretrain` with the tiny settings. Keyword arguments that pretrain knows go there, others to trainer_config."""
     known = {name: settings.pop(name) for name in ("teacher", "on_event") if name in settings}
+    settings["teacher"] = "live" if "teacher" in known else "cached"
     return pretrain(
         cache,
         run_dir,

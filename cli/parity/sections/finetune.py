@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from functools import cached_property, partial
 
 import torch
+from torch import Tensor
 
 from cli.parity.compare import Row, same
 from cli.parity.models import CLASSIFIERS, small_classifier
-from cli.parity.quantities import gradient_norms
+from cli.parity.quantities import doubled, gradient_norms, settled
 from cli.parity.recorded import Arrays
 from cli.parity.section import Part, Section
 from trainer.classifier import Classifier, accuracy, classification_loss
@@ -40,7 +41,7 @@ class Finetune(Section):
         model, check = self._model(name).eval(), self._arrays.check
         points, label = (self._arrays.tensor(f"{name}__{key}", self.device) for key in ("pts", "label"))
         logits = model(points)
-        loss = classification_loss(logits, label, smoothing=model.config.label_smoothing)
+        loss = self._loss(model, logits, label)
         yield check(f"{name}: logits", f"{name}__eval_logits", logits, "logits")
         yield check(f"{name}: loss", f"{name}__eval_loss", loss, "loss")
         percent = 100 * accuracy(logits, label)
@@ -50,12 +51,25 @@ class Finetune(Section):
         model, check = self._model(name).train(), self._arrays.check
         points, label = (self._arrays.tensor(f"{name}__{key}", self.device) for key in ("pts", "label"))
         logits = model(points)
-        loss = classification_loss(logits, label, smoothing=model.config.label_smoothing)
+        loss = self._loss(model, logits, label)
         loss.backward()
         yield check(f"{name}: training logits", f"{name}__train_logits", logits, "training logits")
         yield check(f"{name}: training loss", f"{name}__train_loss", loss, "training loss of a head")
+        yield from settled(self._gradients(name, model), lambda: self._gradients_in_float64(name))
+
+    def _gradients_in_float64(self, name: str) -> Iterator[Row]:
+        model = self._model(name).train()
+        points, label = (self._arrays.tensor(f"{name}__{key}", self.device) for key in ("pts", "label"))
+        plan = doubled(model.h_encoder.plan(points))
+        self._loss(model, model.double().network(plan, None), label).backward()
+        yield from self._gradients(name, model)
+
+    def _gradients(self, name: str, model: Classifier) -> Iterator[Row]:
         for row in gradient_norms(model, self._arrays, f"{name}__param_names", f"{name}__train_grad_norms"):
             yield row.renamed(f"{name}: {row.what}")
+
+    def _loss(self, model: Classifier, logits: Tensor, label: Tensor) -> Tensor:
+        return classification_loss(logits, label, smoothing=model.config.label_smoothing)
 
     def _unstripped(self, name: str) -> Iterator[Row]:
         """What a loader that does not strip `module.` makes of this checkpoint: it loads nothing."""

@@ -8,9 +8,10 @@ import torch
 
 from cli.parity.compare import Row, merged
 from cli.parity.models import full_segmenter, small_segmenter
-from cli.parity.quantities import gradient_norms
+from cli.parity.quantities import doubled, gradient_norms, settled
 from cli.parity.recorded import Arrays
 from cli.parity.section import Part, Section
+from trainer.decoder import interpolation_weights
 from trainer.segmentation import PartSegmenter, segmentation_loss
 
 __all__ = ["Partseg"]
@@ -49,7 +50,20 @@ class Partseg(Section):
         loss.backward()
         yield check("training log-probabilities", "train_log_probs", log_probs, "training logits")
         yield check("training loss", "train_loss", loss, "loss")
-        yield from gradient_norms(model, self._arrays, "param_names", "train_grad_norms")
+        yield from settled(self._gradients(model), self._gradients_in_float64)
+
+    def _gradients_in_float64(self) -> Iterator[Row]:
+        model = self._model().train()
+        points, category, target = (self._arrays.tensor(key, self.device) for key in ("pts", "category", "target"))
+        plan = model.h_encoder.plan(points)
+        expanded = model.model.interpolation == "expanded"
+        weights = [interpolation_weights(points, level.centres, expanded=expanded) for level in plan.levels]
+        log_probs = model.double().network(doubled(plan), doubled(weights), category, None)
+        segmentation_loss(log_probs, target).backward()
+        yield from self._gradients(model)
+
+    def _gradients(self, model: PartSegmenter) -> Iterator[Row]:
+        return gradient_norms(model, self._arrays, "param_names", "train_grad_norms")
 
     @torch.no_grad()
     def _full(self) -> Iterator[Row]:

@@ -73,7 +73,7 @@ def _train(experiment: "Experiment", opened: Any, run_dir: Path, rank: int) -> N
     from cli.progress import human_seconds
     from trainer.loop import pretrain as run
 
-    reporter = _Reporter(quiet=rank != 0)
+    reporter = _Reporter(quiet=rank != 0, evaluates=experiment.evaluation.enabled)
     try:
         report = run(
             opened,
@@ -131,17 +131,18 @@ def table(result: Mapping[str, Any]) -> str:
 class _Reporter:
     """Training events as a progress bar and, per epoch, a line."""
 
-    def __init__(self, *, quiet: bool):
-        self._quiet = quiet
+    def __init__(self, *, quiet: bool, evaluates: bool):
+        self._quiet, self._evaluates = quiet, evaluates
         self._progress: Any = None
-        self._loss: list[float] = []
+        self._epochs = 0
 
     def __call__(self, event: "Event") -> None:
         from cli.progress import Progress, human_seconds
-        from trainer.events import EpochDone, Evaluated, RunStarted, StepDone
+        from trainer.events import CheckpointWritten, EpochDone, Evaluated, RunStarted, StepDone
 
         match event:
             case RunStarted():
+                self._epochs = event.epochs
                 total = event.epochs * event.steps_per_epoch
                 self._progress = Progress("training", total, unit="steps", initial=event.step, quiet=self._quiet)
                 how = "resuming" if event.resumed else "training"
@@ -151,7 +152,6 @@ class _Reporter:
                     f"{'es' if event.ranks > 1 else ''}"
                 )
             case StepDone():
-                self._loss = [event.loss_3d, event.loss_2d]
                 self._progress.update(event.step, loss_3d=f"{event.loss_3d:.4f}", loss_2d=f"{event.loss_2d:.4f}")
             case EpochDone():
                 self._progress.write(
@@ -159,6 +159,8 @@ class _Reporter:
                     f"lr {event.learning_rate:.2e}  {event.shapes_per_second:.0f} shapes/s  "
                     f"{human_seconds(event.seconds)}, {event.waited:.1f} s of them waiting for data"
                 )
+            case CheckpointWritten() if event.epoch == self._epochs and self._evaluates:
+                self._progress.write("evaluating the encoder beside its baselines")
             case Evaluated() if not event.final:
                 accuracy = event.result["rows"]["trained"]["accuracy"]
                 self._progress.write(f"epoch {event.epoch:>3}  linear SVM {100 * accuracy:.1f}%")

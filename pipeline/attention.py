@@ -53,10 +53,10 @@ def class_features(tower: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     """What becomes of the class token, and all it attends to in the last block.
 
     tower, images  as of patch_features.
-    ->             feature [M, C] float32: the class token after ln_post and the projection, not normalised; CLIP's image
-                   feature where the tower pools by it, as OpenAI's do.
-                   attention [M, T + 1] float32, mean over heads, rows sum to 1: column 0 is the class token itself, the
-                   others are patch_features' saliency.
+    ->             feature [M, C] float32: the class token after ln_post and the projection, not normalised;
+                   CLIP's image feature where the tower pools by it, as OpenAI's do.
+                   attention [M, T + 1] float32, mean over heads, rows sum to 1: column 0 is the class token itself,
+                   the others are patch_features' saliency.
     """
     tokens, query, key = _forward(tower, images)
     return (tower.ln_post(tokens[:, 0]) @ tower.proj).float(), _class_row(query, key)

@@ -52,11 +52,11 @@ def import_reference(
     file      a pre-training, classification or part segmentation checkpoint of I2P-MAE or Point-M2AE, or the bare state
               dict of one. Names may begin with `module.`; the frozen teacher, `clip_model.`, is left out.
     out       the directory to write; must not exist.
-    settings  section name -> settings that weights do not show: groups, neighbours, heads, radii. What is neither stated
-              nor shown takes the paper's value, and is listed in the notes.
+    settings  section name -> settings that weights do not show: groups, neighbours, heads, radii. What is neither
+              stated nor shown takes the paper's value, and is listed in the notes.
 
-    Raises CheckpointError, and writes nothing, where the file cannot be read safely, is not the reference's, or does not
-    fit: missing and unexpected names, other shapes and types are all named.
+    Raises CheckpointError, and writes nothing, where the file cannot be read safely, is not the reference's, or does
+    not fit: missing and unexpected names, other shapes and types are all named.
     """
     out = Path(out)
     if out.exists():
@@ -78,6 +78,7 @@ def import_reference(
         config=sections_of(**sections),
         cache={},
         teacher=found.teacher,
+        metrics=_metrics(read.numbers),
         versions=software_versions(),
         kind=found.kind,
         origin=_origin(read, found, assumed, groups),
@@ -101,8 +102,8 @@ def export_reference(
     out      the `.pth` file to write; must not exist.
     teacher  the CLIP to put under `clip_model.`: a state dict in OpenAI's layout or one of the reference's pre-training
              checkpoints. The reference needs it to go on with a pre-training; its fine-tuning does not.
-    prefix   whether names begin with `module.`; None: as in the imported file, and where there was none, as the reference
-             writes them: with it, except for part segmentation.
+    prefix   whether names begin with `module.`; None: as in the imported file, and where there was none, as the
+             reference writes them: with it, except for part segmentation.
 
     Raises CheckpointError, and writes nothing, for a checkpoint that is damaged or that the reference has no model for.
     """
@@ -128,12 +129,13 @@ def export_reference(
     numbers = dict(origin.get("numbers", {}))
     if header.origin is None:
         numbers = {"epoch": header.epoch - 1, "metrics": {"acc": 0.0}, "best_metrics": {"acc": 0.0}}
+        notes.append("metrics and best_metrics hold an accuracy of 0, which the reference expects; it was not measured")
     content: dict[str, Any] = {weights: state, **numbers}
     optimizer = _optimizer(path, header, entries, frozen)
     if optimizer is not None:
         content["optimizer"] = optimizer
-    else:
-        notes.append("without the optimiser's state")
+    elif OPTIMIZER in header.files or origin.get("optimizer_groups"):
+        notes.append("without the optimiser's state, whose order includes the teacher's parameters")
     write_reference(out, content)
     return Converted(Path(out), header, tuple(notes))
 
@@ -156,6 +158,12 @@ def _epochs_done(numbers: Mapping[str, Any]) -> int:
     # the reference writes the number of the epoch just done, counted from 0
     epoch = numbers.get("epoch")
     return epoch + 1 if isinstance(epoch, int) and not isinstance(epoch, bool) and epoch >= 0 else 0
+
+
+def _metrics(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the last epoch; a part segmentation checkpoint has them side by side with the epoch."""
+    metrics = numbers.get("metrics", {name: value for name, value in numbers.items() if name != "epoch"})
+    return metrics if isinstance(metrics, dict) else {}
 
 
 def _shown(config: Mapping[str, Mapping[str, Any]], name: str) -> str:
@@ -224,6 +232,8 @@ def _optimizer(
         groups = header.origin.get("optimizer_groups")
         if not groups or len(frozen) != header.origin.get("teacher_tensors"):
             return None
+        # JSON has no tuples, and torch writes betas as one
+        groups = [{**group, "betas": tuple(group["betas"])} if "betas" in group else group for group in groups]
         return optimizer_to_reference(flat, groups, entries, frozen)
     trainer = header.config.get("trainer", {})
     if not flat or (header.config["model"]["targets"] == "both" and not frozen):

@@ -152,6 +152,11 @@ def _load(path: Path) -> dict[str, Any]:
     with path.open("rb") as stream:
         if not zipped and stream.read(2) == b"PK":
             raise CheckpointError(f"{path} is cut short: a zip without its directory at the end. Fetch it again.")
+    if zipped and _is_program(path):
+        raise CheckpointError(
+            f"{path} is a TorchScript archive, which is a program; expected tensors, dictionaries and numbers alone. "
+            "If you trust it, load it elsewhere and save its state dict by itself."
+        )
     allowed = [(_NumpyType, "numpy.dtype")]
     allowed += [(_numpy_number, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")]  # type: ignore[misc]
     try:
@@ -173,6 +178,14 @@ def _load(path: Path) -> dict[str, Any]:
             f"{', '.join(WEIGHTS)}, or a bare state dict."
         )
     return _own(content)
+
+
+def _is_program(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
+        return False  # damaged; torch says how
 
 
 def _own(mapping: dict[Any, Any]) -> dict[Any, Any]:

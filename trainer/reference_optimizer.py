@@ -30,8 +30,8 @@ def optimizer_from_reference(
 
     state    its state dict, or None.
     entries  the model's tensors, in the reference's order; teacher: the teacher's.
-    ->       `<what>/<name>` -> tensor as in trainer.checkpoint, the settings of the two groups, and why there is nothing
-             ("" where there is).
+    ->       `<what>/<name>` -> tensor as in trainer.checkpoint, the settings of the two groups, and why there is
+             nothing ("" where there is).
     """
     try:
         if state is None:
@@ -47,7 +47,7 @@ def optimizer_to_reference(
     entries: Mapping[str, Tensor],
     teacher: Mapping[str, Tensor],
 ) -> dict[str, Any]:
-    """The inverse of optimizer_from_reference; `groups` are two dictionaries of settings, the spared parameters first."""
+    """The inverse of optimizer_from_reference; `groups` are the settings of the two groups, the spared one first."""
     order = _order(entries, teacher)
     state: dict[int, dict[str, Any]] = {}
     for key in sorted(flat):

@@ -188,19 +188,20 @@ def _pretraining(entries: dict[str, Tensor], source: str) -> Recognised:
         _count(entries, rf"token_prop\.{i}\.extraction\.operation\.(\d+)\.", least=0) for i in range(stages - 1)
     )
     model["targets"] = "both" if both else "3d"
-    K = _rows(entries, ["rec_head_3d.bias"], (24,), 0) // 3
+    known = "rec_head_3d.bias" in entries
+    K = max(_rows(entries, ["rec_head_3d.bias"], (24,), 0) // 3, 1)
     level = len(model["encoder_dims"]) - stages
     neighbours = assumed.get("neighbours", ())
-    if 0 <= level < len(neighbours):
+    if known and 0 <= level < len(neighbours):
         assumed["neighbours"] = (*neighbours[:level], K, *neighbours[level + 1 :])
-    channels = _rows(entries, ["rec_head_2d.bias"], (3 * 8 * 512,), 0) // max(K * VIEWS, 1)
+    channels = _rows(entries, ["rec_head_2d.bias"], (3 * 8 * 512,), 0) // (K * VIEWS)
     return Recognised(
         kind="pretraining",
         entries=entries,
         renamed=renamed,
         determined={"model": model, "masking": {}},
         assumed={"model": assumed, "masking": {} if both else {"mode": "random"}},
-        target=K,
+        target=K if known else None,
         teacher={"channels": channels, "views": VIEWS} if both else {"channels": 0, "views": 0},
     )
 

@@ -12,8 +12,8 @@ _PAGE = "docs/reference-parity.md"
 
 
 @click.command(
-    epilog="Exit code 0 when everything is within tolerance, 1 otherwise. Example: i2p parity ../shared/reference --section "
-    "pretrain"
+    epilog="Exit code 0 when everything is within tolerance, 1 otherwise. "
+    "Example: i2p parity ../shared/reference --section pretrain"
 )
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--section", "names", multiple=True, metavar="NAME", help="Compare this section only; may be repeated.")
@@ -80,7 +80,7 @@ def parity(
         progress.update(begun)
     for result in results:
         click.echo(as_text(result) + "\n")
-    click.echo(summary(results))
+    click.echo(f"{summary(results)}; {sum(result.seconds for result in results):.0f} s")
     if page is not None:
         options = [f"--section {name}" for name in names] + [f"--set {text}" for text in overrides]
         environment = Environment(

@@ -156,9 +156,9 @@ def same(what: str, ours: Sequence[Any], recorded: Sequence[Any]) -> Row:
     return replace(row, verdict=PAST, note="; ".join(notes) or "the same entries in another order or number")
 
 
-def missing(what: str) -> Row:
-    """A row for something that the folder does not hold."""
-    return Row(what=what, verdict=MISSING, note="not in the folder")
+def missing(what: str, why: str = "not in the folder") -> Row:
+    """A row for something that the folder does not hold, or not whole."""
+    return Row(what=what, verdict=MISSING, note=why)
 
 
 def merged(what: str, rows: Iterable[tuple[str, Row]]) -> Row:

@@ -1,4 +1,4 @@
-"""Models of the recorded sizes with the recorded weights, in the reference's behaviour; drop path and dropout are off."""
+"""Models of the recorded sizes with the recorded weights, in the reference's behaviour, without random drops."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cli.config import load_experiment
 from cli.experiment import Experiment
-from cli.parity.recorded import TEACHER, Missing, Recorded
+from cli.parity.recorded import Missing, Recorded
 from cli.parity.weights import checksum, closed_formula, fill_by_formula
 from pipeline.config import TeacherConfig
 from pipeline.teacher import Teacher, load_teacher
@@ -19,6 +19,7 @@ from trainer.classifier import Classifier
 from trainer.head_config import MODELNET40, PB_T50_RS, SCANOBJECTNN, SegmentationConfig
 from trainer.model import I2PMAE
 from trainer.model_config import ModelConfig
+from trainer.reference_file import TEACHER
 from trainer.segmentation import PartSegmenter
 
 __all__ = [
@@ -63,10 +64,10 @@ def small_student(recorded: Recorded, settings: Experiment, device: torch.device
     """The recorded pre-training model."""
     sizes = recorded.sizes("pre")
     if any(sizes["local_radius"]):
-        raise Missing(
-            f"config.json: a local_radius of 0 for pre; it is {sizes['local_radius']}, and the student has none"
+        raise ValueError(
+            f"config.json: pre: local_radius is {sizes['local_radius']}; the student knows no radius but 0"
         )
-    entries = own_entries(recorded.entries("pretrain_ckpt.pth", "base_model"))
+    entries = recorded.checkpoint("pretrain_ckpt.pth").entries
     stages = len(sizes["decoder_dims"])
     config = replace(
         settings.model,
@@ -93,7 +94,7 @@ def small_classifier(
     """A recorded classifier, one of CLASSIFIERS. `changes` to its own settings, for tests."""
     base, radius = CLASSIFIERS[name]
     file = f"finetune_ckpt_{name}.pth"
-    sizes, entries = recorded.sizes("fine"), recorded.entries(file, "base_model")
+    sizes, entries = recorded.sizes("fine"), recorded.checkpoint(file).entries
     layers = [value for key, value in entries.items() if key.startswith("cls_head_finetune.") and value.ndim == 2]
     if not layers:
         raise Missing(f"{file}: cls_head_finetune.0.weight and so on")
@@ -113,7 +114,7 @@ def small_classifier(
 def small_segmenter(recorded: Recorded, settings: Experiment, device: torch.device) -> PartSegmenter:
     """The recorded part segmentation model."""
     file = "partseg_ckpt.pth"
-    sizes, entries = recorded.sizes("seg"), recorded.entries(file, "model_state_dict")
+    sizes, entries = recorded.sizes("seg"), recorded.checkpoint(file).entries
     for name in ("label_conv.0.weight", "convs4.weight"):
         if name not in entries:
             raise Missing(f"{file}: {name}")
@@ -129,11 +130,6 @@ def small_segmenter(recorded: Recorded, settings: Experiment, device: torch.devi
         **_AS_RECORDED,
     )
     return _loaded(PartSegmenter(_head_model(settings, sizes, entries), config), entries, file, device)
-
-
-def own_entries(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict without the frozen teacher."""
-    return {name: value for name, value in entries.items() if not name.startswith(TEACHER)}
 
 
 # -- full size, by the closed formula ----------------------------------------------------------------------------------
@@ -187,7 +183,7 @@ _AS_RECORDED: dict[str, Any] = {"distance": "expanded", "dropout": 0.0}
 def _encoder_sizes(sizes: Mapping[str, Any], entries: Mapping[str, Tensor]) -> dict[str, Any]:
     first = [entries.get(f"h_encoder.token_embed.0.first_conv.{layer}.weight") for layer in (0, 3)]
     if any(weight is None for weight in first):
-        raise Missing("h_encoder.token_embed.0.first_conv's weights, in the checkpoint")
+        raise Missing("the checkpoint's weights of h_encoder.token_embed.0.first_conv")
     return {
         "groups": tuple(sizes["num_groups"]),
         "embed_first": tuple(weight.shape[0] for weight in first if weight is not None),
@@ -199,7 +195,11 @@ def _encoder_sizes(sizes: Mapping[str, Any], entries: Mapping[str, Tensor]) -> d
 
 def _head_model(settings: Experiment, sizes: Mapping[str, Any], entries: Mapping[str, Tensor]) -> ModelConfig:
     """The encoder's sizes, and a decoder of one stage, which fits any encoder and is not used."""
-    decoder = {"decoder_dims": (sizes["encoder_dims"][-1],), "decoder_depths": (1,), "decoder_up_blocks": ()}
+    decoder: dict[str, Any] = {
+        "decoder_dims": (sizes["encoder_dims"][-1],),
+        "decoder_depths": (1,),
+        "decoder_up_blocks": (),
+    }
     neighbours = tuple(sizes["group_sizes"])
     return replace(settings.model, **_encoder_sizes(sizes, entries), **decoder, neighbours=neighbours)
 

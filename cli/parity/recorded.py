@@ -1,7 +1,6 @@
 """A folder of recorded files: read on demand, nothing unpickled, and what is not there is said by name."""
 
 import json
-import pickle
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -14,16 +13,23 @@ import torch
 from torch import Tensor
 
 from cli.parity.compare import Row, compare, missing
-from trainer.head_weights import without_module_prefix
+from trainer.checkpoint import CheckpointError
+from trainer.reference_file import ReferenceFile, read_reference
 
-__all__ = ["TEACHER", "Arrays", "Missing", "Recorded", "Table", "groups_of"]
-
-TEACHER = "clip_model."
-"""What stands before the frozen teacher's names in the reference's state dicts."""
+__all__ = ["Arrays", "Missing", "Recorded", "Table", "groups_of"]
 
 
 class Missing(Exception):
-    """Something that a comparison needs is not in the folder, or cannot be read; the text names it and says why."""
+    """Something that a comparison needs is not in the folder, or cannot be read.
+
+    what  the file, or the array or key in it
+    why   what is wrong with it
+    """
+
+    def __init__(self, what: str, why: str = "not in the folder"):
+        super().__init__(f"{what}: {why}")
+        self.what = what
+        self.why = why
 
 
 class Table(dict[str, Any]):
@@ -51,7 +57,7 @@ class Arrays:
         except FileNotFoundError:
             raise Missing(self.file) from None
         except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-            raise Missing(f"{self.file} (not a whole .npz file: {error})") from error
+            raise Missing(self.file, f"not a whole .npz file ({error})") from error
         self._read: dict[str, np.ndarray] = {}
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -61,7 +67,7 @@ class Arrays:
             try:
                 self._read[name] = self._npz[name]
             except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-                raise Missing(f"{self.file}: {name} (damaged: {error})") from error
+                raise Missing(f"{self.file}: {name}", f"damaged ({error})") from error
         return self._read[name]
 
     def __contains__(self, name: object) -> bool:
@@ -77,7 +83,7 @@ class Arrays:
         try:
             recorded = self[name][at]
         except Missing as absent:
-            return missing(str(absent))
+            return missing(absent.what, absent.why)
         return compare(what, ours, recorded, tolerance)
 
     def levels(self, pattern: str) -> range:
@@ -104,6 +110,7 @@ class Recorded:
         self.folder = folder
         self.arrays = cache(self._arrays)
         self.table = cache(self._table)
+        self.checkpoint = cache(self._checkpoint)
 
     def path(self, name: str) -> Path:
         """The path of a file; raises Missing where there is none."""
@@ -112,23 +119,11 @@ class Recorded:
             raise Missing(name)
         return path
 
-    def entries(self, name: str, entry: str, *, strip: bool = True) -> dict[str, Tensor]:
-        """The state dict `entry` of a checkpoint file ("": the file is one), without the `module.` of data-parallel
-        wrappers unless told not to strip it.
-
-        Only tensors and plain values are read; a file that holds more than those is refused.
-        """
-        path = self.path(name)
+    def _checkpoint(self, name: str) -> ReferenceFile:
         try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise Missing(f"{name} (holds more than tensors and plain values, and is not opened)") from error
-        except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
-            raise Missing(f"{name} (not a whole PyTorch file: {str(error).splitlines()[0]})") from error
-        state = found.get(entry) if entry and isinstance(found, dict) else found
-        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise Missing(f"{name}: {entry or 'a state dict'}")
-        return without_module_prefix(state, source=name) if strip else dict(state)
+            return read_reference(self.path(name))
+        except CheckpointError as error:
+            raise Missing(name, str(error)) from error
 
     def _arrays(self, stem: str) -> Arrays:
         return Arrays(self.folder / f"{stem}.npz")
@@ -139,9 +134,9 @@ class Recorded:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise Missing(f"{path.name} (not JSON: {error})") from error
+            raise Missing(path.name, f"not JSON ({error})") from error
         if not isinstance(values, dict):
-            raise Missing(f"{path.name} (not a JSON object)")
+            raise Missing(path.name, "not a JSON object")
         return Table(values, path.name)
 
     def sizes(self, *keys: str) -> Any:

@@ -37,15 +37,14 @@ def as_text(result: Result) -> str:
 
 
 def summary(results: Sequence[Result]) -> str:
-    """One line: how many rows, how many of each kind, how long."""
+    """One line: how many rows, how many of each kind."""
     rows = [row for result in results for row in result.rows]
     counts: dict[str, int] = {}
     for row in rows:
         counts[row.verdict] = counts.get(row.verdict, 0) + 1
     listed = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    seconds = sum(result.seconds for result in results)
     values = sum(row.values for row in rows)
-    return f"{len(rows)} comparisons of {values:,} values in {len(results)} sections, {seconds:.0f} s: {listed}"
+    return f"{len(rows)} comparisons of {values:,} values in {len(results)} sections: {listed}"
 
 
 def as_markdown(results: Sequence[Result], environment: Environment) -> str:
@@ -61,8 +60,9 @@ def as_markdown(results: Sequence[Result], environment: Environment) -> str:
         "Every quantity that was recorded from the reference implementation, computed anew by this project with the "
         "`reference` preset from the recorded inputs and weights. The tests in `tests/parity` run the same code. "
         "`largest abs` is the largest difference, `largest rel` the largest difference over the recorded value (where "
-        "the tolerance is absolute, values below a thousandth of the array's largest count as that much). Tolerances are "
-        "those of the recorded folder's README; `exact` allows none.",
+        "the tolerance is absolute, values below a thousandth of the array's largest count as that much). Tolerances "
+        "are those of the recorded folder's README; `exact` allows none. Gradients that float32 rounding sends to the "
+        "other of two equal entries of a maximum are compared in float64, and their rows say so.",
     ]
     for result in results:
         lines += ["", f"## {result.title}", "", f"`{result.file}`", ""]

@@ -3,12 +3,12 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from cli.experiment import Experiment
-from cli.parity.compare import FAILED, MISSING, UNCOMPARED, Row
+from cli.parity.compare import FAILED, UNCOMPARED, Row, missing
 from cli.parity.recorded import Missing, Recorded
 from cli.parity.section import Part, Section
 from cli.parity.sections.backprojection import Backprojection
@@ -76,7 +76,7 @@ def run_section(
     rows: list[Row] = []
     for part, work in section.parts().items():
         on_part(part)
-        rows += _attempt(f"{name}, {part}", work)
+        rows += (_relative(row, recorded) for row in _attempt(f"{name}, {part}", work))
     rows += _unread(section)
     unique = tuple(dict.fromkeys(rows))  # parts that need the same absent file say so once
     return Result(name=name, title=section.title, file=section.file, rows=unique, seconds=time.perf_counter() - started)
@@ -91,12 +91,17 @@ def _attempt(what: str, work: Part) -> Iterator[Row]:
     try:
         yield from work()
     except Missing as absent:
-        yield Row(what=str(absent), verdict=MISSING, note="not in the folder")
+        yield missing(absent.what, absent.why)
     except (ValueError, TypeError, RuntimeError, IndexError, TeacherError) as error:
         # What a folder of another layout makes of our functions. The rows so far stand, and so do the other parts'.
         logger.info("%s could not be compared", what, exc_info=error)
         text = str(error).strip().splitlines() or [type(error).__name__]
         yield Row(what=what, verdict=FAILED, note=text[0])
+
+
+def _relative(row: Row, recorded: Recorded) -> Row:
+    """The row with files of the folder named without the folder, which is somebody's own."""
+    return replace(row, note=row.note.replace(f"{recorded.folder}/", ""))
 
 
 def _unread(section: Section) -> Iterator[Row]:

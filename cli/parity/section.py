@@ -36,6 +36,8 @@ class Section:
         self.device = device
 
     def parts(self) -> dict[str, Part]:
-        """The pieces of work, each named for the progress display. Each yields rows, and may raise Missing, which ends it
-        alone; what several parts need is computed once, in a cached property."""
+        """The pieces of work, each named for the progress display.
+
+        Each yields rows, and may raise Missing, which ends it alone. What several need is kept in a cached property.
+        """
         raise NotImplementedError

@@ -19,8 +19,8 @@ def losses(report):
     return [(line["loss_3d"], line["loss_2d"]) for line in lines if line["event"] == "step"]
 
 
-# Seen: no difference at all with float32 features, 1e-5 relative with float16. Batches of another size may round the teacher
-# differently (2e-6 of a feature), hence not 0; ten times what was seen is allowed for float16.
+# Seen: no difference at all with float32 features, 1e-5 relative with float16. Batches of another size may round the
+# teacher differently (2e-6 of a feature), hence not 0; ten times what was seen is allowed for float16.
 @pytest.mark.parametrize(("features", "tolerance"), [("float32", 5e-6), ("float16", 1e-4)])
 def test_cached_and_live_losses_agree_to_the_rounding_of_the_cache(tmp_path, features, tolerance):
     cache = teacher_cache.open(small_build(tmp_path, cache={"features": features}).path)

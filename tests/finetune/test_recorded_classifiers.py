@@ -1,57 +1,12 @@
-"""The small recorded classifiers. Tolerances are those of the reference folder's README."""
-
-from typing import NamedTuple
+"""The small recorded classifiers under other settings than the recorded ones; under those: tests/parity."""
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from tests.support.finetune import CLASSIFIERS, recorded_classifier
+from cli.parity.models import CLASSIFIERS
+from tests.support.finetune import recorded_classifier
 from tests.support.reference import reference_arrays
-from trainer.classifier import Classifier, accuracy, classification_loss
-
-
-class Recorded(NamedTuple):
-    arrays: dict[str, np.ndarray]
-    model: Classifier
-    points: Tensor
-    label: Tensor
-
-    def loss(self, logits: Tensor) -> Tensor:
-        return classification_loss(logits, self.label, smoothing=self.model.config.label_smoothing)
-
-
-@pytest.fixture(params=CLASSIFIERS)
-def recorded(request) -> Recorded:
-    prefix = f"{request.param}__"
-    arrays = {k.removeprefix(prefix): v for k, v in reference_arrays("finetune").items() if k.startswith(prefix)}
-    model = recorded_classifier(request.param)
-    return Recorded(arrays, model, torch.from_numpy(arrays["pts"]), torch.from_numpy(arrays["label"]))
-
-
-def test_evaluation(recorded):
-    with torch.no_grad():
-        logits = recorded.model.eval()(recorded.points)
-    np.testing.assert_allclose(logits, recorded.arrays["eval_logits"], rtol=0, atol=3e-5)
-    assert recorded.loss(logits).item() == pytest.approx(float(recorded.arrays["eval_loss"]), rel=1e-5)
-    assert 100 * accuracy(logits, recorded.label).item() == pytest.approx(float(recorded.arrays["eval_acc"]), rel=1e-5)
-
-
-def test_training_and_gradients(recorded):
-    arrays, model = recorded.arrays, recorded.model.train()
-    logits = model(recorded.points)
-    loss = recorded.loss(logits)
-    loss.backward()
-    np.testing.assert_allclose(logits.detach(), arrays["train_logits"], rtol=0, atol=5e-4)
-    assert loss.item() == pytest.approx(float(arrays["train_loss"]), abs=5e-4)
-    assert [name for name, _ in model.named_parameters()] == arrays["param_names"].tolist()
-    norms = np.array([value.grad.double().norm() for value in model.parameters()])
-    expected = arrays["train_grad_norms"]
-    large = expected > 1e-3
-    np.testing.assert_allclose(norms[large], expected[large], rtol=3e-3)
-    # biases in front of a batch norm, zero up to noise: noise.json has 1.3e-4, and model_pretrain.npz's bound is this
-    np.testing.assert_allclose(norms[~large], expected[~large], rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)

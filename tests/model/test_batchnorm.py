@@ -69,3 +69,23 @@ def test_nothing_counts_is_finite():
     norm = BatchNorm(5)
     assert norm(rows(), torch.zeros(40)).isfinite().all()
     assert norm.running_var.isfinite().all()
+
+
+def test_many_rows_are_summed_without_losing_digits():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(50_000, 3, generator=generator) * 0.1 + 2
+    seed = torch.randn(50_000, 3, generator=generator)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        norm = BatchNorm(3).to(dtype).train()
+        with torch.no_grad():
+            norm.weight.copy_(torch.tensor([0.5, 1.0, -2.0]))
+        rows = x.to(dtype, copy=True).requires_grad_()
+        y = norm(rows)
+        y.backward(seed.to(dtype))
+        results.append((y.detach(), rows.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var))
+    for ours, exact in zip(*results, strict=True):
+        # measured 1.1e-5 of the largest (the weight's gradient); torch's float32 sums, row after row, are off by 3e-4
+        assert (ours - exact).abs().max() <= 5e-5 * exact.abs().max()
+    # measured 2e-6, and 1.2e-4 with torch's sums
+    torch.testing.assert_close(results[0][0].double(), results[1][0], rtol=0, atol=1e-5)

@@ -1,36 +1,10 @@
-"""Grouping at every level from one sampling, against the recorded three samplings."""
+"""Why one sampling serves all levels. That it gives the recorded groups is compared in tests/parity."""
 
-import numpy as np
 import pytest
 import torch
 
 from cuda.fps import farthest_point_sample
-from tests.support.reference import reference_arrays, reference_json
-from trainer.model_config import ModelConfig
-from trainer.tokenizer import gather, neighbourhoods, tokenise
-
-
-@pytest.mark.parametrize("rule", ["skip", "plain"])
-def test_one_sampling_gives_all_recorded_levels(rule):
-    arrays = reference_arrays("grouping")
-    sizes = reference_json("config")["config"]["grouping"]
-    config = ModelConfig(
-        groups=tuple(sizes["groups"]), neighbours=tuple(sizes["ks"]), fps_skip_near_origin=rule == "skip"
-    )
-    points = torch.from_numpy(arrays["pts"])
-    levels, chosen = tokenise(points, config)
-    np.testing.assert_array_equal(chosen, arrays[f"{rule}__fps_l0"])
-    below = points
-    for i, level in enumerate(levels):
-        prefix = torch.arange(level.centres.shape[1]).expand(len(points), -1)
-        if i > 0:  # the recorded sampling of centres among centres is the prefix that we take
-            np.testing.assert_array_equal(prefix, arrays[f"{rule}__fps_l{i}"])
-        np.testing.assert_array_equal(level.members, arrays[f"{rule}__knn_l{i}"])
-        if rule == "skip":
-            np.testing.assert_array_equal(level.centres, arrays[f"skip__center_l{i}"])
-            np.testing.assert_array_equal(neighbourhoods(below, level)[:, :4], arrays[f"skip__neigh_l{i}_first4"])
-            np.testing.assert_array_equal(gather(below, level.members)[:, :4], arrays[f"skip__neigh_ori_l{i}_first4"])
-        below = level.centres
+from trainer.tokenizer import gather
 
 
 @pytest.mark.parametrize("skip", [False, True])

@@ -1,19 +1,20 @@
 """Fine-tuning models to test with: the recorded ones with their weights, and tiny ones."""
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cli.parity.models import reference_settings, small_classifier, small_segmenter
+from cli.parity.recorded import Recorded
 from tests.support.models import TINY
-from tests.support.reference import reference_json, shared_dir
+from tests.support.reference import shared_dir
 from trainer.classifier import Classifier
 from trainer.head_config import ClassifierConfig, SegmentationConfig
 from trainer.model_config import ModelConfig
 from trainer.segmentation import PartSegmenter
 
-CLASSIFIERS = ("modelnet40", "scanobjectnn")
 TINY_HEAD: dict[str, Any] = {"neighbours": (8, 4, 4), "radius": (0.5, 0.8, 1.2)}
 
 
@@ -44,25 +45,12 @@ def tiny_clouds(seed: int = 0, batch: int = 4, points: int = 96) -> Tensor:
     return cloud / cloud.norm(dim=2).amax(1)[:, None, None]
 
 
-def recorded_classifier(name: str, **settings: Any) -> Classifier:
+def recorded_classifier(name: str, **changes: Any) -> Classifier:
     """The recorded small classifier `name` with its weights; drop path and dropout off, as they were.
 
-    settings  of [classifier], instead of the recorded ones.
+    changes  of [classifier], instead of the recorded settings.
     """
-    sizes = reference_json("config")["config"]["fine"]
-    entries = recorded_entries(f"finetune_ckpt_{name}", "base_model")
-    recorded = {
-        "classes": entries["cls_head_finetune.8.bias"].numel(),
-        "neighbours": tuple(sizes["group_sizes"]),
-        "radius": tuple(sizes["radius_mn" if name == "modelnet40" else "radius_scan"]),
-        "distance": "expanded",
-        "pooling": "sum" if name == "modelnet40" else "concat",
-        "dropout": 0.0,
-        "label_smoothing": sizes["smooth"] if name == "modelnet40" else 0.0,
-    }
-    model = Classifier(recorded_sizes(sizes), ClassifierConfig(**{**recorded, **settings}))
-    model.load_state_dict(entries, strict=True)
-    return model
+    return small_classifier(_recorded(), reference_settings(), name, torch.device("cpu"), **changes)
 
 
 def recorded_segmenter(**model_settings: Any) -> PartSegmenter:
@@ -70,39 +58,10 @@ def recorded_segmenter(**model_settings: Any) -> PartSegmenter:
 
     model_settings  of [model], instead of the reference's.
     """
-    sizes = reference_json("config")["config"]["seg"]
-    config = SegmentationConfig(
-        neighbours=tuple(sizes["group_sizes"]),
-        radius=tuple(sizes["local_radius"]),
-        distance="expanded",
-        propagation=tuple(sizes["mlp"]),
-        hidden=tuple(sizes["head"]),
-        dropout=0.0,
-    )
-    model = PartSegmenter(recorded_sizes(sizes, **model_settings), config)
-    model.load_state_dict(recorded_entries("partseg_ckpt", "model_state_dict"), strict=True)
-    return model
+    settings = reference_settings()
+    changed = replace(settings, model=replace(settings.model, **model_settings))
+    return small_segmenter(_recorded(), changed, torch.device("cpu"))
 
 
-def recorded_sizes(sizes: dict[str, Any], **settings: Any) -> ModelConfig:
-    """The encoder of one of config.json's entries, in the reference's behaviour, and the smallest of decoders."""
-    return ModelConfig.reference(
-        groups=tuple(sizes["num_groups"]),
-        neighbours=tuple(sizes["group_sizes"]),
-        encoder_dims=tuple(sizes["encoder_dims"]),
-        encoder_depths=tuple(sizes["encoder_depths"]),
-        heads=sizes["num_heads"],
-        **{"drop_path": 0.0, **no_decoder(sizes["encoder_dims"]), **settings},
-    )
-
-
-def no_decoder(encoder_dims: Sequence[int]) -> dict[str, Any]:
-    """The decoder's part of [model], for a model that has none: one stage, which fits any encoder."""
-    return {"decoder_dims": (encoder_dims[-1],), "decoder_depths": (1,), "decoder_up_blocks": ()}
-
-
-def recorded_entries(file: str, entry: str) -> dict[str, Tensor]:
-    """A recorded checkpoint's state dict, without the prefix of the data-parallel wrapper."""
-    path = shared_dir("reference") / f"{file}.pth"
-    entries = torch.load(path, map_location="cpu", weights_only=True)[entry]
-    return {name.removeprefix("module."): value for name, value in entries.items()}
+def _recorded() -> Recorded:
+    return Recorded(shared_dir("reference"))

@@ -1,6 +1,6 @@
 """Where the recorded reference arrays are.
 
-They lie beside the clone (``../shared/reference``) or where ``I2P_REFERENCE`` says. A clone without them skips the tests
+They lie beside the clone (``../shared/reference``) or where ``I2P_REFERENCE`` says. A clone without them skips tests
 that read them, with the reason; in CI their absence is a failure.
 """
 

@@ -73,7 +73,8 @@ class Finetune(Section):
 
     def _unstripped(self, name: str) -> Iterator[Row]:
         """What a loader that does not strip `module.` makes of this checkpoint: it loads nothing."""
-        entries = self.recorded.entries(f"finetune_ckpt_{name}.pth", "base_model", strip=False)
+        file = self.recorded.checkpoint(f"finetune_ckpt_{name}.pth")
+        entries = {file.prefix + key for key in file.entries}
         wanted = self._model(name).state_dict()
         missed = [key for key in wanted if key not in entries and not key.endswith("num_batches_tracked")]
         ours = {

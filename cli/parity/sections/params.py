@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from cli.experiment import Experiment
 from cli.parity.compare import Row, compare, same
-from cli.parity.recorded import TEACHER, Table
+from cli.parity.recorded import Table
 from cli.parity.section import Part, Section
 from trainer.classifier import Classifier
 from trainer.head_config import MODELNET40, SCANOBJECTNN, SegmentationConfig
 from trainer.model import I2PMAE
 from trainer.optim import no_decay_names
+from trainer.reference_file import TEACHER
 from trainer.schedule import learning_rate
 from trainer.segmentation import PartSegmenter
 
@@ -49,12 +50,12 @@ class Params(Section):
         described = [[f"{key} {shape} {kind}" for key, (shape, kind) in one.items()] for one in (ours, recorded)]
         yield same(f"{name}: shapes and types", *described)
 
-        named = dict(model.named_parameters())
+        named: dict[str, Tensor] = dict(model.named_parameters())
         frozen = {key: torch.empty(shape, device="meta") for key, (shape, _) in teacher.items()}
         beside = frozen if name == "pretrain" else {}
         counts = {
             "parameters": _elements(named),
-            "encoder_parameters": sum(value.numel() for value in model.h_encoder.parameters()),  # type: ignore[union-attr]
+            "encoder_parameters": _elements(dict(model.h_encoder.named_parameters())),  # type: ignore[union-attr]
             "parameters_with_teacher": _elements({**named, **beside}),
         }
         if name == "pretrain":

@@ -12,7 +12,7 @@ from torch import Tensor
 from cli.parity.compare import Row, compare, same
 from cli.parity.models import small_student, small_teacher
 from cli.parity.quantities import by_gradient, doubled, gradient_norms, names_of, settled
-from cli.parity.recorded import TEACHER, Arrays
+from cli.parity.recorded import Arrays
 from cli.parity.section import Part, Section
 from pipeline.live import LiveTeacher
 from pipeline.views import render_views
@@ -94,13 +94,12 @@ class Pretrain(Section):
         yield check("mean and spread of the images", "image_mean_std", _stacked(moments), "image moments")
         yield check("teacher features", "teacher_feats", _stacked(features), "teacher.features")
         yield check("teacher saliency", "teacher_sal", _stacked(maps.saliency), "teacher.attention")
-        in_checkpoint = self.recorded.entries("pretrain_ckpt.pth", "base_model")
-        frozen = {n.removeprefix(TEACHER): value for n, value in in_checkpoint.items() if n.startswith(TEACHER)}
-        alone = self.recorded.entries("teacher_openai.pt", "")
+        frozen = self.recorded.checkpoint("pretrain_ckpt.pth").teacher
+        alone = self.recorded.checkpoint("teacher_openai.pt").entries
         yield same("names of the teacher inside the checkpoint", sorted(frozen), sorted(alone))
         if frozen.keys() == alone.keys():
-            values = (torch.cat([one[name].flatten() for name in sorted(one)]) for one in (frozen, alone))
-            yield compare("its values", *values, "exact")
+            inside, beside = (torch.cat([one[name].flatten() for name in sorted(one)]) for one in (frozen, alone))
+            yield compare("its values", inside, beside, "exact")
 
     def _masks(self) -> Iterator[Row]:
         model = self._model()

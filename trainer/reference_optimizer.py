@@ -108,9 +108,7 @@ def _order(entries: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> list
 
 
 def _spared(entries: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> list[str]:
-    # the teacher's one scalar is decayed: the reference spares tensors of exactly one dimension
-    vectors = ((name, value) for name, value in _parameters(entries, teacher).items() if value.ndim)
-    return no_decay_names(vectors, "reference")
+    return no_decay_names(_parameters(entries, teacher).items(), "reference")
 
 
 def _parameters(entries: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.main import main
+from tests.support.commands import call
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,6 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Smoke:
     folder = tmp_path_factory.mktemp("smoke")
     run_dir = folder / "run"
     arguments = ("pretrain", "smoke", "--set", f"cache.root={folder / 'caches'}", "--out", str(run_dir))
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    assert stop.value.code == 0
+    assert call(arguments) == 0
     [cache] = (folder / "caches").iterdir()
     return Smoke(folder, cache, run_dir, arguments)

@@ -160,6 +160,7 @@ def sound(tmp_path_factory) -> tuple[Path, bytes]:
     return path, path.read_bytes()
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_of_a_damaged_file_only_our_error_comes_out(sound, data):

@@ -1,10 +1,15 @@
 """Running the command line inside the test's process."""
 
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
 
 from cli.main import main
+
+ROOMS = ("cli", "pipeline", "pipeline.teacher", "teacher_cache", "trainer", "cuda")
 
 
 @dataclass
@@ -19,8 +24,29 @@ class Outcome:
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
     """``i2p ARGUMENTS``; everything is turned to text first."""
     capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
+    code = call([str(argument) for argument in arguments])
     said = capsys.readouterr()
+    return Outcome(code, said.out, said.err)
+
+
+def call(arguments: Sequence[str]) -> int:
+    """The exit code of ``i2p ARGUMENTS``; what the command does to logging is undone, for the tests that follow."""
+    with _logging_kept(), pytest.raises(SystemExit) as stop:
+        main(arguments)
     assert isinstance(stop.value.code, int)
-    return Outcome(stop.value.code, said.out, said.err)
+    return stop.value.code
+
+
+@contextmanager
+def _logging_kept() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    levels = {name: logging.getLogger(name).level for name in ROOMS}
+    root.handlers.clear()  # or logging.basicConfig(force=True) would close them
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        for name, kept in levels.items():
+            logging.getLogger(name).setLevel(kept)

@@ -173,12 +173,12 @@ def draw_guitar(s: Sketch) -> None:
         ),
     )
     pegs = 2 if kind == "ukulele" else 3
-    for z in np.linspace(top + head * 0.25, top + head * 0.85, pegs):
+    for peg_height in np.linspace(top + head * 0.25, top + head * 0.85, pegs).tolist():
         s.add_pair(
             "peg",
             join(
-                cylinder((thick, y + 0.004, z), (thick * 2.2, y + 0.004, z), 0.004, n=6),
-                ellipsoid((thick * 2.4, y + 0.004, z), (0.011, 0.006, 0.008), n=8, rings=5),
+                cylinder((thick, y + 0.004, peg_height), (thick * 2.2, y + 0.004, peg_height), 0.004, n=6),
+                ellipsoid((thick * 2.4, y + 0.004, peg_height), (0.011, 0.006, 0.008), n=8, rings=5),
             ),
         )
     if s.maybe("strings", 0.7):

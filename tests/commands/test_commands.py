@@ -187,10 +187,17 @@ def test_help_names_every_option_and_gives_an_example(capsys, name):
     assert "xample" in outcome.out or not name or "Commands:" in outcome.out or name == ("presets",)
 
 
+def _heed_interruptions() -> None:
+    """A shell starts background jobs with SIGINT ignored, and children inherit that: the test must not depend on it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interrupted_build_answers_130_and_goes_on(tmp_path):
     arguments = [sys.executable, "-m", "cli.main", "cache", "build", "smoke", "--set", f"cache.root={tmp_path}"]
     arguments += ["--set", "cache.shapes_per_shard=4"]
-    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_interruptions
+    )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not list(tmp_path.glob("*/receipts/*.json")):
         time.sleep(0.05)

@@ -1,6 +1,7 @@
 """Experiments: layers, every problem at once, presets that stay valid, a resolved config that reads back."""
 
 import dataclasses
+import inspect
 from pathlib import Path
 
 import pytest
@@ -118,8 +119,9 @@ def test_a_file_that_is_not_there_not_toml_or_of_an_unknown_preset(tmp_path):
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_setting_is_documented_where_it_is_declared(section):
     cls = SECTIONS[section]
-    words = [line.split() for line in (cls.__doc__ or "").splitlines() if line.startswith("    ")]
-    documented = {line[0].rstrip(".:,") for line in words if line}
+    # Settings stand at the margin, what continues a line is indented.
+    lines = (inspect.getdoc(cls) or "").splitlines()
+    documented = {line.split()[0].rstrip(".:,") for line in lines if line[:1].strip()}
     assert {field.name for field in dataclasses.fields(cls)} <= documented
 
 

@@ -1,5 +1,6 @@
 """What a section of the comparison is."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ __all__ = ["Part", "Section"]
 Part = Callable[[], Iterator[Row]]
 
 
-class Section:
+class Section(ABC):
     """Compares one recorded file.
 
     name   what `--section` takes
@@ -35,9 +36,9 @@ class Section:
         self.settings = settings
         self.device = device
 
+    @abstractmethod
     def parts(self) -> dict[str, Part]:
         """The pieces of work, each named for the progress display.
 
         Each yields rows, and may raise Missing, which ends it alone. What several need is kept in a cached property.
         """
-        raise NotImplementedError

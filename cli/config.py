@@ -15,7 +15,15 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from cli.experiment import SECTIONS, Experiment
 
-__all__ = ["ConfigError", "load_experiment", "parse_settings", "preset_names", "preset_text", "to_toml"]
+__all__ = [
+    "ConfigError",
+    "load_experiment",
+    "load_sections",
+    "parse_settings",
+    "preset_names",
+    "preset_text",
+    "to_toml",
+]
 
 
 class ConfigError(Exception):
@@ -64,6 +72,31 @@ def load_experiment(config: str, overrides: Iterable[str] = ()) -> Experiment:
     if problems:
         raise ConfigError(config, problems)
     return experiment
+
+
+def load_sections(source: str, text: str, overrides: Iterable[str], sections: Mapping[str, type]) -> dict[str, Any]:
+    """Section name -> its dataclass, from TOML text and overrides, for commands whose settings are not an experiment's.
+
+    source  names the text in messages.  sections  each class has `problems()`.
+
+    Raises ConfigError listing every unknown key, wrong type and every section's problems.
+    """
+    problems: list[str] = []
+    tables: dict[str, dict[str, Any]] = {}
+    for key, table in _parse(text, source).items():
+        if isinstance(table, dict):
+            tables[key] = table
+        else:
+            problems.append(f"{key} = {table!r} stands outside any section; sections: {', '.join(sections)}")
+    for override in overrides:
+        _apply_override(tables, override, problems)
+    problems += [f"[{key}] is not a section; {_suggest(key, sections)}" for key in tables if key not in sections]
+    settings = list(_all_settings(sections))
+    made = {key: cls(**_values(key, cls, tables.get(key, {}), problems, settings)) for key, cls in sections.items()}
+    problems += [f"{key}.{problem}" for key, section in made.items() for problem in section.problems()]
+    if problems:
+        raise ConfigError(source, problems)
+    return made
 
 
 def parse_settings(overrides: Iterable[str], sections: Mapping[str, type]) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.render import render_cloud
 from teacher_cache.records import TeacherRecord
 
-__all__ = ["curves", "record_sheet"]
+__all__ = ["contrastive_curve", "curves", "record_sheet"]
 
 INK, GRID = "#222222", "#dddddd"
 EMPTY = 0.5  # the depth image where nothing was drawn
@@ -66,6 +66,23 @@ def curves(run_dir: Path, path: Path) -> bool:
         axis.grid(color=GRID)
     _save(figure, path, plt)
     return True
+
+
+def contrastive_curve(log: Path, path: Path) -> None:
+    """Draw a tiny CLIP's loss and the share of images whose own caption fits best, over the steps of log.jsonl."""
+    # A run that was killed repeats the steps after its last checkpoint; the later line of a step counts.
+    steps = {line["step"]: line for line in map(json.loads, log.read_text(encoding="utf-8").splitlines())}
+    lines = [steps[step] for step in sorted(steps)]
+    plt = _matplotlib()
+    figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.2), layout="constrained")
+    for axis, name, title in zip(axes, ("loss", "accuracy"), ("contrastive loss", "own caption first"), strict=True):
+        values = np.array([line[name] for line in lines])
+        axis.plot([line["step"] for line in lines], values, color="#1f5fa8", linewidth=0.8)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("step")
+        axis.set_ylim(0)
+        axis.grid(color=GRID)
+    _save(figure, path, plt)
 
 
 def _accuracies(axis: Any, scores: Sequence[dict[str, Any]]) -> None:

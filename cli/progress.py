@@ -40,6 +40,11 @@ class Progress:
         elif kind is None and self.done > self.initial:
             self._line()
 
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._started
+
     def update(self, done: int, **notes: object) -> None:
         """Set the units done so far, and notes such as ``quarantined=3`` or ``loss="0.51"``."""
         if self._bar is not None:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["class_features", "patch_features", "tower_problem"]
+__all__ = ["class_features", "patch_features", "token_features", "tower_problem"]
 
 
 def tower_problem(tower: nn.Module) -> str | None:
@@ -60,6 +60,16 @@ def class_features(tower: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     """
     tokens, query, key = _forward(tower, images)
     return (tower.ln_post(tokens[:, 0]) @ tower.proj).float(), _class_row(query, key)
+
+
+@torch.no_grad()
+def token_features(tower: Any, images: Tensor) -> Tensor:
+    """Class token and patch tokens after ln_post and the projection -> [M, T + 1, C] float32, the class token first.
+
+    tower, images  as of patch_features; equal to it and to class_features up to rounding, at the price of one of them.
+    """
+    tokens, _, _ = _forward(tower, images)
+    return (tower.ln_post(tokens) @ tower.proj).float()
 
 
 def _forward(tower: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -80,7 +80,8 @@ class TeacherConfig:
 
     architecture  a model name of open_clip, one of pipeline/architectures (i2p-vit-tiny-16), a JSON file like those, or
                   "openai": read off a weights file in OpenAI's layout
-    pretrained    open_clip's tag of the weights to download, or "random" (for plumbing only); unused beside `weights`
+    pretrained    open_clip's tag of the weights to download, "embedded" (those in this package, i2p-vit-tiny-16's) or
+                  "random" (for plumbing only); unused beside `weights`
     weights       a local weights file (.safetensors, .pt, .bin); "" takes `pretrained`
     quickgelu     which GELU: "auto" (from the tag, the file or the architecture), "on" or "off"
     precision     arithmetic of the forward pass: "float32", "float16" or "bfloat16"

@@ -16,16 +16,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.attention import class_features, patch_features, tower_problem
+from pipeline.attention import class_features, patch_features, token_features, tower_problem
 from pipeline.config import ProjectionConfig, TeacherConfig
 from pipeline.errors import TeacherError
 from pipeline.weights import TowerWeights, download_weights, openai_architecture, read_weights
 
-__all__ = ["Teacher", "load_teacher", "resolve_device", "size_conflicts", "teacher_conflicts"]
+__all__ = [
+    "Teacher",
+    "describe_architecture",
+    "embedded_weights",
+    "load_teacher",
+    "resolve_device",
+    "size_conflicts",
+    "teacher_conflicts",
+]
 
 logger = logging.getLogger(__name__)
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
+EMBEDDED = Path(__file__).parent / "embedded"  # weights that travel with the package, one file an architecture
 CPU_BATCH = 3  # one shape's views: larger batches are slower on a CPU (measured, docs/teacher.md)
 GPU_BATCH = 96
 _KEYS_SHOWN = 4
@@ -94,6 +103,13 @@ class Teacher:
             feature[part], attention[part] = class_features(self._tower, batch)
         return feature, attention
 
+    def encode_tokens(self, images: Tensor) -> Tensor:
+        """Class and patch features of images as of `encode`, without attention -> [M, T + 1, C], class token first."""
+        features = torch.empty(len(images), self.tokens + 1, self.channels, device=self.device)
+        for part, batch in self._batches("encode_tokens", images):
+            features[part] = token_features(self._tower, batch)
+        return features
+
     def _batches(self, function: str, images: Tensor) -> Iterator[tuple[slice, Tensor]]:
         S = self.image_side
         if images.dtype != torch.float32:
@@ -120,7 +136,7 @@ def load_teacher(config: TeacherConfig, device: torch.device | None = None) -> T
         assert weights is not None  # TeacherConfig.problems
         architecture = openai_architecture(weights)
     else:
-        architecture = _architecture(config.architecture)
+        architecture = describe_architecture(config.architecture)
     quickgelu = _quickgelu(config, architecture, weights, tag)
     tower = _build_tower(config, architecture, quickgelu)
     if weights is not None:
@@ -162,7 +178,7 @@ def teacher_conflicts(config: TeacherConfig, projection: ProjectionConfig) -> It
     """
     if config.architecture == "openai":
         return
-    vision = _architecture(config.architecture)["vision_cfg"]
+    vision = describe_architecture(config.architecture)["vision_cfg"]
     yield from size_conflicts(
         config.architecture, vision.get("image_size", 224), vision.get("patch_size", 16), projection
     )
@@ -182,18 +198,32 @@ def _weights(config: TeacherConfig) -> tuple[TowerWeights | None, Mapping[str, A
         return read_weights(config.weights), {}
     if config.random:
         return None, {}
+    if config.pretrained == "embedded":
+        return read_weights(embedded_weights(config.architecture)), {}
     from open_clip import get_pretrained_cfg, list_pretrained_tags_by_model
 
     entry = get_pretrained_cfg(config.architecture, config.pretrained)
     if not entry:
-        _architecture(config.architecture)  # an unknown architecture is the better message
+        describe_architecture(config.architecture)  # an unknown architecture is the better message
         tags = ", ".join(list_pretrained_tags_by_model(config.architecture)) or "none"
         raise TeacherError(
             f"teacher.pretrained = {config.pretrained!r} is not a tag of {config.architecture} in open_clip; "
             f"there are: {tags}.\n"
-            '  Name a local file in teacher.weights, or ask for pretrained = "random".'
+            '  Name a local file in teacher.weights, or ask for pretrained = "random" or "embedded".'
         )
     return read_weights(download_weights(config.architecture, config.pretrained, entry)), entry
+
+
+def embedded_weights(architecture: str) -> Path:
+    """The package's own weights of an architecture."""
+    path = EMBEDDED / f"{architecture}.safetensors"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in EMBEDDED.glob("*.safetensors"))) or "none"
+        raise TeacherError(
+            f'teacher.pretrained = "embedded": this package holds no weights of {architecture}; it holds those of: '
+            f"{known}.\n  Name one of these in teacher.architecture, or other weights in teacher.pretrained."
+        )
+    return path
 
 
 @cache
@@ -203,7 +233,7 @@ def _register_architectures() -> None:
     add_model_config(ARCHITECTURES)
 
 
-def _architecture(name: str) -> dict[str, Any]:
+def describe_architecture(name: str) -> dict[str, Any]:
     """open_clip's description of a model by name, or the JSON file at a path that ends in .json."""
     from open_clip import get_model_config, list_models
 

@@ -1,0 +1,113 @@
+"""The settings of a tiny CLIP's training: the views it sees and how it learns. One frozen dataclass a section."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+__all__ = ["LearningConfig", "ViewsConfig"]
+
+REDUCTIONS = ("sum", "mean", "max", "nearest")
+SEED_BOUND = 2**32
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewsConfig:
+    """[views]: the images, drawn once ahead. Each shape is drawn in one pose, from the three sides.
+
+    shapes       synthetic objects, three images each
+    seed         of the objects and of all that is drawn for them
+    points       range of the number of points of a cloud, uniform in its logarithm
+    reductions   what a pixel keeps of the depths on it; one of these is drawn for each shape, repeats weigh more
+    upright      share of the shapes left as they are modelled
+    yaw          share turned about the vertical; the rest are turned by any rotation
+    stretch      share scaled along each axis by a factor in 2/3..3/2 (the student's augmentation)
+    noise        largest standard deviation of the noise on a cloud's points, in unit-sphere units; drawn for each shape
+    image_side   pixels along an image's side; the architecture's
+    """
+
+    shapes: int = 9000
+    seed: int = 1000
+    points: tuple[int, int] = (512, 2048)
+    reductions: tuple[str, ...] = ("sum", "sum", "sum", "mean", "max", "nearest")
+    upright: float = 0.2
+    yaw: float = 0.5
+    stretch: float = 0.4
+    noise: float = 0.02
+    image_side: int = 224
+
+    def problems(self) -> Iterator[str]:
+        if self.shapes < 1:
+            yield f"shapes = {self.shapes} is smaller than 1"
+        if not 0 <= self.seed < SEED_BOUND:
+            yield f"seed = {self.seed} is outside 0..2^32-1"
+        if not 32 <= self.points[0] <= self.points[1]:
+            yield f"points = {list(self.points)} is not a range of at least 32, smaller one first"
+        wrong = [name for name in self.reductions if name not in REDUCTIONS]
+        if wrong or not self.reductions:
+            yield f"reductions = {list(self.reductions)} is not a list of {', '.join(REDUCTIONS)}"
+        for name in ("upright", "yaw", "stretch"):
+            if not 0 <= getattr(self, name) <= 1:
+                yield f"{name} = {getattr(self, name)} is outside 0..1"
+        if self.upright + self.yaw > 1:
+            yield f"upright = {self.upright} and yaw = {self.yaw} add up to more than 1"
+        if not 0 <= self.noise <= 0.5:
+            yield f"noise = {self.noise} is outside 0..0.5"
+        if self.image_side < 8 or self.image_side % 2:
+            yield f"image_side = {self.image_side} is not an even number of at least 8"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningConfig:
+    """[learning]: the model and its optimiser.
+
+    architecture     name of a description in pipeline/architectures, or a JSON file like those; both towers are needed
+    steps            optimiser steps
+    batch_size       images, each with its caption, in one step: each is told apart from all the others
+    learning_rate    AdamW's at the top of the cosine
+    weight_decay     AdamW's, of matrices only
+    warmup           share of the steps in which the rate rises
+    patch_dropout    share of an image's patches left out while training, empty ones first: as much faster
+    whole            share of the steps, at the end, that see every patch
+    precision        arithmetic: "bfloat16" autocast or "float32"
+    seed             of first weights, order, captions and dropped patches
+    device           "auto", "cpu", "cuda" or "cuda:N"
+    threads          CPU threads; 0: as many as torch chooses
+    checkpoint_every steps between checkpoints
+    """
+
+    architecture: str = "i2p-vit-tiny-16"
+    steps: int = 1100
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.1
+    warmup: float = 0.08
+    patch_dropout: float = 0.6
+    whole: float = 0.08
+    precision: str = "bfloat16"
+    seed: int = 0
+    device: str = "auto"
+    threads: int = 0
+    checkpoint_every: int = 50
+
+    def problems(self) -> Iterator[str]:
+        for name in ("steps", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                yield f"{name} = {getattr(self, name)} is smaller than 1"
+        if self.batch_size < 2:
+            yield f"batch_size = {self.batch_size} leaves nothing to tell an image apart from"
+        if not self.learning_rate > 0:
+            yield f"learning_rate = {self.learning_rate} is not positive"
+        for name in ("weight_decay", "threads"):
+            if getattr(self, name) < 0:
+                yield f"{name} = {getattr(self, name)} is negative"
+        for name in ("warmup", "whole"):
+            if not 0 <= getattr(self, name) <= 1:
+                yield f"{name} = {getattr(self, name)} is outside 0..1"
+        if not 0 <= self.patch_dropout < 1:
+            yield f"patch_dropout = {self.patch_dropout} is outside 0..1 (1 excluded)"
+        if self.precision not in ("bfloat16", "float32"):
+            yield f"precision = {self.precision!r} is neither bfloat16 nor float32"
+        if not 0 <= self.seed < SEED_BOUND:
+            yield f"seed = {self.seed} is outside 0..2^32-1"
+        kind, _, index = self.device.partition(":")
+        if kind not in ("auto", "cpu", "cuda") or (":" in self.device and not (kind == "cuda" and index.isdecimal())):
+            yield f"device = {self.device!r} is none of auto, cpu, cuda, cuda:N"

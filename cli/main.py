@@ -25,6 +25,7 @@ COMMANDS = {
     "parity": ("cli.parity.command", "parity", "Compare with arrays recorded from the reference implementation."),
     "presets": ("cli.presets_command", "presets", "List the presets, or print one."),
     "pretrain": ("cli.pretrain", "pretrain", "Pre-train an encoder from a cache (built first if it is not there)."),
+    "study": ("cli.study.command", "study", "Train one small student under many settings, and compare."),
     "teacher": ("cli.teacher", "teacher", "Train the embedded teacher; measure what a teacher knows."),
 }
 

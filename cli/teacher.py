@@ -80,6 +80,9 @@ def train(config: str, out: Path | None, overrides: tuple[str, ...]) -> None:
 @click.option("--shapes", type=int, default=1080, show_default=True,
               help="Synthetic objects the probe is fitted on; half as many, of the other split, score it.")  # fmt: skip
 @click.option("--points", type=int, default=1024, show_default=True, help="Points of each shape that are drawn.")
+@click.option("--reduction", default="nearest", show_default=True, help="As projection.reduction.")
+@click.option("--depth-offset", type=float, default=1.5, show_default=True,
+              help="As projection.depth_offset. The defaults are what the embedded teacher was made for.")  # fmt: skip
 @click.option("--seeds", type=int, default=3, show_default=True, help="Random teachers, and draws of points and folds.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -90,6 +93,8 @@ def evaluate(
     corpora: tuple[str, ...],
     shapes: int,
     points: int,
+    reduction: str,
+    depth_offset: float,
     seeds: int,
     device: str,
     as_json: bool,
@@ -97,10 +102,12 @@ def evaluate(
     """Score a teacher beside random ones of the same architecture: linear probes, and zero-shot where it can read."""
     from cli.config import ConfigError
     from cli.teacher_scores import score_teacher, scores_table
-    from pipeline.config import TeacherConfig
+    from pipeline.config import ProjectionConfig, TeacherConfig
 
     config = TeacherConfig(architecture=architecture, pretrained=pretrained, weights=weights, device=device)
+    projection = ProjectionConfig(reduction=reduction, depth_offset=depth_offset)  # type: ignore[arg-type]
     problems = [f"teacher.{problem}" for problem in config.problems()]
+    problems += [f"projection.{problem}" for problem in projection.problems()]
     if shapes < 72:
         problems.append(f"--shapes {shapes} is fewer than two of each of the 36 categories")
     named = [
@@ -116,7 +123,7 @@ def evaluate(
         problems.append(f"--seeds {seeds} is smaller than 1")
     if problems:
         raise ConfigError("the options", problems)
-    result = score_teacher(config, named, points=points, seeds=seeds)
+    result = score_teacher(config, projection, named, points=points, seeds=seeds)
     click.echo(json.dumps(result, indent=1) if as_json else scores_table(result))
 
 

@@ -1,7 +1,7 @@
 """What a teacher knows of labelled shapes: linear probes and zero-shot naming, beside random teachers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.config import TeacherConfig
+    from pipeline.config import ProjectionConfig, TeacherConfig
     from pipeline.teacher import Teacher
     from trainer.evaluation.clouds import LabelledClouds
 
@@ -20,13 +20,19 @@ BATCH = 16  # shapes projected at a time
 
 
 def score_teacher(
-    config: "TeacherConfig", corpora: Sequence[tuple[str, str, str]], *, points: int, seeds: int
+    config: "TeacherConfig",
+    projection: "ProjectionConfig",
+    corpora: Sequence[tuple[str, str, str]],
+    *,
+    points: int,
+    seeds: int,
 ) -> dict[str, Any]:
     """Score a teacher and `seeds` random ones of its architecture.
 
+    projection  how shapes are drawn; its image_side and patch_side are replaced by the teacher's.
     corpora  (name, train URI, test URI) of labelled corpora.
-    ->       {"teacher": identity, "points", "seeds", "corpora": {name: {"train", "test", "classes", "chance", "rows":
-             {"teacher" | "random": {probe: {"accuracy", "spread", "scores"}}}, "zero_shot": {...} or None}}}
+    ->       {"teacher": identity, "projection", "points", "seeds", "corpora": {name: {"train", "test", "classes",
+             "chance", "rows": {"teacher" | "random": {probe: {"accuracy", "spread", "scores"}}}, "zero_shot"}}}
              probes: "class", the views' class features side by side, and "patches", the mean patch feature of each.
 
     Raises TeacherError, EvaluationError and CorpusError.
@@ -37,17 +43,24 @@ def score_teacher(
     for _, train_uri, test_uri in corpora:
         check_corpora(train_uri, test_uri, points=points)
     known = load_teacher(config)
+    projection = replace(projection, image_side=known.image_side, patch_side=known.patch_side)
     words = _reader(config)
     guessing = [
         load_teacher(replace(config, pretrained="random", weights="", seed=seed, quickgelu=_gelu(known)))
         for seed in range(seeds)
     ]
-    result: dict[str, Any] = {"teacher": known.identity(), "points": points, "seeds": seeds, "corpora": {}}
+    result: dict[str, Any] = {
+        "teacher": known.identity(),
+        "projection": asdict(projection),
+        "points": points,
+        "seeds": seeds,
+        "corpora": {},
+    }
     for name, train_uri, test_uri in corpora:
         train, test = read_clouds(train_uri, points=points), read_clouds(test_uri, points=points)
-        kept = _look(known, train, name), _look(known, test, name)
+        kept = _look(known, projection, train, name), _look(known, projection, test, name)
         rows = {"teacher": _probes([kept] * seeds, train, test)}
-        drawn = [(_look(each, train, f"{name}, random"), _look(each, test, f"{name}, random")) for each in guessing]
+        drawn = [tuple(_look(each, projection, part, f"{name}, random") for part in (train, test)) for each in guessing]
         rows["random"] = _probes(drawn, train, test)
         result["corpora"][name] = {
             "train": {"uri": train.uri, "shapes": len(train)},
@@ -73,15 +86,15 @@ def _reader(config: "TeacherConfig") -> Any:
     return load_clip(Path(path)) if str(path).endswith(".safetensors") else None
 
 
-def _look(teacher: "Teacher", clouds: "LabelledClouds", title: str) -> dict[str, "Tensor"]:
+def _look(
+    teacher: "Teacher", projection: "ProjectionConfig", clouds: "LabelledClouds", title: str
+) -> dict[str, "Tensor"]:
     """Features of every cloud: "views" [n, V, C], the class token's; "class" and "patches" [n, V * C]."""
     import torch
 
     from cli.progress import Progress
-    from pipeline.config import ProjectionConfig
     from pipeline.views import VIEWS, render_views
 
-    projection = ProjectionConfig(image_side=teacher.image_side, patch_side=teacher.patch_side)
     views, patches = [], []
     with Progress(f"looking ({title})", len(clouds), unit="shapes") as progress:
         for start in range(0, len(clouds), BATCH):
@@ -95,7 +108,7 @@ def _look(teacher: "Teacher", clouds: "LabelledClouds", title: str) -> dict[str,
 
 
 def _probes(
-    features: Sequence[tuple[Mapping[str, "Tensor"], Mapping[str, "Tensor"]]],
+    features: Sequence[tuple[Mapping[str, "Tensor"], ...]],
     train: "LabelledClouds",
     test: "LabelledClouds",
 ) -> dict[str, Any]:

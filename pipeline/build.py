@@ -21,9 +21,10 @@ import dask
 import torch
 
 from pipeline.config import BuildConfig, CorpusConfig, ProjectionConfig, TeacherConfig, conflicts
-from pipeline.corpora import Corpus, open_corpus
+from pipeline.corpora import Corpus
 from pipeline.errors import BuildError
 from pipeline.plan import ShardTask, plan_shards
+from pipeline.poses import open_source
 from pipeline.recipe import recipe_for
 from pipeline.shard import ShardReport
 from pipeline.teacher import Teacher, load_teacher, resolve_device, size_conflicts, teacher_conflicts
@@ -107,7 +108,7 @@ def build_cache(
     """
     begun = time.perf_counter()
     _check_settings(corpus, projection, teacher, cache, build)
-    source = open_corpus(corpus.uri, points=corpus.points)
+    source = open_source(corpus)
     local = build.scheduler == "threads"
     # Where others run the tasks, the driver needs the teacher's identity only, and keeps its hands off the GPU.
     loaded = load_teacher(teacher, None if local else torch.device("cpu"))

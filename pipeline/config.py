@@ -21,12 +21,16 @@ class CorpusConfig:
 
     uri     where the shapes come from, `kind:location?key=value&key=value`; see docs for the kinds
     points  points stored for each shape, at least 32; meshes are sampled, larger clouds thinned
+    poses   records of each shape, 1..64: itself and stretched copies that the teacher looks at; an epoch visits all
     """
 
     uri: str = "synthetic:?count=1000&seed=0"
     points: int = 2048
+    poses: int = 1
 
     def problems(self) -> Iterator[str]:
+        if not 1 <= self.poses <= 64:
+            yield f"poses = {self.poses} is outside 1..64"
         if ":" not in self.uri:
             yield f"uri = {self.uri!r} has no kind; write kind:location, for instance folder:meshes"
         if self.points < MIN_POINTS:
@@ -41,6 +45,8 @@ class ProjectionConfig:
     patch_side     pixels along a patch's side; must be the teacher's
     splat          side in pixels of the square each point paints, odd, 1..15
     reduction      what a pixel keeps of the depths painted on it: "sum" (the reference), "mean", "max" or "nearest"
+    depth_offset   added to every depth before it is drawn, 0..4. 0: the reference's signed depths, whose middle is the
+                   background's value, so that outlines vanish there; 1.5: every point stands out from the background
     points         points drawn: 0 for all that are stored, n for the first n of them
     normalisation  mean and spread the images are brought to: "imagenet" (the reference) or "clip" (OpenAI's own)
     """
@@ -49,6 +55,7 @@ class ProjectionConfig:
     patch_side: int = 16
     splat: int = 5
     reduction: Literal["sum", "mean", "max", "nearest"] = "sum"
+    depth_offset: float = 0.0
     points: int = 0
     normalisation: Literal["imagenet", "clip"] = "imagenet"
 
@@ -68,6 +75,8 @@ class ProjectionConfig:
             yield f"splat = {self.splat} is not an odd number in 1..15"
         if self.reduction not in ("sum", "mean", "max", "nearest"):
             yield f"reduction = {self.reduction!r} is none of sum, mean, max, nearest"
+        if not 0 <= self.depth_offset <= 4:
+            yield f"depth_offset = {self.depth_offset} is outside 0..4"
         if self.points < 0 or 0 < self.points < MIN_POINTS:
             yield f"points = {self.points} is neither 0 (all stored points) nor at least {MIN_POINTS}"
         if self.normalisation not in ("imagenet", "clip"):

@@ -28,6 +28,8 @@ def recipe_for(
             "reduction": projection.reduction,
             "points": projection.points or points,
             "normalisation": projection.normalisation,
+            # absent where it is 0, so that caches made before the setting existed keep their name
+            **({"depth_offset": projection.depth_offset} if projection.depth_offset else {}),
         },
         teacher=teacher,
         storage=cache.storage(),

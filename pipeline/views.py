@@ -42,6 +42,12 @@ def render_views(points_canonical: Tensor, config: ProjectionConfig) -> Rendered
     """
     drawn = points_canonical[:, : config.points] if config.points else points_canonical
     raw, geometry = project(drawn, image_side=config.image_side, splat=config.splat, reduction=config.reduction)
+    if config.depth_offset:
+        # Moving the cloud along all three axes moves it along each view's depth; pixels stay, to rounding, and the
+        # geometry is that of the cloud as it lies, which later lookups use.
+        raw, _ = project(
+            drawn + config.depth_offset, image_side=config.image_side, splat=config.splat, reduction=config.reduction
+        )
     depth = torch.sigmoid(raw)
     return RenderedViews(depth, normalise_depth(depth.flatten(0, 1), config.normalisation), geometry)
 

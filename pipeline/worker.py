@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import CorpusConfig, ProjectionConfig, TeacherConfig
-from pipeline.corpora import Corpus, open_corpus
+from pipeline.corpora import Corpus
 from pipeline.errors import BuildError
 from pipeline.plan import ShardTask
+from pipeline.poses import open_source
 from pipeline.recipe import recipe_for
 from pipeline.shard import ShardReport, build_shard
 from pipeline.teacher import Teacher, load_teacher
@@ -124,7 +125,7 @@ def _open(job: Job) -> Worker:
             f"this worker does not see the cache at {job.handle.directory}.\n"
             "  Name a cache.root on a file system that driver and workers share."
         )
-    corpus = open_corpus(job.corpus.uri, points=job.corpus.points)
+    corpus = open_source(job.corpus)
     if ids_digest([corpus.id(index) for index in range(len(corpus))]) != job.ids:
         raise BuildError(
             f"this worker sees other shapes at {job.corpus.uri} than the driver ({len(corpus)} here).\n"

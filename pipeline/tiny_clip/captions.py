@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.corpora.synthetic import Attributes
 
-__all__ = ["CLASS_PROMPTS", "Pose", "Vocabulary", "caption", "every_phrase"]
+__all__ = ["CLASS_PROMPTS", "Pose", "Vocabulary", "caption", "every_phrase", "part_phrase"]
 
 CLASS_PROMPTS = ("a {}", "a {} seen from the front", "a {} seen from the side", "a {} seen from above", "a tumbled {}")
 """Sentences with which a category is named when shapes are classified; all of these forms occur in captions."""
@@ -52,6 +52,12 @@ def caption(attributes: Attributes, pose: Pose, view: int, generator: np.random.
     elif generator.random() < 0.6:
         named = f"{named} seen from {seen}"
     return f"{named} with {' and '.join(chosen)}" if chosen else named
+
+
+def part_phrase(name: str) -> str:
+    """What a patch that shows a part is called; `name` as in the corpus' part_names, category/part."""
+    category, _, part = name.partition("/")
+    return f"{part} of a {category}"
 
 
 def every_phrase(attributes: Attributes) -> Iterable[str]:
@@ -107,7 +113,7 @@ _FIXED = " ".join(
     [
         *(prompt.format("") for prompt in CLASS_PROMPTS),
         *_NUMBERS,
-        "many with and seen from above the front side corner tumbled long flat slender tall compact low",
+        "many with and seen from above of the front side corner tumbled long flat slender tall compact low",
     ]
 )
 

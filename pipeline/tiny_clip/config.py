@@ -21,18 +21,22 @@ class ViewsConfig:
     yaw          share turned about the vertical; the rest are turned by any rotation
     stretch      share scaled along each axis by a factor in 2/3..3/2 (the student's augmentation)
     noise        largest standard deviation of the noise on a cloud's points, in unit-sphere units; drawn for each shape
+    depth_offset added to every depth before it is drawn, as projection.depth_offset
     image_side   pixels along an image's side; the architecture's
+    patch_side   pixels along a patch's side; the architecture's
     """
 
     shapes: int = 9000
     seed: int = 1000
     points: tuple[int, int] = (512, 2048)
-    reductions: tuple[str, ...] = ("sum", "sum", "sum", "mean", "max", "nearest")
+    reductions: tuple[str, ...] = ("nearest", "nearest", "nearest", "mean", "max", "sum")
     upright: float = 0.2
     yaw: float = 0.5
     stretch: float = 0.4
     noise: float = 0.02
+    depth_offset: float = 1.5
     image_side: int = 224
+    patch_side: int = 16
 
     def problems(self) -> Iterator[str]:
         if self.shapes < 1:
@@ -51,8 +55,12 @@ class ViewsConfig:
             yield f"upright = {self.upright} and yaw = {self.yaw} add up to more than 1"
         if not 0 <= self.noise <= 0.5:
             yield f"noise = {self.noise} is outside 0..0.5"
+        if not 0 <= self.depth_offset <= 4:
+            yield f"depth_offset = {self.depth_offset} is outside 0..4"
         if self.image_side < 8 or self.image_side % 2:
             yield f"image_side = {self.image_side} is not an even number of at least 8"
+        elif self.patch_side < 1 or self.image_side % self.patch_side:
+            yield f"image_side = {self.image_side} is not a multiple of patch_side = {self.patch_side}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +73,9 @@ class LearningConfig:
     learning_rate    AdamW's at the top of the cosine
     weight_decay     AdamW's, of matrices only
     warmup           share of the steps in which the rate rises
-    patch_dropout    share of an image's patches left out while training, empty ones first: as much faster
+    patch_dropout    share of the patches left out while training, empty ones first; saves as much time
     whole            share of the steps, at the end, that see every patch
+    grounding        weight of the second loss, which tells apart the parts that patches show; 0: captions only
     precision        arithmetic: "bfloat16" autocast or "float32"
     seed             of first weights, order, captions and dropped patches
     device           "auto", "cpu", "cuda" or "cuda:N"
@@ -75,13 +84,14 @@ class LearningConfig:
     """
 
     architecture: str = "i2p-vit-tiny-16"
-    steps: int = 1100
-    batch_size: int = 128
-    learning_rate: float = 1e-3
+    steps: int = 2200
+    batch_size: int = 64
+    learning_rate: float = 5e-4
     weight_decay: float = 0.1
-    warmup: float = 0.08
-    patch_dropout: float = 0.6
+    warmup: float = 0.03
+    patch_dropout: float = 0.7
     whole: float = 0.08
+    grounding: float = 1.0
     precision: str = "bfloat16"
     seed: int = 0
     device: str = "auto"
@@ -96,7 +106,7 @@ class LearningConfig:
             yield f"batch_size = {self.batch_size} leaves nothing to tell an image apart from"
         if not self.learning_rate > 0:
             yield f"learning_rate = {self.learning_rate} is not positive"
-        for name in ("weight_decay", "threads"):
+        for name in ("weight_decay", "threads", "grounding"):
             if getattr(self, name) < 0:
                 yield f"{name} = {getattr(self, name)} is negative"
         for name in ("warmup", "whole"):

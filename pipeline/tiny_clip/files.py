@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import TeacherError
 from pipeline.tiny_clip.captions import Vocabulary
+from pipeline.tiny_clip.towers import plain_state
 from pipeline.tiny_clip.views import _replace
 
 __all__ = ["load_clip", "read_checkpoint", "read_clip_header", "save_clip", "write_checkpoint"]
@@ -55,11 +56,7 @@ def save_clip(path: Path, model: nn.Module, architecture: Mapping[str, Any], voc
 
     The vision tower is read by `pipeline.weights.read_weights` like that of any other CLIP.
     """
-    tensors = {
-        name: value.detach().cpu().half().contiguous()
-        for name, value in model.state_dict().items()
-        if value.is_floating_point()
-    }
+    tensors = {name: value.detach().cpu().half().contiguous() for name, value in plain_state(model).items()}
     content = json.dumps({"architecture": architecture, "words": vocabulary.words})
     _replace(path, save(tensors, metadata={_HEADER: content}))  # one entry: safetensors does not keep their order
 

@@ -1,4 +1,8 @@
-"""Training a tiny CLIP: open_clip's towers and contrastive loss on views that are drawn and captions that are made up.
+"""Training a tiny CLIP: open_clip's towers and contrastive loss on drawn views and made-up captions.
+
+Beside the caption of the whole image, each patch is told which part it shows, by the same kind of loss against the
+texts of the parts in the batch: patch features are what a student is taught, and captions alone say little of them (the
+idea of RegionCLIP, Zhong et al., CVPR 2022).
 
 Step k is a function of (settings, k) and the weights before it: a run that is killed goes on from its last checkpoint
 and ends in the same weights (on one machine and number of threads).
@@ -20,14 +24,14 @@ from torch import Tensor, nn
 from pipeline.corpora.synthetic import Attributes
 from pipeline.errors import TeacherError
 from pipeline.teacher import describe_architecture, resolve_device
-from pipeline.tiny_clip.captions import Vocabulary, caption
+from pipeline.tiny_clip.captions import Vocabulary, caption, part_phrase
 from pipeline.tiny_clip.config import LearningConfig, ViewsConfig
 from pipeline.tiny_clip.files import read_checkpoint, save_clip, write_checkpoint
 from pipeline.tiny_clip.towers import new_towers
 from pipeline.tiny_clip.views import LEVELS, ViewSet, _replace, objects, open_views, settings_of
 from pipeline.views import VIEWS, normalise_depth
 
-__all__ = ["CLIP_FILE", "StepReport", "train_clip"]
+__all__ = ["CLIP_FILE", "Batch", "StepReport", "train_clip"]
 
 CLIP_FILE = "clip.safetensors"
 LARGEST_SCALE = 100.0  # of the logits, as in CLIP
@@ -37,12 +41,32 @@ _AHEAD = 3
 
 
 class StepReport(NamedTuple):
-    """One step: steps done so far, the loss, the share of images whose own caption fits best, the logits' scale."""
+    """One step: steps done so far, the loss of captions, that of parts, the share of images whose own caption fits
+    best, the logits' scale."""
 
     step: int
     loss: float
+    grounding: float
     accuracy: float
     scale: float
+
+
+class Batch(NamedTuple):
+    """What one step sees.
+
+    pixels      [M, S, S] float32 in 0..1
+    captions    [M, L] int64 tokens
+    parts       [M, T] int64 into part_texts, -1 where a patch shows none
+    part_texts  [K, L] int64 tokens, one text for each part in the batch
+    """
+
+    pixels: Tensor
+    captions: Tensor
+    parts: Tensor
+    part_texts: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(*(value.to(device) for value in self))
 
 
 def train_clip(
@@ -75,15 +99,18 @@ def train_clip(
     done = read_checkpoint(folder, model, optimizer)
     loss_of = ClipLoss()
     model.train()
-    images = open_views(views, views_folder or folder / "views") if done < learning.steps else None
+    source = None
+    if done < learning.steps:
+        part_tokens = vocabulary([part_phrase(name) for name in corpus.part_names])
+        seen = open_views(views, views_folder or folder / "views")
+        source = _Source(seen, described, part_tokens, vocabulary, learning)
     with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
-        batches = _ahead(images, described, vocabulary, learning, done) if images is not None else iter(())
-        for step, (pixels, tokens) in enumerate(batches, start=done):
+        for step, batch in enumerate(_ahead(source, done) if source is not None else (), start=done):
             for group in optimizer.param_groups:
                 group["lr"] = _rate(learning, step)
             model.visual.patch_dropout.share = _dropout(learning, step)
             torch.manual_seed(learning.seed * 1_000_003 + step)  # of the dropped patches
-            report = _step(model, optimizer, loss_of, pixels.to(device), tokens.to(device), learning, step)
+            report = _step(model, optimizer, loss_of, batch.to(device), learning, step)
             if not math.isfinite(report.loss):
                 raise TeacherError(
                     f"the loss is not finite in step {step + 1}; lower learning.learning_rate, or use float32.\n"
@@ -104,27 +131,44 @@ def _step(
     model: Any,
     optimizer: torch.optim.Optimizer,
     loss_of: Callable[..., Any],
-    pixels: Tensor,
-    tokens: Tensor,
+    batch: "Batch",
     learning: LearningConfig,
     step: int,
 ) -> StepReport:
-    model.visual.patch_dropout.look(pixels, model.visual.patch_size[0])
-    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=learning.precision == "bfloat16"):
-        image = model.encode_image(normalise_depth(pixels, "imagenet"))
-        text = model.encode_text(tokens)
+    visual = model.visual
+    visual.patch_dropout.look(batch.pixels, visual.patch_size[0])
+    with torch.autocast(batch.pixels.device.type, torch.bfloat16, enabled=learning.precision == "bfloat16"):
+        image, patches = visual(normalise_depth(batch.pixels, "imagenet"))
+        words = torch.cat([batch.captions, batch.part_texts])
+        model.ln_final.at = words.argmax(dim=1)  # the end token is the largest number
+        text = model.encode_text(words)
+        patches = patches @ visual.proj
     # The products of the loss are small, and its softmax of a hundredfold cosine is not for eight bits of mantissa.
-    image, text = nn.functional.normalize(image.float(), dim=-1), nn.functional.normalize(text.float(), dim=-1)
+    image, text, patches = (nn.functional.normalize(value.float(), dim=-1) for value in (image, text, patches))
+    text, part_text = text[: len(image)], text[len(image) :]
     scale = model.logit_scale.exp()
     loss = loss_of(image, text, scale)
+    grounding = _grounding(patches, batch.parts, visual.patch_dropout.chosen, part_text, scale)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    (loss + learning.grounding * grounding).backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     with torch.no_grad():
         model.logit_scale.clamp_(0.0, math.log(LARGEST_SCALE))
         own = (image @ text.T).argmax(dim=1) == torch.arange(len(image), device=image.device)
-    return StepReport(step + 1, loss.item(), own.float().mean().item(), scale.item())
+    return StepReport(step + 1, loss.item(), grounding.item(), own.float().mean().item(), scale.item())
+
+
+def _grounding(patches: Tensor, parts: Tensor, chosen: Tensor | None, part_text: Tensor, scale: Tensor) -> Tensor:
+    """Cross-entropy of telling the part that each patch shows among those of the batch, where it shows one.
+
+    patches [M, kept, C], parts [M, T] int64 into part_text or -1, chosen [M, kept] or None, part_text [K, C].
+    """
+    wanted = parts if chosen is None else parts.gather(1, chosen)
+    shown = wanted >= 0
+    if not bool(shown.any()):
+        return patches.sum() * 0.0
+    return nn.functional.cross_entropy(scale * patches[shown] @ part_text.T, wanted[shown])
 
 
 def _vocabulary(described: list[Attributes], architecture: dict[str, Any], name: str) -> Vocabulary:
@@ -157,42 +201,60 @@ def _dropout(learning: LearningConfig, step: int) -> float:
     return 0.0 if step >= learning.steps * (1 - learning.whole) else learning.patch_dropout
 
 
-def _batch(
-    views: ViewSet, described: list[Attributes], vocabulary: Vocabulary, learning: LearningConfig, step: int
-) -> tuple[Tensor, Tensor]:
-    """The images [M, S, S] float32 in 0..1 and captions [M, L] of a step: random views, half of them mirrored."""
-    n = len(views) * VIEWS
-    epoch, place = divmod(step * learning.batch_size, n - n % learning.batch_size or n)
-    order = np.random.Generator(np.random.PCG64([learning.seed, 1, epoch])).permutation(n)
-    chosen = np.resize(order[place : place + learning.batch_size], learning.batch_size)
-    rng = np.random.Generator(np.random.PCG64([learning.seed, 2, step]))
-    shape, view = chosen // VIEWS, chosen % VIEWS
-    pixels = views.images[shape, view]
-    mirrored = rng.random(len(pixels)) < 0.5  # no caption tells left from right
-    pixels[mirrored] = pixels[mirrored, :, ::-1]
-    texts = [caption(described[s], views.poses[s], v, rng) for s, v in zip(shape.tolist(), view.tolist(), strict=True)]
-    return torch.from_numpy(pixels).float() / LEVELS, vocabulary(texts)
+class _Source(NamedTuple):
+    """All that batches are made of."""
+
+    views: ViewSet
+    described: list[Attributes]
+    part_tokens: Tensor
+    vocabulary: Vocabulary
+    learning: LearningConfig
+
+    def batch(self, step: int) -> Batch:
+        """That of a step: random views, half of them mirrored, each with a new caption."""
+        learning, n = self.learning, len(self.views) * VIEWS
+        epoch, place = divmod(step * learning.batch_size, n - n % learning.batch_size or n)
+        order = np.random.Generator(np.random.PCG64([learning.seed, 1, epoch])).permutation(n)
+        chosen = np.resize(order[place : place + learning.batch_size], learning.batch_size)
+        rng = np.random.Generator(np.random.PCG64([learning.seed, 2, step]))
+        shape, view = chosen // VIEWS, chosen % VIEWS
+        pixels, parts = self.views.images[shape, view], self.views.parts[shape, view].astype(np.int64)
+        mirrored = rng.random(len(pixels)) < 0.5  # no caption tells left from right
+        side = round(parts.shape[1] ** 0.5)
+        pixels[mirrored] = pixels[mirrored, :, ::-1]
+        parts[mirrored] = parts[mirrored].reshape(-1, side, side)[:, :, ::-1].reshape(-1, side * side)
+        texts = [
+            caption(self.described[s], self.views.poses[s], v, rng)
+            for s, v in zip(shape.tolist(), view.tolist(), strict=True)
+        ]
+        present, place_of = np.unique(parts, return_inverse=True)
+        empty = int(present[0] < 0)  # -1 sorts first
+        return Batch(
+            torch.from_numpy(pixels).float() / LEVELS,
+            self.vocabulary(texts),
+            torch.from_numpy(place_of.reshape(parts.shape) - empty),
+            self.part_tokens[torch.from_numpy(present[empty:].astype(np.int64))],
+        )
 
 
-def _ahead(
-    views: ViewSet, described: list[Attributes], vocabulary: Vocabulary, learning: LearningConfig, first: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _ahead(source: _Source, first: int) -> Iterator[Batch]:
     """Batches of the steps that are left, prepared by a thread while the model works."""
-    queue: Queue[tuple[Tensor, Tensor] | BaseException] = Queue(maxsize=_AHEAD)
+    queue: Queue[Batch | BaseException] = Queue(maxsize=_AHEAD)
     stop = threading.Event()
+    steps = range(first, source.learning.steps)
 
     def fill() -> None:
         try:
-            for step in range(first, learning.steps):
+            for step in steps:
                 if stop.is_set():
                     return
-                queue.put(_batch(views, described, vocabulary, learning, step))
+                queue.put(source.batch(step))
         except BaseException as error:  # handed to the reader of the queue, who would wait for ever
             queue.put(error)
 
     threading.Thread(target=fill, daemon=True).start()
     try:
-        for _ in range(first, learning.steps):
+        for _ in steps:
             item = queue.get()
             if isinstance(item, BaseException):
                 raise item

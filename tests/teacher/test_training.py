@@ -19,7 +19,7 @@ from pipeline.tiny_clip.train import CLIP_FILE, train_clip
 from pipeline.tiny_clip.views import LEVELS, draw_cloud, draw_views, objects, open_views
 from pipeline.tiny_clip.zero_shot import class_directions, classify, readable
 
-VIEWS = ViewsConfig(shapes=40, points=(64, 128), image_side=32)
+VIEWS = ViewsConfig(shapes=40, points=(64, 128), image_side=32, patch_side=8)
 
 
 @pytest.fixture
@@ -50,23 +50,30 @@ def test_views_are_drawn_once_and_the_same(tmp_path, drawn):
     assert block.stat().st_mtime_ns == before
     first, second = open_views(VIEWS, tmp_path), open_views(VIEWS, drawn)
     assert np.array_equal(first.images, second.images)
+    assert np.array_equal(first.parts, second.parts)
     assert first.poses == second.poses
     assert other.exists()
     empty = first.images == LEVELS // 2
     assert 0.2 < empty.mean() < 0.95  # most of an image is background, none is all of it
+    touched = (~empty).reshape(40, 3, 4, 8, 4, 8).any(axis=(3, 5)).reshape(40, 3, 16)
+    assert (first.parts >= 0)[~touched].sum() == 0  # a patch that shows a part is not empty
+    names = objects(VIEWS).part_names
+    shown = {names[part].split("/")[0] for part in np.unique(first.parts[5]) if part >= 0}
+    assert shown == {objects(VIEWS).describe(5).category}
 
 
 def test_a_cloud_depends_on_its_index_alone():
     longer = replace(VIEWS, shapes=80)
-    cloud, pose, reduction = draw_cloud(objects(VIEWS), 17, VIEWS)
-    again, same_pose, same_reduction = draw_cloud(objects(longer), 17, longer)
+    cloud, parts, *rest = draw_cloud(objects(VIEWS), 17, VIEWS)
+    again, same_parts, *same_rest = draw_cloud(objects(longer), 17, longer)
     assert np.array_equal(cloud, again)
-    assert (pose, reduction) == (same_pose, same_reduction)
+    assert np.array_equal(parts, same_parts)
+    assert rest == same_rest
     assert np.linalg.norm(cloud, axis=1).max() == pytest.approx(1.0, abs=1e-6)
 
 
 def test_every_kind_of_pose_and_reduction_is_drawn():
-    found = [draw_cloud(objects(VIEWS), index, VIEWS)[1:] for index in range(40)]
+    found = [draw_cloud(objects(VIEWS), index, VIEWS)[2:] for index in range(40)]
     assert {pose.kind for pose, _ in found} == {"upright", "yaw", "tumbled"}
     assert {reduction for _, reduction in found} == {"sum", "mean", "max", "nearest"}
 

@@ -1,0 +1,41 @@
+"""What the guidance study compares: arms, each a few settings away from the full method."""
+
+from dataclasses import dataclass
+
+__all__ = ["ARMS", "BASELINE", "TEACHERS", "Arm"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    name      on the command line and in tables
+    settings  section.key=value, on top of the study's configuration
+    teachers  "none": no teacher is used, so it runs once; "each": with every teacher; "main": with the main one only
+    poses     records of each shape in its cache; epochs are divided by it, so that every arm takes as many steps
+    """
+
+    name: str
+    settings: tuple[str, ...]
+    teachers: str = "each"
+    poses: int = 1
+
+
+BASELINE = "3d-random"
+"""The arm without a teacher (Point-M2AE), which the others are compared with."""
+
+ARMS = (
+    Arm(BASELINE, ("masking.mode=random", "model.targets=3d"), "none"),
+    Arm("3d-saliency", ("model.targets=3d",)),
+    Arm("2d-random", ("masking.mode=random",)),
+    Arm("full", ()),
+    Arm("full-raw", ("masking.saliency=raw", "masking.temperature=1.0"), "main"),
+    Arm("full-sharp", ("masking.temperature=0.5",), "main"),
+    Arm("live", ("trainer.teacher=live",), "main"),
+    Arm("poses4", ("trainer.scale=[1.0, 1.0]", "trainer.shift=0.0"), "main", poses=4),
+)
+
+TEACHERS = {
+    "random": ("teacher.architecture=i2p-vit-tiny-16", "teacher.pretrained=random"),
+    "embedded": ("teacher.architecture=i2p-vit-tiny-16", "teacher.pretrained=embedded"),
+}

@@ -1,0 +1,136 @@
+"""One run of a study, in a process of its own with one thread: train, evaluate on every set, leave result.json."""
+
+import os
+import time
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cli.study.plan import Baseline, Run
+
+if TYPE_CHECKING:
+    from trainer.evaluation.compare import Evaluator
+
+__all__ = ["do", "prepare"]
+
+_PROBED = 64  # records on which the masking is looked at
+
+
+def prepare(threads: int) -> None:
+    """Make a fresh process a worker: runs share the cores by being many, not by having threads."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def do(run: Run, cache_path: Path) -> dict[str, Any]:
+    """Do one run, or go on with it; -> what result.json then holds."""
+    import teacher_cache
+    from cli.config import load_experiment
+    from trainer.config import EvaluationConfig
+    from trainer.loop import pretrain
+    from trainer.restore import load_model
+    from trainer.run_dir import write_json
+
+    begun = time.perf_counter()
+    experiment = load_experiment(run.config, run.overrides)
+    opened: Any = teacher_cache.open(cache_path)
+    result: dict[str, Any] = {"arm": run.arm, "teacher": run.teacher, "seed": run.seed, "settings": run.settings}
+    if run.arm == Baseline:
+        result["sets"] = {name: _untrained(run, experiment, opened, name) for name, _, _ in run.sets}
+    else:
+        report = pretrain(
+            opened,
+            run.folder,
+            model=experiment.model,
+            masking=experiment.masking,
+            trainer=experiment.trainer,
+            evaluation=EvaluationConfig(),
+            teacher=_live(experiment),
+        )
+        model, _ = load_model(run.folder)
+        result |= {"losses": dict(report.metrics), "steps": report.steps}
+        result["visible"] = _visibility(model, opened, experiment)
+        result["sets"] = {name: _score(run, experiment, model, name) for name, _, _ in run.sets}
+    result["seconds"] = time.perf_counter() - begun
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_json(run.folder / "result.json", result)
+    return result
+
+
+def _live(experiment: Any) -> Any:
+    if experiment.trainer.teacher == "cached":
+        return None
+    from pipeline.live import LiveTeacher
+    from pipeline.teacher import load_teacher
+
+    return LiveTeacher(experiment.projection, load_teacher(experiment.teacher))
+
+
+@cache
+def _evaluator(train: str, test: str, stored: int, points: int) -> "Evaluator":
+    """The clouds of one set, read once a process."""
+    from trainer.config import EvaluationConfig
+    from trainer.evaluation.compare import Evaluator
+
+    return Evaluator(EvaluationConfig(train=train, test=test, stored_points=stored, points=points, seeds=1))
+
+
+def _evaluator_of(run: Run, experiment: Any, name: str) -> "Evaluator":
+    train, test = next((train, test) for known, train, test in run.sets if known == name)
+    return _evaluator(train, test, experiment.evaluation.stored_points, experiment.evaluation.points)
+
+
+def _score(run: Run, experiment: Any, model: Any, name: str) -> dict[str, float]:
+    import torch
+
+    from trainer.evaluation.encoders import model_encoder
+
+    found = _evaluator_of(run, experiment, name).compare({"trained": model_encoder(model, torch.device("cpu"))})
+    return {"accuracy": found.rows["trained"].accuracy}
+
+
+def _untrained(run: Run, experiment: Any, opened: Any, name: str) -> dict[str, float]:
+    """The student of this seed before training; with seed 0 also what needs no student."""
+    import torch
+
+    from trainer.restore import new_model
+
+    schema = opened.schema
+    shape = {"channels": schema.channels, "views": schema.views}
+    fresh = new_model(experiment.model, experiment.masking, shape, seed=run.seed)
+    evaluator = _evaluator_of(run, experiment, name)
+    encoders = evaluator.baselines(fresh, seed=run.seed, device=torch.device("cpu"))
+    if run.seed:
+        del encoders["coordinates"]
+    found = evaluator.compare(encoders)
+    scores = {"accuracy": found.rows["untrained"].accuracy, "largest class": found.chance}
+    if "coordinates" in found.rows:
+        scores["coordinates"] = found.rows["coordinates"].accuracy
+    return scores
+
+
+def _visibility(model: Any, opened: Any, experiment: Any) -> dict[str, float]:
+    """How often the most salient quarter of the top-level tokens stays visible, and how often the others do."""
+    import torch
+
+    from cuda.backproject import backproject
+    from cuda.geometry import ViewGeometry
+    from trainer.masking import draw_order, top_visible, weight_logits
+    from trainer.tokenizer import tokenise
+
+    batch = opened.read(list(range(min(_PROBED, len(opened)))))
+    points = torch.from_numpy(batch.points[:, : experiment.trainer.points or None]).contiguous()
+    levels, _ = tokenise(points, model.config)
+    geometry = ViewGeometry(*(torch.from_numpy(array) for array in (batch.lo, batch.cell, batch.offset)))
+    maps = torch.from_numpy(batch.saliency)[..., None].float()
+    side = opened.schema.image_side
+    saliency = backproject(maps, levels[-1].centres.contiguous(), geometry, image_side=side).mean(dim=(2, 3))
+    logits = weight_logits(saliency, experiment.masking)
+    uniforms = torch.rand(saliency.shape, generator=torch.Generator().manual_seed(0)).clamp(1e-6, 1 - 1e-6)
+    visible = top_visible(draw_order(logits, uniforms), model.masking.visible(saliency.shape[1])).float()
+    quarter = max(1, saliency.shape[1] // 4)
+    salient = torch.zeros_like(visible, dtype=torch.bool)
+    salient.scatter_(1, saliency.topk(quarter, dim=1).indices, True)
+    return {"salient": visible[salient].mean().item(), "others": visible[~salient].mean().item()}

@@ -1,6 +1,7 @@
 """``i2p cache``: build a teacher cache, look into it, check it."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["build_from", "cache"]
 
 REASONS_SHOWN = 5
+REPAIR_ROUNDS = 3
+STRANGER = "not a file of this cache"  # as verify says of it
 
 
 @click.group()
@@ -149,6 +152,69 @@ def verify(path: Path) -> None:
         click.echo(f"{len(problems)} problems in {path}", err=True)
         raise SystemExit(1)
     click.echo(f"sound: {path}", err=True)
+
+
+@cache.command(
+    epilog="Examples: i2p cache repair caches/synthetic-0f3a9c21d7be; i2p cache repair PATH --config mine.toml"
+)
+@click.argument("path", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--config", help="Experiment the cache was built from. [default: the copy in PATH/logs/config.toml]")
+def repair(path: Path, config: str | None) -> None:
+    """Find what is damaged in a cache and build just that again; exit 1 when something is left."""
+    import teacher_cache
+    from cli.config import ConfigError, load_experiment
+
+    source = config or str(path / "logs" / "config.toml")
+    if config is None and not Path(source).is_file():
+        raise ConfigError(str(path), ["holds no logs/config.toml; name the experiment it was built from with --config"])
+    experiment = load_experiment(source)
+    # Where the cache lies now, wherever that experiment once put it.
+    experiment = replace(experiment, cache=replace(experiment.cache, root=str(path.resolve().parent)))
+    problems = teacher_cache.verify(path)
+    rounds = 0
+    # A damaged manifest hides what is damaged below it, so a second look can find more than the first.
+    while any(_mendable(problem) for problem in problems) and rounds < REPAIR_ROUNDS:
+        shards = teacher_cache.withdraw(path, problems)
+        click.echo(f"{len(problems)} problems; building {len(shards)} shards again", err=True)
+        report = build_from(experiment)
+        if report.path.resolve() != path.resolve():
+            raise ConfigError(source, [f"describes the cache {report.path}, not {path}; name its own experiment"])
+        problems, rounds = teacher_cache.verify(path), rounds + 1
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        click.echo(f"{len(problems)} problems are left in {path}", err=True)
+        raise SystemExit(1)
+    click.echo(f"sound: {path}", err=True)
+
+
+def _mendable(problem: Any) -> bool:
+    return problem.what != STRANGER
+
+
+@cache.command(name="list", epilog="Example: i2p cache list; i2p cache list /data/caches")
+@click.argument("root", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path("caches"))
+def list_all(root: Path) -> None:
+    """List the caches in a folder, with what they are made of and their size."""
+    import teacher_cache
+
+    found, faults = teacher_cache.list_caches(root)
+    for info in found:
+        recipe = info.recipe
+        state = "complete" if info.complete else "unfinished"
+        teacher = recipe.teacher.get("architecture", "?")
+        random = " (random)" if "random_seed" in recipe.teacher else ""
+        click.echo(
+            f"{Path(info.path).name:<32} {state:<10} {info.records:>8} shapes {info.bytes / 1e6:>9.1f} MB  "
+            f"{info.format:<10} {recipe.storage.get('features', '?'):<8} "
+            f"{recipe.corpus.get('kind', '?')}, {teacher}{random}"
+        )
+    for fault in faults:
+        click.echo(f"cannot be read: {fault}", err=True)
+    if not found and not faults:
+        click.echo(f"no caches in {root}", err=True)
+    if faults:
+        raise SystemExit(1)
 
 
 @cache.command(epilog="Example: i2p cache render caches/synthetic-0f3a9c21d7be --shape 0 --shape 17 --out views.png")

@@ -29,11 +29,13 @@ from teacher_cache.errors import (
     ShardDamaged,
     UnsupportedVersion,
 )
+from teacher_cache.listing import list_caches
 from teacher_cache.manifest import Receipt, ShardFile
 from teacher_cache.reader import Cache, CacheInfo
 from teacher_cache.reader import open_cache as open
 from teacher_cache.recipe import FORMAT_VERSION, Recipe, cache_directory
 from teacher_cache.records import CacheSchema, Quarantined, RecordBatch, TeacherRecord
+from teacher_cache.repair import withdraw
 from teacher_cache.shuffle import epoch_order
 from teacher_cache.verify import Problem, verify
 from teacher_cache.writer import CacheHandle, CacheWriter, create_cache, write_shard
@@ -62,7 +64,9 @@ __all__ = [
     "cache_directory",
     "create_cache",
     "epoch_order",
+    "list_caches",
     "open",
     "verify",
+    "withdraw",
     "write_shard",
 ]

@@ -91,6 +91,72 @@ def test_cache_verify_finds_a_flipped_bit_and_says_where(smoke, capsys, tmp_path
     assert "1 problems" in outcome.err
 
 
+def _tree(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder).parts[0] not in ("logs", "tmp")
+    }
+
+
+def test_cache_repair_builds_only_what_is_damaged(smoke, capsys, tmp_path):
+    damaged = tmp_path / smoke.cache.name
+    shutil.copytree(smoke.cache, damaged)
+    before = _tree(damaged)
+    flipped, *_, removed = (name for name in sorted(before) if name.startswith("features/") and "json" not in name)
+    data = bytearray(before[flipped])
+    data[-1] ^= 4
+    (damaged / flipped).write_bytes(data)
+    (damaged / removed).unlink()
+    (damaged / "recipe.json").write_text("{}")
+    untouched = {path: path.stat().st_mtime_ns for path in (damaged / "receipts").iterdir()}
+    outcome = run(capsys, "cache", "repair", damaged)
+    assert outcome.code == 0, outcome.err
+    assert "building 2 shards again" in outcome.err
+    assert _tree(damaged) == before
+    assert sum(path.stat().st_mtime_ns == stamp for path, stamp in untouched.items()) == len(untouched) - 2
+    assert run(capsys, "cache", "repair", damaged).code == 0
+
+
+def test_cache_repair_when_the_manifest_hides_other_damage(smoke, capsys, tmp_path):
+    damaged = tmp_path / smoke.cache.name
+    shutil.copytree(smoke.cache, damaged)
+    before = _tree(damaged)
+    victim = next(name for name in sorted(before) if name.startswith("saliency/") and "json" not in name)
+    (damaged / victim).write_bytes(bytes(len(before[victim])))
+    (damaged / "manifest.json").write_text("not a manifest")
+    assert run(capsys, "cache", "repair", damaged).code == 0
+    assert _tree(damaged) == before
+
+
+def test_cache_repair_says_what_it_cannot_mend(smoke, capsys, tmp_path):
+    strange = tmp_path / smoke.cache.name
+    shutil.copytree(smoke.cache, strange)
+    (strange / "notes.txt").write_text("mine")
+    outcome = run(capsys, "cache", "repair", strange)
+    assert outcome.code == 1
+    assert "notes.txt: not a file of this cache" in outcome.out
+    (strange / "logs" / "config.toml").unlink()
+    assert "name the experiment it was built from" in run(capsys, "cache", "repair", strange).err
+
+
+def test_cache_list_shows_all_under_a_root(smoke, capsys, tmp_path):
+    shutil.copytree(smoke.cache, tmp_path / "one")
+    shutil.copytree(smoke.cache, tmp_path / "two")
+    (tmp_path / "two" / "manifest.json").unlink()
+    (tmp_path / "other").mkdir()
+    outcome = run(capsys, "cache", "list", tmp_path)
+    assert outcome.code == 0
+    first, second = outcome.out.splitlines()
+    assert first.split()[:4] == ["one", "complete", "96", "shapes"]
+    assert second.split()[:4] == ["two", "unfinished", "96", "shapes"]
+    assert "synthetic, i2p-vit-tiny-16" in first
+    (tmp_path / "two" / "recipe.json").write_text("{}")
+    broken = run(capsys, "cache", "list", tmp_path)
+    assert broken.code == 1
+    assert "cannot be read" in broken.err
+
+
 def test_pictures_are_written(smoke, capsys, tmp_path):
     assert run(capsys, "cache", "render", smoke.cache, "--shape", 3, "--out", tmp_path / "cache.png").code == 0
     assert run(capsys, "corpus", "render", "synthetic:?count=4", "--out", tmp_path / "corpus.png").code == 0

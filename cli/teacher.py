@@ -48,7 +48,7 @@ def train(config: str, out: Path | None, overrides: tuple[str, ...]) -> None:
 
     def on_step(report: StepReport) -> None:
         if not progress_of:
-            progress_of["bar"] = Progress("training", learning.steps, unit="steps", initial=report.step - 1)
+            progress_of["bar"] = Progress("training", learning.all_steps, unit="steps", initial=report.step - 1)
         progress_of["bar"].update(report.step, loss=f"{report.loss:.3f}", right=f"{100 * report.accuracy:.0f}%")
 
     try:
@@ -57,7 +57,7 @@ def train(config: str, out: Path | None, overrides: tuple[str, ...]) -> None:
         if progress_of:
             progress_of["bar"].__exit__(None, None, None)
     if not progress_of:
-        click.echo(f"complete already: {learning.steps} steps", err=True)
+        click.echo(f"complete already: {learning.all_steps} steps", err=True)
     else:
         bar = progress_of["bar"]
         click.echo(f"trained {bar.done - bar.initial} steps in {human_seconds(bar.seconds)}", err=True)

@@ -3,8 +3,7 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ def study() -> None:
 
 @study.command(
     epilog="Examples: i2p study guidance; i2p study guidance --only full --only 3d-random --seeds 5; "
-    "i2p study guidance --teacher b16=teacher.architecture=ViT-B-16,teacher.pretrained=openai. "
+    "i2p study guidance --teacher b16=architecture=ViT-B-16,pretrained=openai. "
     "A study that is stopped goes on where it was; a finished one is only reported."
 )
 @click.argument("config", default="study", metavar="[CONFIG]")
@@ -62,9 +61,11 @@ def guidance(
     )  # fmt: skip
     results = {run: found for run in runs if (found := result_of(run)) is not None}
     failed: list[str] = []
-    if not report_only and len(results) < len(runs):
-        failed = _carry_out([run for run in runs if run not in results], results, workers, len(runs))
-    _report(list(results.values()), out, len(runs))
+    began = time.perf_counter()
+    missing = [] if report_only else [run for run in runs if run not in results]
+    if missing:
+        failed = _carry_out(missing, results, workers, len(runs))
+    _report(list(results.values()), out, len(runs), seconds=time.perf_counter() - began if missing else 0.0)
     if failed:
         click.echo(f"{len(failed)} of {len(runs)} runs failed; run the same command again to try them again", err=True)
         raise SystemExit(1)
@@ -74,37 +75,38 @@ def _carry_out(missing: Sequence["Run"], results: dict["Run", Any], workers: int
     """Build the caches that are needed, then do the runs, in processes; -> titles of those that failed."""
     from cli.cache import build_from
     from cli.progress import Progress
-    from cli.study.plan import cache_settings
-    from cli.study.worker import do, prepare
+    from cli.study.plan import cache_settings, require_cache
+    from cli.study.worker import do
+    from cli.study.workers import WorkerError, do_all
 
     caches: dict[str, Path] = {}
     for run in missing:
         if run.cache not in caches:
             caches[run.cache] = build_from(cache_settings(run)).path
+    for run, result in results.items():
+        if run.cache in caches:
+            require_cache(run, result, caches[run.cache])
     failed: list[str] = []
-    # Fresh processes: forking one that has run numba and torch's thread pools is not safe.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=prepare, initargs=(1,))
-    begun = time.perf_counter()
-    with pool, Progress("study", total, unit="runs", initial=total - len(missing)) as progress:
-        waiting = {pool.submit(do, run, caches[run.cache]): run for run in missing}
-        for future in as_completed(waiting):
-            run = waiting[future]
-            try:
-                results[run] = future.result()
-            except Exception as error:  # one run's failure is reported, and the others go on
+    jobs = [(run, (run, caches[run.cache])) for run in missing]
+    with (
+        Progress("study", total, unit="runs", initial=total - len(missing)) as progress,
+        closing(do_all(do, jobs, workers)) as ended,
+    ):
+        for run, found in ended:
+            if isinstance(found, WorkerError):
                 failed.append(run.title)
-                progress.write(f"FAILED {run.title}: {type(error).__name__}: {error}")
+                progress.write(f"FAILED {run.title}: {found}")
             else:
-                scores = ", ".join(f"{name} {100 * s['accuracy']:.1f}%" for name, s in results[run]["sets"].items())
-                progress.write(f"{run.title}: {scores} ({results[run]['seconds']:.0f} s)")
+                results[run] = found
+                scores = ", ".join(f"{name} {100 * score['accuracy']:.1f}%" for name, score in found["sets"].items())
+                progress.write(f"{run.title}: {scores} ({found['seconds']:.0f} s)")
             progress.update(progress.done + 1)
-    from cli.progress import human_seconds
-
-    click.echo(f"{len(missing)} runs in {human_seconds(time.perf_counter() - begun)}, {workers} at a time", err=True)
     return failed
 
 
-def _report(results: Sequence[Mapping[str, Any]], out: Path, total: int) -> None:
+def _report(results: Sequence[Mapping[str, Any]], out: Path, total: int, *, seconds: float) -> None:
+    """Write and print what the runs found; `seconds` were spent on them and their caches by this command."""
+    from cli.progress import human_seconds
     from cli.study.report import markdown, picture, summarise
 
     if not results:
@@ -112,18 +114,23 @@ def _report(results: Sequence[Mapping[str, Any]], out: Path, total: int) -> None
     summary = summarise(results)
     table = markdown(summary)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "study.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    path = out / "study.json"
+    earlier = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else 0.0
+    summary["seconds"] = earlier + seconds
+    path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     (out / "study.md").write_text(table + "\n", encoding="utf-8")
     picture(summary, out / "study.png")
     click.echo(table)
     if len(results) < total:
         click.echo(f"{len(results)} of {total} runs have ended", err=True)
+    click.echo(f"{human_seconds(summary['seconds'])} in all, caches included", err=True)
     click.echo(f"written: {out / 'study.md'}, study.json, study.png", err=True)
 
 
 def _teacher(text: str) -> tuple[str, tuple[str, ...]]:
     name, equals, settings = text.partition("=")
-    parts = tuple(part if part.startswith("teacher.") else f"teacher.{part}" for part in settings.split(",") if part)
+    # A setting of another section is one that this teacher needs, such as projection.normalisation=clip.
+    parts = tuple(part if "." in part.partition("=")[0] else f"teacher.{part}" for part in settings.split(",") if part)
     if not (equals and name and parts):
         raise click.BadParameter(f"{text}: expected NAME=key=value,key=value", param_hint="--teacher")
     return name, parts

@@ -1,8 +1,7 @@
 """From arms, teachers and seeds to runs: who shares a cache, in which order, and where each result lies."""
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from cli.config import ConfigError, load_experiment
 from cli.experiment import SECTIONS, Experiment
 from cli.study.arms import ARMS, Arm
 
-__all__ = ["Baseline", "Run", "cache_settings", "plan_runs", "result_of", "settings_hash"]
+__all__ = ["Baseline", "Run", "cache_settings", "plan_runs", "require_cache", "result_of"]
 
 _NOT_OF_A_RUN = {"build", "evaluation"}
 _FREE = {"readers", "prefetch", "tensorboard", "keep_checkpoints", "checkpoint_every", "device"}
@@ -25,7 +24,7 @@ class Run:
     cache              key of its cache: runs of one key share one
     sets               (name, train URI, test URI) it is evaluated on
     folder             where it works and leaves result.json
-    settings           hash of all that decides its numbers
+    settings           JSON of all that decides its numbers: section -> key -> value
     """
 
     arm: str
@@ -72,7 +71,7 @@ def plan_runs(
     for seed in range(seeds):
         runs.append(_run(Arm(Baseline, (), "none"), main, seed, config, overrides, teachers, real, folder))
         for arm in ARMS:
-            if only and arm.name not in only:
+            if (only and arm.name not in only) or (arm.seeds is not None and seed >= arm.seeds):
                 continue
             for teacher in teachers if arm.teachers == "each" else [main]:
                 runs.append(_run(arm, teacher, seed, config, overrides, teachers, real, folder))
@@ -84,32 +83,49 @@ def cache_settings(run: Run) -> Experiment:
     return load_experiment(run.config, run.overrides)
 
 
-def settings_hash(experiment: Experiment, sets: Sequence[tuple[str, str, str]]) -> str:
-    """Hash of the settings that decide a run's numbers, and of what it is evaluated on."""
-    sections = {name: asdict(getattr(experiment, name)) for name in SECTIONS if name not in _NOT_OF_A_RUN}
-    sections["trainer"] = {key: value for key, value in sections["trainer"].items() if key not in _FREE}
-    sections["evaluation"] = {
-        key: value for key, value in asdict(experiment.evaluation).items() if key in ("points", "stored_points")
-    }
-    text = json.dumps([sections, list(sets)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def result_of(run: Run) -> dict[str, Any] | None:
     """A run's result, where it has one of these settings; None where it is still to be done.
 
-    Raises ConfigError for a result of other settings.
+    Raises ConfigError naming what differs for a result of other settings.
     """
     path = run.folder / "result.json"
     if not path.is_file():
         return None
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if result["settings"] != run.settings:
+    differences = list(_differences(result["settings"], json.loads(run.settings)))
+    if differences:
+        differences.append("name another --out, repeat the settings, or delete the folder")
+        raise ConfigError(f"{run.folder}, which holds a result of other settings", differences)
+    return result
+
+
+def require_cache(run: Run, result: Mapping[str, Any], cache: Path) -> None:
+    """Raise ConfigError unless an earlier result is of the cache that the runs beside it are going to read."""
+    if result["cache"] != cache.name:
         raise ConfigError(
             str(run.folder),
-            ["holds a result of other settings; name another --out, repeat the settings, or delete the folder"],
+            [
+                f"its result is of the cache {result['cache']}, and the teacher, corpus or projection now makes "
+                f"{cache.name}; name another --out, or delete the folder"
+            ],
         )
-    return result
+
+
+def _settings(experiment: Experiment, sets: Sequence[tuple[str, str, str]]) -> str:
+    sections = {name: asdict(getattr(experiment, name)) for name in SECTIONS if name not in _NOT_OF_A_RUN}
+    sections["trainer"] = {key: value for key, value in sections["trainer"].items() if key not in _FREE}
+    del sections["cache"]["root"]
+    sections["evaluation"] = {key: getattr(experiment.evaluation, key) for key in ("points", "stored_points")}
+    sections["sets"] = {name: [train, test] for name, train, test in sets}
+    return json.dumps(sections, sort_keys=True)
+
+
+def _differences(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for section in sorted({*old, *new}):
+        then, now = old.get(section, {}), new.get(section, {})
+        for key in sorted({*then, *now}):
+            if then.get(key) != now.get(key):
+                yield f"{section}.{key} was {then.get(key, 'absent')!r}, is now {now.get(key, 'absent')!r}"
 
 
 def _names() -> set[str]:
@@ -128,12 +144,17 @@ def _run(
 ) -> Run:
     settings = [*overrides, *teachers[teacher], *arm.settings, f"trainer.seed={seed}"]
     if arm.poses > 1:
-        epochs = load_experiment(config, settings).trainer.epochs
+        whole = load_experiment(config, settings).trainer
+        epochs = whole.epochs
         if epochs % arm.poses:
             raise ConfigError(
                 config, [f"trainer.epochs = {epochs} does not divide by the {arm.poses} poses of {arm.name}"]
             )
-        settings += [f"corpus.poses={arm.poses}", f"trainer.epochs={epochs // arm.poses}", "trainer.warmup_epochs=0"]
+        settings += [
+            f"corpus.poses={arm.poses}",
+            f"trainer.epochs={epochs // arm.poses}",
+            f"trainer.warmup_epochs={whole.warmup_epochs // arm.poses}",
+        ]
     experiment = load_experiment(config, settings)
     sets = (("synthetic", experiment.evaluation.train, experiment.evaluation.test), *real)
     shown = "none" if arm.teachers == "none" else teacher
@@ -146,5 +167,5 @@ def _run(
         cache=f"{teacher}-{arm.poses}",
         sets=sets,
         folder=folder / shown / arm.name / f"seed-{seed}",
-        settings=settings_hash(experiment, sets),
+        settings=_settings(experiment, sets),
     )

@@ -1,6 +1,6 @@
-"""One run of a study, in a process of its own with one thread: train, evaluate on every set, leave result.json."""
+"""One run of a study: train, evaluate on every set, leave result.json."""
 
-import os
+import json
 import time
 from functools import cache
 from pathlib import Path
@@ -11,17 +11,9 @@ from cli.study.plan import Baseline, Run
 if TYPE_CHECKING:
     from trainer.evaluation.compare import Evaluator
 
-__all__ = ["do", "prepare"]
+__all__ = ["do"]
 
-_PROBED = 64  # records on which the masking is looked at
-
-
-def prepare(threads: int) -> None:
-    """Make a fresh process a worker: runs share the cores by being many, not by having threads."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    import torch
-
-    torch.set_num_threads(threads)
+_PROBED, _DRAWS = 64, 32  # records on which the masking is looked at, and how often it is drawn for each
 
 
 def do(run: Run, cache_path: Path) -> dict[str, Any]:
@@ -33,10 +25,12 @@ def do(run: Run, cache_path: Path) -> dict[str, Any]:
     from trainer.restore import load_model
     from trainer.run_dir import write_json
 
-    begun = time.perf_counter()
+    began = time.perf_counter()
     experiment = load_experiment(run.config, run.overrides)
     opened: Any = teacher_cache.open(cache_path)
-    result: dict[str, Any] = {"arm": run.arm, "teacher": run.teacher, "seed": run.seed, "settings": run.settings}
+    result: dict[str, Any] = {"arm": run.arm, "teacher": run.teacher, "seed": run.seed}
+    result |= {"settings": json.loads(run.settings), "cache": cache_path.name}
+    trained = 0.0
     if run.arm == Baseline:
         result["sets"] = {name: _untrained(run, experiment, opened, name) for name, _, _ in run.sets}
     else:
@@ -49,14 +43,21 @@ def do(run: Run, cache_path: Path) -> dict[str, Any]:
             evaluation=EvaluationConfig(),
             teacher=_live(experiment),
         )
+        trained, began = _training_seconds(run.folder), time.perf_counter()
         model, _ = load_model(run.folder)
         result |= {"losses": dict(report.metrics), "steps": report.steps}
         result["visible"] = _visibility(model, opened, experiment)
         result["sets"] = {name: _score(run, experiment, model, name) for name, _, _ in run.sets}
-    result["seconds"] = time.perf_counter() - begun
+    result["seconds"] = trained + time.perf_counter() - began
     run.folder.mkdir(parents=True, exist_ok=True)
     write_json(run.folder / "result.json", result)
     return result
+
+
+def _training_seconds(folder: Path) -> float:
+    """What the epochs of a run took, those before a stop included; the later line of a repeated epoch counts."""
+    events = map(json.loads, (folder / "train.jsonl").read_text(encoding="utf-8").splitlines())
+    return float(sum({event["epoch"]: event["seconds"] for event in events if event["event"] == "epoch"}.values()))
 
 
 def _live(experiment: Any) -> Any:
@@ -127,6 +128,7 @@ def _visibility(model: Any, opened: Any, experiment: Any) -> dict[str, float]:
     maps = torch.from_numpy(batch.saliency)[..., None].float()
     side = opened.schema.image_side
     saliency = backproject(maps, levels[-1].centres.contiguous(), geometry, image_side=side).mean(dim=(2, 3))
+    saliency = saliency.repeat(_DRAWS, 1)
     logits = weight_logits(saliency, experiment.masking)
     uniforms = torch.rand(saliency.shape, generator=torch.Generator().manual_seed(0)).clamp(1e-6, 1 - 1e-6)
     visible = top_visible(draw_order(logits, uniforms), model.masking.visible(saliency.shape[1])).float()

@@ -68,13 +68,15 @@ class LearningConfig:
     """[learning]: the model and its optimiser.
 
     architecture     name of a description in pipeline/architectures, or a JSON file like those; both towers are needed
-    steps            optimiser steps
+    steps            optimiser steps of the first part, with patches left out
     batch_size       images, each with its caption, in one step: each is told apart from all the others
     learning_rate    AdamW's at the top of the cosine
     weight_decay     AdamW's, of matrices only
     warmup           share of the steps in which the rate rises
     patch_dropout    share of the patches left out while training, empty ones first; saves as much time
-    whole            share of the steps, at the end, that see every patch
+    whole            share of these steps, at their end, that see every patch
+    finish           optimiser steps after them, which see every patch, as the finished teacher will
+    finish_rate      learning rate at their start; it falls in a cosine of its own
     grounding        weight of the second loss, which tells apart the parts that patches show; 0: captions only
     precision        arithmetic: "bfloat16" autocast or "float32"
     seed             of first weights, order, captions and dropped patches
@@ -91,12 +93,19 @@ class LearningConfig:
     warmup: float = 0.03
     patch_dropout: float = 0.7
     whole: float = 0.08
+    finish: int = 150
+    finish_rate: float = 2e-4
     grounding: float = 1.0
     precision: str = "bfloat16"
     seed: int = 0
     device: str = "auto"
     threads: int = 0
     checkpoint_every: int = 50
+
+    @property
+    def all_steps(self) -> int:
+        """Optimiser steps from the first to the last."""
+        return self.steps + self.finish
 
     def problems(self) -> Iterator[str]:
         for name in ("steps", "checkpoint_every"):
@@ -106,7 +115,7 @@ class LearningConfig:
             yield f"batch_size = {self.batch_size} leaves nothing to tell an image apart from"
         if not self.learning_rate > 0:
             yield f"learning_rate = {self.learning_rate} is not positive"
-        for name in ("weight_decay", "threads", "grounding"):
+        for name in ("weight_decay", "threads", "grounding", "finish", "finish_rate"):
             if getattr(self, name) < 0:
                 yield f"{name} = {getattr(self, name)} is negative"
         for name in ("warmup", "whole"):

@@ -100,7 +100,7 @@ def train_clip(
     loss_of = ClipLoss()
     model.train()
     source = None
-    if done < learning.steps:
+    if done < learning.all_steps:
         part_tokens = vocabulary([part_phrase(name) for name in corpus.part_names])
         seen = open_views(views, views_folder or folder / "views")
         source = _Source(seen, described, part_tokens, vocabulary, learning)
@@ -117,7 +117,7 @@ def train_clip(
                     f"  The last checkpoint in {folder} is not touched."
                 )
             log.write(json.dumps(report._asdict()) + "\n")
-            if report.step % learning.checkpoint_every == 0 or report.step == learning.steps:
+            if report.step % learning.checkpoint_every == 0 or report.step == learning.all_steps:
                 log.flush()
                 write_checkpoint(folder, report.step, model, optimizer)
             if on_step is not None:
@@ -191,6 +191,8 @@ def _optimizer(model: nn.Module, learning: LearningConfig) -> torch.optim.Optimi
 
 
 def _rate(learning: LearningConfig, step: int) -> float:
+    if step >= learning.steps:
+        return learning.finish_rate * 0.5 * (1 + math.cos(math.pi * (step - learning.steps) / learning.finish))
     rise = max(round(learning.warmup * learning.steps), 1)
     if step < rise:
         return learning.learning_rate * (step + 1) / rise
@@ -241,7 +243,7 @@ def _ahead(source: _Source, first: int) -> Iterator[Batch]:
     """Batches of the steps that are left, prepared by a thread while the model works."""
     queue: Queue[Batch | BaseException] = Queue(maxsize=_AHEAD)
     stop = threading.Event()
-    steps = range(first, source.learning.steps)
+    steps = range(first, source.learning.all_steps)
 
     def fill() -> None:
         try:

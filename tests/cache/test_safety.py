@@ -334,8 +334,8 @@ def test_damage_message_in_full(cache: Path) -> None:
         teacher_cache.open(cache).read([2])
     assert str(caught.value) == (
         "shard 1, saliency/c.1.0.0, record 0 of the shard: its bytes do not match their CRC-32C.\n"
-        "  Copy this file again from where the cache came from, or delete receipts/000001.json and manifest.json "
-        "and run the build again: it rebuilds this shard only."
+        "  Copy this file again from where the cache came from, or run `i2p cache repair` on the cache: it builds this "
+        "shard again, and no other."
     )
 
 

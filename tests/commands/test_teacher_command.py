@@ -19,7 +19,8 @@ def made(tmp_path_factory):
     (folder / "towers.json").write_text(json.dumps(TOWERS))
     (folder / "mine.toml").write_text(
         "[views]\nshapes = 36\npoints = [64, 128]\nimage_side = 32\n"
-        f'[learning]\narchitecture = "{folder / "towers.json"}"\nsteps = 4\nbatch_size = 8\ndevice = "cpu"\n'
+        f'[learning]\narchitecture = "{folder / "towers.json"}"\n'
+        'steps = 3\nfinish = 1\nbatch_size = 8\ndevice = "cpu"\n'
     )
     return folder
 

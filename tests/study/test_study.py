@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from cli.cache import build_from
 from cli.config import ConfigError
 from cli.study.arms import ARMS, TEACHERS
-from cli.study.plan import plan_runs, result_of
+from cli.study.plan import cache_settings, plan_runs, result_of
+from cli.study.worker import do
 from tests.support.commands import run
+from trainer.loop import _Run
 
 TINY = [
     "corpus.uri=synthetic:?count=8&seed=0", "corpus.points=64", "trainer.points=64", "trainer.batch_size=4",
@@ -16,6 +19,7 @@ TINY = [
     "model.encoder_dims=[12, 24, 48]", "model.decoder_dims=[48, 24]", "evaluation.points=64",
     "evaluation.stored_points=64", "evaluation.train=synthetic:?count=24&seed=1&categories=chair,table,mug",
     "evaluation.test=synthetic:?count=9&seed=1&split=test&categories=chair,table,mug", "cache.shapes_per_shard=8",
+    "trainer.checkpoint_every=2",
 ]  # fmt: skip
 
 
@@ -47,6 +51,43 @@ def test_a_study_runs_once_and_is_then_only_reported(capsys, tmp_path):
     changed = guidance(capsys, tmp_path, *only, "--set", "trainer.learning_rate=0.5")
     assert changed.code == 2
     assert "holds a result of other settings" in changed.err
+    assert "trainer.learning_rate was 0.001, is now 0.5" in changed.err
+    summary = json.loads((tmp_path / "study" / "study.json").read_text())
+    assert summary["seconds"] > 0
+    # A teacher that has become another one under the same settings is noticed by the cache it makes.
+    old = tmp_path / "study" / "embedded" / "full" / "seed-0" / "result.json"
+    old.write_text(old.read_text().replace(found["cache"], "synthetic-of-another-teacher"))
+    (tmp_path / "study" / "embedded" / "3d-saliency").mkdir()
+    mixed = guidance(capsys, tmp_path, *only, "--only", "3d-saliency")
+    assert mixed.code == 2
+    assert "its result is of the cache synthetic-of-another-teacher" in mixed.err
+
+
+def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path):
+    whole, stopped = (next(run for run in plan(tmp_path / name, only=["full"]) if run.arm == "full")
+                      for name in ("whole", "stopped"))  # fmt: skip
+    cache = build_from(cache_settings(whole)).path
+    expected = do(whole, cache)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.loop._Run._checkpoint_if_due", _checkpoint_then_stop)
+        with pytest.raises(KeyboardInterrupt):
+            do(stopped, cache)
+    assert result_of(stopped) is None
+    found = do(stopped, cache)
+    assert result_of(stopped) == found
+    log = [json.loads(line) for line in (stopped.folder / "train.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in log if line["event"] == "start"] == [0, 2]
+    for key in ("losses", "steps", "visible", "sets", "settings"):
+        assert found[key] == expected[key]
+
+
+_checkpoint = _Run._checkpoint_if_due
+
+
+def _checkpoint_then_stop(run, emit):
+    _checkpoint(run, emit)
+    if run.epoch == 2:
+        raise KeyboardInterrupt
 
 
 def test_a_failing_run_is_reported_and_the_others_go_on(capsys, tmp_path):
@@ -70,10 +111,11 @@ def test_every_arm_is_planned_seed_by_seed(tmp_path):
     runs = plan(tmp_path)
     each = sum(arm.teachers == "each" for arm in ARMS)
     alone = len(ARMS) - each
-    assert len(runs) == 2 * (1 + alone + each * len(TEACHERS))
+    late = sum(arm.seeds == 1 for arm in ARMS)  # arms that are too dear for a second seed
+    assert len(runs) == 2 * (1 + alone + each * len(TEACHERS)) - late
     assert [run.seed for run in runs] == sorted(run.seed for run in runs)
     assert len({run.folder for run in runs}) == len(runs)
-    assert len({run.settings for run in runs}) >= len(runs) - 2  # "untrained" shares its settings with "full"
+    assert len({run.settings for run in runs}) >= len(runs) - 2  # "untrained" has the settings of "full"
     assert {run.cache for run in runs} == {"embedded-1", "embedded-4", "random-1"}
     assert all(result_of(run) is None for run in runs)
 

@@ -29,7 +29,7 @@ def learning(tmp_path):
     text = {"context_length": 40, "vocab_size": 512, "width": 32, "heads": 2, "layers": 1}
     path.write_text(json.dumps({"embed_dim": 16, "vision_cfg": tower, "text_cfg": text}))
     return LearningConfig(
-        architecture=str(path), steps=6, batch_size=12, patch_dropout=0.5, precision="float32", checkpoint_every=2,
+        architecture=str(path), steps=4, finish=2, batch_size=12, patch_dropout=0.5, precision="float32", checkpoint_every=2,
         device="cpu",
     )  # fmt: skip
 
@@ -92,7 +92,9 @@ def test_a_damaged_block_is_named(tmp_path):
 
 
 def test_training_learns_something(tmp_path, drawn, learning):
-    few = replace(learning, steps=150, batch_size=24, learning_rate=3e-3, patch_dropout=0.0, checkpoint_every=150)
+    few = replace(
+        learning, steps=150, finish=0, batch_size=24, learning_rate=3e-3, patch_dropout=0.0, checkpoint_every=150
+    )
     reports = []
     train_clip(VIEWS, few, tmp_path / "run", views_folder=drawn, on_step=reports.append)
     first = np.mean([report.loss for report in reports[:5]])

@@ -23,7 +23,7 @@ def test_every_preset_is_valid_and_says_what_it_is_for(name):
 
 
 def test_the_presets_the_readme_names_exist():
-    assert {"quickstart", "shapenet", "reference", "smoke"} <= set(preset_names())
+    assert {"quickstart", "recommended", "reference", "shapenet", "smoke", "study"} <= set(preset_names())
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -29,8 +29,8 @@ def learning(tmp_path):
     text = {"context_length": 40, "vocab_size": 512, "width": 32, "heads": 2, "layers": 1}
     path.write_text(json.dumps({"embed_dim": 16, "vision_cfg": tower, "text_cfg": text}))
     return LearningConfig(
-        architecture=str(path), steps=4, finish=2, batch_size=12, patch_dropout=0.5, precision="float32", checkpoint_every=2,
-        device="cpu",
+        architecture=str(path), steps=4, finish=2, batch_size=12, patch_dropout=0.5, precision="float32",
+        checkpoint_every=2, device="cpu",
     )  # fmt: skip
 
 

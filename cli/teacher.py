@@ -84,6 +84,7 @@ def train(config: str, out: Path | None, overrides: tuple[str, ...]) -> None:
 @click.option("--depth-offset", type=float, default=1.5, show_default=True,
               help="As projection.depth_offset. The defaults are what the embedded teacher was made for.")  # fmt: skip
 @click.option("--seeds", type=int, default=3, show_default=True, help="Random teachers, and draws of points and folds.")
+@click.option("--precision", default="float32", show_default=True, help="As teacher.precision; bfloat16 is faster.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def evaluate(
@@ -96,6 +97,7 @@ def evaluate(
     reduction: str,
     depth_offset: float,
     seeds: int,
+    precision: str,
     device: str,
     as_json: bool,
 ) -> None:
@@ -104,7 +106,10 @@ def evaluate(
     from cli.teacher_scores import score_teacher, scores_table
     from pipeline.config import ProjectionConfig, TeacherConfig
 
-    config = TeacherConfig(architecture=architecture, pretrained=pretrained, weights=weights, device=device)
+    config = TeacherConfig(
+        architecture=architecture, pretrained=pretrained, weights=weights, device=device,
+        precision=precision,  # type: ignore[arg-type]
+    )  # fmt: skip
     projection = ProjectionConfig(reduction=reduction, depth_offset=depth_offset)  # type: ignore[arg-type]
     problems = [f"teacher.{problem}" for problem in config.problems()]
     problems += [f"projection.{problem}" for problem in projection.problems()]

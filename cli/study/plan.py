@@ -13,6 +13,7 @@ from cli.study.arms import ARMS, Arm
 __all__ = ["Baseline", "Run", "cache_settings", "plan_runs", "require_cache", "result_of"]
 
 _NOT_OF_A_RUN = {"build", "evaluation"}
+_SCORING = ("stored_points", "points", "protocol", "grid", "folds", "reference_c")
 _FREE = {"readers", "prefetch", "tensorboard", "keep_checkpoints", "checkpoint_every", "device"}
 
 
@@ -115,9 +116,9 @@ def _settings(experiment: Experiment, sets: Sequence[tuple[str, str, str]]) -> s
     sections = {name: asdict(getattr(experiment, name)) for name in SECTIONS if name not in _NOT_OF_A_RUN}
     sections["trainer"] = {key: value for key, value in sections["trainer"].items() if key not in _FREE}
     del sections["cache"]["root"]
-    sections["evaluation"] = {key: getattr(experiment.evaluation, key) for key in ("points", "stored_points")}
+    sections["evaluation"] = {key: getattr(experiment.evaluation, key) for key in _SCORING}
     sections["sets"] = {name: [train, test] for name, train, test in sets}
-    return json.dumps(sections, sort_keys=True)
+    return json.dumps(sections, sort_keys=True)  # tuples become lists, as in what is read back
 
 
 def _differences(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cli.study.plan import Baseline, Run
 
 if TYPE_CHECKING:
+    from trainer.config import EvaluationConfig
     from trainer.evaluation.compare import Evaluator
 
 __all__ = ["do"]
@@ -70,17 +72,16 @@ def _live(experiment: Any) -> Any:
 
 
 @cache
-def _evaluator(train: str, test: str, stored: int, points: int) -> "Evaluator":
+def _evaluator(config: "EvaluationConfig") -> "Evaluator":
     """The clouds of one set, read once a process."""
-    from trainer.config import EvaluationConfig
     from trainer.evaluation.compare import Evaluator
 
-    return Evaluator(EvaluationConfig(train=train, test=test, stored_points=stored, points=points, seeds=1))
+    return Evaluator(config)
 
 
 def _evaluator_of(run: Run, experiment: Any, name: str) -> "Evaluator":
     train, test = next((train, test) for known, train, test in run.sets if known == name)
-    return _evaluator(train, test, experiment.evaluation.stored_points, experiment.evaluation.points)
+    return _evaluator(replace(experiment.evaluation, train=train, test=test, seeds=1))
 
 
 def _score(run: Run, experiment: Any, model: Any, name: str) -> dict[str, float]:

@@ -101,15 +101,18 @@ def info(path: Path) -> None:
     """Print a cache's recipe, size, counts and quarantine. Reads an unfinished cache too."""
     import teacher_cache
 
-    found = teacher_cache.open(path, allow_incomplete=True).info()
-    planned = f" of {found.planned} planned" if found.planned >= 0 else ""
+    opened = teacher_cache.open(path, allow_incomplete=True)
+    found, poses = opened.info(), opened.poses
+    refused = len(found.quarantined)
+    planned = f" of {(found.planned - refused) // poses + refused} planned" if found.planned >= 0 else ""
     state = "complete" if found.complete else "NOT complete: run its build again to finish it"
     schema = found.schema
     click.echo(f"cache        {found.path}")
     click.echo(f"state        {state}")
     click.echo(f"format       {found.format}, version {found.recipe.format_version}")
     click.echo(f"recipe       {found.recipe.hash}")
-    click.echo(f"shapes       {found.records}{planned}, {len(found.quarantined)} quarantined")
+    click.echo(f"shapes       {found.records // poses}{planned}, {refused} quarantined")
+    click.echo(f"poses        {poses} of each shape, {found.records} records")
     click.echo(f"labels       {len(found.label_names)}")
     click.echo(
         f"record       {schema.points} points, {schema.views} views of {schema.image_side} x {schema.image_side} "
@@ -117,7 +120,7 @@ def info(path: Path) -> None:
     )
     click.echo(
         f"size         {found.bytes / 1e6:.1f} MB in {found.shards} shards, "
-        f"{found.bytes_per_record / 1e3:.1f} kB a shape"
+        f"{found.bytes_per_record * poses / 1e3:.1f} kB a shape"
     )
     for part in ("corpus", "projection", "teacher", "storage"):
         click.echo(f"\n[{part}]")

@@ -21,10 +21,10 @@ import dask
 import torch
 
 from pipeline.config import BuildConfig, CorpusConfig, ProjectionConfig, TeacherConfig, conflicts
-from pipeline.corpora import Corpus
+from pipeline.corpora import Corpus, open_corpus
 from pipeline.errors import BuildError
 from pipeline.plan import ShardTask, plan_shards
-from pipeline.poses import open_source
+from pipeline.poses import check_ids, shapes_of
 from pipeline.recipe import recipe_for
 from pipeline.shard import ShardReport
 from pipeline.teacher import Teacher, load_teacher, resolve_device, size_conflicts, teacher_conflicts
@@ -68,7 +68,7 @@ class BuildReport:
     """A finished build.
 
     path              the cache
-    shapes, shards    records and shards in it
+    shapes, shards    in it
     built             shards that this build added
     quarantined       every shape that left no record
     seconds           this build took
@@ -108,18 +108,21 @@ def build_cache(
     """
     begun = time.perf_counter()
     _check_settings(corpus, projection, teacher, cache, build)
-    source = open_source(corpus)
+    source = open_corpus(corpus.uri, points=corpus.points)
     local = build.scheduler == "threads"
     # Where others run the tasks, the driver needs the teacher's identity only, and keeps its hands off the GPU.
     loaded = load_teacher(teacher, None if local else torch.device("cpu"))
     faults = list(size_conflicts(teacher.architecture, loaded.image_side, loaded.patch_side, projection))
     if faults:
         raise BuildError("\n".join(faults))
+    ids = [source.id(index) for index in range(len(source))]
+    check_ids(ids, corpus.poses)
     writer = _open_cache(source, corpus, projection, loaded, cache)
     committed = writer.committed()
-    ids = [source.id(index) for index in range(len(source))]
-    tasks = plan_shards(ids, committed, shapes_per_shard=cache.shapes_per_shard)
-    tally = _Tally(writer, committed, len(tasks), len(source), begun, on_progress)
+    tasks = plan_shards(
+        ids, shapes_of(committed, corpus.poses), shapes_per_shard=cache.shapes_per_shard // corpus.poses
+    )
+    tally = _Tally(writer, committed, len(tasks), len(source), corpus.poses, begun, on_progress)
     if tasks:
         worker = Worker(source, loaded)
         in_flight = _in_flight(build, teacher, len(tasks))
@@ -147,7 +150,7 @@ def build_cache(
             del worker, loaded
             _on_cluster(job, tasks, build, in_flight, tally.add)
     tally.check_usable()
-    writer.finish(planned=len(source))
+    writer.finish(planned=tally.planned)
     return tally.report(already_complete=not tasks)
 
 
@@ -160,6 +163,11 @@ def _check_settings(
     faults = [f"{name}.{fault}" for name, section in sections.items() for fault in section.problems()]
     if not faults:
         faults = [*conflicts(corpus, projection), *teacher_conflicts(teacher, projection)]
+        if corpus.poses > cache.shapes_per_shard:  # the poses of a shape stand in one shard
+            faults.append(
+                f"corpus.poses = {corpus.poses} is more than the cache.shapes_per_shard = {cache.shapes_per_shard} "
+                "records of a shard"
+            )
     if faults:
         raise BuildError(f"{len(faults)} problems in the settings of the build\n  " + "\n  ".join(faults))
 
@@ -167,7 +175,7 @@ def _check_settings(
 def _open_cache(
     source: Corpus, corpus: CorpusConfig, projection: ProjectionConfig, teacher: Teacher, cache: CacheConfig
 ) -> CacheWriter:
-    recipe = recipe_for(source, projection, teacher.identity(), cache, points=corpus.points)
+    recipe = recipe_for(source, projection, teacher.identity(), cache, points=corpus.points, poses=corpus.poses)
     schema = CacheSchema(
         points=corpus.points,
         views=VIEWS,
@@ -198,10 +206,12 @@ class _Tally:
         committed: dict[int, Receipt],
         missing: int,
         shapes: int,
+        poses: int,
         begun: float,
         on_progress: Callable[[BuildProgress], None] | None,
     ) -> None:
-        self.writer, self.shapes, self.begun, self.on_progress = writer, shapes, begun, on_progress
+        self.writer, self.shapes, self.poses = writer, shapes, poses
+        self.begun, self.on_progress = begun, on_progress
         self.receipts = dict(committed)
         self.before = len(committed)
         self.total = len(committed) + missing
@@ -245,12 +255,17 @@ class _Tally:
             BuildProgress(
                 shards_done=len(self.receipts),
                 shards_total=self.total,
-                shapes_done=self.records + self.refused,
+                shapes_done=self.records // self.poses + self.refused,
                 shapes_total=self.shapes,
                 quarantined=self.refused,
                 seconds=time.perf_counter() - self.begun,
             )
         )
+
+    @property
+    def planned(self) -> int:
+        """Records and quarantine entries of the whole corpus: a refused shape has one entry, whatever its poses."""
+        return (self.shapes - self.refused) * self.poses + self.refused
 
     def check_usable(self) -> None:
         """A cache without a record is a mistake somewhere else. Raises BuildError."""
@@ -268,7 +283,7 @@ class _Tally:
     def report(self, *, already_complete: bool) -> BuildReport:
         return BuildReport(
             path=self.writer.directory,
-            shapes=self.records,
+            shapes=self.records // self.poses,
             shards=len(self.receipts),
             built=len(self.receipts) - self.before,
             quarantined=self.quarantined(),

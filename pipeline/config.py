@@ -21,7 +21,8 @@ class CorpusConfig:
 
     uri     where the shapes come from, `kind:location?key=value&key=value`; see docs for the kinds
     points  points stored for each shape, at least 32; meshes are sampled, larger clouds thinned
-    poses   records of each shape, 1..64: itself and stretched copies that the teacher looks at; an epoch visits all
+    poses   stored of each shape, 1..64: the shape itself, then copies under the student's augmentation that the teacher
+            looks at; each is a record, and an epoch of training visits one of them
     """
 
     uri: str = "synthetic:?count=1000&seed=0"

@@ -1,82 +1,73 @@
-"""Several stored poses of every shape, for a teacher that is to see the student's augmentation."""
+"""Stored poses: a shape as it is, and copies under the student's augmentation for the teacher to look at.
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+Pose 0 is the canonical cloud. Pose k > 0 is drawn from (shape id, k) alone, so neither the order of the work nor its
+workers show in it. The poses of a shape are records that stand together in one shard; to the corpus, the plan and the
+quarantine it is one shape.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pipeline.config import CorpusConfig
-from pipeline.corpora import Corpus, Shape, open_corpus
 from pipeline.corpora.base import shape_generator
+from pipeline.errors import BuildError
+from pipeline.plan import CommittedShard
+from teacher_cache.manifest import Receipt
+from teacher_cache.records import Quarantined
 
-__all__ = ["STRETCH", "Posed", "open_source"]
+__all__ = ["SCALE", "SHIFT", "check_ids", "in_pose", "pose_id", "pose_settings", "shapes_of"]
 
-STRETCH = (2 / 3, 3 / 2)  # of each axis: the student's own augmentation (trainer.scale)
+SCALE = (2 / 3, 3 / 2)  # of each axis, and
+SHIFT = 0.2  # of each axis, either way: the defaults of trainer.scale and trainer.shift
+_NAME_OF_A_POSE = re.compile(r"@pose[0-9]+\Z")
+
+
+def in_pose(points: np.ndarray, id: str, pose: int) -> np.ndarray:
+    """The cloud of one pose of shape `id`.
+
+    points  [N, 3] float32, canonical frame.
+    ->      [N, 3] float32: `points` for pose 0, else times a factor uniform in SCALE plus an offset uniform in
+            -SHIFT..SHIFT, per axis, as `trainer.augment.scale_and_shift` computes them. Not normalised again.
+    """
+    if pose == 0:
+        return points
+    drawn = shape_generator(0, id, f"pose {pose}").random(6).astype(np.float32)
+    low, high = np.float32(SCALE[0]), np.float32(SCALE[1])
+    moved: np.ndarray = points * (low + (high - low) * drawn[:3]) + np.float32(SHIFT) * (2 * drawn[3:] - 1)
+    return moved
+
+
+def pose_id(id: str, pose: int) -> str:
+    """Id of the record that holds a pose: the shape's own for pose 0, `<id>@pose<k>` for the others."""
+    return f"{id}@pose{pose}" if pose else id
+
+
+def pose_settings(poses: int) -> dict[str, Any]:
+    """What the corpus part of a recipe says of poses; nothing for one, so that such caches keep their name."""
+    return {} if poses == 1 else {"poses": poses, "pose_scale": list(SCALE), "pose_shift": SHIFT}
+
+
+def check_ids(ids: Sequence[str], poses: int) -> None:
+    """Raise BuildError for a shape whose id could be that of another shape's pose."""
+    taken = [id for id in ids if _NAME_OF_A_POSE.search(id)] if poses > 1 else []
+    if taken:
+        raise BuildError(
+            f"{len(taken)} shapes have ids that end like those of stored poses, first {taken[0]!r}.\n"
+            "  Rename them, or set corpus.poses = 1."
+        )
 
 
 @dataclass(frozen=True)
-class Posed:
-    """A corpus in which every shape comes `poses` times in a row: as it is, then stretched along its axes.
+class _Shapes:
+    """A receipt as the plan needs it: shapes instead of records."""
 
-    Pose k > 0 of a shape is named `<id>@pose<k>`, and its three factors are a function of (id, k) alone. There is no
-    shift: projection sees every cloud centred.
-    """
-
-    shapes: Corpus
-    poses: int
-
-    @property
-    def uri(self) -> str:
-        return self.shapes.uri
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        return {**self.shapes.identity, "poses": self.poses, "stretch": list(STRETCH)}
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        return self.shapes.label_names
-
-    @property
-    def part_names(self) -> tuple[str, ...]:
-        return self.shapes.part_names
-
-    def __len__(self) -> int:
-        return len(self.shapes) * self.poses
-
-    def id(self, index: int) -> str:
-        shape, pose = self._place(index)
-        return f"{self.shapes.id(shape)}@pose{pose}" if pose else self.shapes.id(shape)
-
-    def source(self, index: int) -> str:
-        return self.shapes.source(self._place(index)[0])
-
-    def label(self, index: int) -> int | None:
-        return self.shapes.label(self._place(index)[0])
-
-    def fingerprint(self, index: int) -> str:
-        shape, pose = self._place(index)
-        return f"{self.shapes.fingerprint(shape)}@pose{pose}" if pose else self.shapes.fingerprint(shape)
-
-    def __getitem__(self, index: int) -> Shape:
-        number, pose = self._place(index)
-        shape = self.shapes[number]
-        if not pose:
-            return shape
-        drawn = shape_generator(0, shape.id, f"pose {pose}").random(3)
-        factors = (STRETCH[0] + (STRETCH[1] - STRETCH[0]) * drawn).astype(np.float32)
-        # Stretched about the centroid, so that the coordinates of a far-off cloud lose nothing to rounding.
-        centre = shape.points.mean(axis=0, dtype=np.float64).astype(np.float32)
-        return replace(shape, id=self.id(index), points=(shape.points - centre) * factors)
-
-    def _place(self, index: int) -> tuple[int, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index {index} is outside 0..{len(self) - 1}")
-        return divmod(index, self.poses)
+    ids: Sequence[str]
+    quarantined: Sequence[Quarantined]
 
 
-def open_source(config: CorpusConfig) -> Corpus:
-    """The corpus a cache is made of: `config.uri`'s, each shape in `config.poses` poses."""
-    corpus = open_corpus(config.uri, points=config.points)
-    return corpus if config.poses == 1 else Posed(corpus, config.poses)
+def shapes_of(receipts: Mapping[int, Receipt], poses: int) -> dict[int, CommittedShard]:
+    """Committed shards by the ids of their shapes: those of every `poses`-th record, and the refused."""
+    return {shard: _Shapes(receipt.ids[::poses], receipt.quarantined) for shard, receipt in receipts.items()}

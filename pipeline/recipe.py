@@ -5,22 +5,30 @@ from typing import Any
 
 from pipeline.config import ProjectionConfig
 from pipeline.corpora import Corpus
+from pipeline.poses import pose_settings
 from teacher_cache import CacheConfig, Recipe
 
 __all__ = ["recipe_for"]
 
 
 def recipe_for(
-    corpus: Corpus, projection: ProjectionConfig, teacher: Mapping[str, Any], cache: CacheConfig, *, points: int
+    corpus: Corpus,
+    projection: ProjectionConfig,
+    teacher: Mapping[str, Any],
+    cache: CacheConfig,
+    *,
+    points: int,
+    poses: int = 1,
 ) -> Recipe:
     """The recipe of a cache.
 
     corpus   its identity goes in, never its size.
     teacher  `Teacher.identity()`.
     points   stored for each shape; a projection of all of them and of the first `points` are the same.
+    poses    stored of each shape.
     """
     return Recipe(
-        corpus={**corpus.identity, "points": points},
+        corpus={**corpus.identity, "points": points, **pose_settings(poses)},
         projection={
             "image_side": projection.image_side,
             "patch_side": projection.patch_side,

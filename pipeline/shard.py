@@ -22,6 +22,7 @@ from pipeline.config import ProjectionConfig
 from pipeline.corpora import Corpus, Shape, ShapeError, normalise
 from pipeline.errors import BuildError
 from pipeline.plan import ShardTask
+from pipeline.poses import in_pose, pose_id
 from pipeline.teacher import Teacher
 from pipeline.views import VIEWS, render_views
 from teacher_cache.manifest import Receipt
@@ -65,12 +66,14 @@ def build_shard(
     teacher: Teacher,
     handle: CacheHandle,
     *,
+    poses: int = 1,
     threads: int = 1,
     device_lock: AbstractContextManager[object] | None = None,
     stop: threading.Event | None = None,
 ) -> ShardReport:
     """Build and commit one shard.
 
+    poses        records of each shape, which stand together
     threads      groups in work at once; each computes on one core.
     device_lock  held while a group is projected and taught: for a GPU that several shards share.
     stop         checked before each group; once set, BuildStopped is raised and nothing is committed.
@@ -79,7 +82,7 @@ def build_shard(
     finite, and whatever the cache's writer raises. A ShapeError becomes a quarantine entry.
     """
     begun = perf_counter()
-    size = max(1, teacher.batch_size // VIEWS)
+    size = max(1, teacher.batch_size // (VIEWS * poses))
     groups = [task.indices[start : start + size] for start in range(0, len(task.indices), size)]
 
     def run(indices: Sequence[int]) -> _Group:
@@ -88,7 +91,7 @@ def build_shard(
         if teacher.device.type == "cpu":
             # A matrix product split over cores may round differently; and a core a group uses the cores as well.
             torch.set_num_threads(1)
-        return _teach_group(indices, corpus, projection, teacher, handle, device_lock or nullcontext())
+        return _teach_group(indices, corpus, poses, projection, teacher, handle, device_lock or nullcontext())
 
     if threads > 1:
         with ThreadPoolExecutor(threads, thread_name_prefix=f"shard-{task.shard}") as pool:
@@ -111,6 +114,7 @@ def build_shard(
 def _teach_group(
     indices: Sequence[int],
     corpus: Corpus,
+    poses: int,
     projection: ProjectionConfig,
     teacher: Teacher,
     handle: CacheHandle,
@@ -118,7 +122,7 @@ def _teach_group(
 ) -> _Group:
     seconds: dict[str, float] = {}
     clock = perf_counter()
-    shapes, clouds, quarantined = [], [], []
+    ids, labels, clouds, quarantined = [], [], [], []
     for index in indices:
         try:
             shape = corpus[index]
@@ -126,10 +130,12 @@ def _teach_group(
         except ShapeError as error:
             quarantined.append(_quarantined(corpus.id(index), error, corpus.uri))
         else:
-            shapes.append(shape)
-            clouds.append(points)
+            for pose in range(poses):
+                ids.append(pose_id(shape.id, pose))
+                labels.append(-1 if shape.label is None else int(shape.label))
+                clouds.append(in_pose(points, shape.id, pose))
     seconds["read"] = perf_counter() - clock
-    if not shapes:
+    if not clouds:
         return _Group([], quarantined, seconds)
 
     with device_lock:
@@ -143,12 +149,12 @@ def _teach_group(
 
     keep_depth = handle.description.storage.depth != "none"
     records = []
-    for row, (shape, points) in enumerate(zip(shapes, clouds, strict=True)):
-        _check_finite(shape, features[row], saliency[row])
+    for row, (id, label, points) in enumerate(zip(ids, labels, clouds, strict=True)):
+        _check_finite(id, features[row], saliency[row])
         records.append(
             TeacherRecord(
-                id=shape.id,
-                label=-1 if shape.label is None else int(shape.label),
+                id=id,
+                label=label,
                 points=points,
                 lo=lo[row],
                 cell=cell[row],
@@ -186,10 +192,10 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.cpu().numpy()
 
 
-def _check_finite(shape: Shape, features: np.ndarray, saliency: np.ndarray) -> None:
+def _check_finite(id: str, features: np.ndarray, saliency: np.ndarray) -> None:
     bad = int((~np.isfinite(features)).sum() + (~np.isfinite(saliency)).sum())
     if bad:
         raise BuildError(
-            f"shape {shape.id!r}: {bad} numbers of the teacher's output are not finite; its points were, so the "
+            f"shape {id!r}: {bad} numbers of the teacher's output are not finite; its points were, so the "
             "teacher is at fault.\n  Check its weights, or set teacher.precision = float32."
         )

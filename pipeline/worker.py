@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import CorpusConfig, ProjectionConfig, TeacherConfig
-from pipeline.corpora import Corpus
+from pipeline.corpora import Corpus, open_corpus
 from pipeline.errors import BuildError
 from pipeline.plan import ShardTask
-from pipeline.poses import open_source
 from pipeline.recipe import recipe_for
 from pipeline.shard import ShardReport, build_shard
 from pipeline.teacher import Teacher, load_teacher
@@ -78,6 +77,7 @@ def run_task(job: Job, task: ShardTask) -> ShardReport | Failure:
             job.projection,
             worker.teacher,
             job.handle,
+            poses=job.corpus.poses,
             threads=job.threads if worker.teacher.device.type == "cpu" else 1,
             device_lock=worker.device_lock,
             stop=worker.stop,
@@ -125,14 +125,21 @@ def _open(job: Job) -> Worker:
             f"this worker does not see the cache at {job.handle.directory}.\n"
             "  Name a cache.root on a file system that driver and workers share."
         )
-    corpus = open_source(job.corpus)
+    corpus = open_corpus(job.corpus.uri, points=job.corpus.points)
     if ids_digest([corpus.id(index) for index in range(len(corpus))]) != job.ids:
         raise BuildError(
             f"this worker sees other shapes at {job.corpus.uri} than the driver ({len(corpus)} here).\n"
             "  Give driver and workers the same files, under the same absolute path."
         )
     teacher = load_teacher(job.teacher)
-    recipe = recipe_for(corpus, job.projection, teacher.identity(), description.storage, points=job.corpus.points)
+    recipe = recipe_for(
+        corpus,
+        job.projection,
+        teacher.identity(),
+        description.storage,
+        points=job.corpus.points,
+        poses=job.corpus.poses,
+    )
     differences = recipe.differences(description.recipe)
     if differences:
         raise BuildError(

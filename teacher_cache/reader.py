@@ -24,6 +24,7 @@ from teacher_cache.writer import iter_receipts
 __all__ = ["Cache", "CacheInfo", "open_cache"]
 
 OPEN_SHARDS = 48  # kept open at a time; a zarr shard holds three or four descriptors, processes often get 1024
+MAX_POSES = 64
 SMALLEST_SHARE = 4  # records a thread decodes at least: below that, handing over costs more than it saves
 
 
@@ -109,6 +110,23 @@ class Cache:
 
     def __iter__(self) -> Iterator[TeacherRecord]:
         return (self[i] for i in range(len(self)))
+
+    @cached_property
+    def poses(self) -> int:
+        """Records of each shape: records s * poses .. (s + 1) * poses - 1 are shape s, in one shard.
+
+        Raises ManifestError where the recipe's number is impossible for these shards.
+        """
+        value = self.recipe.corpus.get("poses", 1)
+        if type(value) is not int or not 1 <= value <= MAX_POSES:
+            raise ManifestError(f"{self.path}: recipe.corpus.poses = {value!r} is not an integer in 1..{MAX_POSES}")
+        if (self.counts % value).any():
+            shard = self._manifest.shards[int((self.counts % value).argmax())]
+            raise ManifestError(
+                f"{self.path}: shard {shard.shard} has {shard.records} records, not a multiple of its recipe's "
+                f"{value} poses a shape"
+            )
+        return value
 
     @property
     def stores_depth(self) -> bool:

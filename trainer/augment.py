@@ -1,4 +1,4 @@
-"""The student's cloud: which points of a shape, and how they are stretched and shifted.
+"""The student's cloud: which stored pose and points of a shape, and how they are stretched and shifted.
 
 What is drawn for a record is a function of (seed, epoch, record) alone (`trainer.draws.record_uniforms`). So nothing
 depends on the batch a shape falls into, on the rank or thread that reads it, or on what was drawn before; a run that
@@ -9,9 +9,18 @@ import numpy as np
 
 from trainer.draws import record_uniforms
 
-__all__ = ["choose_points", "renormalised", "scale_and_shift"]
+__all__ = ["choose_points", "choose_poses", "renormalised", "scale_and_shift"]
 
-_POINTS, _AUGMENT = 16, 17  # streams of record_uniforms; lower numbers are the model's
+_POINTS, _AUGMENT, _POSE = 16, 17, 19  # streams of record_uniforms; lower numbers are the model's, 18 is evaluation's
+
+
+def choose_poses(shapes: np.ndarray, poses: int, *, seed: int, epoch: int) -> np.ndarray:
+    """Which of its `poses` stored poses each shape shows in this epoch.
+
+    shapes [B] int64, numbers of shapes in the cache -> [B] int64 in 0..poses - 1.
+    """
+    drawn = record_uniforms(shapes, 1, seed=seed, epoch=epoch, stream=_POSE)[:, 0]
+    return (drawn.astype(np.float64) * poses).astype(np.int64)
 
 
 def choose_points(records: np.ndarray, stored: int, count: int, *, seed: int, epoch: int) -> np.ndarray:

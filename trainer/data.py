@@ -4,6 +4,9 @@ The order of an epoch is a pure function of (seed, epoch) and the cache. Batch b
 order[b * G : (b + 1) * G], G = trainer.batch_size; rank r computes the r-th of equal, contiguous parts of it. So what a
 batch holds depends neither on the number of ranks nor on that of reader threads. Records that do not fill a last batch
 are left out of that epoch; the order changes, so they are others in the next.
+
+Where the cache holds several poses of a shape, an epoch visits each shape once, in one of them. Which one is a function
+of (seed, epoch, shape), so an epoch has as many steps as without poses.
 """
 
 from collections import deque
@@ -18,7 +21,7 @@ from torch import Tensor
 from cuda.geometry import ViewGeometry
 from teacher_cache.records import CacheSchema, RecordBatch
 from teacher_cache.shuffle import epoch_order
-from trainer.augment import choose_points, renormalised, scale_and_shift
+from trainer.augment import choose_points, choose_poses, renormalised, scale_and_shift
 from trainer.config import TrainerConfig
 from trainer.distributed import Ranks
 from trainer.draws import Draws
@@ -42,7 +45,10 @@ class Records(Protocol):
     def schema(self) -> CacheSchema: ...
 
     @property
-    def counts(self) -> Sequence[int]: ...
+    def counts(self) -> Sequence[int] | np.ndarray: ...
+
+    @property
+    def poses(self) -> int: ...
 
     def __len__(self) -> int: ...
 
@@ -54,8 +60,8 @@ class Part(NamedTuple):
 
     ids               B names; records [B] int64: their positions in the cache
     points            [B, N, 3] float32, the student's frame
-    points_canonical  [B, N, 3] float32, the same points where the teacher saw them
-    maps              the teacher's, canonical frame; None where a live teacher is going to make them
+    points_canonical  [B, N, 3] float32, the same points as they are stored, where the teacher saw them
+    maps              the teacher's, in that frame; None where a live teacher is going to make them
     draws             the random numbers of the step
     """
 
@@ -100,7 +106,8 @@ class Loader:
         self._cache, self._model, self._config, self._ranks = cache, model, config, ranks
         self._live = live_teacher
         self.points = config.points or cache.schema.points
-        self.steps_per_epoch = len(cache) // config.batch_size
+        shapes = len(cache) // cache.poses
+        self.steps_per_epoch = shapes // config.batch_size
         parts = ranks.size * config.accumulation
         if config.batch_size % parts:
             raise DataError(
@@ -109,7 +116,7 @@ class Loader:
             )
         if self.steps_per_epoch == 0:
             raise DataError(
-                f"the cache has {len(cache)} shapes, fewer than trainer.batch_size = {config.batch_size}. "
+                f"the cache has {shapes} shapes, fewer than trainer.batch_size = {config.batch_size}. "
                 "Lower the batch size, or build a cache of more shapes."
             )
         if self.points > cache.schema.points:
@@ -130,13 +137,22 @@ class Loader:
         With trainer.readers > 0 they are read ahead in threads; closing the iterator stops these.
         """
         config = self._config
-        order = epoch_order(self._cache.counts, seed=config.seed, epoch=epoch, window=config.shuffle_window)
+        order = self._order(epoch)
         share = config.batch_size // self._ranks.size
         starts = [b * config.batch_size + self._ranks.rank * share for b in range(self.steps_per_epoch)]
         batches = (order[start : start + share] for start in starts)
         return read_ahead(
             lambda indices: self._parts(indices, epoch), batches, threads=config.readers, ahead=config.prefetch
         )
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The epoch's records, one a shape. [shapes] int64"""
+        config, poses = self._config, self._cache.poses
+        counts = np.asarray(self._cache.counts) // poses
+        shapes = epoch_order(counts, seed=config.seed, epoch=epoch, window=config.shuffle_window)
+        if poses == 1:
+            return shapes
+        return shapes * poses + choose_poses(shapes, poses, seed=config.seed, epoch=epoch)
 
     def _parts(self, indices: np.ndarray, epoch: int) -> list[Part]:
         parts = [self._part(records, epoch) for records in np.split(indices, self._config.accumulation)]
@@ -153,7 +169,7 @@ class Loader:
         elif self.points < stored:
             canonical = np.ascontiguousarray(canonical[:, : self.points])
         student = canonical
-        # A cloud with all its stored points is in the canonical frame already.
+        # A cloud with all its stored points is in its own frame already: the canonical one, or a stored pose.
         if config.renormalise and self.points < stored:
             student = renormalised(student)
         if tuple(config.scale) != (1.0, 1.0) or config.shift:

@@ -143,7 +143,7 @@ class _Run:
         self.model = new_model(model, masking, self.teacher_shape, seed=trainer.seed).to(ranks.device)
         self.stepper = Stepper(self.model, trainer, ranks, teacher)
         self.names: dict[Tensor, str] = {value: name for name, value in self.model.named_parameters()}
-        self.records = len(cache)
+        self.records = len(cache) // cache.poses  # that an epoch visits
         self.epoch = self.step = 0
         self.metrics: dict[str, Any] = {}
         self._evaluator: Any = None

@@ -12,7 +12,7 @@ class Arm:
     name      on the command line and in tables
     settings  section.key=value, on top of the study's configuration
     teachers  "none": no teacher is used, so it runs once; "each": with every teacher; "main": with the main one only
-    poses     records of each shape in its cache; epochs are divided by it, so that every arm takes as many steps
+    poses     stored of each shape in its cache; an epoch visits one of them, so every arm takes as many steps
     seeds     students trained at most: fewer than the study asks for, where they cost too much
     """
 
@@ -34,7 +34,7 @@ ARMS = (
     Arm("full-raw", ("masking.saliency=raw", "masking.temperature=1.0"), "main"),
     Arm("full-sharp", ("masking.temperature=0.5",), "main"),
     Arm("live", ("trainer.teacher=live",), "main", seeds=1),  # the teacher in every step takes most of an hour
-    Arm("poses4", ("trainer.scale=[1.0, 1.0]", "trainer.shift=0.0"), "main", poses=4),
+    Arm("poses4", ("trainer.scale=[1.0, 1.0]", "trainer.shift=0.0", "trainer.renormalise=false"), "main", poses=4),
 )
 
 TEACHERS = {

@@ -145,17 +145,9 @@ def _run(
 ) -> Run:
     settings = [*overrides, *teachers[teacher], *arm.settings, f"trainer.seed={seed}"]
     if arm.poses > 1:
-        whole = load_experiment(config, settings).trainer
-        epochs = whole.epochs
-        if epochs % arm.poses:
-            raise ConfigError(
-                config, [f"trainer.epochs = {epochs} does not divide by the {arm.poses} poses of {arm.name}"]
-            )
-        settings += [
-            f"corpus.poses={arm.poses}",
-            f"trainer.epochs={epochs // arm.poses}",
-            f"trainer.warmup_epochs={whole.warmup_epochs // arm.poses}",
-        ]
+        # A shard holds as many fewer shapes as there are poses; as many shapes are to be shuffled together.
+        window = load_experiment(config, settings).trainer.shuffle_window
+        settings += [f"corpus.poses={arm.poses}", f"trainer.shuffle_window={window * arm.poses}"]
     experiment = load_experiment(config, settings)
     sets = (("synthetic", experiment.evaluation.train, experiment.evaluation.test), *real)
     shown = "none" if arm.teachers == "none" else teacher

@@ -2,8 +2,8 @@
 
 import torch
 
-from pipeline.config import CorpusConfig, ProjectionConfig
-from pipeline.poses import open_source
+from pipeline.config import ProjectionConfig
+from pipeline.corpora import open_corpus
 from pipeline.recipe import recipe_for
 from pipeline.views import render_views
 from teacher_cache import CacheConfig
@@ -36,7 +36,7 @@ def test_depth_is_the_plain_depth_moved():
 
 def test_a_recipe_without_an_offset_is_what_it_was():
     def projection(**settings):
-        source = open_source(CorpusConfig(uri="synthetic:?count=2", points=64))
+        source = open_corpus("synthetic:?count=2", points=64)
         return recipe_for(source, ProjectionConfig(**settings), {}, CacheConfig(), points=64).projection
 
     assert "depth_offset" not in projection()

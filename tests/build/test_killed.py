@@ -22,13 +22,13 @@ def builders():
     return context
 
 
-@pytest.mark.parametrize("format", ["zarr", "webdataset"])
-def test_killed_at_random_moments_and_run_again(tmp_path, builders, format):
+@pytest.mark.parametrize(("format", "poses"), [("zarr", 1), ("webdataset", 1), ("zarr", 2)])
+def test_killed_at_random_moments_and_run_again(tmp_path, builders, format, poses):
     moments = random.Random(format)
     whole = 0.0
     for attempt in range(KILLS):
         here, there = builders.Pipe(duplex=False)
-        process = builders.Process(target=build_and_say, args=(tmp_path / "killed", format, there))
+        process = builders.Process(target=build_and_say, args=(tmp_path / "killed", format, poses, there))
         process.start()
         there.close()
         assert here.recv() >= 0  # it has opened the cache and counted what is there
@@ -41,8 +41,8 @@ def test_killed_at_random_moments_and_run_again(tmp_path, builders, format):
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
         process.join()
-    report = small_build(tmp_path / "killed", format=format)
-    undisturbed = small_build(tmp_path / "undisturbed", format=format)
+    report = small_build(tmp_path / "killed", format=format, poses=poses)
+    undisturbed = small_build(tmp_path / "undisturbed", format=format, poses=poses)
     assert report.shapes == COUNT
     assert tree(report.path) == tree(undisturbed.path)
     assert not (report.path / "tmp").exists()

@@ -42,7 +42,7 @@ def test_a_study_runs_once_and_is_then_only_reported(capsys, tmp_path):
     assert found["steps"] == 8
     assert 0 <= found["visible"]["others"] <= 1
     posed = json.loads((tmp_path / "study" / "embedded" / "poses4" / "seed-0" / "result.json").read_text())
-    assert posed["steps"] == 8  # a quarter of the epochs over four times the records
+    assert posed["steps"] == 8  # one pose of each shape an epoch
     assert (tmp_path / "study" / "study.png").stat().st_size > 1000
     again = guidance(capsys, tmp_path, *only)
     assert again.code == 0

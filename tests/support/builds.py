@@ -22,6 +22,7 @@ def small_build(
     format: str = "zarr",
     scheduler: str = "threads",
     workers: int = 2,
+    poses: int = 1,
     teacher: dict[str, Any] | None = None,
     cache: dict[str, Any] | None = None,
     on_progress: Any = None,
@@ -30,7 +31,7 @@ def small_build(
     folder.mkdir(parents=True, exist_ok=True)
     storage = {"root": str(folder / "caches"), "format": format, "shapes_per_shard": 5} | (cache or {})
     return build_cache(
-        CorpusConfig(uri=corpus, points=POINTS),
+        CorpusConfig(uri=corpus, points=POINTS, poses=poses),
         TINY_PROJECTION,
         tiny_teacher(folder, **(teacher or {})),
         CacheConfig(**storage),
@@ -50,11 +51,11 @@ def tree(path: Path) -> dict[str, str]:
     }
 
 
-def build_and_say(folder: Path, format: str, conversation: Any) -> None:
+def build_and_say(folder: Path, format: str, poses: int, conversation: Any) -> None:
     """A process that may be killed: builds with two workers, and sends the number of shards done after each."""
     os.setpgrp()
 
     def say(progress: BuildProgress) -> None:
         conversation.send(progress.shards_done)
 
-    small_build(folder, format=format, on_progress=say)
+    small_build(folder, format=format, poses=poses, on_progress=say)

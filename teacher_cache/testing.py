@@ -204,7 +204,7 @@ class CacheContract:
                 if error is not None:
                     assert (error.shard, error.file) == (0, name)
                     assert f"shard 0, {name}" in str(error)
-                    assert "run the build again" in str(error)
+                    assert "i2p cache repair" in str(error)
                 path.write_bytes(sound)
         assert teacher_cache.verify(tmp_path / "c") == []
 

@@ -85,12 +85,13 @@ def train_clip(
     """
     from open_clip.loss import ClipLoss
 
+    architecture = describe_architecture(learning.architecture)
+    _check_sizes(views, learning.architecture, architecture)
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder, views, learning)
     if learning.threads:
         torch.set_num_threads(learning.threads)
     device = resolve_device(learning.device)
-    architecture = describe_architecture(learning.architecture)
     corpus = objects(views)
     described = [corpus.describe(index) for index in range(len(corpus))]
     vocabulary = _vocabulary(described, architecture, learning.architecture)
@@ -169,6 +170,17 @@ def _grounding(patches: Tensor, parts: Tensor, chosen: Tensor | None, part_text:
     if not bool(shown.any()):
         return patches.sum() * 0.0
     return nn.functional.cross_entropy(scale * patches[shown] @ part_text.T, wanted[shown])
+
+
+def _check_sizes(views: ViewsConfig, name: str, architecture: dict[str, Any]) -> None:
+    """Views must be of the sizes that the tower reads."""
+    vision = architecture["vision_cfg"]
+    for key, wanted in (("image_side", vision["image_size"]), ("patch_side", vision["patch_size"])):
+        if getattr(views, key) != wanted:
+            raise TeacherError(
+                f"views.{key} = {getattr(views, key)} is not the {wanted} that learning.architecture = {name} reads; "
+                f"set views.{key} = {wanted} and draw the views again."
+            )
 
 
 def _vocabulary(described: list[Attributes], architecture: dict[str, Any], name: str) -> Vocabulary:

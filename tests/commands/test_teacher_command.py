@@ -18,7 +18,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher")
     (folder / "towers.json").write_text(json.dumps(TOWERS))
     (folder / "mine.toml").write_text(
-        "[views]\nshapes = 36\npoints = [64, 128]\nimage_side = 32\n"
+        "[views]\nshapes = 36\npoints = [64, 128]\nimage_side = 32\npatch_side = 8\n"
         f'[learning]\narchitecture = "{folder / "towers.json"}"\n'
         'steps = 3\nfinish = 1\nbatch_size = 8\ndevice = "cpu"\n'
     )

@@ -130,6 +130,11 @@ def test_a_run_of_other_settings_is_refused(tmp_path, drawn, learning):
         train_clip(VIEWS, replace(learning, batch_size=10), tmp_path, views_folder=drawn)
 
 
+def test_views_of_other_sizes_than_the_towers_are_refused(tmp_path, drawn, learning):
+    with pytest.raises(TeacherError, match=r"views\.patch_side = 16 is not the 8"):
+        train_clip(replace(VIEWS, patch_side=16), learning, tmp_path, views_folder=drawn)
+
+
 def test_the_vision_tower_loads_like_any_other(tmp_path, drawn, learning):
     path = train_clip(VIEWS, learning, tmp_path, views_folder=drawn)
     with safe_open(path, framework="pt") as file:

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.render import render_cloud
 from teacher_cache.records import TeacherRecord
 
-__all__ = ["contrastive_curve", "curves", "record_sheet"]
+__all__ = ["GRID", "INK", "contrastive_curve", "curves", "pyplot", "record_sheet", "save_figure"]
 
 INK, GRID = "#222222", "#dddddd"
 EMPTY = 0.5  # the depth image where nothing was drawn
@@ -22,7 +22,7 @@ def record_sheet(records: Sequence[TeacherRecord], path: Path, *, titles: Sequen
 
     Records without stored depth images show the saliency alone. Saliency is scaled to its own range in each view.
     """
-    plt = _matplotlib()
+    plt = pyplot()
     views = len(records[0].saliency)
     figure = plt.figure(figsize=(2.1 * (1 + 2 * views), 2.25 * len(records)), layout="constrained")
     columns = 1 + 2 * views
@@ -40,7 +40,7 @@ def record_sheet(records: Sequence[TeacherRecord], path: Path, *, titles: Sequen
             if row == 0:
                 depth.set_title(f"depth, view {view}", fontsize=9, color=INK)
                 salient.set_title(f"saliency, view {view}", fontsize=9, color=INK)
-    _save(figure, path, plt)
+    save_figure(figure, path, plt)
 
 
 def curves(run_dir: Path, path: Path) -> bool:
@@ -50,7 +50,7 @@ def curves(run_dir: Path, path: Path) -> bool:
     scores = [line for line in lines if line["event"] == "evaluation"]
     if not epochs:
         return False
-    plt = _matplotlib()
+    plt = pyplot()
     shown = [name for name in ("loss_3d", "loss_2d") if any(line[name] for line in epochs)]
     panels = len(shown) + bool(scores)
     figure, axes = plt.subplots(1, panels, figsize=(4.2 * panels, 3.2), layout="constrained", squeeze=False)
@@ -64,7 +64,7 @@ def curves(run_dir: Path, path: Path) -> bool:
         axis.set_xlim(0, epochs[-1]["epoch"] + 0.5)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(color=GRID)
-    _save(figure, path, plt)
+    save_figure(figure, path, plt)
     return True
 
 
@@ -73,7 +73,7 @@ def contrastive_curve(log: Path, path: Path) -> None:
     # A run that was killed repeats the steps after its last checkpoint; the later line of a step counts.
     steps = {line["step"]: line for line in map(json.loads, log.read_text(encoding="utf-8").splitlines())}
     lines = [steps[step] for step in sorted(steps)]
-    plt = _matplotlib()
+    plt = pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.2), layout="constrained")
     for axis, name, title in zip(axes, ("loss", "accuracy"), ("contrastive loss", "own caption first"), strict=True):
         values = np.array([line[name] for line in lines])
@@ -82,7 +82,7 @@ def contrastive_curve(log: Path, path: Path) -> None:
         axis.set_xlabel("step")
         axis.set_ylim(0)
         axis.grid(color=GRID)
-    _save(figure, path, plt)
+    save_figure(figure, path, plt)
 
 
 def _accuracies(axis: Any, scores: Sequence[dict[str, Any]]) -> None:
@@ -130,7 +130,8 @@ def _saliency(axis: Any, image: np.ndarray | None, saliency: np.ndarray) -> None
     )
 
 
-def _matplotlib() -> Any:
+def pyplot() -> Any:
+    """matplotlib.pyplot, drawing to files only."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -139,7 +140,8 @@ def _matplotlib() -> Any:
     return plt
 
 
-def _save(figure: Any, path: Path, plt: Any) -> None:
+def save_figure(figure: Any, path: Path, plt: Any) -> None:
+    """Write a figure, on white, and forget it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, facecolor="white")
     plt.close(figure)

@@ -34,6 +34,8 @@ class TrainerConfig:
                            (those, and every name that contains "token")
     betas                  AdamW's two averaging factors
     epsilon                AdamW's denominator floor
+    weight_2d              factor of the 2D loss in the sum; the reference adds the losses as they are, and squared
+                           errors grow with the square of the teacher's features
     clip_gradient          largest norm of the whole gradient; 0: no limit
     schedule               "per-step": a cosine that moves at every step; "reference": one value an epoch, an epoch late
     schedule_epochs        epochs at which the cosine reaches the bottom; 0: as many as `epochs`
@@ -68,6 +70,7 @@ class TrainerConfig:
     no_decay: Literal["vectors", "reference"] = "vectors"
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
+    weight_2d: float = 1.0
     clip_gradient: float = 0.0
     schedule: Literal["per-step", "reference"] = "per-step"
     schedule_epochs: int = 0
@@ -115,7 +118,7 @@ class TrainerConfig:
         for name in ("learning_rate", "epsilon"):
             if not getattr(self, name) > 0:
                 yield f"{name} = {getattr(self, name)} is not positive"
-        for name in ("weight_decay", "clip_gradient", "warmup_learning_rate", "final_learning_rate"):
+        for name in ("weight_decay", "weight_2d", "clip_gradient", "warmup_learning_rate", "final_learning_rate"):
             if not getattr(self, name) >= 0:
                 yield f"{name} = {getattr(self, name)} is negative"
         if not all(0 <= beta < 1 for beta in self.betas):

@@ -46,9 +46,12 @@ class LossOutput(NamedTuple):
         """loss_3d + loss_2d, the loss when this is the whole batch."""
         return self.loss_3d + self.loss_2d
 
-    def normalised(self, count_3d: Tensor, count_2d: Tensor) -> Tensor:
-        """This part's share of the loss of a batch whose counts, over all parts, are the given ones."""
-        return self.sum_3d / count_3d.clamp(min=1) + self.sum_2d / count_2d.clamp(min=1)
+    def normalised(self, count_3d: Tensor, count_2d: Tensor, weight_2d: float = 1.0) -> Tensor:
+        """This part's share of the loss of a batch whose counts, over all parts, are the given ones.
+
+        weight_2d  factor of the 2D loss in the sum; the reference adds the two as they are.
+        """
+        return self.sum_3d / count_3d.clamp(min=1) + weight_2d * self.sum_2d / count_2d.clamp(min=1)
 
 
 def chamfer_sum(predicted: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:

@@ -62,13 +62,14 @@ class Stepper:
         """
         self.model.train()
         plans = [self._plan(part) for part in parts]
-        counts = self.ranks.sum(torch.stack([self._counts(plan) for plan, _ in plans]).sum(0))  # [2]
+        counts = torch.stack([torch.stack(self.model.loss_counts(plan)) for plan, _ in plans]).sum(0)  # [2]
+        counts = self.ranks.sum(counts)
         sums = torch.zeros_like(counts)
         self.optimizer.zero_grad(set_to_none=True)
         for plan, drop_path in plans:
             with self._autocast():
                 output = self.model.losses(plan, self._network(plan, drop_path))
-            loss = output.normalised(counts[0], counts[1])
+            loss = output.normalised(counts[0], counts[1], self.config.weight_2d)
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
             sums += torch.stack((output.sum_3d, output.sum_2d)).detach()
         norm = self._update(rate)
@@ -83,17 +84,6 @@ class Stepper:
         if self.teacher is not None:
             maps, frame = self.teacher(part.points), part.points
         return self.model.plan(part.points, frame, maps, part.draws), part.draws.drop_path
-
-    def _counts(self, plan: Plan) -> Tensor:
-        """What LossOutput.count_3d and count_2d will be, [2] float32, before anything is computed."""
-        model = self.model
-        level = model.config.target_level
-        K = model.config.neighbours[level]
-        visible = plan.tokens[level].visible
-        seen = visible.sum()
-        hidden = (visible.numel() - seen) * (K * (plan.target_3d is not None))
-        values = seen * (K * model.views * model.teacher_channels * (plan.target_2d is not None))
-        return torch.stack((hidden, values)).float()
 
     def _update(self, rate: float) -> Tensor:
         """Sum the gradients over ranks, clip, step; -> norm of the gradient before clipping, [] float32."""

@@ -10,7 +10,10 @@ from cli.config import ConfigError, load_experiment
 from cli.experiment import SECTIONS, Experiment
 from cli.study.arms import ARMS, Arm
 
-__all__ = ["Baseline", "Run", "cache_settings", "plan_runs", "require_cache", "result_of"]
+__all__ = ["UNTRAINED", "Run", "cache_settings", "plan_runs", "require_cache", "result_of"]
+
+UNTRAINED = "untrained"
+"""The arm of first weights."""
 
 _NOT_OF_A_RUN = {"build", "evaluation"}
 _SCORING = ("stored_points", "points", "protocol", "grid", "folds", "reference_c")
@@ -43,9 +46,6 @@ class Run:
         return f"{self.arm}, {self.teacher}, seed {self.seed}"
 
 
-Baseline = "untrained"
-
-
 def plan_runs(
     config: str,
     overrides: Sequence[str],
@@ -70,7 +70,7 @@ def plan_runs(
         raise ConfigError("the options", problems)
     runs: list[Run] = []
     for seed in range(seeds):
-        runs.append(_run(Arm(Baseline, (), "none"), main, seed, config, overrides, teachers, real, folder))
+        runs.append(_run(Arm(UNTRAINED, (), "none"), main, seed, config, overrides, teachers, real, folder))
         for arm in ARMS:
             if (only and arm.name not in only) or (arm.seeds is not None and seed >= arm.seeds):
                 continue

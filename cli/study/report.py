@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from cli.pictures import GRID, INK, pyplot, save_figure
 from cli.study.arms import ARMS, BASELINE
-from cli.study.plan import Baseline
+from cli.study.plan import UNTRAINED
 
 __all__ = ["markdown", "picture", "summarise"]
 
-_INK, _GRID = "#222222", "#dddddd"
 _COLOURS = ("#777777", "#c98a1b", "#1f5fa8", "#2f8f5b", "#b3452c")
 
 
@@ -61,7 +61,7 @@ def _cell(found: Sequence[Mapping[str, Any]], base: Mapping[int, Mapping[str, An
 
 
 def _order(result: Mapping[str, Any]) -> tuple[int, str, int]:
-    names = [Baseline, *(arm.name for arm in ARMS)]
+    names = [UNTRAINED, *(arm.name for arm in ARMS)]
     return names.index(result["arm"]), result["teacher"], result["seed"]
 
 
@@ -96,11 +96,7 @@ def _plus_minus(value: float | None) -> str:
 
 def picture(summary: Mapping[str, Any], path: Path) -> None:
     """One panel a set: each arm a line of its seeds' accuracies, colours by teacher, the baseline dashed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     rows, names = summary["rows"][::-1], summary["sets"]
     teachers = list(dict.fromkeys(row["teacher"] for row in summary["rows"]))
     figure, axes = plt.subplots(
@@ -114,11 +110,9 @@ def picture(summary: Mapping[str, Any], path: Path) -> None:
             axis.plot(values, [place] * len(values), "o", color=colour, alpha=0.55, markersize=5)
             axis.plot([100 * cell["mean"]], [place], "|", color=colour, markersize=16, markeredgewidth=2)
             if row["arm"] == BASELINE:
-                axis.axvline(100 * cell["mean"], linestyle="--", color=_INK, linewidth=0.8)
+                axis.axvline(100 * cell["mean"], linestyle="--", color=INK, linewidth=0.8)
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("linear SVM accuracy, %")
-        axis.grid(axis="x", color=_GRID)
+        axis.grid(axis="x", color=GRID)
     axes[0][0].set_yticks(range(len(rows)), [f"{row['arm']}  ({row['teacher']})" for row in rows], fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, facecolor="white")
-    plt.close(figure)
+    save_figure(figure, path, plt)

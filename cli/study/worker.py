@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.study.plan import Baseline, Run
+from cli.study.plan import UNTRAINED, Run
 
 if TYPE_CHECKING:
     from trainer.config import EvaluationConfig
@@ -33,7 +33,7 @@ def do(run: Run, cache_path: Path) -> dict[str, Any]:
     result: dict[str, Any] = {"arm": run.arm, "teacher": run.teacher, "seed": run.seed}
     result |= {"settings": json.loads(run.settings), "cache": cache_path.name}
     trained = 0.0
-    if run.arm == Baseline:
+    if run.arm == UNTRAINED:
         result["sets"] = {name: _untrained(run, experiment, opened, name) for name, _, _ in run.sets}
     else:
         report = pretrain(

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import TeacherError
 from pipeline.tiny_clip.captions import Vocabulary
+from pipeline.tiny_clip.folder import replace_file
 from pipeline.tiny_clip.towers import plain_state
-from pipeline.tiny_clip.views import _replace
 
 __all__ = ["load_clip", "read_checkpoint", "read_clip_header", "save_clip", "write_checkpoint"]
 
@@ -27,7 +27,7 @@ def write_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{key}": torch.as_tensor(value) for key, value in state.items()}
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    _replace(folder / CHECKPOINT, save(plain, metadata={"step": str(step)}))
+    replace_file(folder / CHECKPOINT, save(plain, metadata={"step": str(step)}))
 
 
 def read_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -41,7 +41,10 @@ def read_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise TeacherError(f"{path}: not a whole checkpoint ({error}).\n  Delete it to start anew.") from error
-    model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
+    try:
+        model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
+    except RuntimeError as error:
+        raise TeacherError(f"{path}: weights of another architecture ({error}).\n  Delete it to start anew.") from error
     states: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
@@ -58,7 +61,7 @@ def save_clip(path: Path, model: nn.Module, architecture: Mapping[str, Any], voc
     """
     tensors = {name: value.detach().cpu().half().contiguous() for name, value in plain_state(model).items()}
     content = json.dumps({"architecture": architecture, "words": vocabulary.words})
-    _replace(path, save(tensors, metadata={_HEADER: content}))  # one entry: safetensors does not keep their order
+    replace_file(path, save(tensors, metadata={_HEADER: content}))  # one entry: safetensors does not keep their order
 
 
 def read_clip_header(path: Path) -> tuple[dict[str, Any], Vocabulary] | None:

@@ -12,9 +12,10 @@ import json
 import math
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from queue import Queue
+from queue import Full, Queue
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,17 +28,20 @@ from pipeline.teacher import describe_architecture, resolve_device
 from pipeline.tiny_clip.captions import Vocabulary, caption, part_phrase
 from pipeline.tiny_clip.config import LearningConfig, ViewsConfig
 from pipeline.tiny_clip.files import read_checkpoint, save_clip, write_checkpoint
+from pipeline.tiny_clip.folder import claim, replace_file
 from pipeline.tiny_clip.towers import new_towers
-from pipeline.tiny_clip.views import LEVELS, ViewSet, _replace, objects, open_views, settings_of
+from pipeline.tiny_clip.views import LEVELS, ViewSet, objects, open_views, settings_of
 from pipeline.views import VIEWS, normalise_depth
 
-__all__ = ["CLIP_FILE", "Batch", "StepReport", "train_clip"]
+__all__ = ["CLIP_FILE", "Batch", "StepReport", "check_sizes", "train_clip"]
 
 CLIP_FILE = "clip.safetensors"
 LARGEST_SCALE = 100.0  # of the logits, as in CLIP
 BETAS = (0.9, 0.98)
 EPSILON = 1e-6
 _AHEAD = 3
+_PATIENCE = 0.5  # seconds between looks at whether batches are still wanted
+_FREE = {"device", "threads", "checkpoint_every"}
 
 
 class StepReport(NamedTuple):
@@ -85,8 +89,8 @@ def train_clip(
     """
     from open_clip.loss import ClipLoss
 
+    check_sizes(views, learning)
     architecture = describe_architecture(learning.architecture)
-    _check_sizes(views, learning.architecture, architecture)
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder, views, learning)
     if learning.threads:
@@ -105,6 +109,7 @@ def train_clip(
         part_tokens = vocabulary([part_phrase(name) for name in corpus.part_names])
         seen = open_views(views, views_folder or folder / "views")
         source = _Source(seen, described, part_tokens, vocabulary, learning)
+    _shorten_log(folder / "log.jsonl", done)
     with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
         for step, batch in enumerate(_ahead(source, done) if source is not None else (), start=done):
             for group in optimizer.param_groups:
@@ -172,9 +177,10 @@ def _grounding(patches: Tensor, parts: Tensor, chosen: Tensor | None, part_text:
     return nn.functional.cross_entropy(scale * patches[shown] @ part_text.T, wanted[shown])
 
 
-def _check_sizes(views: ViewsConfig, name: str, architecture: dict[str, Any]) -> None:
-    """Views must be of the sizes that the tower reads."""
-    vision = architecture["vision_cfg"]
+def check_sizes(views: ViewsConfig, learning: LearningConfig) -> None:
+    """Raise TeacherError unless views are of the sizes that the tower reads."""
+    name = learning.architecture
+    vision = describe_architecture(name)["vision_cfg"]
     for key, wanted in (("image_side", vision["image_size"]), ("patch_side", vision["patch_size"])):
         if getattr(views, key) != wanted:
             raise TeacherError(
@@ -257,14 +263,20 @@ def _ahead(source: _Source, first: int) -> Iterator[Batch]:
     stop = threading.Event()
     steps = range(first, source.learning.all_steps)
 
+    def hand_over(item: Batch | BaseException) -> None:
+        while not stop.is_set():  # nobody reads a queue that was closed: this thread must not wait there for ever
+            with suppress(Full):
+                queue.put(item, timeout=_PATIENCE)
+                return
+
     def fill() -> None:
         try:
             for step in steps:
                 if stop.is_set():
                     return
-                queue.put(source.batch(step))
+                hand_over(source.batch(step))
         except BaseException as error:  # handed to the reader of the queue, who would wait for ever
-            queue.put(error)
+            hand_over(error)
 
     threading.Thread(target=fill, daemon=True).start()
     try:
@@ -279,22 +291,13 @@ def _ahead(source: _Source, first: int) -> Iterator[Batch]:
 
 def _claim(folder: Path, views: ViewsConfig, learning: LearningConfig) -> None:
     """Note the settings of a run, or check that they are those noted. Where it runs is nobody's business."""
-    free = {"device", "threads", "checkpoint_every"}
-    own = {key: value for key, value in asdict(learning).items() if key not in free}
-    settings = json.loads(json.dumps({"views": settings_of(views), "learning": own}))
-    path = folder / "settings.json"
+    own = {key: value for key, value in asdict(learning).items() if key not in _FREE}
+    claim(folder / "settings.json", {"views": settings_of(views), "learning": own})
+
+
+def _shorten_log(path: Path, done: int) -> None:
+    """Take back the lines of steps after the checkpoint that a killed run left: they are going to be done again."""
     if not path.exists():
-        _replace(path, json.dumps(settings, indent=1).encode())
         return
-    known = json.loads(path.read_text(encoding="utf-8"))
-    differ = [
-        f"{section}.{key}"
-        for section, values in settings.items()
-        for key, value in values.items()
-        if known.get(section, {}).get(key) != value
-    ]
-    if differ:
-        raise TeacherError(
-            f"{folder} holds a run with other settings: {', '.join(differ)} differ.\n"
-            "  Use the settings it was started with, or another folder."
-        )
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:done]
+    replace_file(path, "".join(lines).encode())

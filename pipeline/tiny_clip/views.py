@@ -1,7 +1,6 @@
 """Training images, drawn once ahead: blocks of views in NPZ files, each written whole or not at all."""
 
 import json
-import os
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from pipeline.corpora.synthetic import GENERATOR_VERSION, SyntheticCorpus
 from pipeline.errors import TeacherError
 from pipeline.tiny_clip.captions import Pose
 from pipeline.tiny_clip.config import ViewsConfig
+from pipeline.tiny_clip.folder import claim, replace_file
 from pipeline.views import VIEWS, render_views
 
 __all__ = ["LEVELS", "ViewSet", "draw_cloud", "draw_views", "objects", "open_views", "settings_of"]
@@ -98,7 +98,7 @@ def draw_views(config: ViewsConfig, folder: Path, *, on_progress: Callable[[int]
     Raises TeacherError for a folder that holds views of other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, settings_of(config))
+    claim(folder / "views.json", {"views": settings_of(config)})
     corpus = objects(config)
     for block, start in enumerate(range(0, config.shapes, BLOCK)):
         indices = range(start, min(start + BLOCK, config.shapes))
@@ -178,33 +178,8 @@ def _block_path(folder: Path, block: int) -> Path:
     return folder / f"views-{block:05d}.npz"
 
 
-def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Note the settings of a folder, or check that they are those noted."""
-    path = folder / "views.json"
-    if path.exists():
-        known = json.loads(path.read_text(encoding="utf-8"))
-        differ = sorted(key for key in {*known, *settings} if known.get(key) != settings.get(key))
-        if differ:
-            raise TeacherError(
-                f"{folder} holds views of other settings: {', '.join(f'views.{key}' for key in differ)} differ.\n"
-                "  Use another folder, or delete this one."
-            )
-        return
-    _replace(path, json.dumps(dict(settings), indent=1).encode())
-
-
 def _write_block(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     with tempfile.TemporaryFile() as file:
         np.savez_compressed(file, allow_pickle=False, **dict(arrays))
         file.seek(0)
-        _replace(path, file.read())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole: under another name first, flushed to the disk, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+        replace_file(path, file.read())

@@ -79,7 +79,7 @@ def test_every_kind_of_pose_and_reduction_is_drawn():
 
 
 def test_views_of_other_settings_are_not_mixed(drawn):
-    with pytest.raises(TeacherError, match=r"holds views of other settings: views\.noise differ"):
+    with pytest.raises(TeacherError, match=r"begun with other settings: views\.noise differ"):
         draw_views(replace(VIEWS, noise=0.1), drawn)
 
 
@@ -188,3 +188,21 @@ def test_a_kill_leaves_a_run_that_goes_on(tmp_path, drawn, learning):
     assert not (tmp_path / "killed" / CLIP_FILE).exists()
     resumed = train_clip(VIEWS, learning, tmp_path / "killed", views_folder=drawn)
     assert resumed.read_bytes() == whole.read_bytes()
+    for name in ("whole", "killed"):  # a step that was done twice has one line
+        lines = (tmp_path / name / "log.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == list(range(1, learning.all_steps + 1))
+
+
+def test_a_checkpoint_of_other_weights_is_named(tmp_path, drawn, learning):
+    from safetensors.torch import save_file
+
+    train_clip(VIEWS, learning, tmp_path, views_folder=drawn)
+    save_file({"model.visual.x": torch.zeros(1)}, tmp_path / "checkpoint.safetensors", metadata={"step": "2"})
+    with pytest.raises(TeacherError, match=r"checkpoint\.safetensors: weights of another architecture"):
+        train_clip(VIEWS, learning, tmp_path, views_folder=drawn)
+
+
+def test_a_note_of_settings_that_cannot_be_read_is_named(tmp_path, drawn, learning):
+    (tmp_path / "settings.json").write_text("[1]")
+    with pytest.raises(TeacherError, match=r"settings\.json: not a note of settings"):
+        train_clip(VIEWS, learning, tmp_path, views_folder=drawn)

@@ -199,6 +199,20 @@ def test_accumulated_parts_give_the_large_batchs_losses_and_gradient(cache: Any)
         assert (gradient - gradients[0]).norm() < 1e-6 * gradients[0].norm()
 
 
+def test_the_2d_loss_enters_the_gradient_with_its_weight(cache: Any) -> None:
+    gradients, outcomes = {}, {}
+    for weight in (0.0, 0.25, 1.0):
+        config = trainer_config(weight_2d=weight)
+        stepper = Stepper(new_model(TINY, MASKING, TEACHER, seed=0), config, ALONE, None)
+        outcomes[weight] = stepper.step(next(Loader(cache, TINY, config, ALONE).epoch(0)), 1e-3)
+        gradients[weight] = torch.cat([p.grad.reshape(-1) for p in stepper.parameters if p.grad is not None])
+    of_2d = gradients[1.0] - gradients[0.0]
+    assert of_2d.norm() > 1e-3
+    off = gradients[0.25] - (gradients[0.0] + 0.25 * of_2d)
+    assert off.norm() < 1e-4 * of_2d.norm()  # float32 sums
+    assert outcomes[0.0][:2] == outcomes[1.0][:2]  # what is reported is the loss itself
+
+
 def test_clipping_bounds_the_step_and_reports_the_norm_before(cache: Any) -> None:
     found = {}
     for limit in (0.0, 0.5):

@@ -18,12 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cuda.geometry import ViewGeometry
 from pipeline.config import ProjectionConfig
 from pipeline.corpora import Corpus, Shape, ShapeError, normalise
 from pipeline.errors import BuildError
 from pipeline.plan import ShardTask
 from pipeline.poses import in_pose, pose_id
 from pipeline.teacher import Teacher
+from pipeline.untouched import untouched_tokens
 from pipeline.views import VIEWS, render_views
 from teacher_cache.manifest import Receipt
 from teacher_cache.records import Quarantined, TeacherRecord
@@ -147,6 +149,10 @@ def _teach_group(
         features, saliency = (_array(tensor.unflatten(0, (-1, VIEWS))) for tensor in teacher.encode(views.images))
         seconds["teacher"] = perf_counter() - clock
 
+    if handle.description.storage.untouched == "zero":
+        stored = ViewGeometry(*(torch.from_numpy(part) for part in (lo, cell, offset)))
+        side = projection.image_side // projection.patch_side
+        features[untouched_tokens(np.stack(clouds), stored, image_side=projection.image_side, side=side)] = 0
     keep_depth = handle.description.storage.depth != "none"
     records = []
     for row, (id, label, points) in enumerate(zip(ids, labels, clouds, strict=True)):

@@ -14,24 +14,28 @@ from numcodecs.zstd import decompress as _zstd_decompress
 from numpy.typing import NDArray
 
 from teacher_cache.config import CacheConfig
-from teacher_cache.records import CacheSchema, TeacherRecord
+from teacher_cache.records import FLOAT16_OVERFLOW, CacheSchema, TeacherRecord
 
 __all__ = [
     "BadBytes",
     "array_bytes",
     "crc32c",
     "decode_depth",
+    "decode_features",
     "decompress_into",
     "encode_record",
     "largest_compressed",
     "pack",
+    "quantise",
     "stored_dtypes",
+    "stored_shapes",
     "unpacked_size",
 ]
 
 ZSTD_MAGIC = 0xFD2FB528
 # 0.5, an empty pixel, is exactly code 127: with 255 steps it would come back as 0.502 and no longer be told apart.
 DEPTH_STEPS = 254
+INT8_STEPS = 127
 
 
 class BadBytes(ValueError):
@@ -45,17 +49,50 @@ def crc32c(data: Any) -> int:
 
 def stored_dtypes(config: CacheConfig) -> dict[str, np.dtype[Any]]:
     """Dtype on disk of each large array a record stores, in the order in which they are stored."""
-    dtypes = {"points": "<f4", "features": "<f2" if config.features == "float16" else "<f4", "saliency": "<f4"}
+    features = {"float16": "<f2", "float32": "<f4", "int8": "|i1"}[config.features]
+    dtypes = {"points": "<f4", "features": features}
+    if config.features == "int8":
+        dtypes["scale"] = "<f4"
+    dtypes["saliency"] = "<f4"
     if config.depth != "none":
         dtypes["depth"] = "|u1" if config.depth == "uint8" else "<f2"
     return {name: np.dtype(code) for name, code in dtypes.items()}
 
 
+def stored_shapes(schema: CacheSchema) -> dict[str, tuple[int, ...]]:
+    """Shape of every array that may be stored of a record: those of the schema, and the scales of int8 features."""
+    return schema.shapes | {"scale": (schema.views, schema.tokens)}
+
+
+def quantise(features: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Features [V, T, C] as codes in -127..127 and one scale a token: features ~ codes * scale.
+
+    -> codes [V, T, C] int8, scale [V, T] float32, a 127th of the token's largest magnitude. A number is off by at most
+    half a scale. A scale a token, because magnitudes differ more between tokens than within one.
+    """
+    values = np.asarray(features, np.float32)
+    scale = np.abs(values).max(axis=-1) / np.float32(INT8_STEPS)
+    divisor = np.where(scale > 0, scale, np.float32(1))[..., None]
+    return np.rint(values / divisor).clip(-INT8_STEPS, INT8_STEPS).astype(np.int8), scale
+
+
+def decode_features(codes: NDArray[np.int8], scale: NDArray[np.float32], out: NDArray[Any]) -> None:
+    """What ``quantise`` made, into ``out`` [V, T, C] float16. Raises BadBytes for what it cannot have made."""
+    if not (np.isfinite(scale).all() and scale.min() >= 0 and scale.max() * INT8_STEPS < FLOAT16_OVERFLOW):
+        raise BadBytes("a scale of its int8 features is not a number that was written")
+    if codes.min() < -INT8_STEPS:
+        raise BadBytes("its int8 features hold the code -128, which is never written")
+    np.multiply(codes, scale[..., None], out=out, dtype=np.float32, casting="same_kind")
+
+
 def encode_record(record: TeacherRecord, config: CacheConfig) -> dict[str, NDArray[Any]]:
     """The large arrays of a record in their stored dtype, contiguous; rounding is to nearest, ties to even."""
     arrays = {}
+    derived: dict[str, NDArray[Any]] = {}
+    if config.features == "int8":
+        derived["features"], derived["scale"] = quantise(record.features)
     for name, dtype in stored_dtypes(config).items():
-        array = getattr(record, name)
+        array = derived[name] if name in derived else getattr(record, name)
         if name == "depth" and dtype.kind == "u":
             array = np.rint(array.astype(np.float64) * DEPTH_STEPS)
         arrays[name] = np.ascontiguousarray(array, dtype=dtype)
@@ -121,5 +158,5 @@ def _frame_content_size(header: bytes) -> int | None:
 
 def array_bytes(schema: CacheSchema, config: CacheConfig) -> dict[str, int]:
     """Uncompressed bytes of each large array of one record."""
-    shapes = schema.shapes
+    shapes = stored_shapes(schema)
     return {name: int(np.prod(shapes[name])) * dtype.itemsize for name, dtype in stored_dtypes(config).items()}

@@ -7,10 +7,11 @@ from typing import Any, Literal
 from teacher_cache.errors import ManifestError
 from teacher_cache.sealed import Fields
 
-__all__ = ["COMPRESSIONS", "DEPTHS", "FEATURES", "FORMATS", "CacheConfig"]
+__all__ = ["COMPRESSIONS", "DEPTHS", "FEATURES", "FORMATS", "UNTOUCHED", "CacheConfig"]
 
 FORMATS = ("zarr", "webdataset")
-FEATURES = ("float16", "float32")
+FEATURES = ("float16", "float32", "int8")
+UNTOUCHED = ("keep", "zero")
 DEPTHS = ("uint8", "float16", "none")
 COMPRESSIONS = ("zstd", "none")
 MAX_SHAPES_PER_SHARD = 65536
@@ -25,7 +26,10 @@ class CacheConfig:
     name              first part of the cache's folder name; empty: taken from the corpus.
     format            "zarr": one file an array and shard, random access. "webdataset": one tar a shard, sequential.
     shapes_per_shard  shapes a shard, 1..65536: the unit of work, of commit and of repair.
-    features          dtype of the teacher's features as stored: "float16" (rounded once) or "float32" (exact).
+    features          the teacher's features as stored: "float16" (rounded once), "float32" (exact), or "int8" (127
+                      steps to the largest number of each token, read as float16).
+    untouched         features of patch tokens that no lookup at a stored point reads: "keep" them, or "zero" them,
+                      which compresses to nothing and changes no lookup.
     depth             depth images as stored: "uint8" (error at most 1/508), "float16" (at most 2^-12), "none".
     compression       "zstd" or "none", for every array of a record.
     level             zstd level, 1..19; without meaning when compression is "none".
@@ -35,7 +39,8 @@ class CacheConfig:
     name: str = ""
     format: Literal["zarr", "webdataset"] = "zarr"
     shapes_per_shard: int = 64
-    features: Literal["float16", "float32"] = "float16"
+    features: Literal["float16", "float32", "int8"] = "float16"
+    untouched: Literal["keep", "zero"] = "keep"
     depth: Literal["uint8", "float16", "none"] = "uint8"
     compression: Literal["zstd", "none"] = "zstd"
     level: int = 3
@@ -49,6 +54,7 @@ class CacheConfig:
         for field, allowed in (
             ("format", FORMATS),
             ("features", FEATURES),
+            ("untouched", UNTOUCHED),
             ("depth", DEPTHS),
             ("compression", COMPRESSIONS),
         ):
@@ -60,6 +66,11 @@ class CacheConfig:
         if not 1 <= self.level <= MAX_LEVEL:
             yield f"level = {self.level} is not in 1..{MAX_LEVEL}"
 
+    @property
+    def feature_dtype(self) -> Literal["float16", "float32"]:
+        """Dtype of the features as they are read."""
+        return "float32" if self.features == "float32" else "float16"
+
     def storage(self) -> dict[str, Any]:
         """The ``storage`` part of a recipe: the settings that change bytes, and no others."""
         storage: dict[str, Any] = {
@@ -69,6 +80,8 @@ class CacheConfig:
             "depth": self.depth,
             "compression": self.compression,
         }
+        if self.untouched != "keep":
+            storage["untouched"] = self.untouched  # absent where it changes nothing: recipes of older caches stand
         if self.compression == "zstd":
             storage["level"] = self.level  # without compression the level changes nothing, so it is not in the recipe
         return storage
@@ -81,12 +94,16 @@ class CacheConfig:
         keys = {"format", "shapes_per_shard", "features", "depth", "compression"} | (
             {"level"} if compression == "zstd" else set()
         )
+        if "untouched" in storage:
+            keys.add("untouched")
+            values.choice("untouched", ("zero",))  # "keep" has one spelling: its absence
         if set(storage) != keys:
             raise ManifestError(f"recipe: storage: expected keys {sorted(keys)}, found {sorted(storage)}")
         return cls(
             format=values.choice("format", FORMATS),  # type: ignore[arg-type]
             shapes_per_shard=values.integer("shapes_per_shard", 1, MAX_SHAPES_PER_SHARD),
             features=values.choice("features", FEATURES),  # type: ignore[arg-type]
+            untouched="zero" if "untouched" in storage else "keep",
             depth=values.choice("depth", DEPTHS),  # type: ignore[arg-type]
             compression=compression,  # type: ignore[arg-type]
             level=values.integer("level", 1, MAX_LEVEL) if compression == "zstd" else cls.level,

@@ -147,7 +147,7 @@ class Cache:
                 "  Build it with cache.depth = uint8 or float16."
             )
         storage = self._manifest.description.storage
-        batch = RecordBatch.empty(rows.size, self.schema, storage.features, depth=depth)
+        batch = RecordBatch.empty(rows.size, self.schema, storage.feature_dtype, depth=depth)
         shards = np.searchsorted(self._ends, rows, side="right")
         positions = rows - (self._ends - self.counts)[shards]
 

@@ -122,7 +122,8 @@ class RecordBatch:
     """Records stacked: ids has B entries and every array B rows, in the order asked for.
 
     label [B] int64, points [B, N, 3] float32, lo [B, V, 2] float32, cell [B, V] float32, offset [B, V, 2] int32,
-    features [B, V, T, C] as stored, saliency [B, V, T] float32, depth [B, V, S, S] float32 or None if not asked for.
+    features [B, V, T, C] float32 where so stored, else float16,
+    saliency [B, V, T] float32, depth [B, V, S, S] float32 or None if not asked for.
     """
 
     ids: list[str]
@@ -189,7 +190,7 @@ def record_problems(record: TeacherRecord, schema: CacheSchema, *, features: str
             yield f"{name} has {int((~np.isfinite(array)).sum())} values that are not finite"
         elif name == "depth" and (array.min() < 0 or array.max() > 1):
             yield f"depth is in {array.min():.6g}..{array.max():.6g}; expected 0..1, the sigmoid image"
-        elif name == "features" and features == "float16" and float(np.abs(array).max()) >= FLOAT16_OVERFLOW:
+        elif name == "features" and features != "float32" and float(np.abs(array).max()) >= FLOAT16_OVERFLOW:
             yield f"features reach {np.abs(array).max():.6g}, beyond float16; store them as float32"
 
 

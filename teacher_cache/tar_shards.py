@@ -19,11 +19,13 @@ from teacher_cache.codecs import (
     BadBytes,
     crc32c,
     decode_depth,
+    decode_features,
     decompress_into,
     encode_record,
     largest_compressed,
     pack,
     stored_dtypes,
+    stored_shapes,
 )
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import ManifestError
@@ -103,7 +105,7 @@ class Shard:
 
     def __init__(self, root: Path, description: Description, shard: int, records: int) -> None:
         self._config = description.storage
-        self._shapes = description.schema.shapes
+        self._shapes = stored_shapes(description.schema)
         self._dtypes = stored_dtypes(self._config)
         self._headers = {name: npy_header(self._shapes[name], dtype) for name, dtype in self._dtypes.items()}
         self._file = ShardFileReader(root, paths(self._config, shard)[0], shard)
@@ -119,10 +121,12 @@ class Shard:
         payloads = [data[offset - start : offset - start + size] for offset, size in extents.tolist()]
         try:
             values = self._parse(payloads[0])
+            stored: dict[str, NDArray[Any]] = {}
             for name, payload in zip(wanted, payloads[1:], strict=True):
                 if crc32c(payload) != values.inner("crc32c").integer(name + self._suffix, 0, 2**32 - 1):
                     raise BadBytes(f"member {name}{self._suffix} does not match its CRC-32C")
-                self._decode(name, payload, batch, row)
+                stored[name] = self._stored(name, payload)
+            self._decode(stored, batch, row)
             batch.ids[row] = values.text("id")
             batch.label[row] = values.integer("label", -1, _MAX_LABEL)
             for name in _GEOMETRY:
@@ -168,7 +172,7 @@ class Shard:
             raise BadBytes("its JSON does not match its own CRC-32C")
         return Fields(document, "its JSON")
 
-    def _decode(self, name: str, payload: NDArray[np.uint8], batch: RecordBatch, row: int) -> None:
+    def _stored(self, name: str, payload: NDArray[np.uint8]) -> NDArray[Any]:
         header, dtype, shape = self._headers[name], self._dtypes[name], self._shapes[name]
         size = len(header) + int(np.prod(shape)) * dtype.itemsize
         if self._config.compression == "zstd":
@@ -178,12 +182,18 @@ class Shard:
             raw = payload
         if raw.size != size or raw[: len(header)].tobytes() != header:
             raise BadBytes(f"member {name}{self._suffix} is not an NPY file of {list(shape)} {dtype.name}")
-        stored = raw[len(header) :].view(dtype).reshape(shape)
-        if name == "depth":
-            assert batch.depth is not None
-            decode_depth(stored, batch.depth[row])
+        return raw[len(header) :].view(dtype).reshape(shape)
+
+    def _decode(self, stored: dict[str, NDArray[Any]], batch: RecordBatch, row: int) -> None:
+        for name in ("points", "saliency"):
+            getattr(batch, name)[row] = stored[name]
+        if "scale" in stored:
+            decode_features(stored["features"], stored["scale"], batch.features[row])
         else:
-            getattr(batch, name)[row] = stored
+            batch.features[row] = stored["features"]
+        if "depth" in stored:
+            assert batch.depth is not None
+            decode_depth(stored["depth"], batch.depth[row])
 
     def _geometry(self, name: str, values: Fields, out: NDArray[Any]) -> None:
         try:

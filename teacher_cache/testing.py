@@ -42,7 +42,7 @@ class CacheContract:
         return CacheConfig(**(defaults | settings))
 
     def test_records_come_back_for_every_storage(self, tmp_path: Path) -> None:
-        for features in ("float16", "float32"):
+        for features in ("float16", "float32", "int8"):
             for depth in ("uint8", "float16", "none"):
                 for compression in ("zstd", "none"):
                     config = self.config(features=features, depth=depth, compression=compression)

@@ -21,11 +21,13 @@ from teacher_cache.codecs import (
     array_bytes,
     crc32c,
     decode_depth,
+    decode_features,
     decompress_into,
     encode_record,
     largest_compressed,
     pack,
     stored_dtypes,
+    stored_shapes,
     unpacked_size,
 )
 from teacher_cache.config import CacheConfig
@@ -38,7 +40,15 @@ __all__ = ["Shard", "encode", "metadata", "paths"]
 MISSING = 2**64 - 1  # offset and size of an inner chunk that is not there, by the sharding codec's specification
 INDEX_ENTRY = 16
 CRC_BYTES = 4
-_ZARR_DTYPES = {"<f4": "float32", "<f2": "float16", "|u1": "uint8", "<i4": "int32", "<i8": "int64", "|b1": "bool"}
+_ZARR_DTYPES = {
+    "<f4": "float32",
+    "<f2": "float16",
+    "|u1": "uint8",
+    "|i1": "int8",
+    "<i4": "int32",
+    "<i8": "int64",
+    "|b1": "bool",
+}
 _SMALL: dict[str, tuple[str, Any]] = {  # dtype and fill value of the arrays with one chunk a shard
     "lo": ("<f4", 0.0),
     "cell": ("<f4", 0.0),
@@ -50,17 +60,17 @@ _SMALL: dict[str, tuple[str, Any]] = {  # dtype and fill value of the arrays wit
 
 def paths(config: CacheConfig, shard: int) -> list[str]:
     """The shard's files: chunk ``shard`` of every array."""
-    ranks = {"points": 3, "features": 4, "saliency": 3, "depth": 4, "lo": 3, "cell": 2, "offset": 3}
+    ranks = {"points": 3, "features": 4, "scale": 3, "saliency": 3, "depth": 4, "lo": 3, "cell": 2, "offset": 3}
     names = [*stored_dtypes(config), *_SMALL, "id"]
     return [f"{name}/c.{shard}" + ".0" * (ranks.get(name, 1) - 1) for name in names]
 
 
 def metadata(description: Description, shards: int) -> dict[str, bytes]:
     """``zarr.json`` of the group and of each array, for shard indices below ``shards``."""
-    config, shapes = description.storage, description.schema.shapes
+    config, shapes = description.storage, stored_shapes(description.schema)
     R = config.shapes_per_shard
     arrays = {
-        name: _array_metadata(shards * R, R, shapes[name], dtype.str, 0 if dtype.kind == "u" else 0.0, config, True)
+        name: _array_metadata(shards * R, R, shapes[name], dtype.str, 0.0 if dtype.kind == "f" else 0, config, True)
         for name, dtype in stored_dtypes(config).items()
     }
     for name, (code, fill) in _SMALL.items():
@@ -79,7 +89,7 @@ def metadata(description: Description, shards: int) -> dict[str, bytes]:
 
 def encode(records: Sequence[TeacherRecord], description: Description, shard: int) -> Iterator[tuple[str, list[bytes]]]:
     """The shard's files as (path, pieces), in the order of ``paths``. Equal records give equal bytes."""
-    config, shapes = description.storage, description.schema.shapes
+    config, shapes = description.storage, stored_shapes(description.schema)
     R = config.shapes_per_shard
     names = paths(config, shard)
     columns: dict[str, list[bytes]] = {name: [] for name in stored_dtypes(config)}
@@ -104,7 +114,7 @@ class Shard:
     def __init__(self, root: Path, description: Description, shard: int, records: int) -> None:
         self._root = root
         self._config = description.storage
-        self._shapes = description.schema.shapes
+        self._shapes = stored_shapes(description.schema)
         self._sizes = array_bytes(description.schema, self._config)
         self._records = records
         self._shard = shard
@@ -119,12 +129,25 @@ class Shard:
         batch.ids[row] = self._ids[position]
         for name, rows in self._small.items():
             getattr(batch, name)[row] = rows[position]
-        for name in ("points", "features", "saliency"):
+        for name in ("points", "saliency"):
             self._read_array(name, position, getattr(batch, name)[row])
+        if "scale" in self._dtypes:
+            self._read_int8(position, batch.features[row])
+        else:
+            self._read_array("features", position, batch.features[row])
         if batch.depth is not None:
             stored = np.empty(self._shapes["depth"], self._dtypes["depth"])
             self._read_array("depth", position, stored)
             decode_depth(stored, batch.depth[row])
+
+    def _read_int8(self, position: int, out: NDArray[Any]) -> None:
+        codes, scale = (np.empty(self._shapes[name], self._dtypes[name]) for name in ("features", "scale"))
+        self._read_array("features", position, codes)
+        self._read_array("scale", position, scale)
+        try:
+            decode_features(codes, scale, out)
+        except BadBytes as error:
+            raise self._open("scale")[0].damaged(str(error), position) from error
 
     def _read_array(self, name: str, position: int, out: NDArray[Any]) -> None:
         file, index = self._open(name)
@@ -198,7 +221,7 @@ def _array_metadata(
     rows: int, chunk: int, shape: tuple[int, ...], code: str, fill: Any, config: CacheConfig, sharded: bool
 ) -> dict[str, Any]:
     little: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
-    if code in {"|u1", "|b1"}:
+    if code in {"|u1", "|i1", "|b1"}:
         little = {"name": "bytes"}
     zstd = {"name": "zstd", "configuration": {"level": config.level, "checksum": False}}
     packed = [zstd] if config.compression == "zstd" else []

@@ -53,7 +53,11 @@ def records(draw: st.DrawFn) -> TeacherRecord:
 
 
 @pytest.mark.parametrize("format", ["zarr", "webdataset"])
-@given(record=records(), features=st.sampled_from(["float16", "float32"]), depth=st.sampled_from(["uint8", "float16"]))
+@given(
+    record=records(),
+    features=st.sampled_from(["float16", "float32", "int8"]),
+    depth=st.sampled_from(["uint8", "float16"]),
+)
 @settings(deadline=None, max_examples=25)
 def test_read_of_write_is_the_record(
     tmp_path_factory: pytest.TempPathFactory, format: str, record: TeacherRecord, features: str, depth: str

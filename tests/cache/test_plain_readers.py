@@ -1,11 +1,13 @@
 """A cache opens in plain zarr and plain webdataset, without warnings, and they see what our reader sees."""
 
+import dataclasses
 import io
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numcodecs.zstd import decompress
 
 import teacher_cache
 from teacher_cache.config import CacheConfig
@@ -38,6 +40,27 @@ def test_fast_path_equals_plain_zarr(tmp_path: Path, compression: str, features:
     np.testing.assert_array_equal(arrays["depth"][:][valid].astype(np.float32) / np.float32(254), batch.depth)
     assert not arrays["features"][3].any()  # an unused row is the fill value
     assert arrays["label"][3] == -1
+
+
+def test_int8_features_are_two_plain_arrays(tmp_path: Path) -> None:
+    import webdataset
+    import zarr
+
+    config = CacheConfig(shapes_per_shard=4, features="int8")
+    build(tmp_path / "z", config, count=3)
+    build(tmp_path / "w", dataclasses.replace(config, format="webdataset"), count=3)
+    group = zarr.open(tmp_path / "z", mode="r")
+    assert (group["features"].dtype, group["scale"].dtype) == ("int8", "float32")
+    found = teacher_cache.open(tmp_path / "z").read(range(3)).features
+    assert found.dtype == np.float16
+    np.testing.assert_array_equal((group["features"][:3] * group["scale"][:3][..., None]).astype(np.float16), found)
+    samples = webdataset.WebDataset(str(tmp_path / "w" / "shards" / "000000.tar"), shardshuffle=False)
+    for row, sample in enumerate(samples):
+        codes, scale = (
+            np.load(io.BytesIO(decompress(sample[f"{name}.npy.zst"])), allow_pickle=False)
+            for name in ("features", "scale")
+        )
+        np.testing.assert_array_equal((codes * scale[..., None]).astype(np.float16), found[row])
 
 
 def test_plain_zarr_checks_our_checksums(tmp_path: Path) -> None:

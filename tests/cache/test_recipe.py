@@ -26,6 +26,8 @@ CONFIG = CacheConfig()
         ("format", "webdataset", True),
         ("shapes_per_shard", 32, True),
         ("features", "float32", True),
+        ("features", "int8", True),
+        ("untouched", "zero", True),
         ("depth", "none", True),
         ("compression", "none", True),
         ("level", 4, True),
@@ -42,8 +44,16 @@ def test_level_without_compression_changes_nothing() -> None:
 
 
 def test_every_field_of_the_config_is_in_the_table_above() -> None:
-    named = {"root", "name", "format", "shapes_per_shard", "features", "depth", "compression", "level"}
+    named = {"root", "name", "format", "shapes_per_shard", "features", "untouched", "depth", "compression", "level"}
     assert {field.name for field in dataclasses.fields(CacheConfig)} == named
+
+
+def test_keeping_untouched_features_leaves_the_recipes_of_older_caches_alone() -> None:
+    assert "untouched" not in CacheConfig().storage()
+    zeroed = CacheConfig(untouched="zero")
+    assert CacheConfig.from_storage(zeroed.storage()) == zeroed
+    with pytest.raises(ManifestError, match="untouched"):
+        CacheConfig.from_storage(CacheConfig().storage() | {"untouched": "keep"})
 
 
 @pytest.mark.parametrize("part", ["corpus", "projection", "teacher", "storage"])

@@ -35,7 +35,6 @@ __all__ = [
 ZSTD_MAGIC = 0xFD2FB528
 # 0.5, an empty pixel, is exactly code 127: with 255 steps it would come back as 0.502 and no longer be told apart.
 DEPTH_STEPS = 254
-INT8_STEPS = 127
 
 
 class BadBytes(ValueError):
@@ -64,24 +63,27 @@ def stored_shapes(schema: CacheSchema) -> dict[str, tuple[int, ...]]:
     return schema.shapes | {"scale": (schema.views, schema.tokens)}
 
 
-def quantise(features: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Features [V, T, C] as codes in -127..127 and one scale a token: features ~ codes * scale.
+def quantise(features: NDArray[Any], steps: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Features [V, T, C] as codes in -steps..steps and one scale a token: features ~ codes * scale.
 
-    -> codes [V, T, C] int8, scale [V, T] float32, a 127th of the token's largest magnitude. A number is off by at most
-    half a scale. A scale a token, because magnitudes differ more between tokens than within one.
+    -> codes [V, T, C] int8, scale [V, T] float32, the token's largest magnitude over `steps`. A number is off by at
+    most half a scale. Fewer steps leave zstd fewer different codes, and so fewer bytes.
     """
     values = np.asarray(features, np.float32)
-    scale = np.abs(values).max(axis=-1) / np.float32(INT8_STEPS)
+    scale = np.abs(values).max(axis=-1) / np.float32(steps)
     divisor = np.where(scale > 0, scale, np.float32(1))[..., None]
-    return np.rint(values / divisor).clip(-INT8_STEPS, INT8_STEPS).astype(np.int8), scale
+    return np.rint(values / divisor).clip(-steps, steps).astype(np.int8), scale
 
 
-def decode_features(codes: NDArray[np.int8], scale: NDArray[np.float32], out: NDArray[Any]) -> None:
-    """What ``quantise`` made, into ``out`` [V, T, C] float16. Raises BadBytes for what it cannot have made."""
-    if not (np.isfinite(scale).all() and scale.min() >= 0 and scale.max() * INT8_STEPS < FLOAT16_OVERFLOW):
+def decode_features(codes: NDArray[np.int8], scale: NDArray[np.float32], out: NDArray[Any], steps: int) -> None:
+    """What ``quantise`` made with as many steps, into ``out`` [V, T, C] float16.
+
+    Raises BadBytes for what it cannot have made.
+    """
+    if not (np.isfinite(scale).all() and scale.min() >= 0 and scale.max() * steps < FLOAT16_OVERFLOW):
         raise BadBytes("a scale of its int8 features is not a number that was written")
-    if codes.min() < -INT8_STEPS:
-        raise BadBytes("its int8 features hold the code -128, which is never written")
+    if codes.min() < -steps or codes.max() > steps:
+        raise BadBytes(f"its int8 features hold codes outside -{steps}..{steps}, which are never written")
     np.multiply(codes, scale[..., None], out=out, dtype=np.float32, casting="same_kind")
 
 
@@ -90,7 +92,7 @@ def encode_record(record: TeacherRecord, config: CacheConfig) -> dict[str, NDArr
     arrays = {}
     derived: dict[str, NDArray[Any]] = {}
     if config.features == "int8":
-        derived["features"], derived["scale"] = quantise(record.features)
+        derived["features"], derived["scale"] = quantise(record.features, config.steps)
     for name, dtype in stored_dtypes(config).items():
         array = derived[name] if name in derived else getattr(record, name)
         if name == "depth" and dtype.kind == "u":

@@ -117,7 +117,7 @@ def assert_same_record(found: TeacherRecord, expected: TeacherRecord, config: Ca
         wanted = expected.features.astype(np.float64)
         largest = np.abs(wanted).max(axis=-1, keepdims=True)
         # Half a step of the token's scale, and a rounding to float16: half a unit in the last place of the result.
-        allowed = largest / 254 * (1 + 1e-5) + largest * 2.0**-11 + 2.0**-25
+        allowed = largest / (2 * config.steps) * (1 + 1e-5) + largest * 2.0**-11 + 2.0**-25
         assert (np.abs(found.features.astype(np.float64) - wanted) <= allowed).all()
     else:
         np.testing.assert_array_equal(found.features, expected.features.astype(config.features))

@@ -188,7 +188,7 @@ class Shard:
         for name in ("points", "saliency"):
             getattr(batch, name)[row] = stored[name]
         if "scale" in stored:
-            decode_features(stored["features"], stored["scale"], batch.features[row])
+            decode_features(stored["features"], stored["scale"], batch.features[row], self._config.steps)
         else:
             batch.features[row] = stored["features"]
         if "depth" in stored:

@@ -145,7 +145,7 @@ class Shard:
         self._read_array("features", position, codes)
         self._read_array("scale", position, scale)
         try:
-            decode_features(codes, scale, out)
+            decode_features(codes, scale, out, self._config.steps)
         except BadBytes as error:
             raise self._open("scale")[0].damaged(str(error), position) from error
 

@@ -14,10 +14,12 @@ from teacher_cache.codecs import (
     BadBytes,
     crc32c,
     decode_depth,
+    decode_features,
     decompress_into,
     encode_record,
     largest_compressed,
     pack,
+    quantise,
     unpacked_size,
 )
 from teacher_cache.config import CacheConfig
@@ -56,15 +58,17 @@ def records(draw: st.DrawFn) -> TeacherRecord:
 @given(
     record=records(),
     features=st.sampled_from(["float16", "float32", "int8"]),
+    steps=st.integers(7, 127),
     depth=st.sampled_from(["uint8", "float16"]),
 )
 @settings(deadline=None, max_examples=25)
 def test_read_of_write_is_the_record(
-    tmp_path_factory: pytest.TempPathFactory, format: str, record: TeacherRecord, features: str, depth: str
+    tmp_path_factory: pytest.TempPathFactory, format: str, record: TeacherRecord, features: str, steps: int, depth: str
 ) -> None:
     import teacher_cache
 
-    config = CacheConfig(format=format, shapes_per_shard=2, features=features, depth=depth)  # type: ignore[arg-type]
+    steps = steps if features == "int8" else 127
+    config = CacheConfig(format=format, shapes_per_shard=2, features=features, steps=steps, depth=depth)  # type: ignore[arg-type]
     path = tmp_path_factory.mktemp("law") / "c"
     writer = create_cache(path, make_recipe(config), SCHEMA, config)
     write_shard(writer.handle, 0, [record])
@@ -178,3 +182,18 @@ def test_cache_of_one_record_a_shard(tmp_path: object) -> None:
     config = CacheConfig(shapes_per_shard=1)
     build(f"{tmp_path}/c", config, count=3)
     assert teacher_cache.open(f"{tmp_path}/c").counts.tolist() == [1, 1, 1]
+
+
+def test_codes_that_were_never_written_are_damage() -> None:
+    codes, scale = quantise(make_record(0).features, 28)
+    out = np.empty(codes.shape, np.float16)
+    decode_features(codes, scale, out, 28)
+    assert np.abs(codes).max(axis=-1).min() == 28  # every token's largest number takes the last step
+    for code in (-128, 29, -29):
+        odd = codes.copy()
+        odd[0, 0, 0] = code
+        with pytest.raises(BadBytes, match=r"codes outside -28\.\.28"):
+            decode_features(odd, scale, out, 28)
+    for value in (np.nan, np.inf, -1.0, 65520 / 28):
+        with pytest.raises(BadBytes, match="a scale of its int8 features"):
+            decode_features(codes, np.full_like(scale, value), out, 28)

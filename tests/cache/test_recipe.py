@@ -44,8 +44,32 @@ def test_level_without_compression_changes_nothing() -> None:
 
 
 def test_every_field_of_the_config_is_in_the_table_above() -> None:
-    named = {"root", "name", "format", "shapes_per_shard", "features", "untouched", "depth", "compression", "level"}
+    named = {
+        "root",
+        "name",
+        "format",
+        "shapes_per_shard",
+        "features",
+        "steps",
+        "untouched",
+        "depth",
+        "compression",
+        "level",
+    }
     assert {field.name for field in dataclasses.fields(CacheConfig)} == named
+
+
+def test_steps_are_in_the_recipe_where_they_change_bytes() -> None:
+    whole = CacheConfig(features="int8")
+    assert "steps" not in whole.storage()
+    coarse = CacheConfig(features="int8", steps=28)
+    assert make_recipe(coarse).hash != make_recipe(whole).hash
+    assert CacheConfig.from_storage(coarse.storage()) == coarse
+    assert list(CacheConfig(steps=28).problems()) == ['steps = 28 is of int8 features, and features = "float16"']
+    assert list(CacheConfig(features="int8", steps=6).problems()) == ["steps = 6 is not in 7..127"]
+    for storage in (whole.storage() | {"steps": 127}, CacheConfig().storage() | {"steps": 28}):
+        with pytest.raises(ManifestError, match="steps"):
+            CacheConfig.from_storage(storage)
 
 
 def test_keeping_untouched_features_leaves_the_recipes_of_older_caches_alone() -> None:

@@ -70,7 +70,7 @@ def quantise(features: NDArray[Any], steps: int) -> tuple[NDArray[np.int8], NDAr
     most half a scale. Fewer steps leave zstd fewer different codes, and so fewer bytes.
     """
     values = np.asarray(features, np.float32)
-    scale = np.abs(values).max(axis=-1) / np.float32(steps)
+    scale = (np.abs(values).max(axis=-1) / np.float32(steps)).astype(np.float32, copy=False)
     divisor = np.where(scale > 0, scale, np.float32(1))[..., None]
     return np.rint(values / divisor).clip(-steps, steps).astype(np.int8), scale
 

@@ -158,6 +158,7 @@ class _Reporter:
                     f"epoch {event.epoch:>3}  loss 3D {event.loss_3d:.4f}  2D {event.loss_2d:.4f}  "
                     f"lr {event.learning_rate:.2e}  {event.shapes_per_second:.0f} shapes/s  "
                     f"{human_seconds(event.seconds)}, {event.waited:.1f} s of them waiting for data"
+                    + (f", {event.skipped} damaged records left out" if event.skipped else "")
                 )
             case CheckpointWritten() if event.epoch == self._epochs and self._evaluates:
                 self._progress.write("evaluating the encoder beside its baselines")

@@ -1,6 +1,6 @@
 """Checkpoints: safetensors and JSON in a directory that appears whole or not at all.
 
-    RUN/checkpoints/epoch-0010/   after 10 epochs
+    RUN/checkpoints/epoch-0010/   after 10 epochs; epoch-0010-step-000520: within the next one, after 520 steps in all
         model.safetensors         the student's weights and buffers, under their names in the model
         optimizer.safetensors     AdamW's state, `<what>/<parameter>`: exp_avg, exp_avg_sq, step; not in imported ones
         checkpoint.json           Header: settings of all sections, recipe of the cache, metrics, sizes and hashes
@@ -49,8 +49,8 @@ FORMAT, VERSION = "i2p-checkpoint", 1
 HEADER, MODEL, OPTIMIZER = "checkpoint.json", "model.safetensors", "optimizer.safetensors"
 HEADER_LIMIT = 16 * 2**20  # bytes; a real header has a few thousand
 KINDS = ("pretraining", "classifier", "segmentation")
-ADDED = ("kind", "origin")  # entries that a header may lack: pretraining, None
-_NAME = re.compile(r"epoch-(\d{4,})")
+ADDED = ("kind", "origin", "under_way")  # entries that a header may lack: pretraining, None, None
+_NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{6,}))?")
 
 
 class CheckpointError(Exception):
@@ -70,6 +70,8 @@ class Header:
     versions    of this package, torch, numpy and python
     files       name -> {"bytes", "sha256"}; filled in by write_checkpoint
     kind        whose weights these are: "pretraining", or the fine-tuned "classifier" or "segmentation"
+    under_way   of a checkpoint within an epoch: "steps" of it that are done, their summed loss_3d, loss_2d and gradient
+                norm as "totals", damaged records "skipped" in them; None between epochs
     origin      for a checkpoint that was converted, from what; see trainer.reference_checkpoint. None for our own
     """
 
@@ -84,13 +86,19 @@ class Header:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     kind: str = "pretraining"
     origin: dict[str, Any] | None = None
+    under_way: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the checkpoint's folder."""
+        return f"epoch-{self.epoch:04d}" + (f"-step-{self.step:06d}" if self.under_way else "")
 
 
 def write_checkpoint(
     run_dir: Path, header: Header, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]
 ) -> Path:
-    """Write `RUN/checkpoints/epoch-NNNN` atomically and return it; an existing one of that epoch is an error."""
-    target = _folder(run_dir) / f"epoch-{header.epoch:04d}"
+    """Write `RUN/checkpoints/<header.name>` atomically and return it; an existing one of that name is an error."""
+    target = _folder(run_dir) / header.name
     if target.exists():
         raise CheckpointError(f"{target} exists already; expected to write it now. Another run may be using {run_dir}.")
     return write_checkpoint_at(target, header, model, optimizer)
@@ -125,8 +133,10 @@ def checkpoints(run_dir: Path) -> list[Path]:
     folder = _folder(run_dir)
     if not folder.is_dir():
         return []
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found) if (path / HEADER).is_file()]
+    found = [
+        (int(match[1]), int(match[2] or 0), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))
+    ]
+    return [path for *_, path in sorted(found) if (path / HEADER).is_file()]
 
 
 def latest(run_dir: Path) -> Path | None:
@@ -172,14 +182,31 @@ def read_header(path: Path) -> Header:
     odd = sorted(set(content) ^ (wanted - (set(ADDED) - set(content))))
     if odd:
         raise CheckpointError(f"{file}: missing or unknown entries {odd}. {_remedy(path)}")
-    kinds = {"epoch": int, "step": int, "loss_scale": dict | None, "kind": str, "origin": dict | None}
+    kinds: dict[str, Any] = {"epoch": int, "step": int, "loss_scale": dict | None, "kind": str}
+    kinds |= {"origin": dict | None, "under_way": dict | None}
     for name, value in content.items():
         kind = kinds.get(name, dict)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise CheckpointError(f"{file}: {name} is {value!r}, not of the expected type. {_remedy(path)}")
     if content.get("kind", KINDS[0]) not in KINDS:
         raise CheckpointError(f"{file}: kind is {content['kind']!r}; this program reads {', '.join(KINDS)}.")
+    if not _is_under_way(content.get("under_way")):
+        raise CheckpointError(
+            f"{file}: under_way is {content['under_way']!r}, not of the expected form. {_remedy(path)}"
+        )
     return Header(**content)
+
+
+def _is_under_way(value: Any) -> bool:
+    if value is None:
+        return True
+    counts, totals = [value.get("steps"), value.get("skipped")], value.get("totals")
+    return (
+        set(value) == {"steps", "skipped", "totals"}
+        and all(type(count) is int and count >= 0 for count in counts)
+        and isinstance(totals, list)
+        and [type(total) for total in totals] == [float] * 3
+    )
 
 
 def read_tensors(path: Path, header: Header, name: str = MODEL) -> dict[str, Tensor]:
@@ -203,11 +230,18 @@ def read_tensors(path: Path, header: Header, name: str = MODEL) -> dict[str, Ten
 
 
 def prune(run_dir: Path, *, keep: int, milestone_every: int) -> list[Path]:
-    """Remove all but the newest `keep` checkpoints (0: keep all) and the milestones; returns what was removed."""
+    """Remove what is not to be kept; returns what was removed.
+
+    Kept are the newest `keep` checkpoints of whole epochs (0: all of them), the milestones, and the newest one of all:
+    a checkpoint within an epoch is kept as that only.
+    """
     found = checkpoints(run_dir)
-    if keep == 0:
-        return []
-    doomed = [p for p in found[:-keep] if not (milestone_every and int(p.name.split("-")[1]) % milestone_every == 0)]
+    whole = [path for path in found if "-step-" not in path.name]
+    doomed = [path for path in found[:-1] if path not in whole]
+    if keep:
+        doomed += [
+            p for p in whole[:-keep] if not (milestone_every and int(p.name.split("-")[1]) % milestone_every == 0)
+        ]
     for path in doomed:
         # Renamed first: a removal that is cut short must not leave a folder that looks like a checkpoint.
         hidden = path.with_name(f".removing-{path.name}")

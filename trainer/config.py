@@ -50,8 +50,11 @@ class TrainerConfig:
     shuffle_window         cache shards shuffled together; more is nearer to uniform, fewer to sequential reading
     readers                threads that read the cache ahead of the training step; 0: read between the steps
     prefetch               batches kept ready by the readers, at least 1
+    damaged                what a record that fails its checksum does: "raise" stops the run, "skip" puts the next sound
+                           record of the epoch's order in its place, and counts
     checkpoint_every       epochs between checkpoints, at least 1; the last epoch always leaves one
-    keep_checkpoints       newest checkpoints that are kept; 0: all
+    checkpoint_steps       steps between checkpoints within an epoch, for long epochs; 0: none. Only the newest is kept
+    keep_checkpoints       newest checkpoints of whole epochs that are kept; 0: all
     milestone_every        checkpoints of epochs that this divides are kept for good; 0: none
     tensorboard            write TensorBoard event files beside train.jsonl
     """
@@ -85,7 +88,9 @@ class TrainerConfig:
     shuffle_window: int = 16
     readers: int = 2
     prefetch: int = 4
+    damaged: Literal["raise", "skip"] = "raise"
     checkpoint_every: int = 1
+    checkpoint_steps: int = 0
     keep_checkpoints: int = 2
     milestone_every: int = 0
     tensorboard: bool = True
@@ -104,7 +109,14 @@ class TrainerConfig:
         for name in ("epochs", "batch_size", "accumulation", "prefetch", "checkpoint_every", "shuffle_window"):
             if getattr(self, name) < 1:
                 yield f"{name} = {getattr(self, name)} is smaller than 1"
-        for name in ("schedule_epochs", "warmup_epochs", "readers", "keep_checkpoints", "milestone_every"):
+        for name in (
+            "schedule_epochs",
+            "warmup_epochs",
+            "readers",
+            "checkpoint_steps",
+            "keep_checkpoints",
+            "milestone_every",
+        ):
             if getattr(self, name) < 0:
                 yield f"{name} = {getattr(self, name)} is negative"
         if self.accumulation >= 1 and self.batch_size % self.accumulation:
@@ -127,6 +139,7 @@ class TrainerConfig:
             name = "schedule_epochs" if self.schedule_epochs else "epochs"
             yield f"warmup_epochs = {self.warmup_epochs} leaves nothing of {name} = {self.horizon} for the cosine"
         yield from _not_one_of(self, "teacher", ("cached", "live"))
+        yield from _not_one_of(self, "damaged", ("raise", "skip"))
         yield from _not_one_of(self, "no_decay", ("vectors", "reference"))
         yield from _not_one_of(self, "schedule", ("per-step", "reference"))
         yield from _not_one_of(self, "precision", ("float32", "bfloat16", "float16"))

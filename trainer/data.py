@@ -7,8 +7,12 @@ are left out of that epoch; the order changes, so they are others in the next.
 
 Where the cache holds several poses of a shape, an epoch visits each shape once, in one of them. Which one is a function
 of (seed, epoch, shape), so an epoch has as many steps as without poses.
+
+A damaged record, where trainer.damaged is "skip", is replaced by the next sound one of the epoch's order, which wraps
+around. That is a function of the order and of the damage alone; batches keep their size.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +23,7 @@ import torch
 from torch import Tensor
 
 from cuda.geometry import ViewGeometry
+from teacher_cache.errors import ShardDamaged
 from teacher_cache.records import CacheSchema, RecordBatch
 from teacher_cache.shuffle import epoch_order
 from trainer.augment import choose_points, choose_poses, renormalised, scale_and_shift
@@ -30,12 +35,14 @@ from trainer.model_config import ModelConfig
 
 __all__ = ["DataError", "Loader", "Part", "Records", "read_ahead"]
 
+logger = logging.getLogger(__name__)
+
 In = TypeVar("In")
 Out = TypeVar("Out")
 
 
 class DataError(Exception):
-    """The cache cannot feed this run: too few records for a batch, or too few points in a record."""
+    """The cache cannot feed this run: too few records for a batch, too few points in a record, nothing but damage."""
 
 
 class Records(Protocol):
@@ -63,6 +70,7 @@ class Part(NamedTuple):
     points_canonical  [B, N, 3] float32, the same points as they are stored, where the teacher saw them
     maps              the teacher's, in that frame; None where a live teacher is going to make them
     draws             the random numbers of the step
+    skipped           damaged records that others stand in for
     """
 
     ids: list[str]
@@ -71,6 +79,7 @@ class Part(NamedTuple):
     points_canonical: Tensor
     maps: TeacherMaps | None
     draws: Draws
+    skipped: int = 0
 
     def to(self, device: torch.device) -> "Part":
         """The same part on another device; asynchronous where its memory is pinned."""
@@ -105,6 +114,7 @@ class Loader:
         not divide among ranks and accumulated parts."""
         self._cache, self._model, self._config, self._ranks = cache, model, config, ranks
         self._live = live_teacher
+        self._damaged: set[int] = set()  # records known to be damaged
         self.points = config.points or cache.schema.points
         shapes = len(cache) // cache.poses
         self.steps_per_epoch = shapes // config.batch_size
@@ -131,18 +141,18 @@ class Loader:
                 f"model.neighbours = {model.neighbours} needs at least {least}. Use more points or fewer groups."
             )
 
-    def epoch(self, epoch: int) -> Generator[list[Part], None, None]:
-        """The batches of epoch `epoch` (0-based): for each, this rank's parts in order, on the CPU.
+    def epoch(self, epoch: int, start: int = 0) -> Generator[list[Part], None, None]:
+        """The batches of epoch `epoch` (0-based) from batch `start` on: this rank's parts of each, on the CPU.
 
         With trainer.readers > 0 they are read ahead in threads; closing the iterator stops these.
         """
         config = self._config
         order = self._order(epoch)
         share = config.batch_size // self._ranks.size
-        starts = [b * config.batch_size + self._ranks.rank * share for b in range(self.steps_per_epoch)]
-        batches = (order[start : start + share] for start in starts)
+        first = self._ranks.rank * share
+        batches = (b * config.batch_size + first + np.arange(share) for b in range(start, self.steps_per_epoch))
         return read_ahead(
-            lambda indices: self._parts(indices, epoch), batches, threads=config.readers, ahead=config.prefetch
+            lambda places: self._parts(order, places, epoch), batches, threads=config.readers, ahead=config.prefetch
         )
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -154,13 +164,14 @@ class Loader:
             return shapes
         return shapes * poses + choose_poses(shapes, poses, seed=config.seed, epoch=epoch)
 
-    def _parts(self, indices: np.ndarray, epoch: int) -> list[Part]:
-        parts = [self._part(records, epoch) for records in np.split(indices, self._config.accumulation)]
+    def _parts(self, order: np.ndarray, places: np.ndarray, epoch: int) -> list[Part]:
+        """The parts of a share that stands at `places` [share] of the epoch's order."""
+        parts = [self._part(order, part, epoch) for part in np.split(places, self._config.accumulation)]
         return [part.pinned() for part in parts] if self._ranks.device.type == "cuda" else parts
 
-    def _part(self, records: np.ndarray, epoch: int) -> Part:
+    def _part(self, order: np.ndarray, places: np.ndarray, epoch: int) -> Part:
         config, seed = self._config, self._config.seed
-        batch = self._cache.read(records.tolist())
+        records, batch, skipped = self._read(order, places)
         canonical = batch.points
         stored = canonical.shape[1]
         if config.resample:
@@ -181,6 +192,36 @@ class Loader:
             points_canonical=torch.from_numpy(canonical),
             maps=None if self._live else _maps(batch, self._cache.schema.image_side),
             draws=Draws.for_records(records, self._model, seed=seed, epoch=epoch),
+            skipped=skipped,
+        )
+
+    def _read(self, order: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, RecordBatch, int]:
+        """The records at `places`, or what stands in for them: positions [B] int64, contents, how many stand in."""
+        records = order[places]
+        try:
+            return records, self._cache.read(records.tolist()), 0
+        except ShardDamaged:
+            if self._config.damaged == "raise":
+                raise
+        sound = np.array([self._sound(order, place) for place in places.tolist()], np.int64)
+        return sound, self._cache.read(sound.tolist()), int((sound != records).sum())
+
+    def _sound(self, order: np.ndarray, place: int) -> int:
+        """The first sound record of the order from `place` on. Raises DataError when there is none."""
+        for step in range(order.size):
+            record = int(order[(place + step) % order.size])
+            if record in self._damaged:
+                continue
+            try:
+                self._cache.read([record])
+            except ShardDamaged as error:
+                self._damaged.add(record)
+                logger.warning("record %d is left out: %s", record, error)
+            else:
+                return record
+        raise DataError(
+            "every record of the cache is damaged. Copy it again from where it came from, or run `i2p cache repair` "
+            "on it."
         )
 
 

@@ -69,7 +69,10 @@ class StepDone(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class EpochDone(Event):
-    """Means over the epoch's steps, and its wall time. shapes_per_second counts all ranks."""
+    """Means over the epoch's steps, and its wall time: of a resumed epoch, since it was resumed.
+
+    shapes_per_second  counts all ranks.   skipped  damaged records that others stood in for, in the whole epoch.
+    """
 
     loss_3d: float
     loss_2d: float
@@ -78,6 +81,7 @@ class EpochDone(Event):
     seconds: float
     waited: float
     shapes_per_second: float
+    skipped: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +183,7 @@ def _scalars(event: Event) -> list[tuple[str, float]]:
                 ("epoch/loss_3d", event.loss_3d),
                 ("epoch/loss_2d", event.loss_2d),
                 ("time/shapes_per_second", event.shapes_per_second),
+                ("epoch/skipped", float(event.skipped)),
             ]
         case Evaluated():
             rows = event.result["rows"]

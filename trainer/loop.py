@@ -1,8 +1,8 @@
 """Pre-training: epochs of steps, with evaluations, checkpoints and events in between, and an exact way back in.
 
-Everything in a run follows from its settings, the cache and the seed. The state that an epoch starts from is the
-weights, the optimiser's averages and the number of the epoch; a checkpoint holds exactly that, so a run that was
-stopped anywhere goes on from its last checkpoint as if nothing had happened.
+Everything in a run follows from its settings, the cache and the seed. The state that a step starts from is the weights,
+the optimiser's averages, and the numbers of epoch and step; a checkpoint holds exactly that, and the sums of the epoch
+under way, so a run that was stopped anywhere goes on from its last checkpoint as if nothing had happened.
 """
 
 import json
@@ -145,13 +145,15 @@ class _Run:
         self.names: dict[Tensor, str] = {value: name for name, value in self.model.named_parameters()}
         self.records = len(cache) // cache.poses  # that an epoch visits
         self.epoch = self.step = 0
+        self._begin_epoch()
         self.metrics: dict[str, Any] = {}
         self._evaluator: Any = None
 
     def go(self, on_event: Callable[[Event], None] | None) -> TrainReport:
         """Resume if there is something to resume, train, evaluate, report."""
         started = time.perf_counter()
-        resumed_from = self._resume()
+        resumed = self._resume()
+        resumed_from = self.epoch
         self.ranks.share_weights(self.model)
         with self._events(on_event) as emit:
             emit(
@@ -165,7 +167,7 @@ class _Run:
                     parameters=sum(p.numel() for p in self.stepper.parameters),
                     ranks=self.ranks.size,
                     device=str(self.ranks.device),
-                    resumed=resumed_from > 0,
+                    resumed=resumed,
                 )
             )
             while self.epoch < self.config.epochs:
@@ -189,11 +191,17 @@ class _Run:
             seconds=seconds,
         )
 
-    def _resume(self) -> int:
-        """Take over the newest checkpoint, if there is one; -> epochs it has completed."""
+    def _begin_epoch(self) -> None:
+        self._steps_done = 0  # of the epoch under way
+        self._totals = [0.0, 0.0, 0.0]  # loss_3d, loss_2d, gradient norm of these
+        self._skipped_before = 0  # damaged records skipped in these by all ranks, up to the checkpoint resumed from
+        self._skipped = 0  # and since then, by this rank
+
+    def _resume(self) -> bool:
+        """Take over the newest checkpoint; -> False where there is none."""
         found = checkpoint.latest(self.run_dir)
         if found is None:
-            return 0
+            return False
         header = checkpoint.read_header(found)
         problems = resume_problems(header, self.sections, self.identity, self.teacher_shape)
         if problems:
@@ -208,16 +216,19 @@ class _Run:
         if self.stepper.scaler is not None and header.loss_scale is not None:
             self.stepper.scaler.load_state_dict(header.loss_scale)
         self.epoch, self.step, self.metrics = header.epoch, header.step, dict(header.metrics)
+        if header.under_way is not None:
+            self._steps_done = int(header.under_way["steps"])
+            self._totals = [float(total) for total in header.under_way["totals"]]
+            self._skipped_before = int(header.under_way["skipped"])
         logger.info("going on from %s, %d of %d epochs done", found, header.epoch, self.config.epochs)
-        return header.epoch
+        return True
 
     def _train_epoch(self, emit: Callable[[Event], None]) -> None:
         began = time.perf_counter()
-        totals = [0.0, 0.0, 0.0]
         waited_in_all = rate = 0.0
-        steps = self.loader.steps_per_epoch
-        with closing(self.loader.epoch(self.epoch)) as batches:  # its threads must not outlive a failure
-            for index in range(steps):
+        steps, first = self.loader.steps_per_epoch, self._steps_done
+        with closing(self.loader.epoch(self.epoch, first)) as batches:  # its threads must not outlive a failure
+            for index in range(first, steps):
                 asked = time.perf_counter()
                 parts = next(batches)
                 waited = time.perf_counter() - asked
@@ -235,21 +246,33 @@ class _Run:
                         **outcome._asdict(),
                     )
                 )
-                totals = [total + value for total, value in zip(totals, outcome, strict=True)]
+                self._totals = [total + value for total, value in zip(self._totals, outcome, strict=True)]
+                self._steps_done = index + 1
+                self._skipped += sum(part.skipped for part in parts)
                 waited_in_all += waited
+                every = self.config.checkpoint_steps
+                if every and self.step % every == 0 and index + 1 < steps:
+                    self._checkpoint(emit)
         self.epoch += 1
-        loss_3d, loss_2d, norm = (total / steps for total in totals)
+        loss_3d, loss_2d, norm = (total / steps for total in self._totals)
+        skipped = self._skipped_by_all()
         self.metrics = {"loss_3d": loss_3d, "loss_2d": loss_2d, "learning_rate": rate}
+        if self.config.damaged == "skip":
+            self.metrics["skipped"] = skipped
+        self._begin_epoch()
         seconds = time.perf_counter() - began
         emit(
             EpochDone(
                 epoch=self.epoch,
                 step=self.step,
-                **self.metrics,
+                loss_3d=loss_3d,
+                loss_2d=loss_2d,
+                learning_rate=rate,
                 gradient_norm=norm,
                 seconds=seconds,
                 waited=waited_in_all,
-                shapes_per_second=steps * self.config.batch_size / seconds,
+                shapes_per_second=(steps - first) * self.config.batch_size / seconds,
+                skipped=skipped,
             )
         )
 
@@ -325,9 +348,21 @@ class _Run:
         )
         return result
 
+    def _skipped_by_all(self) -> int:
+        """Damaged records skipped in the epoch under way, by all ranks."""
+        if self.config.damaged == "raise":
+            return 0
+        return self._skipped_before + int(self.ranks.sum(torch.tensor(self._skipped)))
+
     def _checkpoint_if_due(self, emit: Callable[[Event], None]) -> None:
-        config = self.config
-        if self.ranks.main and (self.epoch % config.checkpoint_every == 0 or self.epoch == config.epochs):
+        if self.epoch % self.config.checkpoint_every == 0 or self.epoch == self.config.epochs:
+            self._checkpoint(emit)
+
+    def _checkpoint(self, emit: Callable[[Event], None]) -> None:
+        """Write the state as it is, between epochs or between the steps of one."""
+        config, skipped = self.config, self._skipped_by_all()
+        under_way = {"steps": self._steps_done, "totals": self._totals, "skipped": skipped}
+        if self.ranks.main:
             scaler = self.stepper.scaler
             header = Header(
                 epoch=self.epoch,
@@ -338,6 +373,7 @@ class _Run:
                 metrics=self.metrics,
                 loss_scale=None if scaler is None else scaler.state_dict(),
                 versions=software_versions(),
+                under_way=under_way if self._steps_done else None,
             )
             optimizer = checkpoint.flatten_optimizer(self.stepper.optimizer, self.names)
             path = checkpoint.write_checkpoint(self.run_dir, header, self.model.state_dict(), optimizer)

@@ -34,6 +34,8 @@ Section = TypeVar("Section")
 _FREE = {
     "trainer.epochs",
     "trainer.checkpoint_every",
+    "trainer.checkpoint_steps",
+    "trainer.damaged",  # nothing, while the cache is sound
     "trainer.keep_checkpoints",
     "trainer.milestone_every",
     "trainer.tensorboard",
@@ -145,6 +147,8 @@ def resume_problems(
         if key not in _FREE
     ]
     epochs = sections["trainer"]["epochs"]
+    if header.under_way and epochs == header.epoch:
+        lines.append(f"trainer.epochs is {epochs}, but epoch {epochs + 1} has begun already")
     if epochs < header.epoch:
         lines.append(f"trainer.epochs is {epochs}, but {header.epoch} epochs are done already")
     return lines

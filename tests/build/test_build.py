@@ -10,6 +10,7 @@ import torch
 
 import teacher_cache
 from pipeline import build as build_module
+from pipeline import schedulers
 from pipeline import worker as worker_module
 from pipeline.corpora import CorpusError, normalise, open_corpus
 from pipeline.errors import BuildError
@@ -59,7 +60,7 @@ def test_workers_change_no_byte(tmp_path, undisturbed, format):
 
 
 def test_a_shard_split_over_threads_has_the_same_bytes(tmp_path, undisturbed, monkeypatch):
-    monkeypatch.setattr(build_module.dask.system, "CPU_COUNT", 4)
+    monkeypatch.setattr(schedulers.dask.system, "CPU_COUNT", 4)
     assert tree(small_build(tmp_path, workers=1).path) == tree(undisturbed["zarr"].path)
 
 

@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 
-from pipeline import build as build_module
+from pipeline import schedulers
 from pipeline.errors import BuildError
 from tests.support.builds import COUNT, small_build, tree
 
@@ -50,7 +50,7 @@ def test_a_scheduler_by_its_address(tmp_path, undisturbed):
 def test_a_scheduler_without_workers_is_told(tmp_path, monkeypatch):
     from dask.distributed import LocalCluster
 
-    monkeypatch.setattr(build_module, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr(schedulers, "CONNECT_SECONDS", 1)
     with (
         LocalCluster(n_workers=0, processes=False, protocol="tcp://", dashboard_address=None) as cluster,
         pytest.raises(BuildError, match=r"(?s)has had no worker for 1 s.*dask worker tcp://"),
@@ -59,7 +59,7 @@ def test_a_scheduler_without_workers_is_told(tmp_path, monkeypatch):
 
 
 def test_an_address_where_no_scheduler_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(build_module, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr(schedulers, "CONNECT_SECONDS", 1)
     begun = time.perf_counter()
     with pytest.raises(BuildError, match=r"(?s)tcp://127.0.0.1:9: no Dask scheduler answers.*dask scheduler"):
         small_build(tmp_path, scheduler="tcp://127.0.0.1:9")

@@ -9,8 +9,9 @@ Reading:
 
     cache = teacher_cache.open("caches/synthetic-0f3a9c21d7be")
     record = cache[0]                           # TeacherRecord: points, features, saliency, geometry of one shape
-    order = teacher_cache.epoch_order(cache.counts, seed=0, epoch=3, window=16)
-    batch = cache.read(order[:64])              # RecordBatch: the same arrays with 64 rows
+    batch = cache.read([3, 1, 4])               # RecordBatch: the same arrays with 3 rows
+    for batch in teacher_cache.stream(cache, batch_size=64, seed=0, epoch=3):
+        batch.content                           # RecordBatch; batch.state goes on with the next one
     assert not teacher_cache.verify(cache.path)
 
 Writing, in the driver and in its workers:
@@ -27,6 +28,7 @@ from teacher_cache.errors import (
     RecipeMismatch,
     SchemaError,
     ShardDamaged,
+    StorageError,
     UnsupportedVersion,
 )
 from teacher_cache.listing import list_caches
@@ -37,6 +39,7 @@ from teacher_cache.recipe import FORMAT_VERSION, Recipe, cache_directory
 from teacher_cache.records import CacheSchema, Quarantined, RecordBatch, TeacherRecord
 from teacher_cache.repair import withdraw
 from teacher_cache.shuffle import epoch_order
+from teacher_cache.stream import NothingSound, Stream, StreamBatch, stream
 from teacher_cache.verify import Problem, verify
 from teacher_cache.writer import CacheHandle, CacheWriter, create_cache, write_shard
 
@@ -50,6 +53,7 @@ __all__ = [
     "CacheSchema",
     "CacheWriter",
     "ManifestError",
+    "NothingSound",
     "Problem",
     "Quarantined",
     "Receipt",
@@ -59,6 +63,8 @@ __all__ = [
     "SchemaError",
     "ShardDamaged",
     "ShardFile",
+    "Stream",
+    "StreamBatch",
     "TeacherRecord",
     "UnsupportedVersion",
     "cache_directory",
@@ -66,6 +72,7 @@ __all__ = [
     "epoch_order",
     "list_caches",
     "open",
+    "stream",
     "verify",
     "withdraw",
     "write_shard",

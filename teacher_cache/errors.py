@@ -2,7 +2,7 @@
 
 A message has four parts: what was expected, what came, where, and what to do next. Reading a cache whose files are
 damaged, cut short or made up raises one of these and nothing else; wrong arguments raise TypeError, ValueError or
-IndexError, and a failing disk raises OSError.
+IndexError, a failing disk raises OSError, and a store behind a URL that does not answer raises StorageError.
 """
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "RecipeMismatch",
     "SchemaError",
     "ShardDamaged",
+    "StorageError",
     "UnsupportedVersion",
 ]
 
@@ -33,6 +34,10 @@ class RecipeMismatch(CacheError):
 
 class SchemaError(CacheError):
     """A record does not fit the cache: wrong shape or dtype, values that are not finite, or an array not stored."""
+
+
+class StorageError(CacheError):
+    """An object store or web server did not answer, refused, or cannot do what was asked; or nothing speaks a URL."""
 
 
 class ShardDamaged(CacheError):

@@ -1,7 +1,6 @@
 """A read-only file that closes with its last user, and reads that cannot come up short unnoticed."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,15 +18,12 @@ class ShardFileReader:
     under another thread's read. Plain reads, not a memory map: a file cut short while mapped would kill the process.
     """
 
-    def __init__(self, root: Path, path: str, shard: int) -> None:
+    def __init__(self, descriptor: int, path: str, shard: int) -> None:
+        """Takes over an open descriptor; `path`, relative to the cache, and `shard` are for errors."""
+        self._descriptor = descriptor
         self.path = path
         self.shard = shard
-        self._descriptor = -1
-        try:
-            self._descriptor = os.open(root / path, os.O_RDONLY | os.O_CLOEXEC)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise self.damaged("expected a file here, found none") from error
-        self.size = os.fstat(self._descriptor).st_size
+        self.size = os.fstat(descriptor).st_size
 
     def read(self, offset: int, size: int, record: int | None = None) -> NDArray[np.uint8]:
         """``size`` bytes from ``offset``. Raises ShardDamaged when the file ends before."""
@@ -46,9 +42,13 @@ class ShardFileReader:
     def damaged(self, what: str, record: int | None = None) -> ShardDamaged:
         return ShardDamaged(what, shard=self.shard, file=self.path, record=record)
 
+    @staticmethod
+    def missing(path: str, shard: int) -> ShardDamaged:
+        """What opening a file that is not there raises."""
+        return ShardDamaged("expected a file here, found none", shard=shard, file=path)
+
     def __del__(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
+        os.close(self._descriptor)
 
     def __reduce__(self) -> Any:
         raise TypeError("an open shard file cannot be pickled; pickle the Cache, which opens its shards again")

@@ -1,12 +1,12 @@
 """Where everything lies in a cache directory, and the two formats behind one pair of names."""
 
-from pathlib import Path
 from typing import Any, Protocol
 
 from teacher_cache import tar_shards, zarr_shards
 from teacher_cache.config import CacheConfig
 from teacher_cache.manifest import Description
 from teacher_cache.records import RecordBatch
+from teacher_cache.storage import VOLATILE, Storage
 
 __all__ = [
     "LOG",
@@ -25,7 +25,6 @@ MANIFEST = "manifest.json"
 RECIPE = "recipe.json"
 LOG = "logs/build.jsonl"
 RECEIPTS = "receipts"
-VOLATILE = ("logs", "tmp")  # folders that no checksum covers
 
 
 class ShardReader(Protocol):
@@ -54,7 +53,7 @@ def metadata_files(description: Description, shards: int) -> dict[str, bytes]:
     return dict(shard_format(description.storage).metadata(description, shards))
 
 
-def open_shard(root: Path, description: Description, shard: int, records: int) -> ShardReader:
+def open_shard(storage: Storage, description: Description, shard: int, records: int) -> ShardReader:
     """A reader of one shard. Raises ShardDamaged when a file is missing or its index does not check."""
-    reader: ShardReader = shard_format(description.storage).Shard(root, description, shard, records)
+    reader: ShardReader = shard_format(description.storage).Shard(storage, description, shard, records)
     return reader

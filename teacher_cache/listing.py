@@ -6,6 +6,7 @@ from pathlib import Path
 from teacher_cache import layout
 from teacher_cache.errors import CacheError
 from teacher_cache.reader import CacheInfo, open_cache
+from teacher_cache.storage import Location, localise, storage_at
 
 __all__ = ["list_caches"]
 
@@ -17,11 +18,20 @@ def list_caches(root: str | os.PathLike[str]) -> tuple[list[CacheInfo], list[Cac
     """
     found: list[CacheInfo] = []
     faults: list[CacheError] = []
-    for path in sorted(Path(root).iterdir()):
-        if not (path / layout.RECIPE).is_file() and not (path / layout.MANIFEST).is_file():
+    for path in _folders(root):
+        if not set(storage_at(path).names("")) & {layout.RECIPE, layout.MANIFEST}:
             continue
         try:
             found.append(open_cache(path, allow_incomplete=True).info())
         except CacheError as error:
             faults.append(error)
     return found, faults
+
+
+def _folders(root: str | os.PathLike[str]) -> list[Location]:
+    location = localise(root)
+    if isinstance(location, Path):
+        return sorted(path for path in location.iterdir() if path.is_dir())
+    from teacher_cache.remote import folders
+
+    return list(folders(location))

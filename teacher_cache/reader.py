@@ -8,17 +8,17 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from teacher_cache import layout
-from teacher_cache.errors import ManifestError, SchemaError, ShardDamaged
+from teacher_cache.errors import CacheError, ManifestError, SchemaError, ShardDamaged
 from teacher_cache.manifest import Description, Manifest, Receipt, ShardEntry
 from teacher_cache.recipe import Recipe
 from teacher_cache.records import CacheSchema, Quarantined, RecordBatch, TeacherRecord
+from teacher_cache.storage import Location, Storage, join, storage_at
 from teacher_cache.writer import iter_receipts
 
 __all__ = ["Cache", "CacheInfo", "open_cache"]
@@ -60,21 +60,22 @@ class CacheInfo:
 def open_cache(path: str | os.PathLike[str], *, allow_incomplete: bool = False, threads: int = 2) -> "Cache":
     """Open a cache for reading; ``teacher_cache.open`` is this function.
 
-    path              the cache's folder.
+    path              the cache's folder, or its URL: s3://, gs://, http:// and whatever else fsspec speaks.
     allow_incomplete  where there is no manifest, the build being unfinished, read the shards committed so far.
     threads           that decode a batch, 1..64; 1 decodes in the caller's own.
 
     Raises ManifestError when there is no finished cache or its manifest is damaged, UnsupportedVersion for another
-    format version, SchemaError for impossible sizes, ValueError for arguments.
+    format version, SchemaError for impossible sizes, StorageError for a URL that cannot be read, ValueError for
+    arguments.
     """
     if not 1 <= threads <= 64:
         raise ValueError(f"open: threads = {threads}; expected 1..64")
-    root = Path(path)
+    storage = storage_at(path)
     try:
-        manifest = Manifest.decode((root / layout.MANIFEST).read_bytes(), str(root / layout.MANIFEST))
-    except (FileNotFoundError, NotADirectoryError):
-        manifest = _unfinished(root, allow_incomplete)
-    return Cache(root, manifest, threads=threads)
+        manifest = Manifest.decode(storage.read(layout.MANIFEST), str(join(storage.location, layout.MANIFEST)))
+    except FileNotFoundError:
+        manifest = _unfinished(storage, allow_incomplete)
+    return Cache(storage, manifest, threads=threads)
 
 
 class Cache:
@@ -84,12 +85,12 @@ class Cache:
     Records are numbered 0..len - 1 through the shards in ascending order; growing a cache keeps the numbers.
     Every record is checked against its checksum as it is read; a record that fails raises ShardDamaged.
 
-    path, recipe, schema, label_names, format ("zarr" or "webdataset"), complete.
+    path (a Path, or a URL), recipe, schema, label_names, format ("zarr" or "webdataset"), complete.
     counts  [shards] int64, records of each shard: what ``epoch_order`` takes.
     """
 
-    def __init__(self, root: Path, manifest: Manifest, *, threads: int) -> None:
-        self.path = root
+    def __init__(self, storage: Storage, manifest: Manifest, *, threads: int) -> None:
+        self.path: Location = storage.location
         self.recipe = manifest.description.recipe
         self.schema = manifest.description.schema
         self.label_names = manifest.description.label_names
@@ -97,9 +98,10 @@ class Cache:
         self.complete = manifest.complete
         self.counts = np.array([entry.records for entry in manifest.shards], np.int64)
         self._ends = np.cumsum(self.counts)
+        self._storage = storage
         self._manifest = manifest
         self._threads = threads
-        self._open = _OpenShards(root, manifest.description)
+        self._open = _OpenShards(storage, manifest.description)
 
     def __len__(self) -> int:
         return self._manifest.records
@@ -211,35 +213,45 @@ class Cache:
         return np.where(rows < 0, rows + count, rows)
 
     def _receipts(self) -> Iterator[Receipt]:
-        for entry in self._manifest.shards:
-            yield load_receipt(self.path, self._manifest.description, entry)
+        for receipt in load_receipts(self._storage, self._manifest):
+            if isinstance(receipt, CacheError):
+                raise receipt
+            yield receipt
 
 
-def load_receipt(root: Path, description: Description, entry: ShardEntry) -> Receipt:
-    """The receipt that the manifest means. Raises ShardDamaged when it is absent or another."""
-    path = layout.receipt_path(entry.shard)
-    try:
-        data = (root / path).read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ShardDamaged("expected a receipt here, found none", shard=entry.shard, file=path) from error
+def load_receipts(storage: Storage, manifest: Manifest) -> Iterator[Receipt | CacheError]:
+    """The receipts that the manifest means, in its order; for one that is absent or another, what to raise."""
+    names = [layout.receipt_path(entry.shard) for entry in manifest.shards]
+    for entry, name, data in zip(manifest.shards, names, storage.read_many(names), strict=True):
+        try:
+            yield _checked_receipt(storage, manifest.description, entry, name, data)
+        except CacheError as error:
+            yield error
+
+
+def _checked_receipt(
+    storage: Storage, description: Description, entry: ShardEntry, name: str, data: bytes | None
+) -> Receipt:
+    if data is None:
+        raise ShardDamaged("expected a receipt here, found none", shard=entry.shard, file=name)
     if hashlib.sha256(data).hexdigest() != entry.receipt:
-        raise ShardDamaged("its SHA-256 is not the one in the manifest", shard=entry.shard, file=path)
+        raise ShardDamaged("its SHA-256 is not the one in the manifest", shard=entry.shard, file=name)
     paths = layout.shard_paths(description.storage, entry.shard)
-    return Receipt.decode(data, str(root / path), shard=entry.shard, paths=paths)
+    return Receipt.decode(data, str(join(storage.location, name)), shard=entry.shard, paths=paths)
 
 
-def _unfinished(root: Path, allow_incomplete: bool) -> Manifest:
-    path = root / layout.RECIPE
+def _unfinished(storage: Storage, allow_incomplete: bool) -> Manifest:
+    root = storage.location
     try:
-        description = Description.decode(path.read_bytes(), str(path))
-    except (FileNotFoundError, NotADirectoryError) as error:
+        description = Description.decode(storage.read(layout.RECIPE), str(join(root, layout.RECIPE)))
+    except FileNotFoundError as error:
         raise ManifestError(f"{root}: expected a cache ({layout.MANIFEST}), found none") from error
     if not allow_incomplete:
         raise ManifestError(
             f"{root}: expected {layout.MANIFEST}, found none: the build of this cache has not finished.\n"
             "  Run the build again to finish it, or open it with allow_incomplete=True to read what is there."
         )
-    receipts = list(iter_receipts(root, description))
+    receipts = list(iter_receipts(storage, description))
     entries = tuple(
         ShardEntry(
             shard=receipt.shard,
@@ -258,8 +270,8 @@ def _unfinished(root: Path, allow_incomplete: bool) -> Manifest:
 class _OpenShards:
     """The shards and threads in use by this process; a pickled or forked copy starts with none."""
 
-    def __init__(self, root: Path, description: Description) -> None:
-        self._root = root
+    def __init__(self, storage: Storage, description: Description) -> None:
+        self._storage = storage
         self._description = description
         self._lock = threading.Lock()
         self._shards: OrderedDict[int, layout.ShardReader] = OrderedDict()
@@ -274,7 +286,7 @@ class _OpenShards:
                 self._shards.move_to_end(entry.shard)
                 return found
         # Opened outside the lock, so that one slow disk does not stop all threads; the first to finish is kept.
-        opened = layout.open_shard(self._root, self._description, entry.shard, entry.records)
+        opened = layout.open_shard(self._storage, self._description, entry.shard, entry.records)
         with self._lock:
             found = self._shards.setdefault(entry.shard, opened)
             while len(self._shards) > OPEN_SHARDS:
@@ -291,7 +303,7 @@ class _OpenShards:
     def _check_process(self) -> None:
         if self._process != os.getpid():
             # Threads do not survive a fork, and a lock may have been held across it: begin with new ones.
-            self.__init__(self._root, self._description)  # type: ignore[misc]
+            self.__init__(self._storage, self._description)  # type: ignore[misc]
 
     def __reduce__(self) -> Any:
-        return type(self), (self._root, self._description)
+        return type(self), (self._storage, self._description)

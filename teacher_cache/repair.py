@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 
-from teacher_cache import commit, layout
+from teacher_cache import layout
 from teacher_cache.errors import CacheError
 from teacher_cache.manifest import Manifest
+from teacher_cache.storage import Storage, join, storage_at
 from teacher_cache.verify import Problem
 
 __all__ = ["withdraw"]
@@ -21,27 +21,22 @@ def withdraw(path: str | os.PathLike[str], problems: Iterable[Problem]) -> list[
     The next build of the same experiment makes the withdrawn shards again and then the manifest: the same bytes, where
     corpus and teacher still are what they were. A crash in between leaves an unfinished cache; that build finishes it.
     """
-    root, found = Path(path), list(problems)
+    storage, found = storage_at(path), list(problems)
     shards = sorted({problem.shard for problem in found if problem.shard is not None})
     if not found:
         return []
-    _restore_documents(root, {problem.file for problem in found if problem.shard is None})
-    (root / layout.MANIFEST).unlink(missing_ok=True)
-    commit.sync_directory(root)
-    for shard in shards:
-        (root / layout.receipt_path(shard)).unlink(missing_ok=True)
-    if (root / layout.RECEIPTS).is_dir():
-        commit.sync_directory(root / layout.RECEIPTS)
+    _restore_documents(storage, {problem.file for problem in found if problem.shard is None})
+    storage.remove([layout.MANIFEST, *(layout.receipt_path(shard) for shard in shards)])  # the manifest first
     return shards
 
 
-def _restore_documents(root: Path, damaged: set[str]) -> None:
+def _restore_documents(storage: Storage, damaged: set[str]) -> None:
     """Write the recipe again where it is damaged and the manifest, which repeats it, is not."""
     if layout.RECIPE not in damaged or layout.MANIFEST in damaged:
         return
-    where = root / layout.MANIFEST
+    where = join(storage.location, layout.MANIFEST)
     try:
-        manifest = Manifest.decode(where.read_bytes(), str(where))
+        manifest = Manifest.decode(storage.read(layout.MANIFEST), str(where))
     except FileNotFoundError as error:
         raise CacheError(f"{where}: expected a manifest to restore {layout.RECIPE} from, found none") from error
-    commit.write_documents(root, {layout.RECIPE: manifest.description.encoded})
+    storage.write_documents({layout.RECIPE: manifest.description.encoded})

@@ -10,17 +10,17 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from teacher_cache import commit, layout
+from teacher_cache import layout
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError, ManifestError, RecipeMismatch, SchemaError
-from teacher_cache.manifest import Description, Manifest, Receipt, ShardEntry
+from teacher_cache.manifest import Description, Manifest, Receipt, ShardEntry, ShardFile
 from teacher_cache.recipe import Recipe
 from teacher_cache.records import CacheSchema, Quarantined, TeacherRecord, record_problems
+from teacher_cache.storage import Location, Storage, join, storage_at
 
 __all__ = ["CacheHandle", "CacheWriter", "create_cache", "write_shard"]
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class CacheHandle:
-    """What a worker needs to write shards: where, and what of. Picklable and small."""
+    """What a worker needs to write shards: where (a path or a URL), and what of. Picklable and small."""
 
     directory: str
     description: Description
@@ -45,57 +45,58 @@ def create_cache(
 ) -> "CacheWriter":
     """Create a cache, or reopen one of the same recipe to go on with it. Call it in one process, the driver.
 
-    directory    the cache's own folder (see ``cache_directory``), made if absent.
+    directory    the cache's own folder (see ``cache_directory``), made if absent; or a URL that fsspec can write to.
     label_names  names of the labels 0, 1, ...; a later call may append names, never change them.
 
     Raises RecipeMismatch naming the settings that differ, ValueError when config and recipe.storage disagree,
-    ManifestError when what is there does not parse, CacheError when the folder holds something else.
+    ManifestError when what is there does not parse, CacheError when the folder holds something else, StorageError when
+    a store behind a URL does not answer.
     """
     if recipe.storage != config.storage():
         raise ValueError(f"create_cache: recipe.storage is {recipe.storage}; this config stores {config.storage()}")
-    root = Path(directory)
+    storage = storage_at(directory)
     description = Description(recipe=recipe, schema=schema, label_names=tuple(label_names))
-    path = root / layout.RECIPE
-    if path.exists():
-        stored = Description.decode(path.read_bytes(), str(path))
-        _check_same(stored, description, root)
+    try:
+        data = storage.read(layout.RECIPE)
+    except FileNotFoundError:
+        if storage.files():
+            raise CacheError(
+                f"{storage.location}: expected an empty folder or a cache, found other files and no {layout.RECIPE}.\n"
+                "  Choose another folder, or empty this one."
+            ) from None
+    else:
+        stored = Description.decode(data, str(join(storage.location, layout.RECIPE)))
+        _check_same(stored, description, storage.location)
         if len(stored.label_names) > len(description.label_names):
             description = stored
-    elif root.exists() and any(entry.name not in layout.VOLATILE for entry in root.iterdir()):
-        raise CacheError(
-            f"{root}: expected an empty folder or a cache, found other files and no {layout.RECIPE}.\n"
-            "  Choose another folder, or empty this one."
-        )
-    if not root.is_dir():
-        root.mkdir(parents=True, exist_ok=True)
-        commit.sync_directory(root.parent)
-    for name in commit.remove_abandoned(root):
-        logger.info("%s: removed what %s left unfinished", root, name)
-    commit.write_documents(root, {layout.RECIPE: description.encoded})
-    return CacheWriter(root, description)
+    for name in storage.prepare():
+        logger.info("%s: removed what %s left unfinished", storage.location, name)
+    storage.write_documents({layout.RECIPE: description.encoded})
+    return CacheWriter(storage, description)
 
 
 class CacheWriter:
     """The driver's side of a cache that is being built.
 
-    directory, description, handle (for workers), recipe, schema, label_names.
+    directory (a Path, or a URL), storage, description, handle (for workers), recipe, schema, label_names.
     """
 
-    def __init__(self, directory: Path, description: Description) -> None:
-        self.directory = directory
+    def __init__(self, storage: Storage, description: Description) -> None:
+        self.storage = storage
+        self.directory = storage.location
         self.description = description
         self.recipe = description.recipe
         self.schema = description.schema
         self.label_names = description.label_names
-        self.handle = CacheHandle(directory=str(directory), description=description)
+        self.handle = CacheHandle(directory=str(storage.location), description=description)
 
     def committed(self) -> dict[int, Receipt]:
         """Receipt of every committed shard, by index. A damaged receipt, or one whose files are not there in full
         size, is warned of and left out, so that its shard is built again."""
-        return {receipt.shard: receipt for receipt in iter_receipts(self.directory, self.description)}
+        return {receipt.shard: receipt for receipt in iter_receipts(self.storage, self.description)}
 
-    def finish(self, *, planned: int | None = None) -> Path:
-        """Write the manifest over all committed shards; -> its path. Writing the same again touches nothing.
+    def finish(self, *, planned: int | None = None) -> Location:
+        """Write the manifest over all committed shards; -> where it is. Writing the same again touches nothing.
 
         planned  shapes in the corpus; the cache is complete when each is a record or in quarantine. None: as many as
                  there are.
@@ -105,7 +106,7 @@ class CacheWriter:
         entries: list[ShardEntry] = []
         quarantined: list[tuple[int, Quarantined]] = []
         ids: dict[bytes, int] = {}
-        for receipt in iter_receipts(self.directory, self.description):
+        for receipt in iter_receipts(self.storage, self.description):
             for id in (*receipt.ids, *(item.id for item in receipt.quarantined)):
                 # 16 bytes a shape stay in memory, whatever the length of ids
                 other = ids.setdefault(hashlib.blake2b(id.encode(), digest_size=16).digest(), receipt.shard)
@@ -132,17 +133,19 @@ class CacheWriter:
         )
         used = entries[-1].shard + 1 if entries else 0
         documents = layout.metadata_files(self.description, used)
-        commit.write_documents(self.directory, documents | {layout.MANIFEST: manifest.encoded})  # the manifest last
-        commit.remove_temporary(self.directory)
-        return self.directory / layout.MANIFEST
+        self.storage.write_documents(documents | {layout.MANIFEST: manifest.encoded})  # the manifest last
+        self.storage.flush()
+        self.storage.tidy()
+        return join(self.directory, layout.MANIFEST)
 
-    def log(self, event: Mapping[str, Any]) -> None:
-        """Append one line to logs/build.jsonl, with the time. Nothing in there is part of the cache's bytes."""
-        path = self.directory / layout.LOG
-        path.parent.mkdir(exist_ok=True)
+    def log(self, event: Mapping[str, Any], *, flush: bool = False) -> None:
+        """Append one line to logs/build.jsonl, with the time. Nothing in there is part of the cache's bytes.
+
+        An object store cannot append: there it is logs/build-<time>-<builder>.jsonl, sent twice a minute, at the end,
+        and with ``flush``.
+        """
         line = json.dumps({"time": round(time.time(), 3)} | dict(event)) + "\n"
-        with path.open("ab", buffering=0) as file:  # one write: lines of two builders do not mix
-            file.write(line.encode())
+        self.storage.append(layout.LOG, line.encode(), flush=flush)
 
 
 def write_shard(
@@ -163,75 +166,85 @@ def write_shard(
     Raises SchemaError for a record that does not fit, RecipeMismatch when the committed shard holds other shapes,
     OSError when the disk fails; then nothing is committed and what was written aside is removed.
     """
-    description, root = handle.description, Path(handle.directory)
+    description, storage = handle.description, storage_at(handle.directory)
     _check_records(records, quarantined, shard, description)
     expected = _shapes(records, quarantined)
-    if not replace and (found := _committed(root, shard, description, expected)) is not None:
-        return found
-    with commit.workspace(root) as folder:
-        files = [
-            commit.write_file(folder / commit.staged_name(path), pieces, path)
-            for path, pieces in layout.shard_format(description.storage).encode(records, description, shard)
-        ]
-        receipt = Receipt(
+    found: Receipt | None = None
+    made: Receipt | None = None
+
+    def settled() -> bool:
+        nonlocal found
+        found = None if replace else _committed(storage, shard, description, expected)
+        return found is not None
+
+    def receipt(files: list[ShardFile]) -> bytes:
+        nonlocal made
+        made = Receipt(
             shard=shard,
             ids=tuple(record.id for record in records),
             labels=tuple(int(record.label) for record in records),
             quarantined=tuple(quarantined),
             files=tuple(files),
         )
-        name = layout.receipt_path(shard)
-        note = commit.write_file(folder / commit.staged_name(name), [receipt.encoded], name)
-        with commit.lock(root, f"shard-{shard:06d}"):
-            if not replace and (found := _committed(root, shard, description, expected)) is not None:
-                return found
-            # Whatever receipt is there is not of these files: without it, a crash now leaves a shard to be built.
-            (root / name).unlink(missing_ok=True)
-            commit.move_into_place(root, folder, files)
-            commit.move_into_place(root, folder, [note])
-    return receipt
+        return made.encoded
+
+    if not settled():
+        files = layout.shard_format(description.storage).encode(records, description, shard)
+        storage.commit(shard, files, layout.receipt_path(shard), receipt, settled)
+    result = found or made
+    assert result is not None
+    return result
 
 
-def iter_receipts(root: Path, description: Description) -> Iterator[Receipt]:
+def iter_receipts(storage: Storage, description: Description) -> Iterator[Receipt]:
     """The receipts of committed shards, ascending; those that cannot be trusted are warned of and left out."""
-    for path in sorted((root / layout.RECEIPTS).glob("*.json"), key=lambda path: (len(path.name), path.name)):
-        if not path.stem.isdecimal() or path.name != Path(layout.receipt_path(int(path.stem))).name:
-            continue
+    numbers = [name.removesuffix(".json") for name in storage.names(layout.RECEIPTS)]
+    shards = sorted(int(number) for number in numbers if number.isdecimal())
+    shards = [
+        shard for shard in shards if layout.receipt_path(shard).rpartition("/")[2].removesuffix(".json") in numbers
+    ]
+    sizes = storage.sizes()
+    for shard, data in zip(shards, storage.read_many([layout.receipt_path(s) for s in shards]), strict=True):
         try:
-            yield read_receipt(root, int(path.stem), description)
+            yield _read_receipt(storage, shard, description, data, sizes)
         except ManifestError as error:
-            logger.warning("shard %d counts as not built: %s", int(path.stem), error)
+            logger.warning("shard %d counts as not built: %s", shard, error)
 
 
-def read_receipt(root: Path, shard: int, description: Description) -> Receipt:
+def read_receipt(storage: Storage, shard: int, description: Description) -> Receipt:
     """The receipt of a committed shard whose files are there in full size. Raises ManifestError."""
-    path = root / layout.receipt_path(shard)
     try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise ManifestError(f"{path}: expected the receipt of shard {shard}, found none") from error
-    receipt = Receipt.decode(data, str(path), shard=shard, paths=layout.shard_paths(description.storage, shard))
+        data = storage.read(layout.receipt_path(shard))
+    except FileNotFoundError:
+        data = None
+    return _read_receipt(storage, shard, description, data, storage.sizes(few=True))
+
+
+def _read_receipt(
+    storage: Storage, shard: int, description: Description, data: bytes | None, sizes: Callable[[str], int | None]
+) -> Receipt:
+    where = join(storage.location, layout.receipt_path(shard))
+    if data is None:
+        raise ManifestError(f"{where}: expected the receipt of shard {shard}, found none")
+    receipt = Receipt.decode(data, str(where), shard=shard, paths=layout.shard_paths(description.storage, shard))
     for file in receipt.files:
-        try:
-            size = os.stat(root / file.path).st_size
-        except FileNotFoundError:
-            size = -1
+        size = sizes(file.path)
         if size != file.bytes:
-            found = "none" if size < 0 else f"{size}"
-            raise ManifestError(f"{root / file.path}: expected {file.bytes} bytes, found {found}")
+            found = "none" if size is None else f"{size}"
+            raise ManifestError(f"{join(storage.location, file.path)}: expected {file.bytes} bytes, found {found}")
     return receipt
 
 
 def _committed(
-    root: Path, shard: int, description: Description, expected: tuple[list[str], list[str]]
+    storage: Storage, shard: int, description: Description, expected: tuple[list[str], list[str]]
 ) -> Receipt | None:
     try:
-        receipt = read_receipt(root, shard, description)
+        receipt = read_receipt(storage, shard, description)
     except ManifestError:
         return None
     if (list(receipt.ids), [item.id for item in receipt.quarantined]) != expected:
         raise RecipeMismatch(
-            f"{root}: shard {shard} is committed with other shapes ({receipt.records} records, first "
+            f"{storage.location}: shard {shard} is committed with other shapes ({receipt.records} records, first "
             f"{receipt.ids[:1]}) than were given ({len(expected[0])} records, first {expected[0][:1]}).\n"
             "  Plan the build again from the committed receipts, or build into another folder."
         )
@@ -266,7 +279,7 @@ def _check_records(
         seen.add(item.id)
 
 
-def _check_same(stored: Description, given: Description, root: Path) -> None:
+def _check_same(stored: Description, given: Description, root: Location) -> None:
     lines = stored.recipe.differences(given.recipe)
     for name, here in stored.schema.to_json().items():
         there = given.schema.to_json()[name]

@@ -10,7 +10,6 @@ import json
 import struct
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +33,7 @@ from teacher_cache.config import CacheConfig
 from teacher_cache.files import ShardFileReader
 from teacher_cache.manifest import Description
 from teacher_cache.records import MAX_ID_BYTES, RecordBatch, TeacherRecord
+from teacher_cache.storage import Storage
 
 __all__ = ["Shard", "encode", "metadata", "paths"]
 
@@ -111,8 +111,8 @@ def encode(records: Sequence[TeacherRecord], description: Description, shard: in
 class Shard:
     """One committed shard, open for reading."""
 
-    def __init__(self, root: Path, description: Description, shard: int, records: int) -> None:
-        self._root = root
+    def __init__(self, storage: Storage, description: Description, shard: int, records: int) -> None:
+        self._storage = storage
         self._config = description.storage
         self._shapes = stored_shapes(description.schema)
         self._sizes = array_bytes(description.schema, self._config)
@@ -167,7 +167,7 @@ class Shard:
             with self._lock:
                 found = self._files.get(name)
                 if found is None:
-                    file = ShardFileReader(self._root, self._paths[name], self._shard)
+                    file = self._storage.open(self._paths[name], self._shard)
                     found = self._files[name] = (file, self._read_index(file))
         return found
 
@@ -182,13 +182,13 @@ class Shard:
     def _read_small(self, name: str) -> NDArray[Any]:
         code, _ = _SMALL[name]
         rows = np.empty((self._config.shapes_per_shard, *self._shapes.get(name, ())), code)
-        file = ShardFileReader(self._root, self._paths[name], self._shard)
+        file = self._storage.open(self._paths[name], self._shard)
         self._decode_whole(file, rows)
         return rows
 
     def _read_ids(self) -> list[str]:
         R = self._config.shapes_per_shard
-        file = ShardFileReader(self._root, self._paths["id"], self._shard)
+        file = self._storage.open(self._paths["id"], self._shard)
         raw = self._decode_whole(file, None).tobytes()
         try:
             if struct.unpack_from("<I", raw)[0] != R:

@@ -1,0 +1,225 @@
+"""Where the files of one cache lie: a folder of this machine, or anything that fsspec has a URL for.
+
+Everything above works with paths relative to the cache and asks a `Storage` for bytes. What may be promised differs
+in one point: a folder has locks, so builders that disagree never mix in a shard; an object store has none, so there the
+promise holds for builders that compute the same bytes (docs/object-stores.md).
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+from teacher_cache import commit
+from teacher_cache.files import ShardFileReader
+from teacher_cache.manifest import ShardFile
+
+__all__ = ["VOLATILE", "LocalStorage", "Location", "Storage", "join", "localise", "storage_at"]
+
+VOLATILE = ("logs", "tmp")  # folders that no checksum covers
+_BLOCK = 1 << 20
+
+Location = str | Path
+"""A folder's path, or a URL."""
+
+
+class Storage(Protocol):
+    """The files of one cache, by path relative to it. Picklable; safe from several threads and after a fork.
+
+    location  of the cache, as its users name it.
+
+    What is not there raises FileNotFoundError. A failing disk raises OSError, a store that does not answer or refuses
+    raises StorageError.
+    """
+
+    @property
+    def location(self) -> Location: ...
+
+    def read(self, path: str) -> bytes:
+        """A whole file."""
+
+    def read_many(self, paths: Sequence[str]) -> Iterator[bytes | None]:
+        """Whole files, in order; None for one that is not there. Several may be under way at once."""
+
+    def sizes(self, *, few: bool = False) -> Callable[[str], int | None]:
+        """A look-up of files' sizes as they are now, None for one that is not there. `few` of them, or most."""
+
+    def open(self, path: str, shard: int) -> ShardFileReader:
+        """A file of a shard, for random access. Raises ShardDamaged when it is not there."""
+
+    def digest(self, path: str) -> tuple[int, str]:
+        """Size and SHA-256 of a file, read in pieces."""
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the files in a folder, sorted; none where the folder is not there. Raises StorageError where files
+        cannot be listed."""
+
+    def files(self) -> list[str] | None:
+        """Paths of all files but those in VOLATILE folders, sorted; None where files cannot be listed."""
+
+    def prepare(self) -> list[str]:
+        """Make room for a cache, and remove what dead processes left; -> what was removed."""
+
+    def tidy(self) -> None:
+        """Remove what is only of use while a build goes on, if no one uses it."""
+
+    def write_documents(self, documents: Mapping[str, bytes]) -> None:
+        """Put small files at their paths, in order, each atomically; those that hold these bytes are left alone."""
+
+    def commit(
+        self,
+        shard: int,
+        files: Iterable[tuple[str, list[bytes]]],
+        note: str,
+        receipt: Callable[[list[ShardFile]], bytes],
+        settled: Callable[[], bool],
+    ) -> bool:
+        """Write the files of a shard and then its receipt, at the path `note`; -> False, nothing written, where
+        `settled` says that someone else did meanwhile."""
+
+    def remove(self, paths: Sequence[str]) -> None:
+        """Remove files, durably and in this order; absent ones are no matter."""
+
+    def append(self, path: str, line: bytes, *, flush: bool = False) -> None:
+        """Add a line to a log. Lines may become visible later, unless `flush`."""
+
+    def flush(self) -> None:
+        """Make every line that was appended visible."""
+
+
+class LocalStorage:
+    """A folder of this machine, or of a network file system that has locks."""
+
+    def __init__(self, root: Path) -> None:
+        self.location: Path = root
+
+    def read(self, path: str) -> bytes:
+        try:
+            return (self.location / path).read_bytes()
+        except NotADirectoryError as error:
+            raise FileNotFoundError(*error.args) from error
+
+    def read_many(self, paths: Sequence[str]) -> Iterator[bytes | None]:
+        for path in paths:
+            try:
+                yield self.read(path)
+            except FileNotFoundError:
+                yield None
+
+    def sizes(self, *, few: bool = False) -> Callable[[str], int | None]:
+        def size(path: str) -> int | None:
+            try:
+                return os.stat(self.location / path).st_size
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+        return size
+
+    def open(self, path: str, shard: int) -> ShardFileReader:
+        try:
+            descriptor = os.open(self.location / path, os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ShardFileReader.missing(path, shard) from error
+        return ShardFileReader(descriptor, path, shard)
+
+    def digest(self, path: str) -> tuple[int, str]:
+        digest, size = hashlib.sha256(), 0
+        try:
+            with (self.location / path).open("rb") as file:
+                while block := file.read(_BLOCK):
+                    digest.update(block)
+                    size += len(block)
+        except NotADirectoryError as error:
+            raise FileNotFoundError(*error.args) from error
+        return size, digest.hexdigest()
+
+    def names(self, folder: str) -> list[str]:
+        try:
+            return sorted(entry.name for entry in os.scandir(self.location / folder) if entry.is_file())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def files(self) -> list[str]:
+        found = []
+        for folder, folders, names in os.walk(self.location):
+            relative = Path(folder).relative_to(self.location)
+            if relative == Path("."):
+                folders[:] = [name for name in folders if name not in VOLATILE]
+            found += [(relative / name).as_posix() for name in names]
+        return sorted(found)
+
+    def prepare(self) -> list[str]:
+        if not self.location.is_dir():
+            self.location.mkdir(parents=True, exist_ok=True)
+            commit.sync_directory(self.location.parent)
+        return commit.remove_abandoned(self.location)
+
+    def tidy(self) -> None:
+        commit.remove_temporary(self.location)
+
+    def write_documents(self, documents: Mapping[str, bytes]) -> None:
+        commit.write_documents(self.location, documents)
+
+    def commit(
+        self,
+        shard: int,
+        files: Iterable[tuple[str, list[bytes]]],
+        note: str,
+        receipt: Callable[[list[ShardFile]], bytes],
+        settled: Callable[[], bool],
+    ) -> bool:
+        root = self.location
+        with commit.workspace(root) as folder:
+            written = [commit.write_file(folder / commit.staged_name(path), pieces, path) for path, pieces in files]
+            last = commit.write_file(folder / commit.staged_name(note), [receipt(written)], note)
+            with commit.lock(root, f"shard-{shard:06d}"):
+                if settled():
+                    return False
+                # Whatever receipt is there is not of these files: without it, a crash now leaves a shard to be built.
+                (root / note).unlink(missing_ok=True)
+                commit.move_into_place(root, folder, written)
+                commit.move_into_place(root, folder, [last])
+        return True
+
+    def remove(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            target = self.location / path
+            target.unlink(missing_ok=True)
+            if target.parent.is_dir():
+                commit.sync_directory(target.parent)
+
+    def append(self, path: str, line: bytes, *, flush: bool = False) -> None:
+        target = self.location / path
+        target.parent.mkdir(exist_ok=True)
+        with target.open("ab", buffering=0) as file:  # one write: lines of two builders do not mix
+            file.write(line)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+def storage_at(location: str | os.PathLike[str]) -> Storage:
+    """The storage of the cache at a path or URL. Raises StorageError for a URL that no installed package speaks."""
+    local = localise(location)
+    if isinstance(local, Path):
+        return LocalStorage(local)
+    from teacher_cache.remote import RemoteStorage
+
+    return RemoteStorage(local)
+
+
+def localise(location: str | os.PathLike[str]) -> Location:
+    """A path as a Path, file:// URLs too; any other URL as it is, without a slash at its end."""
+    text = os.fspath(location)
+    if "://" not in text:
+        return Path(text)
+    if text.startswith("file://"):
+        return Path(unquote(urlsplit(text).path))
+    return text.rstrip("/")
+
+
+def join(location: Location, name: str) -> Location:
+    """The location of `name` below another."""
+    return location / name if isinstance(location, Path) else f"{location}/{name}"

@@ -23,6 +23,7 @@ from pipeline.teacher import Teacher, load_teacher, resolve_device, size_conflic
 from pipeline.views import VIEWS
 from pipeline.worker import Job, Worker, ids_digest
 from teacher_cache import CacheConfig, CacheSchema, CacheWriter, cache_directory, create_cache
+from teacher_cache.location import resolve
 
 __all__ = ["BuildProgress", "BuildReport", "build_cache"]
 
@@ -130,7 +131,7 @@ def _open_cache(
         channels=teacher.channels,
     )
     directory = cache_directory(cache, recipe, corpus.uri.partition(":")[0])
-    return create_cache(directory.resolve(), recipe, schema, cache, label_names=source.label_names)
+    return create_cache(resolve(directory), recipe, schema, cache, label_names=source.label_names)
 
 
 def _in_flight(build: BuildConfig, teacher: TeacherConfig, tasks: int) -> int:

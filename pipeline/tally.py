@@ -5,13 +5,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.errors import BuildError
 from pipeline.shard import ShardReport
 from pipeline.worker import Failure
 from teacher_cache import CacheWriter, Quarantined, Receipt
 from teacher_cache.layout import LOG
+from teacher_cache.location import Location, join
 
 __all__ = ["BuildProgress", "BuildReport", "Result", "Tally"]
 
@@ -53,7 +53,7 @@ class BuildReport:
     already_complete  nothing was missing
     """
 
-    path: Path
+    path: Location
     shapes: int
     shards: int
     built: int
@@ -89,10 +89,11 @@ class Tally:
     def add(self, result: Result) -> None:
         """Take a finished shard; a failed one stops the build. Raises BuildError."""
         if isinstance(result, Failure):
-            self.writer.log({"event": "failure", "shard": result.shard, "traceback": result.traceback})
+            failure = {"event": "failure", "shard": result.shard, "traceback": result.traceback}
+            self.writer.log(failure, flush=True)
             raise BuildError(
                 f"shard {result.shard} failed: {result.message}\n"
-                f"  Its traceback is in {self.writer.directory / LOG}.\n"
+                f"  Its traceback is in {join(self.writer.directory, LOG)}.\n"
                 f"  The {len(self.receipts)} committed shards are kept; run the build again to go on."
             )
         receipt = result.receipt

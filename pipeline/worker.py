@@ -10,7 +10,6 @@ import traceback
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.config import CorpusConfig, ProjectionConfig, TeacherConfig
 from pipeline.corpora import Corpus, open_corpus
@@ -20,6 +19,8 @@ from pipeline.recipe import recipe_for
 from pipeline.shard import ShardReport, build_shard
 from pipeline.teacher import Teacher, load_teacher
 from teacher_cache import CacheHandle
+from teacher_cache.layout import RECIPE
+from teacher_cache.storage import storage_at
 
 __all__ = ["Failure", "Job", "Worker", "hold", "ids_digest", "release", "run_task"]
 
@@ -120,11 +121,13 @@ def _worker(job: Job) -> Worker:
 def _open(job: Job) -> Worker:
     """Open corpus and teacher, and make sure that they and the cache are what the driver saw."""
     description = job.handle.description
-    if not Path(job.handle.directory).is_dir():
+    try:
+        storage_at(job.handle.directory).read(RECIPE)
+    except FileNotFoundError as error:
         raise BuildError(
             f"this worker does not see the cache at {job.handle.directory}.\n"
-            "  Name a cache.root on a file system that driver and workers share."
-        )
+            "  Name a cache.root on a file system that driver and workers share, or the URL of an object store."
+        ) from error
     corpus = open_corpus(job.corpus.uri, points=job.corpus.points)
     if ids_digest([corpus.id(index) for index in range(len(corpus))]) != job.ids:
         raise BuildError(

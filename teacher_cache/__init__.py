@@ -63,6 +63,7 @@ __all__ = [
     "SchemaError",
     "ShardDamaged",
     "ShardFile",
+    "StorageError",
     "Stream",
     "StreamBatch",
     "TeacherRecord",

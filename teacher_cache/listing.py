@@ -5,8 +5,9 @@ from pathlib import Path
 
 from teacher_cache import layout
 from teacher_cache.errors import CacheError
+from teacher_cache.location import Location, localise
 from teacher_cache.reader import CacheInfo, open_cache
-from teacher_cache.storage import Location, localise, storage_at
+from teacher_cache.storage import storage_at
 
 __all__ = ["list_caches"]
 

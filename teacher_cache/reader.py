@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from teacher_cache import layout
 from teacher_cache.errors import CacheError, ManifestError, SchemaError, ShardDamaged
+from teacher_cache.location import Location, join
 from teacher_cache.manifest import Description, Manifest, Receipt, ShardEntry
 from teacher_cache.recipe import Recipe
 from teacher_cache.records import CacheSchema, Quarantined, RecordBatch, TeacherRecord
-from teacher_cache.storage import Location, Storage, join, storage_at
+from teacher_cache.storage import Storage, storage_at
 from teacher_cache.writer import iter_receipts
 
 __all__ = ["Cache", "CacheInfo", "open_cache"]

@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import ManifestError, UnsupportedVersion
+from teacher_cache.location import Location, join, localise
 from teacher_cache.sealed import canonical, plain
 
 __all__ = ["FORMAT_VERSION", "Recipe", "cache_directory"]
@@ -75,10 +75,10 @@ class Recipe:
         return list(_differences(self.to_json(), other.to_json(), ""))
 
 
-def cache_directory(config: CacheConfig, recipe: Recipe, default_name: str = "cache") -> Path:
+def cache_directory(config: CacheConfig, recipe: Recipe, default_name: str = "cache") -> Location:
     """``<root>/<name>-<first 12 digits of the recipe's hash>``; the name, where not set, comes from the corpus."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", config.name or default_name).strip("-.") or "cache"
-    return Path(config.root) / f"{name}-{recipe.hash[:12]}"
+    return join(localise(config.root), f"{name}-{recipe.hash[:12]}")
 
 
 def _differences(here: Any, there: Any, path: str) -> list[str]:

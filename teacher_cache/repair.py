@@ -5,8 +5,9 @@ from collections.abc import Iterable
 
 from teacher_cache import layout
 from teacher_cache.errors import CacheError
+from teacher_cache.location import join
 from teacher_cache.manifest import Manifest
-from teacher_cache.storage import Storage, join, storage_at
+from teacher_cache.storage import Storage, storage_at
 from teacher_cache.verify import Problem
 
 __all__ = ["withdraw"]

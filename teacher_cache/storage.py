@@ -10,19 +10,16 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
 
 from teacher_cache import commit
 from teacher_cache.files import ShardFileReader
+from teacher_cache.location import Location, localise
 from teacher_cache.manifest import ShardFile
 
-__all__ = ["VOLATILE", "LocalStorage", "Location", "Storage", "join", "localise", "storage_at"]
+__all__ = ["VOLATILE", "LocalStorage", "Storage", "storage_at"]
 
 VOLATILE = ("logs", "tmp")  # folders that no checksum covers
 _BLOCK = 1 << 20
-
-Location = str | Path
-"""A folder's path, or a URL."""
 
 
 class Storage(Protocol):
@@ -208,18 +205,3 @@ def storage_at(location: str | os.PathLike[str]) -> Storage:
     from teacher_cache.remote import RemoteStorage
 
     return RemoteStorage(local)
-
-
-def localise(location: str | os.PathLike[str]) -> Location:
-    """A path as a Path, file:// URLs too; any other URL as it is, without a slash at its end."""
-    text = os.fspath(location)
-    if "://" not in text:
-        return Path(text)
-    if text.startswith("file://"):
-        return Path(unquote(urlsplit(text).path))
-    return text.rstrip("/")
-
-
-def join(location: Location, name: str) -> Location:
-    """The location of `name` below another."""
-    return location / name if isinstance(location, Path) else f"{location}/{name}"

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from teacher_cache import layout
 from teacher_cache.errors import CacheError, StorageError
+from teacher_cache.location import join
 from teacher_cache.manifest import Manifest, ShardFile
 from teacher_cache.reader import load_receipts
-from teacher_cache.storage import Storage, join, storage_at
+from teacher_cache.storage import Storage, storage_at
 
 __all__ = ["Problem", "verify"]
 

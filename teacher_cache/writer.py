@@ -17,10 +17,11 @@ from typing import Any
 from teacher_cache import layout
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError, ManifestError, RecipeMismatch, SchemaError
+from teacher_cache.location import Location, join
 from teacher_cache.manifest import Description, Manifest, Receipt, ShardEntry, ShardFile
 from teacher_cache.recipe import Recipe
 from teacher_cache.records import CacheSchema, Quarantined, TeacherRecord, record_problems
-from teacher_cache.storage import Location, Storage, join, storage_at
+from teacher_cache.storage import Storage, storage_at
 
 __all__ = ["CacheHandle", "CacheWriter", "create_cache", "write_shard"]
 

@@ -12,20 +12,18 @@ A damaged record, where trainer.damaged is "skip", is replaced by the next sound
 around. That is a function of the order and of the damage alone; batches keep their size.
 """
 
-import logging
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, Protocol, TypeVar
+from collections.abc import Generator
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cuda.geometry import ViewGeometry
-from teacher_cache.errors import ShardDamaged
 from teacher_cache.records import CacheSchema, RecordBatch
 from teacher_cache.shuffle import epoch_order
+from teacher_cache.stream import NothingSound, Stream, StreamBatch
 from trainer.augment import choose_points, choose_poses, renormalised, scale_and_shift
 from trainer.config import TrainerConfig
 from trainer.distributed import Ranks
@@ -33,12 +31,7 @@ from trainer.draws import Draws
 from trainer.maps import TeacherMaps
 from trainer.model_config import ModelConfig
 
-__all__ = ["DataError", "Loader", "Part", "Records", "read_ahead"]
-
-logger = logging.getLogger(__name__)
-
-In = TypeVar("In")
-Out = TypeVar("Out")
+__all__ = ["DataError", "Loader", "Part", "Records"]
 
 
 class DataError(Exception):
@@ -52,14 +45,14 @@ class Records(Protocol):
     def schema(self) -> CacheSchema: ...
 
     @property
-    def counts(self) -> Sequence[int] | np.ndarray: ...
+    def counts(self) -> NDArray[np.int64]: ...
 
     @property
     def poses(self) -> int: ...
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: Sequence[int]) -> RecordBatch: ...
+    def read(self, indices: NDArray[np.int64], *, depth: bool = ...) -> RecordBatch: ...
 
 
 class Part(NamedTuple):
@@ -147,13 +140,20 @@ class Loader:
         With trainer.readers > 0 they are read ahead in threads; closing the iterator stops these.
         """
         config = self._config
-        order = self._order(epoch)
-        share = config.batch_size // self._ranks.size
-        first = self._ranks.rank * share
-        batches = (b * config.batch_size + first + np.arange(share) for b in range(start, self.steps_per_epoch))
-        return read_ahead(
-            lambda places: self._parts(order, places, epoch), batches, threads=config.readers, ahead=config.prefetch
+        batches = Stream(
+            self._cache,
+            self._order(epoch),
+            batch_size=config.batch_size,
+            rank=self._ranks.rank,
+            ranks=self._ranks.size,
+            start=start,
+            damaged=config.damaged,
+            readers=config.readers,
+            prefetch=config.prefetch,
+            apply=lambda batch: self._parts(batch, epoch),
+            known_damage=self._damaged,
         )
+        return _closing(batches)
 
     def _order(self, epoch: int) -> np.ndarray:
         """The epoch's records, one a shape. [shapes] int64"""
@@ -164,15 +164,16 @@ class Loader:
             return shapes
         return shapes * poses + choose_poses(shapes, poses, seed=config.seed, epoch=epoch)
 
-    def _parts(self, order: np.ndarray, places: np.ndarray, epoch: int) -> list[Part]:
-        """The parts of a share that stands at `places` [share] of the epoch's order."""
-        parts = [self._part(order, part, epoch) for part in np.split(places, self._config.accumulation)]
+    def _parts(self, share: StreamBatch, epoch: int) -> list[Part]:
+        """The parts of a rank's share of a batch."""
+        size = len(share) // self._config.accumulation
+        parts = [self._part(share, slice(i, i + size), epoch) for i in range(0, len(share), size)]
         return [part.pinned() for part in parts] if self._ranks.device.type == "cuda" else parts
 
-    def _part(self, order: np.ndarray, places: np.ndarray, epoch: int) -> Part:
+    def _part(self, share: StreamBatch, rows: slice, epoch: int) -> Part:
         config, seed = self._config, self._config.seed
-        records, batch, skipped = self._read(order, places)
-        canonical = batch.points
+        records, batch, skipped = share.records[rows], share.content, int(share.stand_ins[rows].sum())
+        canonical = batch.points[rows]
         stored = canonical.shape[1]
         if config.resample:
             chosen = choose_points(records, stored, self.points, seed=seed, epoch=epoch)  # [B, n]
@@ -186,75 +187,27 @@ class Loader:
         if tuple(config.scale) != (1.0, 1.0) or config.shift:
             student = scale_and_shift(student, records, scale=config.scale, shift=config.shift, seed=seed, epoch=epoch)
         return Part(
-            ids=batch.ids,
+            ids=batch.ids[rows],
             records=records,
             points=torch.from_numpy(student),
             points_canonical=torch.from_numpy(canonical),
-            maps=None if self._live else _maps(batch, self._cache.schema.image_side),
+            maps=None if self._live else _maps(batch, rows, self._cache.schema.image_side),
             draws=Draws.for_records(records, self._model, seed=seed, epoch=epoch),
             skipped=skipped,
         )
 
-    def _read(self, order: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, RecordBatch, int]:
-        """The records at `places`, or what stands in for them: positions [B] int64, contents, how many stand in."""
-        records = order[places]
+
+def _closing(batches: Stream) -> Generator[list[Part], None, None]:
+    """The batches; closing the generator, or leaving it by an error, ends the threads behind them."""
+    with batches:
         try:
-            return records, self._cache.read(records.tolist()), 0
-        except ShardDamaged:
-            if self._config.damaged == "raise":
-                raise
-        sound = np.array([self._sound(order, place) for place in places.tolist()], np.int64)
-        return sound, self._cache.read(sound.tolist()), int((sound != records).sum())
-
-    def _sound(self, order: np.ndarray, place: int) -> int:
-        """The first sound record of the order from `place` on. Raises DataError when there is none."""
-        for step in range(order.size):
-            record = int(order[(place + step) % order.size])
-            if record in self._damaged:
-                continue
-            try:
-                self._cache.read([record])
-            except ShardDamaged as error:
-                self._damaged.add(record)
-                logger.warning("record %d is left out: %s", record, error)
-            else:
-                return record
-        raise DataError(
-            "every record of the cache is damaged. Copy it again from where it came from, or run `i2p cache repair` "
-            "on it."
-        )
+            yield from batches
+        except NothingSound as error:
+            raise DataError(str(error)) from error
 
 
-def read_ahead(
-    function: Callable[[In], Out], items: Iterable[In], *, threads: int, ahead: int
-) -> Generator[Out, None, None]:
-    """function(item) for each item, in order, computed by `threads` threads, at most `ahead` items ahead.
-
-    An exception comes out at its place in the order. threads = 0 computes each when it is asked for. Threads, not
-    processes: decoding a shard leaves the interpreter lock, nothing is copied between processes, and forking one that
-    has run numba, CUDA or zarr's event loop is not safe.
-    """
-    if threads == 0:
-        yield from map(function, items)
-        return
-    waiting: deque[Future[Out]] = deque()
-    source = iter(items)
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="read-ahead")
-    try:
-        for item in source:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= ahead:
-                break
-        while waiting:
-            done = waiting.popleft().result()
-            for item in source:
-                waiting.append(pool.submit(function, item))
-                break
-            yield done
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _maps(batch: RecordBatch, image_side: int) -> TeacherMaps:
-    geometry = ViewGeometry(*(torch.from_numpy(array) for array in (batch.lo, batch.cell, batch.offset)))
-    return TeacherMaps(torch.from_numpy(batch.features), torch.from_numpy(batch.saliency), geometry, image_side)
+def _maps(batch: RecordBatch, rows: slice, image_side: int) -> TeacherMaps:
+    geometry = ViewGeometry(*(torch.from_numpy(array[rows]) for array in (batch.lo, batch.cell, batch.offset)))
+    return TeacherMaps(
+        torch.from_numpy(batch.features[rows]), torch.from_numpy(batch.saliency[rows]), geometry, image_side
+    )

@@ -1,7 +1,5 @@
 """Which shapes a batch holds and how the student sees them."""
 
-import threading
-import time
 from typing import Any
 
 import numpy as np
@@ -11,7 +9,7 @@ import torch
 from tests.support.models import TINY
 from tests.support.training import trainer_config
 from trainer.augment import choose_points, renormalised, scale_and_shift
-from trainer.data import DataError, Loader, Part, read_ahead
+from trainer.data import DataError, Loader, Part
 from trainer.distributed import Ranks
 from trainer.maps import TeacherMaps
 
@@ -150,34 +148,3 @@ def test_renormalised_clouds_are_centred_on_the_unit_sphere_and_a_point_stays_fi
     assert np.abs(moved[0].mean(axis=0)).max() < 1e-6
     assert np.linalg.norm(moved[0], axis=1).max() == pytest.approx(1, abs=1e-6)
     assert np.array_equal(moved[1], np.zeros((50, 3)))
-
-
-def test_read_ahead_keeps_order_bounds_what_is_ahead_and_raises_in_its_place() -> None:
-    running: list[int] = []
-
-    def work(item: int) -> int:
-        running.append(item)
-        time.sleep(0.002 * (item % 3))
-        if item == 7:
-            raise OSError("record 7")
-        return item * 2
-
-    found = []
-
-    def consume() -> None:
-        for value in read_ahead(work, range(100), threads=3, ahead=4):
-            found.append(value)
-            time.sleep(0.005)
-            assert len(running) <= len(found) + 4
-
-    with pytest.raises(OSError, match="record 7"):
-        consume()
-    assert found == [0, 2, 4, 6, 8, 10, 12]
-    assert not [t for t in threading.enumerate() if t.name.startswith("read-ahead")]
-
-
-def test_closing_read_ahead_ends_its_threads() -> None:
-    stream = read_ahead(lambda item: item, range(1000), threads=2, ahead=3)
-    assert next(stream) == 0
-    stream.close()
-    assert not [t for t in threading.enumerate() if t.name.startswith("read-ahead")]

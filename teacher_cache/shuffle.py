@@ -1,11 +1,12 @@
-"""The order of an epoch, as a pure function."""
+"""The order of an epoch, as a pure function, and how far it is from a uniform one."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["epoch_order"]
+__all__ = ["ShuffleQuality", "epoch_order", "shuffle_quality"]
 
 
 def epoch_order(
@@ -42,3 +43,99 @@ def epoch_order(
 def _order(stream: np.random.PCG64, size: int) -> NDArray[np.int64]:
     keys = np.asarray(stream.random_raw(size), np.uint64)
     return np.argsort(keys, kind="stable")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShuffleQuality:
+    """Orders of some epochs beside uniform permutations of the same records.
+
+    displacement   mean |place in the epoch - place in the cache|, over that of a uniform permutation.
+    spread         mean distance in the epoch between two records of one shard, over that of a uniform permutation.
+    same_shard     of two neighbours in a batch, how often they come from one shard; `same_shard_uniform`: how often
+                   they would.
+    class_entropy  bits, of the labels in a batch, mean over batches; `class_entropy_uniform`: of as many uniform
+                   permutations. None without labels.
+    """
+
+    displacement: float
+    spread: float
+    same_shard: float
+    same_shard_uniform: float
+    class_entropy: float | None
+    class_entropy_uniform: float | None
+
+
+def shuffle_quality(
+    counts: Sequence[int] | NDArray[np.int64],
+    *,
+    window: int,
+    batch_size: int,
+    seed: int = 0,
+    epochs: int = 4,
+    labels: Sequence[int] | NDArray[np.int64] | None = None,
+) -> ShuffleQuality:
+    """What ``epoch_order`` is worth for a cache, a window and a batch size: means over epochs 0..epochs - 1.
+
+    counts  records of each shard; at least one shard has two.
+    labels  [sum(counts)] integers >= 0, to measure how the classes of a sorted corpus mix; ``Cache.labels``.
+
+    Raises ValueError where there is no pair or no whole batch of two to measure, or for labels that do not fit.
+    """
+    sizes = np.asarray(counts, np.int64)
+    n, pairs = int(sizes.sum()), int((sizes * (sizes - 1)).sum()) // 2
+    classes = None if labels is None else np.asarray(labels, np.int64)
+    if pairs == 0 or not 2 <= batch_size <= n or epochs < 1:
+        raise ValueError(
+            f"shuffle_quality: {n} records, {pairs} pairs in one shard, batch_size = {batch_size}, epochs = {epochs}; "
+            "expected a pair, whole batches of two or more, and an epoch"
+        )
+    if classes is not None and (classes.shape != (n,) or classes.min() < 0):
+        raise ValueError(f"shuffle_quality: labels have shape {list(classes.shape)}; expected [{n}], all >= 0")
+    shard_of = np.repeat(np.arange(sizes.size), sizes)
+    measured = []
+    for epoch in range(epochs):
+        order = epoch_order(sizes, seed=seed, epoch=epoch, window=window)
+        uniform = epoch_order(sizes, seed=seed, epoch=epoch, window=max(1, sizes.size))
+        shards = _batches(shard_of[order], batch_size)
+        measured.append(
+            (
+                np.abs(order - np.arange(n)).mean() / ((n * n - 1) / (3 * n)),
+                _distance_within(shard_of, order) / pairs / ((n + 1) / 3),
+                (shards[:, 1:] == shards[:, :-1]).mean(),
+                0.0 if classes is None else _entropy(_batches(classes[order], batch_size)),
+                0.0 if classes is None else _entropy(_batches(classes[uniform], batch_size)),
+            )
+        )
+    displacement, spread, same, entropy, entropy_uniform = np.mean(measured, axis=0).tolist()
+    return ShuffleQuality(
+        displacement=displacement,
+        spread=spread,
+        same_shard=same,
+        same_shard_uniform=2 * pairs / (n * (n - 1)),
+        class_entropy=None if classes is None else entropy,
+        class_entropy_uniform=None if classes is None else entropy_uniform,
+    )
+
+
+def _batches(values: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
+    """The whole batches of an epoch. [steps, batch_size]"""
+    return values[: values.size // batch_size * batch_size].reshape(-1, batch_size)
+
+
+def _distance_within(shard_of: NDArray[np.int64], order: NDArray[np.int64]) -> float:
+    """Sum of |place a - place b| over all pairs of records of one shard."""
+    places = np.empty_like(order)
+    places[order] = np.arange(order.size)
+    places = places[np.lexsort((places, shard_of))]  # ascending within each shard
+    sizes = np.bincount(shard_of)[shard_of]
+    rank = np.arange(order.size) - np.searchsorted(shard_of, shard_of)  # within its shard
+    return float((places * (2 * rank - sizes + 1)).sum())
+
+
+def _entropy(classes: NDArray[np.int64]) -> float:
+    """Mean over rows of the entropy of the values in a row, in bits."""
+    steps, batch_size = classes.shape
+    known, dense = np.unique(classes, return_inverse=True)
+    rows = np.arange(steps)[:, None] * known.size + dense.reshape(steps, batch_size)
+    share = np.bincount(rows.reshape(-1), minlength=steps * known.size) / batch_size
+    return float(-(share * np.log2(np.where(share > 0, share, 1))).sum() / steps)

@@ -14,23 +14,22 @@ import torch
 from pipeline.config import BuildConfig, CorpusConfig, ProjectionConfig, TeacherConfig, conflicts
 from pipeline.corpora import Corpus, open_corpus
 from pipeline.errors import BuildError
+from pipeline.job import Job, elsewhere
+from pipeline.lanes import Lanes
 from pipeline.plan import plan_shards
 from pipeline.poses import check_ids, shapes_of
 from pipeline.recipe import recipe_for
-from pipeline.schedulers import cores, on_cluster, on_threads
+from pipeline.schedulers import crew_for, on_cluster, on_threads
 from pipeline.tally import BuildProgress, BuildReport, Tally
 from pipeline.teacher import Teacher, load_teacher, resolve_device, size_conflicts, teacher_conflicts
 from pipeline.views import VIEWS
-from pipeline.worker import Job, Worker, ids_digest
+from pipeline.worker import Worker, ids_digest
 from teacher_cache import CacheConfig, CacheSchema, CacheWriter, cache_directory, create_cache
 from teacher_cache.location import resolve
 
 __all__ = ["BuildProgress", "BuildReport", "build_cache"]
 
 logger = logging.getLogger(__name__)
-
-GPU_THREADS = 4  # shards in flight on one GPU: one teaches, the others read and write
-GPU_PROCESSES = 2  # each holds a teacher and a CUDA context
 
 
 def build_cache(
@@ -71,9 +70,10 @@ def build_cache(
     )
     tally = Tally(writer, committed, len(tasks), len(source), corpus.poses, begun, on_progress)
     if tasks:
-        worker = Worker(source, loaded)
-        in_flight = _in_flight(build, teacher, len(tasks))
-        threads = 1 if build.remote else max(1, cores() // in_flight)
+        crew = crew_for(
+            build, resolve_device(teacher.device) if not build.remote else None, len(tasks), _groups(loaded, cache)
+        )
+        tally.teachers = crew.teachers
         job = Job(
             token=uuid4().hex,
             corpus=corpus,
@@ -81,7 +81,7 @@ def build_cache(
             teacher=teacher,
             handle=writer.handle,
             ids=ids_digest(ids),
-            threads=threads,
+            lanes=crew.lanes,
         )
         logger.info(
             "%s: %d of %d shards missing; %s%s",
@@ -89,13 +89,13 @@ def build_cache(
             len(tasks),
             tally.total,
             build.scheduler,
-            "" if build.remote else f", {in_flight} in flight, {threads} threads each",
+            "" if build.remote else f", {crew.processes} x {crew.lanes} lanes, {crew.in_work} shards in work",
         )
         if local:
-            on_threads(job, worker, tasks, in_flight, tally.add)
+            on_threads(job, Worker(source, loaded, Lanes(crew.lanes)), tasks, crew, tally.add)
         else:
-            del worker, loaded
-            on_cluster(job, tasks, build, in_flight, tally.add)
+            del loaded
+            on_cluster(elsewhere(job) if build.remote else job, tasks, build, crew, tally.add)
     tally.check_usable()
     writer.finish(planned=tally.planned)
     return tally.report(already_complete=not tasks)
@@ -134,11 +134,6 @@ def _open_cache(
     return create_cache(resolve(directory), recipe, schema, cache, label_names=source.label_names)
 
 
-def _in_flight(build: BuildConfig, teacher: TeacherConfig, tasks: int) -> int:
-    """Shards in work at once on this machine; a cluster that someone else started has its own number."""
-    chosen = build.workers
-    if not chosen:
-        gpu = not build.remote and resolve_device(teacher.device).type == "cuda"
-        on_gpu = GPU_THREADS if build.scheduler == "threads" else GPU_PROCESSES
-        chosen = on_gpu if gpu else cores()
-    return max(1, min(chosen, tasks))
+def _groups(teacher: Teacher, cache: CacheConfig) -> int:
+    """Forward passes of a full shard."""
+    return -(-cache.shapes_per_shard // max(1, teacher.batch_size // VIEWS))

@@ -139,8 +139,9 @@ class BuildConfig:
     """[build]: where the shard tasks run. Nothing here changes a byte of the cache.
 
     scheduler  "threads" (this process), "processes" (a local Dask cluster) or the address of a Dask scheduler, tcp://...
-    workers    shards in flight: threads, or local processes; 0 is one a core, or two for a GPU; unused with an address
-    retries    times a shard whose worker died is handed to another before the build stops, 0..100
+    workers    threads that teach, or local processes; 0 is one a core, or two for a GPU; unused with an address
+    retries    times a shard whose worker died is handed out again before the build stops, 0..100; with an address each is
+               a round of that scheduler's own `distributed.scheduler.allowed-failures`
     """
 
     scheduler: str = "threads"

@@ -1,7 +1,6 @@
-"""Where the shard tasks of a build run: threads here, local processes, a cluster. The only file that imports Dask.
+"""Where the shard tasks of a build run: threads here, local processes, a cluster. This file imports Dask.
 
-What crosses between driver and workers is small and of plain types: a `Job` (settings) and a `ShardTask` one way, a
-`ShardReport` the other.
+One task is one whole shard. What crosses is in `pipeline.job`; a teacher never does.
 """
 
 import importlib.util
@@ -9,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,24 +17,62 @@ import torch
 
 from pipeline.config import BuildConfig
 from pipeline.errors import BuildError
+from pipeline.job import Job, run_on_worker
 from pipeline.plan import ShardTask
 from pipeline.tally import Result
-from pipeline.worker import Job, Worker, hold, release, run_task
+from pipeline.worker import Worker, hold, release, run_task
 
-__all__ = ["CONNECT_SECONDS", "cores", "on_cluster", "on_threads"]
+__all__ = ["CONNECT_SECONDS", "Crew", "crew_for", "on_cluster", "on_threads"]
 
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 60  # for a scheduler and its first worker to answer
+SUBMITTED_AT_ONCE = 1000  # tasks in one message to a scheduler
 
 
-def cores() -> int:
-    """Cores that this process may use, by affinity and control group."""
-    return dask.system.CPU_COUNT
+GPU_PROCESSES = 2  # each holds a teacher and a CUDA context
+GPU_LANES = 2  # one is on the GPU, the other makes records of what came from it
+GPU_SHARDS = 4  # one is taught, the others are read and written
+SHARDS_BESIDE = 2  # on a CPU, beside those that are taught: one is read, one is written
+LANES_OF_A_WRITER = 8  # encoding and writing take up to a tenth of a teacher's time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crew:
+    """Who works at a build on this machine.
+
+    processes  1 for the driver itself
+    lanes      threads of each that teach; 0: a cluster decides
+    in_work    shards of each at once
+    teachers   forward passes at once in all; 0: not known
+    """
+
+    processes: int
+    lanes: int
+    in_work: int
+    teachers: int
+
+
+def crew_for(build: BuildConfig, device: torch.device | None, shards: int, groups: int) -> Crew:
+    """Who builds so many shards of so many groups.
+
+    device  the teacher's; None where the workers choose, on a cluster
+    """
+    if build.remote or device is None:
+        return Crew(processes=0, lanes=0, in_work=0, teachers=0)
+    gpu, cores = device.type == "cuda", dask.system.CPU_COUNT
+    if build.scheduler == "processes":
+        processes = min(build.workers or (GPU_PROCESSES if gpu else cores), shards)
+        lanes = 1 if gpu else max(1, cores // processes)
+        return Crew(processes=processes, lanes=lanes, in_work=2, teachers=0 if gpu else processes * lanes)
+    lanes = build.workers or (GPU_LANES if gpu else cores)
+    taught = -(-lanes // groups)  # a shard of few groups does not fill the lanes
+    in_work = GPU_SHARDS if gpu else taught + SHARDS_BESIDE + lanes // LANES_OF_A_WRITER
+    return Crew(processes=1, lanes=lanes, in_work=min(in_work, shards), teachers=1 if gpu else lanes)
 
 
 def on_threads(
-    job: Job, worker: Worker, tasks: Sequence[ShardTask], workers: int, on_result: Callable[[Result], None]
+    job: Job, worker: Worker, tasks: Sequence[ShardTask], crew: Crew, on_result: Callable[[Result], None]
 ) -> None:
     """Run the tasks on threads of this process, which share the driver's corpus and teacher."""
     from dask.callbacks import Callback
@@ -44,10 +82,12 @@ def on_threads(
             on_result(result)
 
     hold(job.token, worker)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="build")
+    pool = ThreadPoolExecutor(crew.in_work, thread_name_prefix="build")
     # Dask starts equal tasks from the greatest name down; counting down makes that the shards' order (a nicety only).
     graph = [
-        dask.delayed(partial(run_task, job, task), pure=False)(dask_key_name=f"shard-{len(tasks) - place:08d}")
+        dask.delayed(partial(run_task, job, task, lanes=crew.lanes), pure=False)(
+            dask_key_name=f"shard-{len(tasks) - place:08d}"
+        )
         for place, task in enumerate(tasks)
     ]
     try:
@@ -70,50 +110,95 @@ def _torch_threads_kept() -> Iterator[None]:
 
 
 def on_cluster(
-    job: Job, tasks: Sequence[ShardTask], build: BuildConfig, workers: int, on_result: Callable[[Result], None]
+    job: Job, tasks: Sequence[ShardTask], build: BuildConfig, crew: Crew, on_result: Callable[[Result], None]
 ) -> None:
-    """Run the tasks on local processes, or on the cluster whose address is given."""
-    from dask.distributed import Client, LocalCluster, as_completed
-    from distributed.scheduler import KilledWorker
-
+    """Run the tasks on local processes, or on the cluster whose address is given. Raises BuildError."""
     with ExitStack() as stack:
-        if build.remote:
-            client = stack.enter_context(_connected(build.scheduler))
-        else:
-            stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": build.retries}))
-            cluster = LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=True,
-                memory_limit=None,  # a shard's memory is bounded; a limit that kills workers is worse than swapping
-                dashboard_address=":0" if importlib.util.find_spec("bokeh") else None,
-            )
-            client = stack.enter_context(Client(stack.enter_context(cluster), set_as_default=False))
+        client = stack.enter_context(_connected(build.scheduler) if build.remote else _local(crew, build.retries))
         stack.enter_context(client.as_current())
         if client.dashboard_link and importlib.util.find_spec("bokeh"):
             logger.info("Dask dashboard: %s", client.dashboard_link)
-        futures = [
-            client.submit(run_task, job, task, pure=False, key=f"shard {task.shard} of {job.token}") for task in tasks
-        ]
+        # Local workers die for good as often as `retries` says; another's scheduler has a number of its own, after
+        # which the driver hands the shard out afresh.
+        again = dict.fromkeys((task.shard for task in tasks), build.retries if build.remote else 0)
+        left = {future: task for task, future in zip(tasks, _submit(client, job, tasks), strict=True)}
         try:
-            for future in as_completed(futures):
-                try:
-                    error = future.exception()
-                except CancelledError as cancelled:
-                    raise BuildError(
-                        f"the connection to the Dask scheduler at {client.scheduler.address} was lost.\n"
-                        "  Committed shards are kept; start the scheduler again and run the build again to go on."
-                    ) from cancelled
-                if isinstance(error, KilledWorker):
-                    raise BuildError(
-                        f"{future.key.partition(' of ')[0]}: the workers it was given to died ({error}).\n"
-                        "  Most often they ran out of memory: lower build.workers, cache.shapes_per_shard or "
-                        "teacher.batch_size. Committed shards are kept; run the build again to go on."
-                    )
-                on_result(future.result())
-                future.release()
+            _collect(client, job, left, again, on_result)
         finally:
-            client.cancel(futures)
+            if client.status == "running":
+                client.cancel(list(left))
+                # Frees the teachers, and stops what is still in work; a worker that is gone has nothing to free.
+                client.run(release, job.token, on_error="ignore")
+
+
+def _submit(client: Any, job: Job, tasks: Sequence[ShardTask], attempt: int = 0) -> list[Any]:
+    # The part before the comma is the name of a group: the scheduler then keeps tasks back until a thread is free, and
+    # a worker that dies casts suspicion on those it was working on only.
+    keys = [(f"shard-{job.token}", task.shard, attempt) for task in tasks]
+    return list(client.map(partial(run_on_worker, job), tasks, key=keys, pure=False, batch_size=SUBMITTED_AT_ONCE))
+
+
+def _collect(
+    client: Any,
+    job: Job,
+    left: dict[Any, ShardTask],
+    again: dict[int, int],
+    on_result: Callable[[Result], None],
+) -> None:
+    """Take results as they come, in this thread; `left` shrinks to what is not done. Raises BuildError."""
+    from dask.distributed import as_completed
+    from distributed.scheduler import KilledWorker
+
+    done = as_completed(list(left))
+    for future in done:
+        task = left.pop(future)
+        try:
+            error = future.exception()
+        except CancelledError as cancelled:
+            raise BuildError(
+                f"the connection to the Dask scheduler at {client.scheduler.address} was lost.\n"
+                "  Committed shards are kept; start the scheduler again and run the build again to go on."
+            ) from cancelled
+        if isinstance(error, KilledWorker):
+            if not again[task.shard]:
+                raise BuildError(
+                    f"shard {task.shard}: the workers it was given to died ({error}).\n"
+                    "  Most often they ran out of memory: lower build.workers, cache.shapes_per_shard or "
+                    "teacher.batch_size. Committed shards are kept; run the build again to go on."
+                )
+            again[task.shard] -= 1
+            logger.warning("shard %d: its workers died, handed out again: %s", task.shard, error)
+            (fresh,) = _submit(client, job, [task], attempt=again[task.shard] + 1)
+            left[fresh] = task
+            done.add(fresh)
+            continue
+        if error is not None:  # tasks return their failures, so this one never began
+            raise BuildError(
+                f"shard {task.shard} could not be started on a worker: {type(error).__name__}: {error}.\n"
+                "  Scheduler, workers and driver need the same Python, the same versions of dask and of this package; "
+                "compare them with Client(...).get_versions(check=True)."
+            )
+        on_result(future.result())
+        future.release()
+
+
+@contextmanager
+def _local(crew: Crew, retries: int) -> Iterator[Any]:
+    """A client of a cluster of processes on this machine."""
+    from dask.distributed import Client, LocalCluster
+
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": retries}),
+        LocalCluster(
+            n_workers=crew.processes,
+            threads_per_worker=crew.in_work,
+            processes=True,
+            memory_limit=None,  # a shard's memory is bounded; a limit that kills workers is worse than swapping
+            dashboard_address=":0" if importlib.util.find_spec("bokeh") else None,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
 
 
 @contextmanager

@@ -1,15 +1,17 @@
 """One shard from its shapes to its receipt: read, check, normalise, project, teach, encode, commit. No Dask here.
 
-Shapes are taken in small groups, as many as fill one forward pass of the teacher, so memory is the shard's records and
-one group. A group always holds the same shapes and each group runs on one thread, so a shard's bytes do not depend on
-how many threads, workers or machines take part.
+Shapes are taken in small groups, as many as fill one forward pass of the teacher. The shard's own thread reads them and
+hands each group to the lanes, which project and teach; when all are taught it writes. So memory is the shard's clouds
+and records. A group always holds the same shapes and each group runs on one thread, so a shard's bytes do not depend
+on how many lanes, workers or machines take part.
 """
 
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from urllib.parse import unquote
@@ -22,6 +24,7 @@ from cuda.geometry import ViewGeometry
 from pipeline.config import ProjectionConfig
 from pipeline.corpora import Corpus, Shape, ShapeError, normalise
 from pipeline.errors import BuildError
+from pipeline.lanes import Lanes
 from pipeline.plan import ShardTask
 from pipeline.poses import in_pose, pose_id
 from pipeline.teacher import Teacher
@@ -45,7 +48,7 @@ class ShardReport:
     """A committed shard. Small: it crosses from worker to driver.
 
     receipt  what is in it
-    seconds  spent in each of STAGES, added up over threads; `write` is encoding, writing and committing
+    seconds  spent in each of STAGES, added up over threads; `write` is zeroing, encoding, writing and committing
     wall     seconds from start to commit
     """
 
@@ -54,11 +57,14 @@ class ShardReport:
     wall: float
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Group:
-    records: list[TeacherRecord]
+    """Shapes of one forward pass as they were read: `poses` entries for each shape that can be used."""
+
+    ids: list[str]
+    labels: list[int]
+    clouds: list[np.ndarray]
     quarantined: list[Quarantined]
-    seconds: dict[str, float]
 
 
 def build_shard(
@@ -67,95 +73,108 @@ def build_shard(
     projection: ProjectionConfig,
     teacher: Teacher,
     handle: CacheHandle,
+    lanes: Lanes,
     *,
     poses: int = 1,
-    threads: int = 1,
     device_lock: AbstractContextManager[object] | None = None,
     stop: threading.Event | None = None,
 ) -> ShardReport:
     """Build and commit one shard.
 
+    lanes        what projects and teaches; each group computes on one core. Never call this from one of them.
     poses        records of each shape, which stand together
-    threads      groups in work at once; each computes on one core.
     device_lock  held while a group is projected and taught: for a GPU that several shards share.
     stop         checked before each group; once set, BuildStopped is raised and nothing is committed.
 
-    Sets torch's number of threads to 1 when the teacher is on a CPU. Raises BuildError for teacher output that is not
-    finite, and whatever the cache's writer raises. A ShapeError becomes a quarantine entry.
+    A lane sets torch's number of threads to 1 when the teacher is on a CPU. Raises BuildError for teacher output that
+    is not finite, and whatever the cache's writer raises. A ShapeError becomes a quarantine entry.
     """
     begun = perf_counter()
+    seconds = dict.fromkeys(STAGES, 0.0)
     size = max(1, teacher.batch_size // (VIEWS * poses))
-    groups = [task.indices[start : start + size] for start in range(0, len(task.indices), size)]
-
-    def run(indices: Sequence[int]) -> _Group:
-        if stop is not None and stop.is_set():
-            raise BuildStopped
-        if teacher.device.type == "cpu":
-            # A matrix product split over cores may round differently; and a core a group uses the cores as well.
-            torch.set_num_threads(1)
-        return _teach_group(indices, corpus, poses, projection, teacher, handle, device_lock or nullcontext())
-
-    if threads > 1:
-        with ThreadPoolExecutor(threads, thread_name_prefix=f"shard-{task.shard}") as pool:
-            done = list(pool.map(run, groups))
-    else:
-        done = [run(indices) for indices in groups]
-
-    started = perf_counter()
-    records = [record for group in done for record in group.records]
-    quarantined = [item for group in done for item in group.quarantined]
+    records: list[TeacherRecord] = []
+    quarantined: list[Quarantined] = []
+    taught: list[Future[tuple[list[TeacherRecord], dict[str, float]]]] = []
+    try:
+        for start in range(0, len(task.indices), size):
+            clock = perf_counter()
+            _check_stop(stop)
+            group = _read_group(task.indices[start : start + size], corpus, poses)
+            quarantined += group.quarantined
+            seconds["read"] += perf_counter() - clock
+            if group.clouds:
+                call = partial(_teach_group, group, projection, teacher, handle, device_lock or nullcontext(), stop)
+                taught.append(lanes.submit(task.shard, call))
+        for future in taught:
+            some, spent = future.result()
+            records += some
+            for stage, value in spent.items():
+                seconds[stage] += value
+    except BaseException:
+        for future in taught:
+            future.cancel()
+        raise
+    clock = perf_counter()
     receipt = write_shard(handle, task.shard, records, quarantined)
     now = perf_counter()
-    seconds = {stage: sum(group.seconds.get(stage, 0.0) for group in done) for stage in STAGES}
-    seconds["write"] = now - started
+    seconds["write"] += now - clock
     return ShardReport(
         receipt=receipt, seconds={stage: round(seconds[stage], 4) for stage in STAGES}, wall=round(now - begun, 4)
     )
 
 
-def _teach_group(
-    indices: Sequence[int],
-    corpus: Corpus,
-    poses: int,
-    projection: ProjectionConfig,
-    teacher: Teacher,
-    handle: CacheHandle,
-    device_lock: AbstractContextManager[object],
-) -> _Group:
-    seconds: dict[str, float] = {}
-    clock = perf_counter()
-    ids, labels, clouds, quarantined = [], [], [], []
+def _check_stop(stop: threading.Event | None) -> None:
+    if stop is not None and stop.is_set():
+        raise BuildStopped
+
+
+def _read_group(indices: Sequence[int], corpus: Corpus, poses: int) -> _Group:
+    group = _Group(ids=[], labels=[], clouds=[], quarantined=[])
     for index in indices:
         try:
             shape = corpus[index]
             points = _canonical(shape, corpus.source(index))
         except ShapeError as error:
-            quarantined.append(_quarantined(corpus.id(index), error, corpus.uri))
+            group.quarantined.append(_quarantined(corpus.id(index), error, corpus.uri))
         else:
             for pose in range(poses):
-                ids.append(pose_id(shape.id, pose))
-                labels.append(-1 if shape.label is None else int(shape.label))
-                clouds.append(in_pose(points, shape.id, pose))
-    seconds["read"] = perf_counter() - clock
-    if not clouds:
-        return _Group([], quarantined, seconds)
+                group.ids.append(pose_id(shape.id, pose))
+                group.labels.append(-1 if shape.label is None else int(shape.label))
+                group.clouds.append(in_pose(points, shape.id, pose))
+    return group
 
+
+def _teach_group(
+    group: _Group,
+    projection: ProjectionConfig,
+    teacher: Teacher,
+    handle: CacheHandle,
+    device_lock: AbstractContextManager[object],
+    stop: threading.Event | None,
+) -> tuple[list[TeacherRecord], dict[str, float]]:
+    """Project and teach one group, in a lane -> its records, and seconds by stage."""
+    _check_stop(stop)
+    if teacher.device.type == "cpu":
+        # A matrix product split over cores may round differently; and a core a group uses the cores as well.
+        torch.set_num_threads(1)
+    seconds: dict[str, float] = {}
+    stacked = np.stack(group.clouds)
     with device_lock:
         clock = perf_counter()
-        views = render_views(torch.from_numpy(np.stack(clouds)).to(teacher.device), projection)
+        views = render_views(torch.from_numpy(stacked).to(teacher.device), projection)
         depth, lo, cell, offset = (_array(tensor) for tensor in (views.depth, *views.geometry))
         seconds["project"] = perf_counter() - clock
         clock = perf_counter()
         features, saliency = (_array(tensor.unflatten(0, (-1, VIEWS))) for tensor in teacher.encode(views.images))
         seconds["teacher"] = perf_counter() - clock
-
+    clock = perf_counter()
     if handle.description.storage.untouched == "zero":
         stored = ViewGeometry(*(torch.from_numpy(part) for part in (lo, cell, offset)))
         side = projection.image_side // projection.patch_side
-        features[untouched_tokens(np.stack(clouds), stored, image_side=projection.image_side, side=side)] = 0
+        features[untouched_tokens(stacked, stored, image_side=projection.image_side, side=side)] = 0
     keep_depth = handle.description.storage.depth != "none"
     records = []
-    for row, (id, label, points) in enumerate(zip(ids, labels, clouds, strict=True)):
+    for row, (id, label, points) in enumerate(zip(group.ids, group.labels, group.clouds, strict=True)):
         _check_finite(id, features[row], saliency[row])
         records.append(
             TeacherRecord(
@@ -170,7 +189,8 @@ def _teach_group(
                 saliency=saliency[row],
             )
         )
-    return _Group(records, quarantined, seconds)
+    seconds["write"] = perf_counter() - clock
+    return records, seconds
 
 
 def _canonical(shape: Shape, source: str) -> np.ndarray:

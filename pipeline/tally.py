@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline.errors import BuildError
-from pipeline.shard import ShardReport
-from pipeline.worker import Failure
+from pipeline.job import Failure
+from pipeline.shard import STAGES, ShardReport
 from teacher_cache import CacheWriter, Quarantined, Receipt
 from teacher_cache.layout import LOG
 from teacher_cache.location import Location, join
@@ -50,6 +50,7 @@ class BuildReport:
     quarantined       every shape that left no record
     seconds           this build took
     stages            seconds of work in read, project, teacher and write, added up over threads and workers
+    teachers          forward passes that could run at once; 0 where that is not known, as on a cluster
     already_complete  nothing was missing
     """
 
@@ -60,7 +61,21 @@ class BuildReport:
     quarantined: tuple[Quarantined, ...]
     seconds: float
     stages: dict[str, float]
+    teachers: int
     already_complete: bool
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Each stage's part of all seconds of work, 0..1; {} when nothing was built."""
+        total = sum(self.stages.values())
+        return {stage: seconds / total for stage, seconds in self.stages.items()} if total else {}
+
+    @property
+    def taught(self) -> float | None:
+        """The teacher's part, 0..1, of the time that `teachers` forward passes at once had from start to end."""
+        if not self.teachers or not self.stages:
+            return None
+        return self.stages["teacher"] / (self.teachers * self.seconds)
 
 
 class Tally:
@@ -84,6 +99,7 @@ class Tally:
         self.records = sum(receipt.records for receipt in committed.values())
         self.refused = sum(len(receipt.quarantined) for receipt in committed.values())
         self.stages: Counter[str] = Counter()
+        self.teachers = 0
         self.tell()
 
     def add(self, result: Result) -> None:
@@ -92,7 +108,7 @@ class Tally:
             failure = {"event": "failure", "shard": result.shard, "traceback": result.traceback}
             self.writer.log(failure, flush=True)
             raise BuildError(
-                f"shard {result.shard} failed: {result.message}\n"
+                f"shard {result.shard} failed{f' on {result.worker}' if result.worker else ''}: {result.message}\n"
                 f"  Its traceback is in {join(self.writer.directory, LOG)}.\n"
                 f"  The {len(self.receipts)} committed shards are kept; run the build again to go on."
             )
@@ -155,6 +171,7 @@ class Tally:
             built=len(self.receipts) - self.before,
             quarantined=self.quarantined(),
             seconds=time.perf_counter() - self.begun,
-            stages={stage: round(seconds, 3) for stage, seconds in self.stages.items()},
+            stages={stage: round(self.stages[stage], 3) for stage in STAGES if stage in self.stages},
+            teachers=self.teachers,
             already_complete=already_complete,
         )

@@ -1,4 +1,4 @@
-"""The worker's side of a build: what a task is, and what a process keeps between tasks. No Dask here.
+"""The worker's side of a build: what a process does with a task, and keeps between tasks. No Dask here.
 
 A teacher never travels. A task carries a `Job`, a few settings; the first task of a build that reaches a process opens
 the corpus and loads the teacher there, and the later ones find them.
@@ -7,58 +7,32 @@ the corpus and loads the teacher there, and the later ones find them.
 import hashlib
 import threading
 import traceback
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-from pipeline.config import CorpusConfig, ProjectionConfig, TeacherConfig
 from pipeline.corpora import Corpus, open_corpus
 from pipeline.errors import BuildError
+from pipeline.job import Failure, Job
+from pipeline.lanes import Lanes
 from pipeline.plan import ShardTask
 from pipeline.recipe import recipe_for
 from pipeline.shard import ShardReport, build_shard
 from pipeline.teacher import Teacher, load_teacher
-from teacher_cache import CacheHandle
 from teacher_cache.layout import RECIPE
 from teacher_cache.storage import storage_at
 
-__all__ = ["Failure", "Job", "Worker", "hold", "ids_digest", "release", "run_task"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One build, as a worker needs to know it. Picklable and small.
-
-    token    of this build: what a process keeps under another token is another build's, and dropped
-    ids      `ids_digest` of the corpus that was planned; a worker that sees other shapes refuses
-    threads  groups of a shard in work at once, where the teacher is on a CPU
-    """
-
-    token: str
-    corpus: CorpusConfig
-    projection: ProjectionConfig
-    teacher: TeacherConfig
-    handle: CacheHandle
-    ids: str
-    threads: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """A shard that failed, in words: exceptions of any class cannot be trusted to survive the way to the driver."""
-
-    shard: int
-    message: str
-    traceback: str
+__all__ = ["Worker", "hold", "ids_digest", "release", "run_task"]
 
 
 class Worker:
-    """What one process holds for one build: corpus, teacher, and a lock for a GPU that several shards share."""
+    """What one process holds for one build: corpus, teacher, lanes, and a lock for a GPU that several shards share."""
 
-    def __init__(self, corpus: Corpus, teacher: Teacher) -> None:
+    def __init__(self, corpus: Corpus, teacher: Teacher, lanes: Lanes) -> None:
         self.corpus = corpus
         self.teacher = teacher
+        self.lanes = lanes
         self.stop = threading.Event()
+        self.in_work = 0  # tasks; guarded by _loading
         self.device_lock: AbstractContextManager[object] = (
             nullcontext() if teacher.device.type == "cpu" else threading.Lock()
         )
@@ -68,24 +42,31 @@ _held: dict[str, Worker] = {}
 _loading = threading.Lock()
 
 
-def run_task(job: Job, task: ShardTask) -> ShardReport | Failure:
-    """Build one shard in this process. Never raises an Exception: what goes wrong comes back as a Failure."""
+def run_task(job: Job, task: ShardTask, *, lanes: int, address: str = "") -> ShardReport | Failure:
+    """Build one shard in this process. Never raises an Exception: what goes wrong comes back as a Failure.
+
+    lanes    threads that teach, for all shards that this process has in work; the first task of a build decides.
+    address  of this process, for the Failure
+    """
     try:
-        worker = _worker(job)
-        return build_shard(
-            task,
-            worker.corpus,
-            job.projection,
-            worker.teacher,
-            job.handle,
-            poses=job.corpus.poses,
-            threads=job.threads if worker.teacher.device.type == "cpu" else 1,
-            device_lock=worker.device_lock,
-            stop=worker.stop,
-        )
+        with _at_work(job, lanes) as worker:
+            return build_shard(
+                task,
+                worker.corpus,
+                job.projection,
+                worker.teacher,
+                job.handle,
+                worker.lanes,
+                poses=job.corpus.poses,
+                device_lock=worker.device_lock,
+                stop=worker.stop,
+            )
     except Exception as error:  # the driver stops on it, with this text and this traceback
         return Failure(
-            shard=task.shard, message=f"{type(error).__name__}: {error}", traceback="".join(traceback.format_exc())
+            shard=task.shard,
+            message=f"{type(error).__name__}: {error}",
+            traceback="".join(traceback.format_exc()),
+            worker=address,
         )
 
 
@@ -96,9 +77,12 @@ def hold(token: str, worker: Worker) -> None:
 
 
 def release(token: str) -> None:
-    """Forget a build: its teacher's memory is freed."""
+    """Forget a build: its tasks in work stop at their next group, then its lanes end and its teacher is freed."""
     with _loading:
-        _held.pop(token, None)
+        worker = _held.pop(token, None)
+        if worker is not None:
+            worker.stop.set()
+            _close_if_idle(worker)
 
 
 def ids_digest(ids: Sequence[str]) -> str:
@@ -109,16 +93,31 @@ def ids_digest(ids: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _worker(job: Job) -> Worker:
+@contextmanager
+def _at_work(job: Job, lanes: int) -> Iterator[Worker]:
+    """What this process holds for a build, opened by its first task; another build's is dropped unless it is in use."""
     with _loading:
         worker = _held.get(job.token)
         if worker is None:
-            _held.clear()
-            worker = _held[job.token] = _open(job)
-        return worker
+            for other in [token for token, held in _held.items() if not held.in_work]:
+                _close_if_idle(_held.pop(other))
+            worker = _held[job.token] = _open(job, lanes)
+        worker.in_work += 1
+    try:
+        yield worker
+    finally:
+        with _loading:
+            worker.in_work -= 1
+            if _held.get(job.token) is not worker:
+                _close_if_idle(worker)
 
 
-def _open(job: Job) -> Worker:
+def _close_if_idle(worker: Worker) -> None:
+    if not worker.in_work:
+        worker.lanes.close()
+
+
+def _open(job: Job, lanes: int) -> Worker:
     """Open corpus and teacher, and make sure that they and the cache are what the driver saw."""
     description = job.handle.description
     try:
@@ -148,4 +147,4 @@ def _open(job: Job) -> Worker:
         raise BuildError(
             "this worker has another corpus or teacher (here) than the driver (there):\n  " + "\n  ".join(differences)
         )
-    return Worker(corpus, teacher)
+    return Worker(corpus, teacher, Lanes(lanes))

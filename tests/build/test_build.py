@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 import teacher_cache
 from pipeline import build as build_module
 from pipeline import schedulers
+from pipeline import shard as shard_module
 from pipeline import worker as worker_module
 from pipeline.corpora import CorpusError, normalise, open_corpus
 from pipeline.errors import BuildError
@@ -59,9 +61,11 @@ def test_workers_change_no_byte(tmp_path, undisturbed, format):
     assert tree(small_build(tmp_path, format=format, workers=2).path) == tree(undisturbed[format].path)
 
 
-def test_a_shard_split_over_threads_has_the_same_bytes(tmp_path, undisturbed, monkeypatch):
-    monkeypatch.setattr(schedulers.dask.system, "CPU_COUNT", 4)
-    assert tree(small_build(tmp_path, workers=1).path) == tree(undisturbed["zarr"].path)
+def test_a_shard_split_over_more_lanes_than_groups_has_the_same_bytes(tmp_path, undisturbed, monkeypatch):
+    monkeypatch.setattr(schedulers.dask.system, "CPU_COUNT", 8)
+    report = small_build(tmp_path, workers=0)
+    assert report.teachers == 8
+    assert tree(report.path) == tree(undisturbed["zarr"].path)
 
 
 def test_a_complete_cache_is_left_alone(undisturbed):
@@ -243,4 +247,40 @@ def test_a_corpus_that_does_not_exist_is_the_corpus_error(tmp_path):
 def test_the_first_line_of_the_log_says_what_is_missing_and_where(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="pipeline.build"):
         small_build(tmp_path, corpus="synthetic:?count=3&seed=1", workers=1)
-    assert "1 of 1 shards missing; threads, 1 in flight" in caplog.text
+    assert "1 of 1 shards missing; threads, 1 x 1 lanes, 1 shards in work" in caplog.text
+
+
+def test_the_report_says_where_the_time_went(tmp_path, undisturbed):
+    report = small_build(tmp_path, workers=1)
+    assert report.shares.keys() == {"read", "project", "teacher", "write"}
+    assert sum(report.shares.values()) == pytest.approx(1)
+    assert report.shares["teacher"] == report.stages["teacher"] / sum(report.stages.values())
+    assert report.taught == report.stages["teacher"] / report.seconds  # one lane
+    assert 0 < report.taught < 1
+    again = small_build(tmp_path)
+    assert (again.shares, again.taught) == ({}, None)
+
+
+def test_while_a_shard_is_written_the_next_is_taught(tmp_path, monkeypatch):
+    """One lane, and a writer that waits until another shard has been to the teacher."""
+    taught, waited = [], []
+
+    def encode(self, images):
+        taught.append(len(images))
+        return real_encode(self, images)
+
+    def write(handle, shard, records, quarantined=()):
+        before = len(taught)
+        if shard == 0:
+            for _ in range(1000):
+                if len(taught) > before:
+                    break
+                time.sleep(0.01)
+            waited.append(len(taught) - before)
+        return real_write(handle, shard, records, quarantined)
+
+    real_encode, real_write = worker_module.Teacher.encode, shard_module.write_shard
+    monkeypatch.setattr(worker_module.Teacher, "encode", encode)
+    monkeypatch.setattr(shard_module, "write_shard", write)
+    small_build(tmp_path, workers=1)
+    assert waited[0] > 0

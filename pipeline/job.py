@@ -1,0 +1,72 @@
+"""What crosses between the driver of a build and its workers: a `Job` and a task one way, a `Failure` or report back.
+
+Small and of plain types, and light to import: a Dask scheduler unpickles every task, and must not load torch for that.
+Dask itself is imported here on a worker only.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from pipeline.config import CorpusConfig, ProjectionConfig, TeacherConfig
+from pipeline.plan import ShardTask
+from teacher_cache import CacheHandle
+
+__all__ = ["Failure", "Job", "elsewhere", "run_on_worker"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One build, as a worker needs to know it. Picklable and small.
+
+    token  of this build: what a process keeps under another token is another build's, and dropped
+    ids    `ids_digest` of the corpus that was planned; a worker that sees other shapes refuses
+    lanes  threads of a process that teach; 0: as many as the Dask worker has (`dask worker --nthreads`)
+    """
+
+    token: str
+    corpus: CorpusConfig
+    projection: ProjectionConfig
+    teacher: TeacherConfig
+    handle: CacheHandle
+    ids: str
+    lanes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A shard that failed, in words: exceptions of any class cannot be trusted to survive the way to the driver.
+
+    worker  address of the Dask worker, "" for a thread of the driver
+    """
+
+    shard: int
+    message: str
+    traceback: str
+    worker: str = ""
+
+
+def run_on_worker(job: Job, task: ShardTask) -> Any:
+    """Build one shard on the Dask worker that this thread belongs to -> ShardReport or Failure, never an exception."""
+    from distributed import get_worker
+
+    from pipeline.worker import run_task
+
+    worker = get_worker()
+    return run_task(job, task, lanes=job.lanes or worker.state.nthreads, address=worker.address)
+
+
+def elsewhere(job: Job) -> Job:
+    """The job with every path absolute, for workers that were started in other folders."""
+    kind, _, rest = job.corpus.uri.partition(":")
+    location, mark, query = rest.partition("?")
+    uri = f"{kind}:{quote(_absolute(unquote(location)))}{mark}{query}" if location else job.corpus.uri
+    teacher = replace(job.teacher, weights=_absolute(job.teacher.weights) if job.teacher.weights else "")
+    if teacher.architecture.endswith(".json"):
+        teacher = replace(teacher, architecture=_absolute(teacher.architecture))
+    return replace(job, corpus=replace(job.corpus, uri=uri), teacher=teacher)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())

@@ -1,0 +1,62 @@
+"""Lanes: how many at once, who comes first, and what is left when they close."""
+
+import threading
+from concurrent.futures import CancelledError
+
+import pytest
+
+from pipeline.lanes import Lanes
+
+
+def test_the_lowest_order_goes_first_and_equals_in_the_order_they_came():
+    lanes, gate, done = Lanes(1), threading.Event(), []
+    first = lanes.submit(9, gate.wait)  # holds the only lane while the others queue
+    others = [
+        lanes.submit(order, lambda name=name: done.append(name)) for order, name in [(2, "c"), (1, "a"), (1, "b")]
+    ]
+    gate.set()
+    for future in (first, *others):
+        future.result(timeout=10)
+    lanes.close()
+    assert done == ["a", "b", "c"]
+
+
+def test_as_many_calls_as_there_are_lanes_run_at_once():
+    lanes = Lanes(3)
+    together = threading.Barrier(3)  # breaks unless three are in it at the same time
+    futures = [lanes.submit(0, lambda: together.wait(timeout=10)) for _ in range(6)]
+    assert sorted(future.result(timeout=20) for future in futures) == [0, 0, 1, 1, 2, 2]
+    lanes.close()
+
+
+def test_an_error_goes_to_the_one_who_waits_and_the_lane_lives_on():
+    lanes = Lanes(1)
+    with pytest.raises(ZeroDivisionError):
+        lanes.submit(0, lambda: 1 // 0).result(timeout=10)
+    assert lanes.submit(0, lambda: 5).result(timeout=10) == 5
+    lanes.close()
+
+
+def test_closing_ends_the_threads_and_cancels_what_waits():
+    lanes, begun, gate = Lanes(1), threading.Event(), threading.Event()
+
+    def work():
+        begun.set()
+        return gate.wait(timeout=10)
+
+    working, waiting = lanes.submit(0, work), lanes.submit(1, lambda: 1)
+    assert begun.wait(timeout=10)
+    threading.Timer(0.1, gate.set).start()
+    lanes.close()
+    assert working.result(timeout=0) is True  # close has waited for it
+    with pytest.raises(CancelledError):
+        waiting.result(timeout=0)
+    with pytest.raises(RuntimeError, match="these lanes are closed"):
+        lanes.submit(0, lambda: 1)
+    assert not [thread for thread in threading.enumerate() if thread.name == "lane-0" and thread in lanes._threads]
+    lanes.close()
+
+
+def test_no_lane_is_no_pool():
+    with pytest.raises(ValueError, match="threads = 0; expected 1 or more"):
+        Lanes(0)

@@ -21,6 +21,7 @@ Writing, in the driver and in its workers:
     writer.finish(planned=len(corpus))
 """
 
+from teacher_cache.basis import Basis
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import (
     CacheError,
@@ -38,13 +39,14 @@ from teacher_cache.reader import open_cache as open
 from teacher_cache.recipe import FORMAT_VERSION, Recipe, cache_directory
 from teacher_cache.records import CacheSchema, Quarantined, RecordBatch, TeacherRecord
 from teacher_cache.repair import withdraw
-from teacher_cache.shuffle import epoch_order
+from teacher_cache.shuffle import ShuffleQuality, epoch_order, shuffle_quality
 from teacher_cache.stream import NothingSound, Stream, StreamBatch, stream
 from teacher_cache.verify import Problem, verify
-from teacher_cache.writer import CacheHandle, CacheWriter, create_cache, write_shard
+from teacher_cache.writer import CacheHandle, CacheWriter, create_cache, stored_basis, write_shard
 
 __all__ = [
     "FORMAT_VERSION",
+    "Basis",
     "Cache",
     "CacheConfig",
     "CacheError",
@@ -63,6 +65,7 @@ __all__ = [
     "SchemaError",
     "ShardDamaged",
     "ShardFile",
+    "ShuffleQuality",
     "StorageError",
     "Stream",
     "StreamBatch",
@@ -73,6 +76,8 @@ __all__ = [
     "epoch_order",
     "list_caches",
     "open",
+    "shuffle_quality",
+    "stored_basis",
     "stream",
     "verify",
     "withdraw",

@@ -16,6 +16,8 @@ DEPTHS = ("uint8", "float16", "none")
 COMPRESSIONS = ("zstd", "none")
 MAX_SHAPES_PER_SHARD = 65536
 MIN_STEPS, MAX_STEPS = 7, 127  # an int8 holds no more; with fewer than 7 targets are off by a tenth
+MAX_CHANNELS = 8192
+SAMPLE, MAX_SAMPLE = 256, 1 << 20
 MAX_LEVEL = 19  # zstd's higher levels want gigabytes of window from every reader
 
 
@@ -23,7 +25,7 @@ MAX_LEVEL = 19  # zstd's higher levels want gigabytes of window from every reade
 class CacheConfig:
     """How a cache is stored. Everything but ``root`` and ``name`` is part of the recipe: it changes bytes.
 
-    root              directory that holds caches, one folder each.
+    root              directory that holds caches, one folder each; or a URL that fsspec writes to, s3://bucket/caches.
     name              first part of the cache's folder name; empty: taken from the corpus.
     format            "zarr": one file an array and shard, random access. "webdataset": one tar a shard, sequential.
     shapes_per_shard  shapes a shard, 1..65536: the unit of work, of commit and of repair.
@@ -31,6 +33,9 @@ class CacheConfig:
                       (`steps` steps to the largest number of each token, read as float16).
     steps             of int8 features, 7..127: an error of at most half a step. Fewer compress better: 24 steps take
                       three fifths of the bytes of 127. Other features have no steps.
+    channels          of a stored feature: 0, as many as the teacher gives; or fewer, its coordinates in a basis that is
+                      fitted on a sample of the corpus before the first shard and stored in the cache.
+    sample            records that basis is fitted on, 1..1048576. Without `channels` there is no sample.
     untouched         features of patch tokens that no lookup at a stored point reads: "keep" them, or "zero" them,
                       which compresses to nothing and changes no lookup.
     depth             depth images as stored: "uint8" (error at most 1/508), "float16" (at most 2^-12), "none".
@@ -44,6 +49,8 @@ class CacheConfig:
     shapes_per_shard: int = 64
     features: Literal["float16", "float32", "int8"] = "float16"
     steps: int = 127
+    channels: int = 0
+    sample: int = SAMPLE
     untouched: Literal["keep", "zero"] = "keep"
     depth: Literal["uint8", "float16", "none"] = "uint8"
     compression: Literal["zstd", "none"] = "zstd"
@@ -71,6 +78,12 @@ class CacheConfig:
             yield f"steps = {self.steps} is not in {MIN_STEPS}..{MAX_STEPS}"
         elif self.steps != MAX_STEPS and self.features != "int8":
             yield f'steps = {self.steps} is of int8 features, and features = "{self.features}"'
+        if not 0 <= self.channels <= MAX_CHANNELS:
+            yield f"channels = {self.channels} is not in 1..{MAX_CHANNELS}, nor 0 for the teacher's own"
+        if not 1 <= self.sample <= MAX_SAMPLE:
+            yield f"sample = {self.sample} is not in 1..{MAX_SAMPLE}"
+        elif self.sample != SAMPLE and not self.channels:
+            yield f"sample = {self.sample} is what a basis is fitted on, and channels = 0 asks for none"
         if not 1 <= self.level <= MAX_LEVEL:
             yield f"level = {self.level} is not in 1..{MAX_LEVEL}"
 
@@ -90,6 +103,8 @@ class CacheConfig:
         }
         if self.features == "int8" and self.steps != MAX_STEPS:
             storage["steps"] = self.steps  # absent where it changes nothing: recipes of older caches stand
+        if self.channels:
+            storage |= {"channels": self.channels, "sample": self.sample}
         if self.untouched != "keep":
             storage["untouched"] = self.untouched
         if self.compression == "zstd":
@@ -107,6 +122,8 @@ class CacheConfig:
         if "steps" in storage:
             keys |= {"steps"} if storage.get("features") == "int8" else set()
             values.integer("steps", MIN_STEPS, MAX_STEPS - 1)  # 127 has one spelling: its absence
+        if "channels" in storage:
+            keys |= {"channels", "sample"}
         if "untouched" in storage:
             keys.add("untouched")
             values.choice("untouched", ("zero",))  # "keep" has one spelling: its absence
@@ -117,6 +134,8 @@ class CacheConfig:
             shapes_per_shard=values.integer("shapes_per_shard", 1, MAX_SHAPES_PER_SHARD),
             features=values.choice("features", FEATURES),  # type: ignore[arg-type]
             steps=values.integer("steps", MIN_STEPS, MAX_STEPS - 1) if "steps" in storage else cls.steps,
+            channels=values.integer("channels", 1, MAX_CHANNELS) if "channels" in storage else 0,
+            sample=values.integer("sample", 1, MAX_SAMPLE) if "channels" in storage else cls.sample,
             untouched="zero" if "untouched" in storage else "keep",
             depth=values.choice("depth", DEPTHS),  # type: ignore[arg-type]
             compression=compression,  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from teacher_cache.records import RecordBatch
 from teacher_cache.storage import VOLATILE, Storage
 
 __all__ = [
+    "BASIS",
     "LOG",
     "MANIFEST",
     "RECIPE",
@@ -23,6 +24,7 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 RECIPE = "recipe.json"
+BASIS = "basis.npy"
 LOG = "logs/build.jsonl"
 RECEIPTS = "receipts"
 
@@ -49,8 +51,13 @@ def shard_paths(config: CacheConfig, shard: int) -> list[str]:
 
 
 def metadata_files(description: Description, shards: int) -> dict[str, bytes]:
-    """Files that follow from the description and the number of shard indices in use (zarr's metadata), by path."""
-    return dict(shard_format(description.storage).metadata(description, shards))
+    """Files that follow from the description and the number of shard indices in use, by path: zarr's metadata, and the
+    basis for readers that do not know this package."""
+    files = dict(shard_format(description.storage).metadata(description, shards))
+    if description.basis is not None:
+        rows = description.basis.rows.astype("<f4", copy=False)
+        files[BASIS] = tar_shards.npy_header(rows.shape, rows.dtype) + rows.tobytes()
+    return files
 
 
 def open_shard(storage: Storage, description: Description, shard: int, records: int) -> ShardReader:

@@ -8,12 +8,22 @@ from typing import Any
 import numpy as np
 
 from teacher_cache import layout
+from teacher_cache.basis import Basis
 from teacher_cache.config import CacheConfig
 from teacher_cache.recipe import Recipe
 from teacher_cache.records import CacheSchema, Quarantined, TeacherRecord
 from teacher_cache.writer import CacheWriter, create_cache, write_shard
 
-__all__ = ["DEPTH_ERROR", "SMALL_SCHEMA", "assert_same_record", "build", "make_recipe", "make_record", "tree"]
+__all__ = [
+    "DEPTH_ERROR",
+    "SMALL_SCHEMA",
+    "assert_same_record",
+    "build",
+    "make_basis",
+    "make_recipe",
+    "make_record",
+    "tree",
+]
 
 SMALL_SCHEMA = CacheSchema(points=40, views=3, image_side=16, patch_side=8, channels=6)
 DEPTH_ERROR = {"uint8": 1 / 508 + 1e-7, "float16": 2.0**-12}  # docs/format.md; 1e-7: float32 rounding of the quotient
@@ -51,6 +61,19 @@ def make_recipe(config: CacheConfig, **corpus: Any) -> Recipe:
     )
 
 
+def make_basis(channels: int, teacher_channels: int = 9, *, seed: int = 0) -> Basis:
+    """A made-up basis: the same for the same arguments."""
+    rng = np.random.default_rng([seed, channels, teacher_channels])
+    rows = np.linalg.qr(rng.normal(size=(teacher_channels, channels)))[0].T
+    return Basis(
+        mean=rng.normal(size=teacher_channels).astype(np.float32),
+        components=np.ascontiguousarray(rows, np.float32),
+        variance=tuple(2.0**-i for i in range(channels)),
+        total_variance=2.0,
+        shapes=5,
+    )
+
+
 def build(
     directory: str | os.PathLike[str],
     config: CacheConfig,
@@ -66,7 +89,8 @@ def build(
     bad    records that are quarantined.
     order  in which the missing shards are written; None: ascending.
     """
-    writer = create_cache(directory, make_recipe(config), schema, config, label_names=label_names)
+    basis = make_basis(config.channels) if config.channels else None
+    writer = create_cache(directory, make_recipe(config), schema, config, label_names=label_names, basis=basis)
     for shard, indices in plan(writer, config, count, order=order):
         quarantined = [
             Quarantined(id=make_record(i, schema).id, source=f"{i}.obj", reason="made up to be bad")

@@ -12,6 +12,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+from teacher_cache.basis import Basis
 from teacher_cache.config import MAX_SHAPES_PER_SHARD, CacheConfig
 from teacher_cache.errors import ManifestError
 from teacher_cache.recipe import Recipe
@@ -99,11 +100,15 @@ class Receipt:
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """``recipe.json``: what the cache is, known before its first record."""
+    """``recipe.json``: what the cache is, known before its first record.
+
+    basis  of features in channels of their own (``storage.channels``). A worker's copy goes without, to stay small.
+    """
 
     recipe: Recipe
     schema: CacheSchema
     label_names: tuple[str, ...]
+    basis: Basis | None = None
 
     @cached_property
     def storage(self) -> CacheConfig:
@@ -115,7 +120,7 @@ class Description:
             "recipe_hash": self.recipe.hash,
             "schema": self.schema.to_json(),
             "label_names": list(self.label_names),
-        }
+        } | ({} if self.basis is None else {"basis": self.basis.to_json()})
 
     @cached_property
     def encoded(self) -> bytes:
@@ -126,13 +131,20 @@ class Description:
         recipe = Recipe.from_json(document.values.get("recipe"), f"{document.where}: recipe")
         if document.digest("recipe_hash") != recipe.hash:
             raise ManifestError(f"{document.where}: recipe_hash is not the hash of recipe, {recipe.hash}")
-        description = cls(
+        storage = CacheConfig.from_storage(dict(recipe.storage))  # refuses unknown storage now, not at the first record
+        schema = CacheSchema.from_json(document.inner("schema"))
+        if storage.channels not in (0, schema.channels):
+            raise ManifestError(
+                f"{document.where}: schema.channels is {schema.channels}; the recipe stores {storage.channels}"
+            )
+        if not storage.channels and "basis" in document.values:
+            raise ManifestError(f"{document.where}: holds a basis, and its recipe stores the teacher's own channels")
+        return cls(
             recipe=recipe,
-            schema=CacheSchema.from_json(document.inner("schema")),
+            schema=schema,
             label_names=document.texts("label_names"),
+            basis=Basis.from_json(document.inner("basis"), storage.channels) if storage.channels else None,
         )
-        _ = description.storage  # refuses unknown storage now, not at the first record
-        return description
 
     @classmethod
     def decode(cls, data: bytes, where: str) -> "Description":

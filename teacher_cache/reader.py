@@ -87,6 +87,8 @@ class Cache:
     Every record is checked against its checksum as it is read; a record that fails raises ShardDamaged.
 
     path (a Path, or a URL), recipe, schema, label_names, format ("zarr" or "webdataset"), complete.
+    basis   of features in channels of their own: ``cache.basis.restore(features)`` gives the teacher's; None where
+            they are the teacher's.
     counts  [shards] int64, records of each shard: what ``epoch_order`` takes.
     """
 
@@ -95,6 +97,7 @@ class Cache:
         self.recipe = manifest.description.recipe
         self.schema = manifest.description.schema
         self.label_names = manifest.description.label_names
+        self.basis = manifest.description.basis
         self.format: str = manifest.description.storage.format
         self.complete = manifest.complete
         self.counts = np.array([entry.records for entry in manifest.shards], np.int64)

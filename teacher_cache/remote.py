@@ -130,6 +130,13 @@ class RemoteStorage:
             if not same:
                 self._put(path, data)
 
+    def write_new(self, path: str, data: bytes) -> bytes:
+        try:
+            return self.read(path)
+        except FileNotFoundError:
+            self._put(path, data)
+            return data
+
     def commit(
         self,
         shard: int,
@@ -197,7 +204,13 @@ class RemoteStorage:
             parent = f"{base}/{path}".rpartition("/")[0]
             if not _is_object_store(fs):
                 fs.makedirs(parent, exist_ok=True)
-            fs.pipe_file(f"{base}/{path}", data)
+            try:
+                fs.pipe_file(f"{base}/{path}", data)
+            except FileNotFoundError as error:
+                raise StorageError(
+                    f"{self.location}/{path}: expected a place to put this ({error}).\n"
+                    "  Make the bucket, or name one that is there."
+                ) from error
 
     def _fs(self) -> tuple[Any, str]:
         with self._lock:

@@ -93,6 +93,18 @@ class Fields:
             raise ManifestError(f"{self.where}: expected {key} in {low}..{high}, found {value}")
         return int(value)
 
+    def number(self, key: str) -> float:
+        value = self.values.get(key)
+        if type(value) not in (int, float):
+            raise ManifestError(f"{self.where}: expected {key} to be a number, found {repr(value)[:80]}")
+        return _as_float(value)
+
+    def numbers(self, key: str) -> tuple[float, ...]:
+        items = self._get(key, list, "a list of numbers")
+        if not all(type(item) in (int, float) for item in items):
+            raise ManifestError(f"{self.where}: expected {key} to be a list of numbers")
+        return tuple(_as_float(item) for item in items)
+
     def text(self, key: str) -> str:
         return str(self._get(key, str, "a string"))
 
@@ -133,3 +145,10 @@ class Fields:
             if type(item) is not int or not low <= item <= high:
                 raise ManifestError(f"{self.where}: expected {key} to hold integers in {low}..{high}, found {item!r}")
         return tuple(items)
+
+
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return float("inf") if value > 0 else float("-inf")

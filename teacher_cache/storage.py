@@ -65,6 +65,10 @@ class Storage(Protocol):
     def write_documents(self, documents: Mapping[str, bytes]) -> None:
         """Put small files at their paths, in order, each atomically; those that hold these bytes are left alone."""
 
+    def write_new(self, path: str, data: bytes) -> bytes:
+        """Put a small file at its path unless there is one; -> the one that is there. The first of several wins, where
+        there are locks."""
+
     def commit(
         self,
         shard: int,
@@ -158,6 +162,14 @@ class LocalStorage:
 
     def write_documents(self, documents: Mapping[str, bytes]) -> None:
         commit.write_documents(self.location, documents)
+
+    def write_new(self, path: str, data: bytes) -> bytes:
+        with commit.lock(self.location, "new-" + commit.staged_name(path)):
+            try:
+                return self.read(path)
+            except FileNotFoundError:
+                self.write_documents({path: data})
+                return data
 
     def commit(
         self,

@@ -11,10 +11,11 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from teacher_cache import layout
+from teacher_cache.basis import Basis, basis_differences
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError, ManifestError, RecipeMismatch, SchemaError
 from teacher_cache.location import Location, join
@@ -23,7 +24,7 @@ from teacher_cache.recipe import Recipe
 from teacher_cache.records import CacheSchema, Quarantined, TeacherRecord, record_problems
 from teacher_cache.storage import Storage, storage_at
 
-__all__ = ["CacheHandle", "CacheWriter", "create_cache", "write_shard"]
+__all__ = ["CacheHandle", "CacheWriter", "create_cache", "stored_basis", "write_shard"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +44,13 @@ def create_cache(
     config: CacheConfig,
     *,
     label_names: Sequence[str] = (),
+    basis: Basis | None = None,
 ) -> "CacheWriter":
     """Create a cache, or reopen one of the same recipe to go on with it. Call it in one process, the driver.
 
     directory    the cache's own folder (see ``cache_directory``), made if absent; or a URL that fsspec can write to.
     label_names  names of the labels 0, 1, ...; a later call may append names, never change them.
+    basis        of the features, where config.channels asks for one; a later call gives the same or none.
 
     Raises RecipeMismatch naming the settings that differ, ValueError when config and recipe.storage disagree,
     ManifestError when what is there does not parse, CacheError when the folder holds something else, StorageError when
@@ -55,31 +58,48 @@ def create_cache(
     """
     if recipe.storage != config.storage():
         raise ValueError(f"create_cache: recipe.storage is {recipe.storage}; this config stores {config.storage()}")
+    if config.channels not in (0, schema.channels):
+        raise ValueError(f"create_cache: schema.channels is {schema.channels}; this config stores {config.channels}")
+    if basis is not None and basis.channels != config.channels:
+        raise ValueError(f"create_cache: basis has {basis.channels} channels; this config stores {config.channels}")
     storage = storage_at(directory)
-    description = Description(recipe=recipe, schema=schema, label_names=tuple(label_names))
-    try:
-        data = storage.read(layout.RECIPE)
-    except FileNotFoundError:
-        if storage.files():
+    description = Description(recipe=recipe, schema=schema, label_names=tuple(label_names), basis=basis)
+    stored = _stored(storage)
+    if stored is None:
+        others = storage.files()
+        stored = _stored(storage) if others else None  # another builder may have begun meanwhile: those are its files
+    if stored is None:
+        if others:
             raise CacheError(
                 f"{storage.location}: expected an empty folder or a cache, found other files and no {layout.RECIPE}.\n"
                 "  Choose another folder, or empty this one."
-            ) from None
-    else:
-        stored = Description.decode(data, str(join(storage.location, layout.RECIPE)))
-        _check_same(stored, description, storage.location)
-        if len(stored.label_names) > len(description.label_names):
-            description = stored
+            )
+        if config.channels and basis is None:
+            raise ValueError("create_cache: a cache with channels of its own needs their basis")
     for name in storage.prepare():
         logger.info("%s: removed what %s left unfinished", storage.location, name)
+    # Another builder may have been here since: the recipe that is there first stands, and its basis.
+    stored = stored or _decode(storage, storage.write_new(layout.RECIPE, description.encoded))
+    _check_same(stored, description, storage.location)
+    longer = max(stored.label_names, description.label_names, key=len)
+    description = replace(stored, label_names=longer)
     storage.write_documents({layout.RECIPE: description.encoded})
     return CacheWriter(storage, description)
+
+
+def stored_basis(directory: str | os.PathLike[str]) -> Basis | None:
+    """The basis of the cache that has been created at a path or URL, finished or not; None where there is none.
+
+    Raises ManifestError when its recipe.json does not parse, StorageError when a store behind a URL does not answer.
+    """
+    stored = _stored(storage_at(directory))
+    return None if stored is None else stored.basis
 
 
 class CacheWriter:
     """The driver's side of a cache that is being built.
 
-    directory (a Path, or a URL), storage, description, handle (for workers), recipe, schema, label_names.
+    directory (a Path, or a URL), storage, description, handle (for workers), recipe, schema, label_names, basis.
     """
 
     def __init__(self, storage: Storage, description: Description) -> None:
@@ -89,7 +109,9 @@ class CacheWriter:
         self.recipe = description.recipe
         self.schema = description.schema
         self.label_names = description.label_names
-        self.handle = CacheHandle(directory=str(storage.location), description=description)
+        self.basis = description.basis
+        # Without the basis, which may be a megabyte and would travel with every task: `stored_basis` has it.
+        self.handle = CacheHandle(directory=str(storage.location), description=replace(description, basis=None))
 
     def committed(self) -> dict[int, Receipt]:
         """Receipt of every committed shard, by index. A damaged receipt, or one whose files are not there in full
@@ -280,6 +302,18 @@ def _check_records(
         seen.add(item.id)
 
 
+def _stored(storage: Storage) -> Description | None:
+    """What the cache there was created as; None where none was."""
+    try:
+        return _decode(storage, storage.read(layout.RECIPE))
+    except FileNotFoundError:
+        return None
+
+
+def _decode(storage: Storage, data: bytes) -> Description:
+    return Description.decode(data, str(join(storage.location, layout.RECIPE)))
+
+
 def _check_same(stored: Description, given: Description, root: Location) -> None:
     lines = stored.recipe.differences(given.recipe)
     for name, here in stored.schema.to_json().items():
@@ -289,6 +323,7 @@ def _check_same(stored: Description, given: Description, root: Location) -> None
     common = min(len(stored.label_names), len(given.label_names))
     if stored.label_names[:common] != given.label_names[:common]:
         lines.append(f"label_names: {list(stored.label_names)} here, {list(given.label_names)} there")
+    lines += basis_differences(stored.basis, given.basis or stored.basis)
     if lines:
         raise RecipeMismatch(
             f"{root}: holds a cache of another recipe (here) than the one asked for (there):\n  "

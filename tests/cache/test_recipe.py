@@ -27,6 +27,7 @@ CONFIG = CacheConfig()
         ("shapes_per_shard", 32, True),
         ("features", "float32", True),
         ("features", "int8", True),
+        ("channels", 64, True),
         ("untouched", "zero", True),
         ("depth", "none", True),
         ("compression", "none", True),
@@ -51,6 +52,8 @@ def test_every_field_of_the_config_is_in_the_table_above() -> None:
         "shapes_per_shard",
         "features",
         "steps",
+        "channels",
+        "sample",
         "untouched",
         "depth",
         "compression",
@@ -69,6 +72,24 @@ def test_steps_are_in_the_recipe_where_they_change_bytes() -> None:
     assert list(CacheConfig(features="int8", steps=6).problems()) == ["steps = 6 is not in 7..127"]
     for storage in (whole.storage() | {"steps": 127}, CacheConfig().storage() | {"steps": 28}):
         with pytest.raises(ManifestError, match="steps"):
+            CacheConfig.from_storage(storage)
+
+
+def test_channels_and_their_sample_are_in_the_recipe_together() -> None:
+    assert not {"channels", "sample"} & set(CacheConfig().storage())
+    own = CacheConfig(channels=64)
+    assert {"channels": 64, "sample": 256}.items() <= own.storage().items()
+    assert make_recipe(CacheConfig(channels=64, sample=32)).hash != make_recipe(own).hash
+    assert CacheConfig.from_storage(own.storage()) == own
+    for settings, said in (
+        ({"channels": -1}, "channels = -1 is not in 1..8192, nor 0 for the teacher's own"),
+        ({"channels": 8, "sample": 0}, "sample = 0 is not in 1..1048576"),
+        ({"sample": 32}, "sample = 32 is what a basis is fitted on, and channels = 0 asks for none"),
+    ):
+        assert list(CacheConfig(**settings).problems()) == [said]  # type: ignore[arg-type]
+    plain = CacheConfig().storage()
+    for storage in (plain | {"channels": 64}, plain | {"sample": 32}, plain | {"channels": 0, "sample": 32}):
+        with pytest.raises(ManifestError, match=r"channels|sample"):
             CacheConfig.from_storage(storage)
 
 

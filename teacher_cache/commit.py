@@ -40,8 +40,10 @@ def lock(root: Path, name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # while held: a waiter finds the file gone and starts afresh
-        os.close(descriptor)
+        try:
+            _release(path)  # while held: a waiter finds the file gone and starts afresh
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager
@@ -68,7 +70,7 @@ def remove_abandoned(root: Path) -> list[str]:
         try:
             if _try_lock(descriptor, wait=False) and _is_current(descriptor, path):
                 shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-                path.unlink(missing_ok=True)
+                _release(path)
                 removed.append(path.stem)
         finally:
             os.close(descriptor)
@@ -153,9 +155,19 @@ def _acquire(path: Path) -> int:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except FileNotFoundError:
             continue  # tmp/ was removed, empty, between the two calls
-        if _try_lock(descriptor, wait=True) and _is_current(descriptor, path):
-            return descriptor
+        try:
+            if _try_lock(descriptor, wait=True) and _is_current(descriptor, path):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
         os.close(descriptor)  # the holder before us removed the file: lock the one that is there now
+
+
+def _release(path: Path) -> None:
+    """Remove a lock's file, but for that of a workspace which a failing disk kept: the next build finds it by its lock."""
+    if not path.with_suffix("").is_dir():
+        path.unlink(missing_ok=True)
 
 
 def _try_lock(descriptor: int, *, wait: bool) -> bool:

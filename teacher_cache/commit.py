@@ -165,7 +165,7 @@ def _acquire(path: Path) -> int:
 
 
 def _release(path: Path) -> None:
-    """Remove a lock's file, but for that of a workspace which a failing disk kept: the next build finds it by its lock."""
+    """Remove a lock's file, but for that of a workspace that a failing disk kept: the next build finds it by that."""
     if not path.with_suffix("").is_dir():
         path.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""For all tests: in CI a test may be skipped for want of a GPU or of the right to mount; any other skip fails the run."""
+"""For all tests: in CI a skip for want of a GPU, or of the right to mount, is expected; any other fails the run."""
 
 import os
 

@@ -1,14 +1,14 @@
 """Is every byte of a cache what was committed?"""
 
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from teacher_cache import layout
 from teacher_cache.errors import CacheError, StorageError
 from teacher_cache.location import join
 from teacher_cache.manifest import Manifest, ShardFile
+from teacher_cache.read_ahead import read_ahead
 from teacher_cache.reader import load_receipts
 from teacher_cache.storage import Storage, storage_at
 
@@ -53,26 +53,40 @@ def verify(
     problems: list[Problem] = []
     fixed = layout.metadata_files(description, used) | {layout.RECIPE: description.encoded}
     problems += _check_fixed(storage, fixed | {layout.MANIFEST: manifest.encoded})
-    files: list[tuple[int, ShardFile]] = []
     known = {layout.MANIFEST, *fixed}
-    for entry, receipt in zip(manifest.shards, load_receipts(storage, manifest), strict=True):
-        name = layout.receipt_path(entry.shard)
-        known |= {name, *layout.shard_paths(description.storage, entry.shard)}
-        if isinstance(receipt, CacheError):
-            problems.append(Problem(file=name, shard=entry.shard, what=str(receipt)))
-        else:
-            files.extend((entry.shard, file) for file in receipt.files)
-    with ThreadPoolExecutor(threads) as pool:
-        for done, problem in enumerate(pool.map(lambda item: _check_file(storage, *item), files), start=1):
-            problems += [problem] if problem else []
-            if on_progress is not None:
-                on_progress(done, len(files))
+    for entry in manifest.shards:
+        known |= {layout.receipt_path(entry.shard), *layout.shard_paths(description.storage, entry.shard)}
+    each = len(layout.shard_paths(description.storage, 0))
+    done, total = 0, len(manifest.shards) * each
+
+    def check(item: tuple[int, ShardFile | CacheError]) -> tuple[Problem | None, int]:
+        """What is wrong, and the files that are done with."""
+        shard, file = item
+        if isinstance(file, CacheError):
+            return Problem(file=layout.receipt_path(shard), shard=shard, what=str(file)), each
+        return _check_file(storage, shard, file), 1
+
+    # A few files ahead: of millions of files neither the checks to come nor the receipts are held in memory.
+    for problem, count in read_ahead(check, _files(storage, manifest), threads=threads, ahead=4 * threads):
+        problems += [problem] if problem else []
+        done += count
+        if on_progress is not None:
+            on_progress(done, total)
     problems += [
         Problem(file=name, shard=None, what="not a file of this cache")
         for name in storage.files() or []
         if name not in known
     ]
     return problems
+
+
+def _files(storage: Storage, manifest: Manifest) -> Iterator[tuple[int, ShardFile | CacheError]]:
+    """Every file that the receipts list, with its shard; for a receipt that is not what the manifest means, why."""
+    for entry, receipt in zip(manifest.shards, load_receipts(storage, manifest), strict=True):
+        if isinstance(receipt, CacheError):
+            yield entry.shard, receipt
+        else:
+            yield from ((entry.shard, file) for file in receipt.files)
 
 
 def _check_fixed(storage: Storage, expected: dict[str, bytes]) -> list[Problem]:

@@ -23,6 +23,7 @@ Writing, in the driver and in its workers:
 
 from teacher_cache.basis import Basis
 from teacher_cache.config import CacheConfig
+from teacher_cache.convert import convert
 from teacher_cache.errors import (
     CacheError,
     ManifestError,
@@ -32,13 +33,16 @@ from teacher_cache.errors import (
     StorageError,
     UnsupportedVersion,
 )
+from teacher_cache.gc import Abandoned, Findings, find_abandoned, gc
 from teacher_cache.listing import list_caches
 from teacher_cache.manifest import Receipt, ShardFile
+from teacher_cache.merge import merge
 from teacher_cache.reader import Cache, CacheInfo
 from teacher_cache.reader import open_cache as open
 from teacher_cache.recipe import FORMAT_VERSION, Recipe, cache_directory
 from teacher_cache.records import CacheSchema, Quarantined, RecordBatch, TeacherRecord
 from teacher_cache.repair import withdraw
+from teacher_cache.rewrite import Rewritten
 from teacher_cache.shuffle import ShuffleQuality, epoch_order, shuffle_quality
 from teacher_cache.stream import NothingSound, Stream, StreamBatch, stream
 from teacher_cache.verify import Problem, verify
@@ -46,6 +50,7 @@ from teacher_cache.writer import CacheHandle, CacheWriter, create_cache, stored_
 
 __all__ = [
     "FORMAT_VERSION",
+    "Abandoned",
     "Basis",
     "Cache",
     "CacheConfig",
@@ -54,6 +59,7 @@ __all__ = [
     "CacheInfo",
     "CacheSchema",
     "CacheWriter",
+    "Findings",
     "ManifestError",
     "NothingSound",
     "Problem",
@@ -62,6 +68,7 @@ __all__ = [
     "Recipe",
     "RecipeMismatch",
     "RecordBatch",
+    "Rewritten",
     "SchemaError",
     "ShardDamaged",
     "ShardFile",
@@ -72,9 +79,13 @@ __all__ = [
     "TeacherRecord",
     "UnsupportedVersion",
     "cache_directory",
+    "convert",
     "create_cache",
     "epoch_order",
+    "find_abandoned",
+    "gc",
     "list_caches",
+    "merge",
     "open",
     "shuffle_quality",
     "stored_basis",

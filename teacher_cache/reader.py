@@ -178,12 +178,20 @@ class Cache:
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """[len] int64, -1 for none; read from the receipts once."""
-        return np.array([label for receipt in self._receipts() for label in receipt.labels], np.int64)
+        return np.array([label for receipt in self.receipts() for label in receipt.labels], np.int64)
 
     @cached_property
     def ids(self) -> list[str]:
         """Every id, in order; read from the receipts once."""
-        return [id for receipt in self._receipts() for id in receipt.ids]
+        return [id for receipt in self.receipts() for id in receipt.ids]
+
+    def receipts(self) -> Iterator[Receipt]:
+        """What each shard holds, with its files' checksums, ascending. Raises ShardDamaged for one that is not the
+        manifest's."""
+        for receipt in load_receipts(self._storage, self._manifest):
+            if isinstance(receipt, CacheError):
+                raise receipt
+            yield receipt
 
     def info(self) -> CacheInfo:
         """The cache in numbers, from the manifest alone."""
@@ -215,12 +223,6 @@ class Cache:
         if outside.any():
             raise IndexError(f"{self.path}: record {int(rows[outside][0])} of {count}")
         return np.where(rows < 0, rows + count, rows)
-
-    def _receipts(self) -> Iterator[Receipt]:
-        for receipt in load_receipts(self._storage, self._manifest):
-            if isinstance(receipt, CacheError):
-                raise receipt
-            yield receipt
 
 
 def load_receipts(storage: Storage, manifest: Manifest) -> Iterator[Receipt | CacheError]:

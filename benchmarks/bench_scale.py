@@ -1,7 +1,9 @@
-"""Cost and peak memory of build, rebuild, open, verify and stream by number of shapes: ``python -m benchmarks scale``.
+"""Cost and peak memory of a cache's life by number of shapes: ``python -m benchmarks scale``.
 
-A random two-block teacher looks at images of 32 pixels, so that what is measured is everything but the teacher. Each
-stage runs in a process of its own; its memory is the largest resident size less that after the imports.
+A random two-block teacher looks at images of 32 pixels, so that what is measured is everything but the teacher; with
+``--made-up`` there is neither corpus nor teacher, and the cache's own part can be followed further. Each stage runs in
+a process of its own; its memory is the largest resident size less that after the imports. A cost that is in proportion
+to the shapes has the exponent 1, memory that does not grow 0.
 """
 
 import argparse
@@ -15,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks._table import environment
 
 __all__ = ["main"]
@@ -26,7 +30,7 @@ ARCHITECTURE = {
     "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 1, "layers": 1},
 }
 POINTS, BATCH, SHARD = 64, 64, 256
-STAGES = ("build", "rebuild", "open", "verify", "stream")
+STAGES = ("build", "rebuild", "open", "ids", "verify", "stream")
 
 
 def build(folder: Path, count: int) -> Callable[[], object]:
@@ -46,6 +50,31 @@ def build(folder: Path, count: int) -> Callable[[], object]:
     )
 
 
+def write(folder: Path, count: int) -> Callable[[], object]:
+    """The cache's part of a build: made-up records written shard by shard, and the manifest; or nothing to be done."""
+    from dataclasses import replace
+
+    import teacher_cache
+    from teacher_cache import CacheConfig, CacheSchema
+    from teacher_cache.testing import make_recipe, make_record
+
+    config = CacheConfig(shapes_per_shard=SHARD)
+    schema = CacheSchema(points=POINTS, views=3, image_side=32, patch_side=8, channels=ARCHITECTURE["embed_dim"])
+    records = [make_record(i, schema) for i in range(64)]
+
+    def run() -> None:
+        writer = teacher_cache.create_cache(folder / "caches" / "scale", make_recipe(config), schema, config)
+        committed = writer.committed()
+        for shard, start in enumerate(range(0, count, SHARD)):
+            if shard not in committed:
+                rows = range(start, min(count, start + SHARD))
+                named = [replace(records[i % len(records)], id=f"made-up/{i:08d}") for i in rows]
+                teacher_cache.write_shard(writer.handle, shard, named)
+        writer.finish(planned=count)
+
+    return run
+
+
 def cache_of(folder: Path) -> Path:
     (path,) = (folder / "caches").iterdir()
     return path
@@ -58,6 +87,18 @@ def open_it(folder: Path, count: int) -> Callable[[], object]:
 
     def run() -> None:
         assert len(teacher_cache.open(path)) == count
+
+    return run
+
+
+def ids(folder: Path, count: int) -> Callable[[], object]:
+    """Every id and label, from the receipts."""
+    import teacher_cache
+
+    cache = teacher_cache.open(cache_of(folder))
+
+    def run() -> None:
+        assert len(cache.ids) == len(cache.labels) == count
 
     return run
 
@@ -80,9 +121,8 @@ def stream(folder: Path, count: int) -> Callable[[], object]:
     cache = teacher_cache.open(cache_of(folder))
 
     def run() -> None:
-        order = teacher_cache.epoch_order(cache.counts, seed=0, epoch=0, window=16)
-        seen = sum(len(cache.read(order[start : start + BATCH])) for start in range(0, count, BATCH))
-        assert seen == count
+        batches = teacher_cache.stream(cache, batch_size=BATCH, remainder="pad")
+        assert sum(int((~batch.padded).sum()) for batch in batches) == count
 
     return run
 
@@ -92,48 +132,87 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def stage(name: str, folder: Path, count: int) -> dict[str, float]:
+def stage(name: str, folder: Path, count: int, made_up: bool) -> dict[str, float]:
     """Run one stage in this process."""
-    run = {"build": build, "rebuild": build, "open": open_it, "verify": verify, "stream": stream}[name](folder, count)
+    make = write if made_up else build
+    run = {"build": make, "rebuild": make, "open": open_it, "ids": ids, "verify": verify, "stream": stream}[name](
+        folder, count
+    )
     before, begun = peak(), time.perf_counter()
     run()
     return {"seconds": time.perf_counter() - begun, "memory": peak() - before, "peak": peak()}
 
 
-def measured(name: str, folder: Path, count: int) -> dict[str, float]:
+def measured(name: str, folder: Path, count: int, made_up: bool) -> dict[str, float]:
     """Run one stage in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.bench_scale", "--stage", name, "--folder", str(folder), str(count)]
+    command += ["--made-up"] if made_up else []
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
+def slopes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each stage the exponents of seconds and of peak memory in the number of shapes, fitted to all sizes in
+    logarithms; seconds and bytes for each further shape from the second largest size to the largest."""
+    fitted = []
+    for name in STAGES:
+        own = sorted((row for row in rows if row["stage"] == name), key=lambda row: row["shapes"])
+        shapes = np.log([row["shapes"] for row in own])
+        last, before = own[-1], own[-2]
+        more = last["shapes"] - before["shapes"]
+        fitted.append(
+            {
+                "stage": name,
+                "seconds exponent": float(np.polyfit(shapes, np.log([row["seconds"] for row in own]), 1)[0]),
+                "peak exponent": float(np.polyfit(shapes, np.log([row["peak"] for row in own]), 1)[0]),
+                "further us": (last["seconds"] - before["seconds"]) / more * 1e6,
+                "further bytes": (last["peak"] - before["peak"]) / more * 1e6,
+            }
+        )
+    return fitted
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("counts", type=int, nargs="*", help="shapes (default 1000 10000)")
+    parser.add_argument("counts", type=int, nargs="*", help="shapes, two sizes at least (default 1000 10000)")
+    parser.add_argument("--made-up", action="store_true", help="made-up records instead of a corpus and a teacher")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.stage:
-        print(json.dumps(stage(arguments.stage, arguments.folder, arguments.counts[0])))
+        print(json.dumps(stage(arguments.stage, arguments.folder, arguments.counts[0], arguments.made_up)))
         return
+    counts = sorted(set(arguments.counts or (1000, 10_000)))
+    if len(counts) < 2:
+        parser.error("two sizes at least are needed to see how a cost grows")
     rows: list[dict[str, Any]] = []
-    print("\n### Cost by number of shapes\n")
+    kind = "made-up records" if arguments.made_up else "synthetic corpus, random teacher"
+    print(f"\n### Cost by number of shapes: {kind}, {SHARD} a shard\n")
     print("| shapes | stage | s | us a shape | memory it added MB | peak MB |")
     print("| ---: | --- | ---: | ---: | ---: | ---: |")
-    for count in arguments.counts or (1000, 10_000):
+    for count in counts:
         with tempfile.TemporaryDirectory() as folder:
             for name in STAGES:
-                found = measured(name, Path(folder), count)
+                found = measured(name, Path(folder), count, arguments.made_up)
                 rows.append({"shapes": count, "stage": name, **found})
                 print(
                     f"| {count} | {name} | {found['seconds']:.3f} | {found['seconds'] / count * 1e6:.1f} "
                     f"| {found['memory']:.0f} | {found['peak']:.0f} |",
                     flush=True,
                 )
+    fitted = slopes(rows)
+    print("\n| stage | seconds grow as shapes to the | peak memory as shapes to the | us a further shape | bytes |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for row in fitted:
+        print(
+            f"| {row['stage']} | {row['seconds exponent']:.2f} | {row['peak exponent']:.3f} | {row['further us']:.1f} "
+            f"| {row['further bytes']:.0f} |"
+        )
+    result = {"title": "scale", "made_up": arguments.made_up, "environment": environment()}
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"title": "scale", "environment": environment(), "rows": rows}, sort_keys=True) + "\n")
+        file.write(json.dumps(result | {"rows": rows, "slopes": fitted}, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ Progress and resume come from the committed shards alone, so they survive any cr
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
 import torch
 
+from pipeline.basis import fit_basis
 from pipeline.config import BuildConfig, CorpusConfig, ProjectionConfig, TeacherConfig, conflicts
 from pipeline.corpora import Corpus, open_corpus
 from pipeline.errors import BuildError
@@ -19,12 +21,12 @@ from pipeline.lanes import Lanes
 from pipeline.plan import plan_shards
 from pipeline.poses import check_ids, shapes_of
 from pipeline.recipe import recipe_for
-from pipeline.schedulers import crew_for, on_cluster, on_threads
+from pipeline.schedulers import cores, crew_for, on_cluster, on_threads
 from pipeline.tally import BuildProgress, BuildReport, Tally
 from pipeline.teacher import Teacher, load_teacher, resolve_device, size_conflicts, teacher_conflicts
 from pipeline.views import VIEWS
 from pipeline.worker import Worker, ids_digest
-from teacher_cache import CacheConfig, CacheSchema, CacheWriter, cache_directory, create_cache
+from teacher_cache import Basis, CacheConfig, CacheSchema, CacheWriter, cache_directory, create_cache, stored_basis
 from teacher_cache.location import resolve
 
 __all__ = ["BuildProgress", "BuildReport", "build_cache"]
@@ -40,10 +42,12 @@ def build_cache(
     build: BuildConfig,
     *,
     on_progress: Callable[[BuildProgress], None] | None = None,
+    on_fit: Callable[[int, int], None] | None = None,
 ) -> BuildReport:
     """Build what is missing of the cache of a recipe; nothing, when it is complete.
 
     on_progress  called once before the first shard, then after each one, in the calling thread.
+    on_fit       called with (shapes done, shapes wanted) while a new cache's basis is fitted, before all that.
 
     The cache's bytes follow from the recipe and the corpus: not from scheduler, workers, threads or interruptions. Any
     end of the process leaves a cache that the next call completes.
@@ -63,7 +67,24 @@ def build_cache(
         raise BuildError("\n".join(faults))
     ids = [source.id(index) for index in range(len(source))]
     check_ids(ids, corpus.poses)
-    writer = _open_cache(source, corpus, projection, loaded, cache)
+    if cache.channels > loaded.channels:
+        raise BuildError(
+            f"cache.channels = {cache.channels} is more than the {loaded.channels} channels of teacher.architecture = "
+            f"{teacher.architecture}; 0 keeps them as they are"
+        )
+    fit = partial(
+        fit_basis,
+        source,
+        ids,
+        projection,
+        loaded,
+        channels=cache.channels,
+        sample=cache.sample,
+        poses=corpus.poses,
+        threads=cores(),
+        on_progress=on_fit,
+    )
+    writer = _open_cache(source, corpus, projection, loaded, cache, fit)
     committed = writer.committed()
     tasks = plan_shards(
         ids, shapes_of(committed, corpus.poses), shapes_per_shard=cache.shapes_per_shard // corpus.poses
@@ -82,6 +103,7 @@ def build_cache(
             handle=writer.handle,
             ids=ids_digest(ids),
             lanes=crew.lanes,
+            basis="" if writer.basis is None else writer.basis.sha256,
         )
         logger.info(
             "%s: %d of %d shards missing; %s%s",
@@ -92,9 +114,9 @@ def build_cache(
             "" if build.remote else f", {crew.processes} x {crew.lanes} lanes, {crew.in_work} shards in work",
         )
         if local:
-            on_threads(job, Worker(source, loaded, Lanes(crew.lanes)), tasks, crew, tally.add)
+            on_threads(job, Worker(source, loaded, Lanes(crew.lanes), writer.basis), tasks, crew, tally.add)
         else:
-            del loaded
+            del loaded, fit
             on_cluster(elsewhere(job) if build.remote else job, tasks, build, crew, tally.add)
     tally.check_usable()
     writer.finish(planned=tally.planned)
@@ -120,18 +142,28 @@ def _check_settings(
 
 
 def _open_cache(
-    source: Corpus, corpus: CorpusConfig, projection: ProjectionConfig, teacher: Teacher, cache: CacheConfig
+    source: Corpus,
+    corpus: CorpusConfig,
+    projection: ProjectionConfig,
+    teacher: Teacher,
+    cache: CacheConfig,
+    fit: Callable[[], Basis],
 ) -> CacheWriter:
+    """Create the cache, or reopen it; a basis is fitted where one is wanted and none is stored."""
     recipe = recipe_for(source, projection, teacher.identity(), cache, points=corpus.points, poses=corpus.poses)
     schema = CacheSchema(
         points=corpus.points,
         views=VIEWS,
         image_side=projection.image_side,
         patch_side=projection.patch_side,
-        channels=teacher.channels,
+        channels=cache.channels or teacher.channels,
     )
-    directory = cache_directory(cache, recipe, corpus.uri.partition(":")[0])
-    return create_cache(resolve(directory), recipe, schema, cache, label_names=source.label_names)
+    directory = resolve(cache_directory(cache, recipe, corpus.uri.partition(":")[0]))
+    basis = stored_basis(directory) if cache.channels else None
+    if cache.channels and basis is None:
+        logger.info("%s: fitting its %d channels on a sample of the corpus", directory, cache.channels)
+        basis = fit()
+    return create_cache(directory, recipe, schema, cache, label_names=source.label_names, basis=basis)
 
 
 def _groups(teacher: Teacher, cache: CacheConfig) -> int:

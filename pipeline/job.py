@@ -23,6 +23,7 @@ class Job:
     token  of this build: what a process keeps under another token is another build's, and dropped
     ids    `ids_digest` of the corpus that was planned; a worker that sees other shapes refuses
     lanes  threads of a process that teach; 0: as many as the Dask worker has (`dask worker --nthreads`)
+    basis  SHA-256 of the one features are stored in, which workers read from the cache; "" for the teacher's channels
     """
 
     token: str
@@ -32,6 +33,7 @@ class Job:
     handle: CacheHandle
     ids: str
     lanes: int
+    basis: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from cuda.geometry import ViewGeometry
+from pipeline.basis import in_basis
 from pipeline.config import ProjectionConfig
 from pipeline.errors import TeacherError
 from pipeline.teacher import Teacher, size_conflicts
 from pipeline.views import VIEWS, render_views
+from teacher_cache.basis import Basis
 
 __all__ = ["LiveMaps", "LiveTeacher"]
 
@@ -32,22 +34,30 @@ class LiveMaps(NamedTuple):
 class LiveTeacher:
     """Project and look: `LiveTeacher(projection, teacher)(points)`.
 
+    basis  of the cache whose features these are to be like: `cache.basis`. None: as the teacher gives them.
+
     The teacher is frozen and belongs to no model: nothing of it is trained, saved or moved with the student.
 
     channels    C
     views       V
     image_side  S
 
-    Raises TeacherError when the projection's sizes are not the teacher's.
+    Raises TeacherError when the projection's sizes are not the teacher's, or the basis is of another teacher's.
     """
 
-    def __init__(self, projection: ProjectionConfig, teacher: Teacher) -> None:
+    def __init__(self, projection: ProjectionConfig, teacher: Teacher, basis: Basis | None = None) -> None:
         faults = list(size_conflicts("the loaded teacher", teacher.image_side, teacher.patch_side, projection))
+        if basis is not None and basis.teacher_channels != teacher.channels:
+            faults.append(
+                f"the cache's basis is of a teacher with {basis.teacher_channels} channels; the loaded one has "
+                f"{teacher.channels}. Name the cache's own teacher, or train on a cache of this one"
+            )
         if faults:
             raise TeacherError("\n".join(faults))
         self._projection = projection
         self._teacher = teacher
-        self.channels = teacher.channels
+        self._basis = basis
+        self.channels = teacher.channels if basis is None else basis.channels
         self.views = VIEWS
         self.image_side = teacher.image_side
 
@@ -61,6 +71,8 @@ class LiveTeacher:
         """
         views = render_views(points.detach().to(self._teacher.device), self._projection)
         features, saliency = self._teacher.encode(views.images)
+        if self._basis is not None:
+            features = in_basis(features, self._basis)
         geometry = ViewGeometry(*(part.to(points.device) for part in views.geometry))
         return LiveMaps(
             features.unflatten(0, (-1, VIEWS)).to(points.device),

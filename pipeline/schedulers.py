@@ -22,7 +22,7 @@ from pipeline.plan import ShardTask
 from pipeline.tally import Result
 from pipeline.worker import Worker, hold, release, run_task
 
-__all__ = ["CONNECT_SECONDS", "Crew", "crew_for", "on_cluster", "on_threads"]
+__all__ = ["CONNECT_SECONDS", "Crew", "cores", "crew_for", "on_cluster", "on_threads"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,11 @@ class Crew:
     lanes: int
     in_work: int
     teachers: int
+
+
+def cores() -> int:
+    """Cores that this process may use, by affinity and control group."""
+    return dask.system.CPU_COUNT
 
 
 def crew_for(build: BuildConfig, device: torch.device | None, shards: int, groups: int) -> Crew:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from cuda.geometry import ViewGeometry
+from pipeline.basis import in_basis
 from pipeline.config import ProjectionConfig
 from pipeline.corpora import Corpus, Shape, ShapeError, normalise
 from pipeline.errors import BuildError
@@ -30,6 +31,7 @@ from pipeline.poses import in_pose, pose_id
 from pipeline.teacher import Teacher
 from pipeline.untouched import untouched_tokens
 from pipeline.views import VIEWS, render_views
+from teacher_cache.basis import Basis
 from teacher_cache.manifest import Receipt
 from teacher_cache.records import Quarantined, TeacherRecord
 from teacher_cache.writer import CacheHandle, write_shard
@@ -76,6 +78,7 @@ def build_shard(
     lanes: Lanes,
     *,
     poses: int = 1,
+    basis: Basis | None = None,
     device_lock: AbstractContextManager[object] | None = None,
     stop: threading.Event | None = None,
 ) -> ShardReport:
@@ -83,6 +86,7 @@ def build_shard(
 
     lanes        what projects and teaches; each group computes on one core. Never call this from one of them.
     poses        records of each shape, which stand together
+    basis        that features are stored in; None: in the teacher's own channels
     device_lock  held while a group is projected and taught: for a GPU that several shards share.
     stop         checked before each group; once set, BuildStopped is raised and nothing is committed.
 
@@ -103,7 +107,9 @@ def build_shard(
             quarantined += group.quarantined
             seconds["read"] += perf_counter() - clock
             if group.clouds:
-                call = partial(_teach_group, group, projection, teacher, handle, device_lock or nullcontext(), stop)
+                call = partial(
+                    _teach_group, group, projection, teacher, basis, handle, device_lock or nullcontext(), stop
+                )
                 taught.append(lanes.submit(task.shard, call))
         for future in taught:
             some, spent = future.result()
@@ -148,6 +154,7 @@ def _teach_group(
     group: _Group,
     projection: ProjectionConfig,
     teacher: Teacher,
+    basis: Basis | None,
     handle: CacheHandle,
     device_lock: AbstractContextManager[object],
     stop: threading.Event | None,
@@ -165,7 +172,9 @@ def _teach_group(
         depth, lo, cell, offset = (_array(tensor) for tensor in (views.depth, *views.geometry))
         seconds["project"] = perf_counter() - clock
         clock = perf_counter()
-        features, saliency = (_array(tensor.unflatten(0, (-1, VIEWS))) for tensor in teacher.encode(views.images))
+        said, looked = teacher.encode(views.images)
+        said = said if basis is None else in_basis(said, basis)
+        features, saliency = (_array(tensor.unflatten(0, (-1, VIEWS))) for tensor in (said, looked))
         seconds["teacher"] = perf_counter() - clock
     clock = perf_counter()
     if handle.description.storage.untouched == "zero":

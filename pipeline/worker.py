@@ -18,6 +18,7 @@ from pipeline.plan import ShardTask
 from pipeline.recipe import recipe_for
 from pipeline.shard import ShardReport, build_shard
 from pipeline.teacher import Teacher, load_teacher
+from teacher_cache import Basis, stored_basis
 from teacher_cache.layout import RECIPE
 from teacher_cache.storage import storage_at
 
@@ -25,12 +26,16 @@ __all__ = ["Worker", "hold", "ids_digest", "release", "run_task"]
 
 
 class Worker:
-    """What one process holds for one build: corpus, teacher, lanes, and a lock for a GPU that several shards share."""
+    """What one process holds for one build: corpus, teacher, lanes, and a lock for a GPU that several shards share.
 
-    def __init__(self, corpus: Corpus, teacher: Teacher, lanes: Lanes) -> None:
+    basis  that features are stored in; None: in the teacher's own channels
+    """
+
+    def __init__(self, corpus: Corpus, teacher: Teacher, lanes: Lanes, basis: Basis | None = None) -> None:
         self.corpus = corpus
         self.teacher = teacher
         self.lanes = lanes
+        self.basis = basis
         self.stop = threading.Event()
         self.in_work = 0  # tasks; guarded by _loading
         self.device_lock: AbstractContextManager[object] = (
@@ -58,6 +63,7 @@ def run_task(job: Job, task: ShardTask, *, lanes: int, address: str = "") -> Sha
                 job.handle,
                 worker.lanes,
                 poses=job.corpus.poses,
+                basis=worker.basis,
                 device_lock=worker.device_lock,
                 stop=worker.stop,
             )
@@ -147,4 +153,12 @@ def _open(job: Job, lanes: int) -> Worker:
         raise BuildError(
             "this worker has another corpus or teacher (here) than the driver (there):\n  " + "\n  ".join(differences)
         )
-    return Worker(corpus, teacher, Lanes(lanes))
+    basis = stored_basis(job.handle.directory)
+    found = "" if basis is None else basis.sha256
+    if found != job.basis:
+        raise BuildError(
+            f"the cache at {job.handle.directory} has another basis by now ({found[:12] or 'none'}) than the driver "
+            f"began with ({job.basis[:12] or 'none'}).\n"
+            "  Two builders began it at once, where nothing locks; run the build again."
+        )
+    return Worker(corpus, teacher, Lanes(lanes), basis)

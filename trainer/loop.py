@@ -50,6 +50,9 @@ class TrainingCache(Records, Protocol):
     @property
     def recipe(self) -> Any: ...
 
+    @property
+    def basis(self) -> Any: ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainReport:
@@ -137,6 +140,8 @@ class _Run:
         self.run_dir, self.config, self.evaluation, self.ranks = run_dir, trainer, evaluation, ranks
         self.sections = sections_of(model=model, masking=masking, trainer=trainer, evaluation=evaluation)
         self.identity = {"recipe": cache.recipe.hash, "records": len(cache)}
+        if cache.basis is not None:  # which a recipe does not say: what the 2D head has learnt is of this basis
+            self.identity["basis"] = cache.basis.sha256
         maker = cache.schema if teacher is None else teacher
         self.teacher_shape = {"channels": maker.channels, "views": maker.views}
         self.loader = Loader(cache, model, trainer, ranks, live_teacher=teacher is not None)

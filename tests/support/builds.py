@@ -26,6 +26,7 @@ def small_build(
     teacher: dict[str, Any] | None = None,
     cache: dict[str, Any] | None = None,
     on_progress: Any = None,
+    on_fit: Any = None,
 ) -> BuildReport:
     """Build a corpus with a random two-block teacher into `folder`/caches; a second call goes on with it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,6 +38,7 @@ def small_build(
         CacheConfig(**storage),
         BuildConfig(scheduler=scheduler, workers=workers),
         on_progress=on_progress,
+        on_fit=on_fit,
     )
 
 

@@ -1,21 +1,24 @@
 """``i2p cache``: build a teacher cache, look into it, check it."""
 
 import logging
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import config_argument, config_options
+from cli.options import CachePath, config_argument, config_options
 
 if TYPE_CHECKING:
     from cli.experiment import Experiment
     from pipeline.build import BuildReport
+    from teacher_cache.location import Location
 
 __all__ = ["build_from", "cache"]
 
 REASONS_SHOWN = 5
+CONFIG_COPY = "logs/config.toml"  # of a cache: the experiment that built it
 REPAIR_ROUNDS = 3
 STRANGER = "not a file of this cache"  # as verify says of it
 
@@ -53,11 +56,23 @@ def build_from(experiment: "Experiment") -> "BuildReport":
     from cli.config import to_toml
     from cli.progress import Progress, human_seconds
     from pipeline.build import BuildProgress, build_cache
+    from teacher_cache.storage import storage_at
 
     progress: Progress | None = None
+    fitting: Progress | None = None
+
+    def show_fit(done: int, total: int) -> None:
+        nonlocal fitting
+        if fitting is None:
+            fitting = Progress("basis", total, unit="shapes")
+            fitting.write(f"fitting {experiment.cache.channels} channels to what the teacher says of {total} shapes")
+        fitting.update(done)
 
     def show(state: BuildProgress) -> None:
-        nonlocal progress
+        nonlocal progress, fitting
+        if fitting is not None:
+            fitting.__exit__(None, None, None)
+            fitting = None
         if progress is None:
             if state.shards_done == state.shards_total:
                 return
@@ -78,14 +93,17 @@ def build_from(experiment: "Experiment") -> "BuildReport":
             experiment.cache,
             experiment.build,
             on_progress=show,
+            on_fit=show_fit,
         )
     finally:
+        if fitting is not None:
+            fitting.__exit__(None, None, None)
         if progress is not None:
             progress.__exit__(None, None, None)
     if report.already_complete:
         click.echo(f"cache complete: {report.shapes} shapes in {report.path}", err=True)
         return report
-    (report.path / "logs" / "config.toml").write_text(to_toml(experiment), encoding="utf-8")
+    storage_at(report.path).write_documents({CONFIG_COPY: to_toml(experiment).encode()})
     rate = f"{report.shapes / report.seconds:.1f} shapes/s" if report.built == report.shards else "resumed"
     click.echo(
         f"cache built: {report.shapes} shapes, {report.shards} shards in {human_seconds(report.seconds)} ({rate})",
@@ -96,8 +114,8 @@ def build_from(experiment: "Experiment") -> "BuildReport":
 
 
 @cache.command(epilog="Example: i2p cache info caches/synthetic-0f3a9c21d7be")
-@click.argument("path", type=click.Path(path_type=Path, exists=True, file_okay=False))
-def info(path: Path) -> None:
+@click.argument("path", type=CachePath())
+def info(path: "Location") -> None:
     """Print a cache's recipe, size, counts and quarantine. Reads an unfinished cache too."""
     import teacher_cache
 
@@ -118,6 +136,11 @@ def info(path: Path) -> None:
         f"record       {schema.points} points, {schema.views} views of {schema.image_side} x {schema.image_side} "
         f"pixels, {schema.tokens} tokens of {schema.channels} channels"
     )
+    if opened.basis is not None:
+        click.echo(
+            f"basis        {opened.basis.sha256[:12]}, {schema.channels} of the teacher's {opened.basis.teacher_channels} "
+            f"channels, {100 * opened.basis.kept:.2f}% of the variance of {opened.basis.shapes} shapes"
+        )
     click.echo(
         f"size         {found.bytes / 1e6:.1f} MB in {found.shards} shards, "
         f"{found.bytes_per_record * poses / 1e3:.1f} kB a shape"
@@ -133,8 +156,8 @@ def info(path: Path) -> None:
 
 
 @cache.command(epilog="Example: i2p cache verify caches/synthetic-0f3a9c21d7be && rsync ...")
-@click.argument("path", type=click.Path(path_type=Path, exists=True, file_okay=False))
-def verify(path: Path) -> None:
+@click.argument("path", type=CachePath())
+def verify(path: "Location") -> None:
     """Compare every byte of a finished cache with its checksums; exit 1 and list the files when something is wrong."""
     import teacher_cache
     from cli.progress import Progress
@@ -160,19 +183,17 @@ def verify(path: Path) -> None:
 @cache.command(
     epilog="Examples: i2p cache repair caches/synthetic-0f3a9c21d7be; i2p cache repair PATH --config mine.toml"
 )
-@click.argument("path", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("path", type=CachePath())
 @click.option("--config", help="Experiment the cache was built from. [default: the copy in PATH/logs/config.toml]")
-def repair(path: Path, config: str | None) -> None:
+def repair(path: "Location", config: str | None) -> None:
     """Find what is damaged in a cache and build just that again; exit 1 when something is left."""
     import teacher_cache
-    from cli.config import ConfigError, load_experiment
+    from cli.config import ConfigError
+    from teacher_cache.location import parent, resolve
 
-    source = config or str(path / "logs" / "config.toml")
-    if config is None and not Path(source).is_file():
-        raise ConfigError(str(path), ["holds no logs/config.toml; name the experiment it was built from with --config"])
-    experiment = load_experiment(source)
+    experiment = _experiment_of(path, config)
     # Where the cache lies now, wherever that experiment once put it.
-    experiment = replace(experiment, cache=replace(experiment.cache, root=str(path.resolve().parent)))
+    experiment = replace(experiment, cache=replace(experiment.cache, root=str(parent(path))))
     problems = teacher_cache.verify(path)
     rounds = 0
     # A damaged manifest hides what is damaged below it, so a second look can find more than the first.
@@ -180,8 +201,10 @@ def repair(path: Path, config: str | None) -> None:
         shards = teacher_cache.withdraw(path, problems)
         click.echo(f"{len(problems)} problems; building {len(shards)} shards again", err=True)
         report = build_from(experiment)
-        if report.path.resolve() != path.resolve():
-            raise ConfigError(source, [f"describes the cache {report.path}, not {path}; name its own experiment"])
+        if resolve(report.path) != resolve(path):
+            raise ConfigError(
+                config or CONFIG_COPY, [f"describes the cache {report.path}, not {path}; name its own experiment"]
+            )
         problems, rounds = teacher_cache.verify(path), rounds + 1
     for problem in problems:
         click.echo(problem)
@@ -191,13 +214,33 @@ def repair(path: Path, config: str | None) -> None:
     click.echo(f"sound: {path}", err=True)
 
 
+def _experiment_of(path: "Location", config: str | None) -> "Experiment":
+    """The named experiment, or the one whose copy lies in the cache."""
+    from cli.config import ConfigError, load_experiment
+    from teacher_cache.storage import storage_at
+
+    if config is not None:
+        return load_experiment(config)
+    try:
+        copy = storage_at(path).read(CONFIG_COPY)
+    except FileNotFoundError as error:
+        remedy = f"holds no {CONFIG_COPY}; name the experiment it was built from with --config"
+        raise ConfigError(str(path), [remedy]) from error
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "config.toml"
+        file.write_bytes(copy)
+        return load_experiment(str(file))
+
+
 def _mendable(problem: Any) -> bool:
     return problem.what != STRANGER
 
 
-@cache.command(name="list", epilog="Example: i2p cache list; i2p cache list /data/caches")
-@click.argument("root", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path("caches"))
-def list_all(root: Path) -> None:
+@cache.command(
+    name="list", epilog="Examples: i2p cache list; i2p cache list /data/caches; i2p cache list s3://bucket/caches"
+)
+@click.argument("root", type=CachePath(), default="caches")
+def list_all(root: "Location") -> None:
     """List the caches in a folder, with what they are made of and their size."""
     import teacher_cache
 
@@ -208,7 +251,7 @@ def list_all(root: Path) -> None:
         teacher = recipe.teacher.get("architecture", "?")
         random = " (random)" if "random_seed" in recipe.teacher else ""
         click.echo(
-            f"{Path(info.path).name:<32} {state:<10} {info.records:>8} shapes {info.bytes / 1e6:>9.1f} MB  "
+            f"{info.path.rpartition('/')[2]:<32} {state:<10} {info.records:>8} shapes {info.bytes / 1e6:>9.1f} MB  "
             f"{info.format:<10} {recipe.storage.get('features', '?'):<8} "
             f"{recipe.corpus.get('kind', '?')}, {teacher}{random}"
         )
@@ -221,12 +264,12 @@ def list_all(root: Path) -> None:
 
 
 @cache.command(epilog="Example: i2p cache render caches/synthetic-0f3a9c21d7be --shape 0 --shape 17 --out views.png")
-@click.argument("path", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("path", type=CachePath())
 @click.option(
     "--shape", "shapes", type=int, multiple=True, help="Record number; may be given many times. Default: 0 to 4."
 )
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("cache.png"), show_default=True)
-def render(path: Path, shapes: tuple[int, ...], out: Path) -> None:
+def render(path: "Location", shapes: tuple[int, ...], out: Path) -> None:
     """Draw shapes of a cache: the cloud, its depth views, and the teacher's saliency over them."""
     import teacher_cache
     from cli.pictures import record_sheet

@@ -110,7 +110,8 @@ def _is_configuration(error: Exception) -> bool:
 
 def _expected(error: Exception) -> bool:
     """Whether this error is one of the rooms' own, whose text is written for people."""
-    if _is_configuration(error) or isinstance(error, FileNotFoundError | PermissionError):
+    # An OSError that names its errno is the machine's: a full disk, a file that is not there, no permission.
+    if _is_configuration(error) or (isinstance(error, OSError) and error.errno is not None):
         return True
     own = [
         ("teacher_cache.errors", "CacheError"),

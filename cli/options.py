@@ -1,11 +1,30 @@
 """Options that several commands share."""
 
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-__all__ = ["config_argument", "config_options"]
+if TYPE_CHECKING:
+    from teacher_cache.location import Location
+
+__all__ = ["CachePath", "config_argument", "config_options"]
+
+
+class CachePath(click.ParamType):
+    """A cache's folder, which must be there, or its URL."""
+
+    name = "path or URL"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> "Location":
+        from teacher_cache.location import localise
+
+        location = localise(value)
+        if isinstance(location, Path) and not location.is_dir():
+            self.fail(f"Directory {str(location)!r} does not exist.", param, ctx)
+        return location
+
 
 config_argument = click.argument("config", default="quickstart", metavar="[CONFIG]")
 

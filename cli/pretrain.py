@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import config_argument, config_options
+from cli.options import CachePath, config_argument, config_options
 
 if TYPE_CHECKING:
     from cli.experiment import Experiment
+    from teacher_cache.location import Location
     from trainer.events import Event
 
 __all__ = ["pretrain", "table"]
@@ -22,11 +23,11 @@ __all__ = ["pretrain", "table"]
 )
 @config_argument
 @config_options
-@click.option("--cache", "cache_path", type=click.Path(path_type=Path, exists=True, file_okay=False),
+@click.option("--cache", "cache_path", type=CachePath(),
               help="Train on this cache instead of the one CONFIG describes.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run directory. [default: runs/CONFIG]")
 def pretrain(
-    config: str, overrides: tuple[str, ...], print_config: bool, cache_path: Path | None, out: Path | None
+    config: str, overrides: tuple[str, ...], print_config: bool, cache_path: "Location | None", out: Path | None
 ) -> None:
     """Pre-train an encoder as CONFIG (a preset or a TOML file) says; its cache is built first if it is not there."""
     import teacher_cache
@@ -47,7 +48,7 @@ def pretrain(
     _train(experiment, opened, run_dir, rank)
 
 
-def _cache_of(experiment: "Experiment", ranks: int) -> Path:
+def _cache_of(experiment: "Experiment", ranks: int) -> "Location":
     if ranks == 1:
         from cli.cache import build_from
 
@@ -58,14 +59,14 @@ def _cache_of(experiment: "Experiment", ranks: int) -> Path:
     )
 
 
-def _live_teacher(experiment: "Experiment") -> Any:
-    """The teacher that looks in every step, where the experiment asks for one."""
+def _live_teacher(experiment: "Experiment", opened: Any) -> Any:
+    """The teacher that looks in every step, where the experiment asks for one; in the channels of the cache."""
     if experiment.trainer.teacher == "cached":
         return None
     from pipeline.live import LiveTeacher
     from pipeline.teacher import load_teacher
 
-    return LiveTeacher(experiment.projection, load_teacher(experiment.teacher))
+    return LiveTeacher(experiment.projection, load_teacher(experiment.teacher), opened.basis)
 
 
 def _train(experiment: "Experiment", opened: Any, run_dir: Path, rank: int) -> None:
@@ -82,7 +83,7 @@ def _train(experiment: "Experiment", opened: Any, run_dir: Path, rank: int) -> N
             masking=experiment.masking,
             trainer=experiment.trainer,
             evaluation=experiment.evaluation,
-            teacher=_live_teacher(experiment),
+            teacher=_live_teacher(experiment, opened),
             on_event=reporter,
         )
     finally:

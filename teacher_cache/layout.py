@@ -35,6 +35,9 @@ class ShardReader(Protocol):
     def read_into(self, batch: RecordBatch, row: int, position: int) -> None:
         """Decode the record at ``position`` into row ``row``; depth only if the batch has it. Raises ShardDamaged."""
 
+    def load(self) -> None:
+        """Open all files that reading records without depth needs. Raises ShardDamaged."""
+
 
 def receipt_path(shard: int) -> str:
     return f"{RECEIPTS}/{shard:06d}.json"

@@ -5,7 +5,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,6 +25,8 @@ from teacher_cache.writer import iter_receipts
 __all__ = ["Cache", "CacheInfo", "open_cache"]
 
 OPEN_SHARDS = 48  # kept open at a time; a zarr shard holds three or four descriptors, processes often get 1024
+OPEN_REMOTE_SHARDS = 96  # the same, where an open shard is one that needs not be fetched again
+FETCHING = 8  # shards under way at once
 MAX_POSES = 64
 SMALLEST_SHARE = 4  # records a thread decodes at least: below that, handing over costs more than it saves
 
@@ -175,6 +177,23 @@ class Cache:
             list(pool.map(decode, np.array_split(np.arange(rows.size), parts)))
         return batch
 
+    def prepare(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> None:
+        """Begin to fetch what will be read soon, in the background; returns at once.
+
+        indices  records in the order in which they will be read, the next one first.
+
+        Looks as far ahead as two thirds of OPEN_REMOTE_SHARDS, and begins a few shards a call: call it before every
+        batch. What goes wrong is raised by the read that needs it. Does nothing for a cache in a folder, whose files
+        need no fetching.
+        """
+        if not self._storage.remote or not self.counts.size:
+            return
+        limit = 2 * OPEN_REMOTE_SHARDS // 3
+        some = self._resolve(np.asarray(indices)[: limit * max(1, int(self.counts.mean()))])
+        shards, first = np.unique(np.searchsorted(self._ends, some, side="right"), return_index=True)
+        wanted = shards[np.argsort(first)][:limit]
+        self._open.prepare([self._manifest.shards[shard] for shard in wanted.tolist()])
+
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """[len] int64, -1 for none; read from the receipts once."""
@@ -281,7 +300,9 @@ class _OpenShards:
         self._description = description
         self._lock = threading.Lock()
         self._shards: OrderedDict[int, layout.ShardReader] = OrderedDict()
+        self._coming: dict[int, Future[layout.ShardReader]] = {}
         self._pool: ThreadPoolExecutor | None = None
+        self._fetchers: ThreadPoolExecutor | None = None
         self._process = os.getpid()  # last: a second thread must not pass the check below with the old lock
 
     def get(self, entry: ShardEntry) -> layout.ShardReader:
@@ -291,11 +312,37 @@ class _OpenShards:
             if found is not None:
                 self._shards.move_to_end(entry.shard)
                 return found
+            coming = self._coming.get(entry.shard)
+        if coming is not None:
+            return coming.result()
         # Opened outside the lock, so that one slow disk does not stop all threads; the first to finish is kept.
-        opened = layout.open_shard(self._storage, self._description, entry.shard, entry.records)
+        return self._keep(entry, layout.open_shard(self._storage, self._description, entry.shard, entry.records))
+
+    def prepare(self, entries: Sequence[ShardEntry]) -> None:
+        """Begin to open the shards that are neither open nor coming."""
+        self._check_process()
+        with self._lock:
+            for entry in entries:
+                if entry.shard in self._shards:
+                    self._shards.move_to_end(entry.shard)  # its turn comes: nothing prepared now may push it out
+                elif entry.shard not in self._coming and len(self._coming) < 2 * FETCHING:
+                    if self._fetchers is None:
+                        self._fetchers = ThreadPoolExecutor(FETCHING, thread_name_prefix="teacher-cache-fetch")
+                    self._coming[entry.shard] = self._fetchers.submit(self._fetch, entry)
+
+    def _fetch(self, entry: ShardEntry) -> layout.ShardReader:
+        try:
+            opened = layout.open_shard(self._storage, self._description, entry.shard, entry.records)
+            opened.load()
+            return self._keep(entry, opened)
+        finally:
+            with self._lock:
+                self._coming.pop(entry.shard, None)
+
+    def _keep(self, entry: ShardEntry, opened: layout.ShardReader) -> layout.ShardReader:
         with self._lock:
             found = self._shards.setdefault(entry.shard, opened)
-            while len(self._shards) > OPEN_SHARDS:
+            while len(self._shards) > (OPEN_REMOTE_SHARDS if self._storage.remote else OPEN_SHARDS):
                 self._shards.popitem(last=False)  # its files close when its last reader is done
         return found
 

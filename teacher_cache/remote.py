@@ -32,6 +32,8 @@ _READ_ONLY = ("http", "https")
 class RemoteStorage:
     """The files of a cache below a URL. Options and credentials are fsspec's, from its configuration or environment."""
 
+    remote = True
+
     def __init__(self, url: str) -> None:
         self.location: str = url
         self._lock = threading.Lock()

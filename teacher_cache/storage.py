@@ -26,6 +26,7 @@ class Storage(Protocol):
     """The files of one cache, by path relative to it. Picklable; safe from several threads and after a fork.
 
     location  of the cache, as its users name it.
+    remote    whether a file is fetched whole when it is opened, over a network.
 
     What is not there raises FileNotFoundError. A failing disk raises OSError, a store that does not answer or refuses
     raises StorageError.
@@ -33,6 +34,9 @@ class Storage(Protocol):
 
     @property
     def location(self) -> Location: ...
+
+    @property
+    def remote(self) -> bool: ...
 
     def read(self, path: str) -> bytes:
         """A whole file."""
@@ -92,6 +96,8 @@ class Storage(Protocol):
 
 class LocalStorage:
     """A folder of this machine, or of a network file system that has locks."""
+
+    remote = False
 
     def __init__(self, root: Path) -> None:
         self.location: Path = root

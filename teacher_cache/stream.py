@@ -235,6 +235,8 @@ class _Reader:
         """Batch `step`, or what `apply` makes of it, and its number of stand-ins."""
         places = step * self.batch_size + self.rank * self.share + np.arange(self.share)
         wanted = self.order[places % self.order.size]
+        if hasattr(self.cache, "prepare"):  # a cache behind a URL fetches ahead
+            self.cache.prepare(self.order[places[0] :])
         records, content = self._read(wanted, places)
         stand_ins = records != wanted
         result = StreamBatch(

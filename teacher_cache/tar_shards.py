@@ -133,6 +133,9 @@ class Shard:
         except (BadBytes, ManifestError) as error:
             raise self._file.damaged(str(error), position) from error
 
+    def load(self) -> None:
+        """Nothing: the one file is open."""
+
     def _scan(self, shard: int, records: int) -> NDArray[np.int64]:
         extents = np.zeros((records, len(self._members), 2), np.int64)
         limits = self._limits()

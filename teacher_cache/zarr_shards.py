@@ -140,6 +140,11 @@ class Shard:
             self._read_array("depth", position, stored)
             decode_depth(stored, batch.depth[row])
 
+    def load(self) -> None:
+        for name in self._dtypes:
+            if name != "depth":
+                self._open(name)
+
     def _read_int8(self, position: int, out: NDArray[Any]) -> None:
         codes, scale = (np.empty(self._shapes[name], self._dtypes[name]) for name in ("features", "scale"))
         self._read_array("features", position, codes)

@@ -11,6 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from cli.study.plan import Run
+    from teacher_cache.location import Location
 
 __all__ = ["study"]
 
@@ -79,7 +80,7 @@ def _carry_out(missing: Sequence["Run"], results: dict["Run", Any], workers: int
     from cli.study.worker import do
     from cli.study.workers import WorkerError, do_all
 
-    caches: dict[str, Path] = {}
+    caches: dict[str, Location] = {}
     for run in missing:
         if run.cache not in caches:
             caches[run.cache] = build_from(cache_settings(run)).path

@@ -4,13 +4,16 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cli.config import ConfigError, load_experiment
 from cli.experiment import SECTIONS, Experiment
 from cli.study.arms import ARMS, Arm
 
-__all__ = ["UNTRAINED", "Run", "cache_settings", "plan_runs", "require_cache", "result_of"]
+if TYPE_CHECKING:
+    from teacher_cache.location import Location
+
+__all__ = ["UNTRAINED", "Run", "cache_name", "cache_settings", "plan_runs", "require_cache", "result_of"]
 
 UNTRAINED = "untrained"
 """The arm of first weights."""
@@ -100,14 +103,19 @@ def result_of(run: Run) -> dict[str, Any] | None:
     return result
 
 
-def require_cache(run: Run, result: Mapping[str, Any], cache: Path) -> None:
+def cache_name(cache: "Location") -> str:
+    """The last part of where a cache is: its name and the start of its recipe's hash."""
+    return str(cache).rpartition("/")[2]
+
+
+def require_cache(run: Run, result: Mapping[str, Any], cache: "Location") -> None:
     """Raise ConfigError unless an earlier result is of the cache that the runs beside it are going to read."""
-    if result["cache"] != cache.name:
+    if result["cache"] != cache_name(cache):
         raise ConfigError(
             str(run.folder),
             [
                 f"its result is of the cache {result['cache']}, and the teacher, corpus or projection now makes "
-                f"{cache.name}; name another --out, or delete the folder"
+                f"{cache_name(cache)}; name another --out, or delete the folder"
             ],
         )
 

@@ -7,9 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.study.plan import UNTRAINED, Run
+from cli.study.plan import UNTRAINED, Run, cache_name
 
 if TYPE_CHECKING:
+    from teacher_cache.location import Location
     from trainer.config import EvaluationConfig
     from trainer.evaluation.compare import Evaluator
 
@@ -18,7 +19,7 @@ __all__ = ["do"]
 _PROBED, _DRAWS = 64, 32  # records on which the masking is looked at, and how often it is drawn for each
 
 
-def do(run: Run, cache_path: Path) -> dict[str, Any]:
+def do(run: Run, cache_path: "Location") -> dict[str, Any]:
     """Do one run, or go on with it; -> what result.json then holds."""
     import teacher_cache
     from cli.config import load_experiment
@@ -31,7 +32,7 @@ def do(run: Run, cache_path: Path) -> dict[str, Any]:
     experiment = load_experiment(run.config, run.overrides)
     opened: Any = teacher_cache.open(cache_path)
     result: dict[str, Any] = {"arm": run.arm, "teacher": run.teacher, "seed": run.seed}
-    result |= {"settings": json.loads(run.settings), "cache": cache_path.name}
+    result |= {"settings": json.loads(run.settings), "cache": cache_name(cache_path)}
     trained = 0.0
     if run.arm == UNTRAINED:
         result["sets"] = {name: _untrained(run, experiment, opened, name) for name, _, _ in run.sets}

@@ -260,3 +260,32 @@ def test_features_of_other_sizes_are_refused() -> None:
         basis.restore(np.zeros((2, 9), np.float32))
     with pytest.raises(ValueError, match=r"project: features are \[9\] int64; expected \[\.\.\., 9\]"):
         basis.project(np.zeros(9, np.int64))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_converting_carries_the_basis_along(tmp_path: Path, format: str) -> None:
+    other = next(name for name in FORMATS if name != format)
+    build(tmp_path / "c", config(format=format, features="int8"), count=7)
+    made = teacher_cache.convert(tmp_path / "c", tmp_path / "new", format=other, shapes_per_shard=4)
+    back = teacher_cache.convert(made.path, tmp_path / "back", format=format)
+    assert teacher_cache.open(made.path).basis == make_basis(CHANNELS)
+    assert teacher_cache.verify(made.path) == []
+    assert tree(back.path) == tree(tmp_path / "c")  # type: ignore[arg-type]
+
+
+def part_of(path: Path, basis: Basis, indices: range) -> Path:
+    writer = created(path, basis)
+    write_shard(writer.handle, 0, [make_record(index) for index in indices])
+    writer.finish()
+    return path
+
+
+def test_caches_of_one_recipe_merge_where_their_basis_is_one(tmp_path: Path) -> None:
+    one, other = make_basis(CHANNELS), make_basis(CHANNELS, seed=1)
+    first = part_of(tmp_path / "a", one, range(3))
+    same, another = part_of(tmp_path / "b", one, range(3, 5)), part_of(tmp_path / "x", other, range(3, 5))
+    merged = teacher_cache.open(teacher_cache.merge([first, same], tmp_path / "merged").path)
+    assert (merged.basis, len(merged)) == (one, 5)
+    with pytest.raises(RecipeMismatch, match=f"basis: {one.sha256[:12]} of 5 shapes here, {other.sha256[:12]} of 5"):
+        teacher_cache.merge([first, another], tmp_path / "never")
+    assert not (tmp_path / "never").exists()

@@ -12,6 +12,7 @@ import numpy as np
 
 import teacher_cache
 from teacher_cache.config import CacheConfig
+from teacher_cache.made_up import make_basis
 from teacher_cache.testing import build, make_record
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "format.md"
@@ -54,6 +55,15 @@ def test_zarr_example_reads_without_a_zarr_library(tmp_path: Path) -> None:
     build(tmp_path / "c", CacheConfig(shapes_per_shard=4), count=7)
     names = run(block("python read-zarr", PAGE.read_text()), directory=tmp_path / "c", shard=1, position=2)
     np.testing.assert_array_equal(names["features"], make_record(6).features.astype(np.float16))
+
+
+def test_basis_example_reads_features_in_the_teachers_channels(tmp_path: Path) -> None:
+    config = CacheConfig(shapes_per_shard=4, channels=6, features="float32")
+    build(tmp_path / "c", config, count=1)
+    names = run(block("python read-basis", PAGE.read_text()), directory=tmp_path / "c")
+    restored = make_basis(6).restore(make_record(0).features)
+    assert restored.shape == (3, 4, 9)
+    np.testing.assert_allclose(names["features"], restored, rtol=1e-6, atol=1e-6)
 
 
 def main() -> None:

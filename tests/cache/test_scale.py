@@ -1,0 +1,89 @@
+"""What a cache of many shapes costs to open and to verify: memory by number of shards, and time within wide bounds."""
+
+import hashlib
+import time
+import tracemalloc
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import teacher_cache
+from teacher_cache import layout
+from teacher_cache.config import CacheConfig
+from teacher_cache.manifest import Description, Manifest, ShardEntry
+from teacher_cache.testing import SMALL_SCHEMA, build, make_recipe
+
+
+def peak_of(work: Callable[[], object]) -> int:
+    """Bytes that Python and NumPy hold at most while it works."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("format", ["zarr", "webdataset"])
+def test_memory_of_opening_and_verifying_by_number_of_shards(
+    tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard more costs a manifest's line and the names of its files, not the checks of these.
+
+    Measured: 1.4 kB to open; to verify 2.7 kB of zarr's eleven files and 1.4 kB of webdataset's two. With all checks in
+    hand at once it was 22 kB and 2.6 kB.
+    """
+    monkeypatch.setattr("teacher_cache.storage._BLOCK", 1 << 12)  # a megabyte more or less would hide it all
+    config = CacheConfig(format=format, shapes_per_shard=1)  # type: ignore[arg-type]
+    few, many = 40, 240
+    peaks = []
+    for count in (few, many):
+        path = tmp_path / str(count)
+        build(path, config, count=count)
+        assert teacher_cache.verify(path) == []  # and what is imported on first use is there
+        verifying = partial(teacher_cache.verify, path, threads=1)
+        peaks.append((peak_of(partial(teacher_cache.open, path)), peak_of(verifying)))
+    to_open, to_verify = ((b - a) / (many - few) for a, b in zip(*peaks, strict=True))
+    print(format, to_open, to_verify)
+    assert to_open < 2000
+    assert to_verify < (4500 if format == "zarr" else 2200)
+
+
+def test_progress_of_verify_counts_every_file_once(tmp_path: Path) -> None:
+    """Of a shard whose receipt is lost, nothing can be checked: its files are done with."""
+    config = CacheConfig(shapes_per_shard=2, depth="none")
+    build(tmp_path, config, count=9)
+    (tmp_path / layout.receipt_path(3)).unlink()
+    seen: list[tuple[int, int]] = []
+    problems = teacher_cache.verify(tmp_path, on_progress=lambda done, total: seen.append((done, total)))
+    assert [(problem.shard, problem.file) for problem in problems] == [(3, "receipts/000003.json")]
+    files = len(layout.shard_paths(config, 0))
+    assert seen[-1] == (5 * files, 5 * files)
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    assert len(seen) == 4 * files + 1
+
+
+def test_a_cache_of_many_shapes_opens_at_once(tmp_path: Path) -> None:
+    """100,000 shapes in shards of 64: 4 ms were measured, and 1.3 s for ten million."""
+    shards, size = 1563, 64
+    description = Description(recipe=make_recipe(CacheConfig()), schema=SMALL_SCHEMA, label_names=())
+    manifest = Manifest(
+        description=description,
+        planned=shards * size,
+        shards=tuple(
+            ShardEntry(shard=i, records=size, quarantined=0, bytes=1, receipt=hashlib.sha256(b"%d" % i).hexdigest())
+            for i in range(shards)
+        ),
+        quarantined=(),
+    )
+    (tmp_path / layout.MANIFEST).write_bytes(manifest.encoded)
+    assert 130 * shards < len(manifest.encoded) < 150 * shards  # docs/scaling.md: 142 bytes a shard
+    begun = time.perf_counter()
+    cache = teacher_cache.open(tmp_path)
+    order = teacher_cache.epoch_order(cache.counts, seed=0, epoch=0)
+    assert time.perf_counter() - begun < 1  # a hundred times what it takes
+    assert len(cache) == order.size == shards * size
+    assert np.array_equal(np.unique(order), np.arange(order.size))

@@ -146,7 +146,8 @@ class _Run:
         self.teacher_shape = {"channels": maker.channels, "views": maker.views}
         self.loader = Loader(cache, model, trainer, ranks, live_teacher=teacher is not None)
         self.model = new_model(model, masking, self.teacher_shape, seed=trainer.seed).to(ranks.device)
-        self.stepper = Stepper(self.model, trainer, ranks, teacher)
+        stands_for = 1.0 if cache.basis is None else cache.basis.teacher_channels / cache.basis.channels
+        self.stepper = Stepper(self.model, trainer, ranks, teacher, stands_for=stands_for)
         self.names: dict[Tensor, str] = {value: name for name, value in self.model.named_parameters()}
         self.records = len(cache) // cache.poses  # that an epoch visits
         self.epoch = self.step = 0

@@ -43,10 +43,23 @@ class Outcome(NamedTuple):
 
 
 class Stepper:
-    """A model, its optimiser, and how to take a step with them."""
+    """A model, its optimiser, and how to take a step with them.
 
-    def __init__(self, model: I2PMAE, config: TrainerConfig, ranks: Ranks, teacher: LiveTeacher | None):
+    stands_for  channels of the teacher for each channel of the maps, 1 or more where they are coordinates in a basis.
+                The 2D loss is a mean over the former, so fewer channels do not weigh more.
+    """
+
+    def __init__(
+        self,
+        model: I2PMAE,
+        config: TrainerConfig,
+        ranks: Ranks,
+        teacher: LiveTeacher | None,
+        *,
+        stands_for: float = 1.0,
+    ):
         self.model, self.config, self.ranks, self.teacher = model, config, ranks, teacher
+        self._stands_for = torch.tensor([1.0, stands_for], device=ranks.device)
         self.optimizer = build_optimizer(model, config)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.scaler = torch.amp.GradScaler(ranks.device.type) if config.precision == "float16" else None
@@ -63,7 +76,7 @@ class Stepper:
         self.model.train()
         plans = [self._plan(part) for part in parts]
         counts = torch.stack([torch.stack(self.model.loss_counts(plan)) for plan, _ in plans]).sum(0)  # [2]
-        counts = self.ranks.sum(counts)
+        counts = self.ranks.sum(counts) * self._stands_for
         sums = torch.zeros_like(counts)
         self.optimizer.zero_grad(set_to_none=True)
         for plan, drop_path in plans:

@@ -11,12 +11,15 @@ from pipeline.live import LiveTeacher
 from pipeline.teacher import load_teacher
 from tests.support.builds import COUNT, POINTS, small_build
 from tests.support.teachers import TINY_PROJECTION, tiny_teacher
-from tests.support.training import train
-from trainer import checkpoint
+from tests.support.training import MASKING, MODEL, train, trainer_config
+from trainer import checkpoint, loop
 from trainer.checkpoint import CheckpointError
-from trainer.restore import load_encoder
+from trainer.data import Loader
+from trainer.distributed import Ranks
+from trainer.restore import load_encoder, new_model
 
 OWN = {"channels": 5, "sample": 12, "features": "float32"}
+ALONE = Ranks(rank=0, size=1, device=torch.device("cpu"))
 PLAIN = {"points": POINTS, "resample": False, "scale": (1.0, 1.0), "shift": 0.0, "epochs": 1, "batch_size": 8}
 
 
@@ -51,6 +54,35 @@ def test_cached_and_live_losses_agree_in_the_basis(tmp_path):
     # As tests/build/test_live_training.py, whose bound for float32 features is 5e-6; a product more is in between here.
     for mine, theirs in zip(stored, looked, strict=True):
         assert mine == pytest.approx(theirs, rel=1e-5)
+
+
+def test_the_2d_loss_is_a_mean_over_the_teachers_channels(tmp_path, monkeypatch):
+    """So the same squared error in fewer coordinates counts as it did: it is that of the restored features."""
+    cache = teacher_cache.open(small_build(tmp_path, cache=OWN).path)
+    made = []
+
+    class Spied(loop.Stepper):
+        def __init__(self, *given, **named):
+            super().__init__(*given, **named)
+            made.append(self)
+
+    monkeypatch.setattr(loop, "Stepper", Spied)
+    report = train(cache, tmp_path / "run", **PLAIN)
+    first = losses(report)[0][1]
+    part = next(Loader(cache, MODEL, trainer_config(**PLAIN), ALONE, live_teacher=False).epoch(0))[0]
+    model = new_model(MODEL, MASKING, {"channels": 5, "views": 3}, seed=0).train()
+    plan = model.plan(part.points, part.points_canonical, part.maps, part.draws)
+    with torch.no_grad():
+        output = model.losses(plan, model.network(plan, part.draws.drop_path))
+    assert output.sum_2d / (output.count_2d * 8 / 5) == pytest.approx(first, rel=1e-5)
+    # And what is differentiated is what is logged: a weight of 2 takes 2 back, to the bit.
+    weights = []
+    for settings, named in (({}, {}), ({"weight_2d": 2.0}, {"stands_for": 2.0}), ({}, {"stands_for": 2.0})):
+        model = new_model(MODEL, MASKING, {"channels": 5, "views": 3}, seed=0)
+        loop.Stepper(model, trainer_config(**PLAIN, **settings), ALONE, None, **named).step([part], 1e-3)
+        weights.append(torch.cat([value.detach().reshape(-1) for value in model.parameters()]))
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
 
 
 def test_a_run_does_not_go_on_with_another_basis(tmp_path):

@@ -18,6 +18,7 @@ from benchmarks._table import Row, Timing, environment, measure, print_table, wr
 from cuda.backproject import backproject, pixels
 from cuda.chamfer import chamfer
 from cuda.fps import farthest_point_sample
+from cuda.gather import gather, group
 from cuda.geometry import VIEW_AXES, ViewGeometry
 from cuda.knn import knn
 from cuda.project import project
@@ -229,6 +230,43 @@ def bench_chamfer(operations: float) -> list[Row]:
     return [Row(case=case, floor=floor, ours=ours, baseline_name="torch broadcast", baseline=baseline)]
 
 
+def gather_in_torch(values: Tensor, idx: Tensor) -> Tensor:
+    """index_select over the flattened batch; its gradient is index_add."""
+    B, N, D = values.shape
+    flat = (idx + torch.arange(B).mul(N).view(B, *[1] * (idx.ndim - 1))).flatten()
+    return values.flatten(0, 1).index_select(0, flat).view(*idx.shape, D)
+
+
+def bench_gather(clouds: int, bandwidth: float) -> list[Row]:
+    points = surfaces(clouds, 2048)
+    centres = points[:, :512].contiguous()
+    _, idx = knn(points, centres, 16)
+    assert torch.equal(group(points, centres, idx), gather_in_torch(points, idx) - centres[:, :, None])
+    rows = [
+        Row(
+            case=f"group 512 x 16 of 2048 points, B = {clouds}",
+            floor=clouds * 512 * 16 * (12 + 8) / bandwidth,  # coordinates written, indices read
+            ours=measure(lambda: group(points, centres, idx)),
+            baseline_name="index_select, subtract",
+            baseline=measure(lambda: gather_in_torch(points, idx) - centres[:, :, None]),
+        )
+    ]
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(clouds, 512, 96, generator=generator, requires_grad=True)
+    members = knn(centres, centres[:, :256].contiguous(), 8)[1]
+    grad = torch.randn(clouds, 256, 8, 96, generator=generator)
+
+    def step(function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        return torch.autograd.grad(function(values, members), values, grad)[0]
+
+    torch.testing.assert_close(step(gather), step(gather_in_torch), rtol=1e-5, atol=1e-5)
+    floor = clouds * (2 * 256 * 8 + 2 * 512) * 96 * 4 / bandwidth  # rows written and read back, values and sums once
+    case = f"gather 256 x 8 of 512 x 96, forward + backward, B = {clouds}"
+    ours, baseline = measure(lambda: step(gather)), measure(lambda: step(gather_in_torch))
+    rows.append(Row(case=case, floor=floor, ours=ours, baseline_name="index_select", baseline=baseline))
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clouds", type=int, default=32, help="clouds in a batch (default 32)")
@@ -244,6 +282,7 @@ def main() -> None:
         *bench_project(clouds, bandwidth),
         *bench_backproject(min(clouds, 16), 2, operations),
         *bench_chamfer(operations),
+        *bench_gather(clouds, bandwidth),
     ]
     print_table("Kernels", rows)
     write_json(RESULTS, "kernels", rows)

@@ -199,7 +199,8 @@ def _backproject_backward(grad: Tensor, pixel: Tensor, image_side: int, side: in
     dense = torch.zeros_like(weights[:, :1]).repeat(1, side).scatter_add_(1, taps, weights)
     rows, columns = dense[pixel[..., 0].long()], dense[pixel[..., 1].long()]  # [B, V, Q, side]
     spread = (rows[..., :, None] * columns[..., None, :]).flatten(3)  # [B, V, Q, T]
-    return torch.einsum("bvqt,bqvc->bvtc", spread, grad).contiguous()
+    with torch.autocast(grad.device.type, enabled=False):  # where it is on, it reaches into this function
+        return torch.einsum("bvqt,bqvc->bvtc", spread, grad).contiguous()
 
 
 @_backproject_backward.register_fake

@@ -16,6 +16,9 @@ __all__ = [
     "chamfer_backward",
     "distances2",
     "farthest_point_sample",
+    "gather",
+    "gather_backward",
+    "group",
     "knn",
     "pixels",
     "project",
@@ -54,6 +57,24 @@ def knn(points: F32, queries: F32, k: int) -> tuple[F32, I64]:
         idx[b] = np.argsort(every, axis=1, kind="stable")[:, :k]
         dist2[b] = np.take_along_axis(every, idx[b], axis=1)
     return dist2, idx
+
+
+def gather(values: F32, idx: I64) -> F32:
+    """values [B, N, D], idx [B, ...] -> [B, ..., D]."""
+    return np.stack([rows[i] for rows, i in zip(values, idx, strict=True)])
+
+
+def group(points: F32, centres: F32, idx: I64) -> F32:
+    """points [B, N, D], centres [B, G, D], idx [B, G, K] -> [B, G, K, D], relative to the centres."""
+    return gather(points, idx) - centres[:, :, None]
+
+
+def gather_backward(grad: F32, idx: I64, N: int) -> F32:
+    """grad [B, P, D], idx [B, P] -> [B, N, D]: sums over the places a row went to, from 0, in their order."""
+    sums = np.zeros((len(grad), N, grad.shape[2]), grad.dtype)
+    for b, p in np.ndindex(idx.shape):
+        sums[b, idx[b, p]] += grad[b, p]
+    return sums
 
 
 def project(points: F32, *, image_side: int = 224, splat: int = 5, reduction: str = "sum") -> tuple[F32, F32, F32, I32]:

@@ -2,12 +2,11 @@
 
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from trainer.blocks import Blocks, PositionEmbedding, drop_path_chances
 from trainer.embedding import TokenEmbed
-from trainer.layout import Tokens, pad, select, spread
+from trainer.layout import Tokens, pad, select, spread, unpad
 from trainer.model_config import ModelConfig
 from trainer.tokenizer import Level, gather, neighbourhoods
 
@@ -70,10 +69,10 @@ class Encoder(nn.Module):
 def _visible_members(below: Tensor, level: Level, here: Tokens, tokens_below: Tokens) -> Tensor:
     """below [B, L, D], padded -> the members of the groups in `here`'s rows, [M, K, D]; all of them are visible."""
     B, G, K = level.members.shape
-    L = below.shape[1]
     at = level.members
     if tokens_below.rank is not None:
         at = tokens_below.rank.gather(1, at.reshape(B, G * K)).view(B, G, K)
-    at = at + torch.arange(B, device=at.device).mul_(L)[:, None, None]
-    at = select(at, here.rows)  # [M, K] into B * L
-    return below.flatten(0, 1).index_select(0, at.reshape(-1)).view(*at.shape, -1)
+    # A member belongs to several groups, so its gradient is a sum. Cloud by cloud, over padded groups, that sum has one
+    # order; an index_select over the whole batch would leave it to a GPU's atomics.
+    members = gather(below, pad(select(at, here.rows), here))  # [B, L above, K, D]
+    return unpad(members.flatten(2), here).view(-1, K, below.shape[2])

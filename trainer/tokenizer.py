@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cuda.fps import farthest_point_sample
+from cuda.gather import gather, group
 from cuda.knn import knn
 from trainer.model_config import ModelConfig
 
@@ -50,18 +51,10 @@ def tokenise(points: Tensor, config: ModelConfig) -> tuple[list[Level], Tensor]:
     return levels, chosen
 
 
-def gather(values: Tensor, idx: Tensor) -> Tensor:
-    """values [B, N, D], idx [B, ...] int64 into axis N -> [B, ..., D]."""
-    B, N, D = values.shape
-    offset = torch.arange(B, device=idx.device).mul_(N).view(B, *[1] * (idx.ndim - 1))
-    flat = (idx + offset).reshape(-1)
-    return values.reshape(B * N, D).index_select(0, flat).view(*idx.shape, D)
-
-
 def neighbourhoods(below: Tensor, level: Level) -> Tensor:
     """The members' coordinates relative to their group's centre.
 
     below  [B, N, 3] float32, the centres of the level below (level 0: the cloud).
     ->     [B, G, K, 3] float32.
     """
-    return gather(below, level.members) - level.centres[:, :, None]
+    return group(below, level.centres, level.members)

@@ -236,6 +236,7 @@ template <class T> T atomicMax(T* at, T value) { T old = *at; *at = std::max(old
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
+inline double __dadd_rn(double a, double b) { return a + b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline unsigned __float_as_uint(float value) { return host::bits<unsigned>(value); }
 inline float __uint_as_float(unsigned value) { return host::bits<float>(value); }

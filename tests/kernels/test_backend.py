@@ -19,6 +19,9 @@ BUILDS = {
     "project": [{"THREADS": 256}],
     "backproject": [{"THREADS": 256, "FORMAT": format_} for format_ in range(3)],
     "chamfer": [{"THREADS": 128}],
+    "gather": [
+        {"THREADS": 256, "LANES": lanes, "WIDTH": width} for lanes, width in ((4, 4), (32, 2), (32, 4), (32, 8))
+    ],
 }
 
 
@@ -56,7 +59,7 @@ def test_our_cuda_joins_nvidias_namespace():
 
 FPS = str(ROOT / "cuda" / "fps.py")
 OPERATORS_FIRST = """
-import sys, cuda.fps, cuda.knn, cuda.project, cuda.backproject, cuda.chamfer
+import sys, cuda.fps, cuda.knn, cuda.project, cuda.backproject, cuda.chamfer, cuda.gather
 assert "cupy" not in sys.modules, "importing an operator must not import CuPy"
 import cuda.pathfinder, cupy, torch
 print(cuda.fps.__file__)

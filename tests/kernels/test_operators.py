@@ -1,18 +1,24 @@
 """The operators inside torch: registered correctly, traceable whole, gradients through compiled code."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import Tensor
 
 from cuda.backproject import backproject
 from cuda.chamfer import chamfer
 from cuda.fps import farthest_point_sample
+from cuda.gather import gather, group
 from cuda.knn import knn
 from cuda.project import project
 
 POINTS = torch.randn(2, 40, 3, generator=torch.Generator().manual_seed(0))
 PIXEL = torch.randint(0, 16, (2, 3, 5, 2), generator=torch.Generator().manual_seed(1), dtype=torch.int32)
 MAPS = torch.randn(2, 3, 16, 4, generator=torch.Generator().manual_seed(2))
+MEMBERS = torch.randint(0, 40, (2, 5, 3), generator=torch.Generator().manual_seed(3))
+NEAREST = torch.randint(0, 40, (2, 40), generator=torch.Generator().manual_seed(4), dtype=torch.int32)
 VIEW = (torch.zeros(2, 3, 2), torch.ones(2, 3), torch.zeros(2, 3, 2, dtype=torch.int32))
 
 
@@ -33,6 +39,11 @@ def needing_grad(tensor: Tensor) -> Tensor:
         ("backproject_backward", (torch.ones(2, 5, 3, 4), PIXEL, 16, 4)),
         ("chamfer", (POINTS, POINTS[:, :9].contiguous())),
         ("chamfer", (needing_grad(POINTS), needing_grad(POINTS[:, :9]))),
+        ("chamfer_backward", (POINTS, POINTS, NEAREST, NEAREST, torch.ones(2, 40), torch.ones(2, 40))),
+        ("gather", (needing_grad(POINTS), MEMBERS.flatten(1))),
+        ("gather", (POINTS.bfloat16(), MEMBERS.flatten(1))),
+        ("gather_backward", (torch.ones(2, 15, 3), MEMBERS.flatten(1), 40)),
+        ("group", (needing_grad(POINTS), needing_grad(POINTS[:, :5]), MEMBERS)),
     ],
 )
 def test_registration(name, arguments):
@@ -40,31 +51,53 @@ def test_registration(name, arguments):
 
 
 def everything(points: Tensor, maps: Tensor) -> Tensor:
-    """One use of each operator, with a gradient through the two that have one."""
+    """One use of each operator, with a gradient through those that have one."""
     depth, geometry = project(points, image_side=16)
-    centres = points.gather(1, farthest_point_sample(points, 8)[..., None].expand(-1, -1, 3))
+    centres = gather(points, farthest_point_sample(points, 8))
     dist2, idx = knn(points, centres, 4)
     values = backproject(maps, centres, geometry, image_side=16)
-    groups = points.gather(1, idx.flatten(1)[..., None].expand(-1, -1, 3)).view(-1, 4, 3)
-    there, back = chamfer(groups * maps.mean(), groups)
+    scale = maps.mean()
+    groups = group(points * scale, centres * scale, idx).flatten(0, 1)
+    there, back = chamfer(groups, gather(points, idx).flatten(0, 1))
     return values.square().mean() + there.mean() + back.mean() + depth.mean() + dist2.mean()
 
 
-def test_compiles_as_one_graph_with_the_same_result_and_gradient():
+def loss_and_gradient(function: Callable[..., Tensor], clouds: int = 2) -> tuple[Tensor, Tensor]:
+    maps = needing_grad(MAPS[:clouds])
+    loss = function(POINTS[:clouds], maps)
+    loss.backward()
+    assert maps.grad is not None
+    return loss.detach(), maps.grad
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
+def test_compiles_as_one_graph_with_the_same_result_and_gradient(autocast):
+    torch.compiler.reset()
     compiled = torch.compile(everything, backend="aot_eager", fullgraph=True)
-    results = []
-    for function in (everything, compiled):
-        maps = needing_grad(MAPS)
-        loss = function(POINTS, maps)
-        loss.backward()
-        results.append((loss.detach(), maps.grad))
-    assert torch.equal(results[0][0], results[1][0])
-    assert torch.equal(results[0][1], results[1][1])
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        expected, got = loss_and_gradient(everything), loss_and_gradient(compiled)
+    assert expected[1].any()
+    assert torch.equal(got[0], expected[0])
+    assert torch.equal(got[1], expected[1])
 
 
-def test_works_under_autocast():
+def test_one_graph_serves_every_batch_size():
+    torch.compiler.reset()
+    graphs = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(everything, backend=graphs, fullgraph=True, dynamic=True)
+    points, maps = POINTS.repeat(4, 1, 1), MAPS.repeat(4, 1, 1, 1)
+    for clouds in (2, 3, 8):
+        assert torch.equal(compiled(points[:clouds], maps[:clouds]), everything(points[:clouds], maps[:clouds]))
+    assert graphs.frame_count == 1
+
+
+def test_autocast_changes_no_bit():
+    expected = loss_and_gradient(everything)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert everything(POINTS, MAPS).dtype == torch.float32
+        got = loss_and_gradient(everything)
+    assert got[0].dtype == torch.float32
+    assert torch.equal(got[0], expected[0])
+    assert torch.equal(got[1], expected[1])
 
 
 def test_default_dtype_does_not_leak_in():

@@ -24,6 +24,7 @@ from cuda import _backend, plain
 from cuda.backproject import backproject, backproject_on, pixels, pixels_on
 from cuda.chamfer import chamfer, nearest_backward_on, nearest_on
 from cuda.fps import farthest_point_sample, fps_on
+from cuda.gather import gather, gather_backward_on, gather_on, group, group_on
 from cuda.geometry import ViewGeometry
 from cuda.knn import knn, knn_on
 from cuda.project import project, project_on
@@ -180,7 +181,15 @@ def _chamfer_backward(a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor) -> t
     return torch.autograd.grad(chamfer(a, b), (a, b), (grad_a, grad_b))
 
 
+def _gather_backward(grad: Tensor, idx: Tensor, N: int) -> Tensor:
+    values = grad.new_zeros(grad.shape[0], N, grad.shape[2]).requires_grad_()
+    return torch.autograd.grad(gather(values, idx), values, grad)[0]
+
+
 _PUBLIC: dict[str, Callable[..., Any]] = {
+    "gather": gather,
+    "gather backward": _gather_backward,
+    "group": group,
     "fps": farthest_point_sample,
     "knn": knn,
     "project": _project,
@@ -202,6 +211,9 @@ def _plain_backproject(maps: np.ndarray, points: np.ndarray, *geometry_and_side:
 
 
 _PLAIN: dict[str, Callable[..., Any]] = {
+    "gather": plain.gather,
+    "gather backward": plain.gather_backward,
+    "group": plain.group,
     "fps": plain.farthest_point_sample,
     "knn": plain.knn,
     "project": plain.project,
@@ -251,6 +263,9 @@ def _kernel_chamfer_backward(launch: _backend.Launch) -> Callable[..., Any]:
 
 
 _KERNEL: dict[str, Callable[[_backend.Launch], Callable[..., Any]]] = {
+    "gather": lambda launch: lambda values, idx: gather_on(launch, values, idx),
+    "gather backward": lambda launch: lambda grad, idx, N: gather_backward_on(launch, grad, idx, N),
+    "group": lambda launch: lambda *arguments: group_on(launch, *arguments),
     "fps": _kernel_fps,
     "knn": _kernel_knn,
     "project": _kernel_project,

@@ -1,13 +1,15 @@
 """Which shapes a batch holds and how the student sees them."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import teacher_cache
 from tests.support.models import TINY
-from tests.support.training import trainer_config
+from tests.support.training import trainer_config, training_cache
 from trainer.augment import choose_points, renormalised, scale_and_shift
 from trainer.data import DataError, Loader, Part
 from trainer.distributed import Ranks
@@ -86,6 +88,31 @@ def test_reader_threads_change_nothing(cache: Any) -> None:
     for settings in ({"readers": 1, "prefetch": 1}, {"readers": 3, "prefetch": 5}):
         found = _parts(cache, **settings)
         assert all(_equal(a, b) for x, y in zip(reference, found, strict=True) for a, b in zip(x, y, strict=True))
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_batches_are_those_of_the_public_stream(cache: Any, window: int) -> None:
+    found = _parts(cache, epoch=2, batch_size=10, shuffle_window=window)
+    stream = teacher_cache.stream(cache, batch_size=10, seed=trainer_config().seed, epoch=2, window=window)
+    for (part,), batch in zip(found, stream, strict=True):
+        assert part.records.tolist() == batch.records.tolist()
+        assert part.ids == batch.content.ids
+        assert part.maps is not None
+        assert np.array_equal(part.maps.features.numpy(), batch.content.features)
+
+
+def test_accumulated_parts_of_a_batch_with_damage_count_what_stands_in(tmp_path: Path) -> None:
+    sound = training_cache(tmp_path, 24)
+    (tmp_path / "saliency" / "c.1.0.0").unlink()
+    cache = teacher_cache.open(tmp_path)
+    ((whole,),) = _parts(cache, batch_size=24, damaged="skip")
+    (pieces,) = _parts(cache, batch_size=24, damaged="skip", accumulation=4)
+    assert np.concatenate([piece.records for piece in pieces]).tolist() == whole.records.tolist()
+    assert whole.skipped == sum(piece.skipped for piece in pieces) == 8
+    assert [piece.skipped for piece in pieces] != [2, 2, 2, 2]  # each counts its own
+    for piece in pieces:
+        assert piece.maps is not None
+        assert np.array_equal(piece.maps.saliency.numpy(), sound.read(piece.records).saliency)
 
 
 def test_epochs_and_seeds_see_a_shape_differently(cache: Any) -> None:

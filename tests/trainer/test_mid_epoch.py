@@ -60,6 +60,21 @@ def test_the_next_batch_is_the_one_that_would_have_come(cache: Any, start: int, 
         assert torch.equal(a.draws.mask, b.draws.mask)
 
 
+@pytest.mark.parametrize(("size", "readers", "accumulation"), [(2, 0, 1), (4, 3, 1), (2, 1, 2)])
+def test_the_next_batch_is_the_same_under_other_ranks_readers_and_parts(
+    cache: Any, size: int, readers: int, accumulation: int
+) -> None:
+    whole = list(Loader(cache, TINY, trainer_config(readers=2), ALONE).epoch(4))
+    config = trainer_config(readers=readers, accumulation=accumulation)
+    ranks = [dataclasses.replace(ALONE, rank=rank, size=size) for rank in range(size)]
+    shares = [list(Loader(cache, TINY, config, one).epoch(4, 1)) for one in ranks]
+    for step, (one,) in enumerate(whole[1:]):
+        parts = [part for share in shares for part in share[step]]
+        assert [id for part in parts for id in part.ids] == one.ids
+        assert torch.equal(torch.cat([part.points for part in parts]), one.points)
+        assert torch.equal(torch.cat([part.draws.mask for part in parts]), one.draws.mask)
+
+
 @pytest.mark.parametrize("step", [2, 3, 4, 5, 8])
 def test_a_run_stopped_within_an_epoch_ends_like_one_in_one_go(cache: Any, tmp_path: Path, step: int) -> None:
     """Three steps an epoch, a checkpoint every two: at 2, 3 (end), 4, 6 (end), 8, 9 (end)."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.cache_tools import convert, gc, merge
 from cli.options import CachePath, config_argument, config_options
 
 if TYPE_CHECKING:
@@ -15,17 +16,20 @@ if TYPE_CHECKING:
     from pipeline.build import BuildReport
     from teacher_cache.location import Location
 
-__all__ = ["build_from", "cache"]
+__all__ = ["CONFIG_COPY", "build_from", "cache", "experiment_of"]
 
 REASONS_SHOWN = 5
 CONFIG_COPY = "logs/config.toml"  # of a cache: the experiment that built it
 REPAIR_ROUNDS = 3
-STRANGER = "not a file of this cache"  # as verify says of it
 
 
 @click.group()
 def cache() -> None:
     """Build a teacher cache, look into it, check it."""
+
+
+for tool in (convert, merge, gc):
+    cache.add_command(tool)
 
 
 @cache.command(
@@ -136,10 +140,10 @@ def info(path: "Location") -> None:
         f"record       {schema.points} points, {schema.views} views of {schema.image_side} x {schema.image_side} "
         f"pixels, {schema.tokens} tokens of {schema.channels} channels"
     )
-    if opened.basis is not None:
+    if (basis := opened.basis) is not None:
         click.echo(
-            f"basis        {opened.basis.sha256[:12]}, {schema.channels} of the teacher's {opened.basis.teacher_channels} "
-            f"channels, {100 * opened.basis.kept:.2f}% of the variance of {opened.basis.shapes} shapes"
+            f"basis        {basis.sha256[:12]}, {basis.channels} of the teacher's {basis.teacher_channels} channels, "
+            f"{100 * basis.kept:.2f}% of the variance of {basis.shapes} shapes"
         )
     click.echo(
         f"size         {found.bytes / 1e6:.1f} MB in {found.shards} shards, "
@@ -188,23 +192,20 @@ def verify(path: "Location") -> None:
 def repair(path: "Location", config: str | None) -> None:
     """Find what is damaged in a cache and build just that again; exit 1 when something is left."""
     import teacher_cache
-    from cli.config import ConfigError
-    from teacher_cache.location import parent, resolve
+    from teacher_cache.location import parent
 
-    experiment = _experiment_of(path, config)
+    experiment = experiment_of(path, config)
     # Where the cache lies now, wherever that experiment once put it.
     experiment = replace(experiment, cache=replace(experiment.cache, root=str(parent(path))))
     problems = teacher_cache.verify(path)
+    if any(_mendable(problem) for problem in problems):
+        _check_describes(experiment, path, config or CONFIG_COPY)
     rounds = 0
     # A damaged manifest hides what is damaged below it, so a second look can find more than the first.
     while any(_mendable(problem) for problem in problems) and rounds < REPAIR_ROUNDS:
         shards = teacher_cache.withdraw(path, problems)
         click.echo(f"{len(problems)} problems; building {len(shards)} shards again", err=True)
-        report = build_from(experiment)
-        if resolve(report.path) != resolve(path):
-            raise ConfigError(
-                config or CONFIG_COPY, [f"describes the cache {report.path}, not {path}; name its own experiment"]
-            )
+        build_from(experiment)
         problems, rounds = teacher_cache.verify(path), rounds + 1
     for problem in problems:
         click.echo(problem)
@@ -214,7 +215,7 @@ def repair(path: "Location", config: str | None) -> None:
     click.echo(f"sound: {path}", err=True)
 
 
-def _experiment_of(path: "Location", config: str | None) -> "Experiment":
+def experiment_of(path: "Location", config: str | None) -> "Experiment":
     """The named experiment, or the one whose copy lies in the cache."""
     from cli.config import ConfigError, load_experiment
     from teacher_cache.storage import storage_at
@@ -232,8 +233,26 @@ def _experiment_of(path: "Location", config: str | None) -> "Experiment":
         return load_experiment(str(file))
 
 
+def _check_describes(experiment: "Experiment", path: "Location", source: str) -> None:
+    """Before anything is taken from a cache: would this experiment's build be of this cache? Raises ConfigError."""
+    import teacher_cache
+    from cli.config import ConfigError
+    from pipeline.build import cache_of
+    from teacher_cache.location import resolve
+
+    recipe, place = cache_of(experiment.corpus, experiment.projection, experiment.teacher, experiment.cache)
+    if resolve(place) == resolve(path):
+        return
+    try:
+        differing = teacher_cache.open(path, allow_incomplete=True).recipe.differences(recipe)
+    except teacher_cache.CacheError:
+        differing = []  # what is damaged cannot be compared
+    remedy = "name its own experiment" if differing else f"name its own experiment, or call the folder {place}"
+    raise ConfigError(source, [f"describes the cache {place}, not {path}; {remedy}", *differing])
+
+
 def _mendable(problem: Any) -> bool:
-    return problem.what != STRANGER
+    return not problem.foreign
 
 
 @cache.command(
@@ -247,11 +266,12 @@ def list_all(root: "Location") -> None:
     found, faults = teacher_cache.list_caches(root)
     for info in found:
         recipe = info.recipe
+        shapes = info.records // recipe.corpus.get("poses", 1)
         state = "complete" if info.complete else "unfinished"
         teacher = recipe.teacher.get("architecture", "?")
         random = " (random)" if "random_seed" in recipe.teacher else ""
         click.echo(
-            f"{info.path.rpartition('/')[2]:<32} {state:<10} {info.records:>8} shapes {info.bytes / 1e6:>9.1f} MB  "
+            f"{info.path.rpartition('/')[2]:<32} {state:<10} {shapes:>8} shapes {info.bytes / 1e6:>9.1f} MB  "
             f"{info.format:<10} {recipe.storage.get('features', '?'):<8} "
             f"{recipe.corpus.get('kind', '?')}, {teacher}{random}"
         )

@@ -164,7 +164,7 @@ class LocalStorage:
         return commit.remove_abandoned(self.location)
 
     def tidy(self) -> None:
-        commit.remove_temporary(self.location)
+        commit.remove_abandoned(self.location)  # of builders that died while this one worked, too
 
     def write_documents(self, documents: Mapping[str, bytes]) -> None:
         commit.write_documents(self.location, documents)

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from teacher_cache import layout
 from teacher_cache.basis import Basis, basis_differences
 from teacher_cache.config import CacheConfig
@@ -128,16 +130,9 @@ class CacheWriter:
         """
         entries: list[ShardEntry] = []
         quarantined: list[tuple[int, Quarantined]] = []
-        ids: dict[bytes, int] = {}
+        digests = bytearray()  # 8 bytes a shape stay in memory, whatever the length of ids
         for receipt in iter_receipts(self.storage, self.description):
-            for id in (*receipt.ids, *(item.id for item in receipt.quarantined)):
-                # 16 bytes a shape stay in memory, whatever the length of ids
-                other = ids.setdefault(hashlib.blake2b(id.encode(), digest_size=16).digest(), receipt.shard)
-                if other != receipt.shard:
-                    raise CacheError(
-                        f"{self.directory}: expected each shape once, found {id!r} in shards {other} and "
-                        f"{receipt.shard}.\n  Delete {layout.receipt_path(receipt.shard)} and run the build again."
-                    )
+            digests += b"".join(map(_digest, _ids(receipt)))
             quarantined.extend((receipt.shard, item) for item in receipt.quarantined)
             entries.append(
                 ShardEntry(
@@ -148,9 +143,11 @@ class CacheWriter:
                     receipt=receipt.sha256,
                 )
             )
+        shapes = np.sort(np.frombuffer(digests, "<u8"))
+        self._check_once(set(shapes[1:][shapes[1:] == shapes[:-1]].tolist()))
         manifest = Manifest(
             description=self.description,
-            planned=len(ids) if planned is None else planned,
+            planned=shapes.size if planned is None else planned,
             shards=tuple(entries),
             quarantined=tuple(quarantined),
         )
@@ -160,6 +157,22 @@ class CacheWriter:
         self.storage.flush()
         self.storage.tidy()
         return join(self.directory, layout.MANIFEST)
+
+    def _check_once(self, suspects: set[int]) -> None:
+        """Among ids with these digests, which different ids may share: none is in two shards. Raises CacheError."""
+        if not suspects:
+            return
+        seen: dict[str, int] = {}
+        for receipt in iter_receipts(self.storage, self.description):
+            for id in _ids(receipt):
+                if int.from_bytes(_digest(id), "little") not in suspects:
+                    continue
+                other = seen.setdefault(id, receipt.shard)
+                if other != receipt.shard:
+                    raise CacheError(
+                        f"{self.directory}: expected each shape once, found {id!r} in shards {other} and "
+                        f"{receipt.shard}.\n  Delete {layout.receipt_path(receipt.shard)} and run the build again."
+                    )
 
     def log(self, event: Mapping[str, Any], *, flush: bool = False) -> None:
         """Append one line to logs/build.jsonl, with the time. Nothing in there is part of the cache's bytes.
@@ -256,6 +269,16 @@ def _read_receipt(
             found = "none" if size is None else f"{size}"
             raise ManifestError(f"{join(storage.location, file.path)}: expected {file.bytes} bytes, found {found}")
     return receipt
+
+
+def _ids(receipt: Receipt) -> Iterator[str]:
+    """Ids of all shapes of a shard, those in quarantine included."""
+    yield from receipt.ids
+    yield from (item.id for item in receipt.quarantined)
+
+
+def _digest(id: str) -> bytes:
+    return hashlib.blake2b(id.encode(), digest_size=8).digest()
 
 
 def _committed(

@@ -13,8 +13,10 @@ import pytest
 import teacher_cache
 from teacher_cache import layout
 from teacher_cache.config import CacheConfig
+from teacher_cache.errors import CacheError
 from teacher_cache.manifest import Description, Manifest, ShardEntry
-from teacher_cache.testing import SMALL_SCHEMA, build, make_recipe
+from teacher_cache.testing import SMALL_SCHEMA, build, make_recipe, make_record
+from teacher_cache.writer import create_cache, write_shard
 
 
 def peak_of(work: Callable[[], object]) -> int:
@@ -50,6 +52,29 @@ def test_memory_of_opening_and_verifying_by_number_of_shards(
     print(format, to_open, to_verify)
     assert to_open < 2000
     assert to_verify < (4500 if format == "zarr" else 2200)
+
+
+def test_finishing_needs_a_few_bytes_a_shape(tmp_path: Path) -> None:
+    """10 bytes were measured; with a dictionary of all ids it was 104."""
+    config, peaks = CacheConfig(shapes_per_shard=512, depth="none"), []
+    for count in (1024, 6144):
+        writer = build(tmp_path / str(count), config, count=count)
+        peaks.append(peak_of(partial(writer.finish, planned=count)))
+    per_shape = (peaks[1] - peaks[0]) / (6144 - 1024)
+    print(per_shape)
+    assert per_shape < 60
+
+
+def test_ids_that_share_a_digest_are_not_taken_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("teacher_cache.writer._digest", lambda id: bytes(8))
+    config = CacheConfig(shapes_per_shard=2, depth="none")
+    writer = build(tmp_path / "sound", config, count=7)
+    assert teacher_cache.open(writer.directory).complete
+    writer = create_cache(tmp_path / "doubled", make_recipe(config), SMALL_SCHEMA, config)
+    for shard, numbers in enumerate(((0, 1), (2, 3), (4, 1))):
+        write_shard(writer.handle, shard, [make_record(number) for number in numbers])
+    with pytest.raises(CacheError, match=r"found 'made-up/00001' in shards 0 and 2"):
+        writer.finish()
 
 
 def test_progress_of_verify_counts_every_file_once(tmp_path: Path) -> None:

@@ -1,11 +1,10 @@
 """Small builds for tests, and what must not change between them."""
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
-from pipeline.build import BuildProgress, BuildReport, build_cache
+from pipeline.build import BuildReport, build_cache
 from pipeline.config import BuildConfig, CorpusConfig
 from teacher_cache import CacheConfig
 from teacher_cache.layout import VOLATILE
@@ -51,13 +50,3 @@ def tree(path: Path) -> dict[str, str]:
         for name, file in zip(names, files, strict=True)
         if name.split("/")[0] not in VOLATILE
     }
-
-
-def build_and_say(folder: Path, format: str, poses: int, conversation: Any) -> None:
-    """A process that may be killed: builds with two workers, and sends the number of shards done after each."""
-    os.setpgrp()
-
-    def say(progress: BuildProgress) -> None:
-        conversation.send(progress.shards_done)
-
-    small_build(folder, format=format, poses=poses, on_progress=say)

@@ -3,9 +3,11 @@
 import hashlib
 import time
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,3 +114,49 @@ def test_a_cache_of_many_shapes_opens_at_once(tmp_path: Path) -> None:
     assert time.perf_counter() - begun < 1  # a hundred times what it takes
     assert len(cache) == order.size == shards * size
     assert np.array_equal(np.unique(order), np.arange(order.size))
+
+
+@pytest.mark.parametrize(("format", "files", "read"), [("zarr", 10, 9), ("webdataset", 1, 1)])
+def test_requests_to_a_store_are_those_of_the_plan(
+    format: str, files: int, read: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/scaling.md: put S (F + 1), get 3 S; verify S (1 + 2 F); an epoch S G. Of two sizes, so constants cancel."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    asked: Counter[str] = Counter()
+
+    def counted(name: str, kind: str) -> None:
+        call = getattr(MemoryFileSystem, name)
+
+        def count(self: Any, *args: Any, **options: Any) -> Any:
+            asked[kind] += 1
+            return call(self, *args, **options)
+
+        monkeypatch.setattr(MemoryFileSystem, name, count)
+
+    for name, kind in (
+        ("cat_file", "get"),
+        ("get_file", "get"),
+        ("size", "get"),
+        ("pipe_file", "put"),
+        ("find", "list"),
+    ):
+        counted(name, kind)
+
+    def requests(work: Callable[[], object]) -> Counter[str]:
+        asked.clear()
+        work()
+        return Counter(asked)
+
+    config = CacheConfig(format=format, shapes_per_shard=2, features="int8", depth="none")  # type: ignore[arg-type]
+    found = []
+    for shards in (5, 15):
+        url = f"memory://requests-{format}-{shards}/cache"
+        built = requests(partial(build, url, config, count=2 * shards))
+        verified = requests(partial(teacher_cache.verify, url))
+        cache = teacher_cache.open(url)
+        epoch = requests(lambda cache=cache: list(teacher_cache.stream(cache, batch_size=2)))
+        found.append((built["put"], built["get"], verified["get"], epoch["get"], built["list"], verified["list"]))
+        MemoryFileSystem().rm(f"/requests-{format}-{shards}", recursive=True)
+    more = [(b - a) / 10 for a, b in zip(*found, strict=True)]
+    assert more == [files + 1, 3, 1 + 2 * files, read, 0, 0]

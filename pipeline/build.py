@@ -117,7 +117,11 @@ def build_cache(
             on_threads(job, Worker(source, loaded, Lanes(crew.lanes), writer.basis), tasks, crew, tally.add)
         else:
             del loaded, fit
-            on_cluster(elsewhere(job) if build.remote else job, tasks, build, crew, tally.add)
+            writer.storage.write_documents({job.mark: b""})
+            try:
+                on_cluster(elsewhere(job) if build.remote else job, tasks, build, crew, tally.add)
+            finally:
+                writer.storage.remove([job.mark])
     tally.check_usable()
     writer.finish(planned=tally.planned)
     return tally.report(already_complete=not tasks)

@@ -140,8 +140,8 @@ class BuildConfig:
 
     scheduler  "threads" (this process), "processes" (a local Dask cluster) or the address of a Dask scheduler, tcp://...
     workers    threads that teach, or local processes; 0 is one a core, or two for a GPU; unused with an address
-    retries    times a shard whose worker died is handed out again before the build stops, 0..100; with an address each is
-               a round of that scheduler's own `distributed.scheduler.allowed-failures`
+    retries    times a shard whose worker died is handed out again before the build stops, 0..100; with an address each
+               is a round of that scheduler's own `distributed.scheduler.allowed-failures`
     """
 
     scheduler: str = "threads"

@@ -13,7 +13,7 @@ from pipeline.config import CorpusConfig, ProjectionConfig, TeacherConfig
 from pipeline.plan import ShardTask
 from teacher_cache import CacheHandle
 
-__all__ = ["Failure", "Job", "elsewhere", "run_on_worker"]
+__all__ = ["Failure", "Job", "can_read", "elsewhere", "run_on_worker"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,11 @@ class Job:
     lanes: int
     basis: str = ""
 
+    @property
+    def mark(self) -> str:
+        """A file that the driver keeps in the cache while it builds: a worker that does not see it is elsewhere."""
+        return f"logs/driver-{self.token}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
@@ -47,6 +52,11 @@ class Failure:
     message: str
     traceback: str
     worker: str = ""
+
+
+def can_read(job: Job) -> bool:
+    """Asked of a worker before it is given tasks; an answer at all means that its Python has this job's classes."""
+    return bool(job.token)
 
 
 def run_on_worker(job: Job, task: ShardTask) -> Any:

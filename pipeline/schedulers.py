@@ -5,9 +5,10 @@ One task is one whole shard. What crosses is in `pipeline.job`; a teacher never 
 
 import importlib.util
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 
 from pipeline.config import BuildConfig
 from pipeline.errors import BuildError
-from pipeline.job import Job, run_on_worker
+from pipeline.job import Job, can_read, run_on_worker
 from pipeline.plan import ShardTask
 from pipeline.tally import Result
 from pipeline.worker import Worker, hold, release, run_task
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 60  # for a scheduler and its first worker to answer
 SUBMITTED_AT_ONCE = 1000  # tasks in one message to a scheduler
+LONELY_SECONDS = 60  # between warnings that a cluster has no worker
+_SAME = "Driver, scheduler and workers need the same Python, the same dask and the same version of this package."
 
 
 GPU_PROCESSES = 2  # each holds a teacher and a CUDA context
@@ -126,14 +129,55 @@ def on_cluster(
         # Local workers die for good as often as `retries` says; another's scheduler has a number of its own, after
         # which the driver hands the shard out afresh.
         again = dict.fromkeys((task.shard for task in tasks), build.retries if build.remote else 0)
-        left = {future: task for task, future in zip(tasks, _submit(client, job, tasks), strict=True)}
+        left: dict[Any, ShardTask] = {}
         try:
+            if build.remote:
+                _check_workers(client, job)
+                stack.enter_context(_warned_when_alone(client))
+            left = {future: task for task, future in zip(tasks, _submit(client, job, tasks), strict=True)}
             _collect(client, job, left, again, on_result)
         finally:
             if client.status == "running":
-                client.cancel(list(left))
-                # Frees the teachers, and stops what is still in work; a worker that is gone has nothing to free.
-                client.run(release, job.token, on_error="ignore")
+                with suppress(OSError, CancelledError):  # the scheduler was lost a moment ago: nothing is left to free
+                    client.cancel(list(left))
+                    # Frees the teachers, and stops what is still in work.
+                    client.run(release, job.token, on_error="ignore")
+
+
+def _check_workers(client: Any, job: Job) -> None:
+    """Every worker that is there can read what it is sent, or a task would end it. Raises BuildError."""
+    answers = client.run(can_read, job, on_error="return")
+    # An OSError is a connection that broke: a worker that has died meanwhile, which is no matter.
+    bad = {
+        address: answer for address, answer in answers.items() if not (answer is True or isinstance(answer, OSError))
+    }
+    if bad:
+        address, error = next(iter(bad.items()))
+        raise BuildError(
+            f"{len(bad)} of {len(answers)} workers cannot take part, first {address}: {type(error).__name__}: {error}\n"
+            f"  {_SAME}"
+        )
+
+
+@contextmanager
+def _warned_when_alone(client: Any) -> Iterator[None]:
+    """Say now and then that no worker is left: they may come back, so the build waits."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(LONELY_SECONDS):
+            with suppress(OSError, CancelledError):  # of a scheduler that is lost, the main thread hears itself
+                if client.status == "running" and not client.nthreads():
+                    address = client.scheduler.address
+                    logger.warning("%s has no worker left; waiting for one (`dask worker %s`)", address, address)
+
+    thread = threading.Thread(target=watch, name="lonely", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=1)
 
 
 def _submit(client: Any, job: Job, tasks: Sequence[ShardTask], attempt: int = 0) -> list[Any]:
@@ -159,6 +203,7 @@ def _collect(
         task = left.pop(future)
         try:
             error = future.exception()
+            result = None if error is not None else future.result()
         except CancelledError as cancelled:
             raise BuildError(
                 f"the connection to the Dask scheduler at {client.scheduler.address} was lost.\n"
@@ -169,7 +214,7 @@ def _collect(
                 raise BuildError(
                     f"shard {task.shard}: the workers it was given to died ({error}).\n"
                     "  Most often they ran out of memory: lower build.workers, cache.shapes_per_shard or "
-                    "teacher.batch_size. Committed shards are kept; run the build again to go on."
+                    "teacher.batch_size; their logs say more. Committed shards are kept; run the build again to go on."
                 )
             again[task.shard] -= 1
             logger.warning("shard %d: its workers died, handed out again: %s", task.shard, error)
@@ -179,11 +224,9 @@ def _collect(
             continue
         if error is not None:  # tasks return their failures, so this one never began
             raise BuildError(
-                f"shard {task.shard} could not be started on a worker: {type(error).__name__}: {error}.\n"
-                "  Scheduler, workers and driver need the same Python, the same versions of dask and of this package; "
-                "compare them with Client(...).get_versions(check=True)."
+                f"shard {task.shard} could not be started on a worker: {type(error).__name__}: {error}.\n  {_SAME}"
             )
-        on_result(future.result())
+        on_result(result)
         future.release()
 
 

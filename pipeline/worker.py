@@ -126,13 +126,15 @@ def _close_if_idle(worker: Worker) -> None:
 def _open(job: Job, lanes: int) -> Worker:
     """Open corpus and teacher, and make sure that they and the cache are what the driver saw."""
     description = job.handle.description
-    try:
-        storage_at(job.handle.directory).read(RECIPE)
-    except FileNotFoundError as error:
-        raise BuildError(
-            f"this worker does not see the cache at {job.handle.directory}.\n"
-            "  Name a cache.root on a file system that driver and workers share, or the URL of an object store."
-        ) from error
+    storage = storage_at(job.handle.directory)
+    for path, sees in ((RECIPE, "does not see the cache"), (job.mark, "sees another cache than the driver")):
+        try:
+            storage.read(path)
+        except FileNotFoundError as error:
+            raise BuildError(
+                f"this worker {sees} at {job.handle.directory}: there is no {path}.\n"
+                "  Name a cache.root on a file system that driver and workers share, or the URL of an object store."
+            ) from error
     corpus = open_corpus(job.corpus.uri, points=job.corpus.points)
     if ids_digest([corpus.id(index) for index in range(len(corpus))]) != job.ids:
         raise BuildError(

@@ -21,6 +21,7 @@ def small_build(
     format: str = "zarr",
     scheduler: str = "threads",
     workers: int = 2,
+    retries: int = 3,
     poses: int = 1,
     teacher: dict[str, Any] | None = None,
     cache: dict[str, Any] | None = None,
@@ -35,7 +36,7 @@ def small_build(
         TINY_PROJECTION,
         tiny_teacher(folder, **(teacher or {})),
         CacheConfig(**storage),
-        BuildConfig(scheduler=scheduler, workers=workers),
+        BuildConfig(scheduler=scheduler, workers=workers, retries=retries),
         on_progress=on_progress,
         on_fit=on_fit,
     )

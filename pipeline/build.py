@@ -26,10 +26,19 @@ from pipeline.tally import BuildProgress, BuildReport, Tally
 from pipeline.teacher import Teacher, load_teacher, resolve_device, size_conflicts, teacher_conflicts
 from pipeline.views import VIEWS
 from pipeline.worker import Worker, ids_digest
-from teacher_cache import Basis, CacheConfig, CacheSchema, CacheWriter, cache_directory, create_cache, stored_basis
-from teacher_cache.location import resolve
+from teacher_cache import (
+    Basis,
+    CacheConfig,
+    CacheSchema,
+    CacheWriter,
+    Recipe,
+    cache_directory,
+    create_cache,
+    stored_basis,
+)
+from teacher_cache.location import Location, resolve
 
-__all__ = ["BuildProgress", "BuildReport", "build_cache"]
+__all__ = ["BuildProgress", "BuildReport", "build_cache", "cache_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +136,17 @@ def build_cache(
     return tally.report(already_complete=not tasks)
 
 
+def cache_of(
+    corpus: CorpusConfig, projection: ProjectionConfig, teacher: TeacherConfig, cache: CacheConfig
+) -> tuple[Recipe, Location]:
+    """The recipe of the cache that `build_cache` would build, and where it would; nothing is written.
+
+    Raises CorpusError and TeacherError as opening and loading do: the teacher's weights are part of the recipe.
+    """
+    source = open_corpus(corpus.uri, points=corpus.points)
+    return _place(source, corpus, projection, load_teacher(teacher, torch.device("cpu")), cache)
+
+
 def _check_settings(
     corpus: CorpusConfig, projection: ProjectionConfig, teacher: TeacherConfig, cache: CacheConfig, build: BuildConfig
 ) -> None:
@@ -154,7 +174,7 @@ def _open_cache(
     fit: Callable[[], Basis],
 ) -> CacheWriter:
     """Create the cache, or reopen it; a basis is fitted where one is wanted and none is stored."""
-    recipe = recipe_for(source, projection, teacher.identity(), cache, points=corpus.points, poses=corpus.poses)
+    recipe, directory = _place(source, corpus, projection, teacher, cache)
     schema = CacheSchema(
         points=corpus.points,
         views=VIEWS,
@@ -162,12 +182,18 @@ def _open_cache(
         patch_side=projection.patch_side,
         channels=cache.channels or teacher.channels,
     )
-    directory = resolve(cache_directory(cache, recipe, corpus.uri.partition(":")[0]))
     basis = stored_basis(directory) if cache.channels else None
     if cache.channels and basis is None:
         logger.info("%s: fitting its %d channels on a sample of the corpus", directory, cache.channels)
         basis = fit()
     return create_cache(directory, recipe, schema, cache, label_names=source.label_names, basis=basis)
+
+
+def _place(
+    source: Corpus, corpus: CorpusConfig, projection: ProjectionConfig, teacher: Teacher, cache: CacheConfig
+) -> tuple[Recipe, Location]:
+    recipe = recipe_for(source, projection, teacher.identity(), cache, points=corpus.points, poses=corpus.poses)
+    return recipe, resolve(cache_directory(cache, recipe, corpus.uri.partition(":")[0]))
 
 
 def _groups(teacher: Teacher, cache: CacheConfig) -> int:

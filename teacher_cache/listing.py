@@ -23,7 +23,9 @@ def list_caches(root: str | os.PathLike[str]) -> tuple[list[CacheInfo], list[Cac
         if not set(storage_at(path).names("")) & {layout.RECIPE, layout.MANIFEST}:
             continue
         try:
-            found.append(open_cache(path, allow_incomplete=True).info())
+            cache = open_cache(path, allow_incomplete=True)
+            _ = cache.poses  # refuses a number that does not fit the shards, so that others may divide by it
+            found.append(cache.info())
         except CacheError as error:
             faults.append(error)
     return found, faults

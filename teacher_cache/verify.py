@@ -17,11 +17,15 @@ __all__ = ["Problem", "verify"]
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One thing that is wrong: the file (relative to the cache), the shard it belongs to or None, and what is wrong."""
+    """One thing that is wrong: the file (relative to the cache), the shard it belongs to or None, and what is wrong.
+
+    foreign  the file is none of the cache's: no build can mend that, and whoever put it there may want it.
+    """
 
     file: str
     shard: int | None
     what: str
+    foreign: bool = False
 
     def __str__(self) -> str:
         return f"{self.file}: {self.what}"
@@ -73,7 +77,7 @@ def verify(
         if on_progress is not None:
             on_progress(done, total)
     problems += [
-        Problem(file=name, shard=None, what="not a file of this cache")
+        Problem(file=name, shard=None, what="not a file of this cache", foreign=True)
         for name in storage.files() or []
         if name not in known
     ]

@@ -319,6 +319,27 @@ def test_killed_anywhere_a_rerun_completes(tmp_path: Path) -> None:
     assert unfinished > 5
 
 
+def convert_when_told(source: str, root: str, started: Any) -> None:
+    started.wait(30)
+    convert(source, root, format="webdataset", threads=2)
+
+
+def test_two_conversions_at_once_make_one_cache(tmp_path: Path) -> None:
+    source = build_at(tmp_path, count=20)
+    context = multiprocessing.get_context("forkserver")
+    started = context.Event()
+    arguments = (str(source), str(tmp_path / "found"), started)
+    pair = [context.Process(target=convert_when_told, args=arguments) for _ in range(2)]
+    for process in pair:
+        process.start()
+    started.set()
+    for process in pair:
+        process.join(60)
+    assert [process.exitcode for process in pair] == [0, 0]
+    [found] = (tmp_path / "found").iterdir()
+    assert tree(found) == tree(build_at(tmp_path / "expected", count=20, format="webdataset"))
+
+
 def test_untouched_tokens_are_zeroed_where_they_are_said_to_be(tmp_path: Path) -> None:
     def every_second(batch: RecordBatch) -> np.ndarray:
         found = np.zeros(batch.saliency.shape, bool)

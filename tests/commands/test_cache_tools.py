@@ -2,9 +2,11 @@
 
 import io
 import multiprocessing
+import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -222,6 +224,20 @@ def test_gc_leaves_a_running_build_alone(small: Path, capsys) -> None:
     leave.set()
     process.join(30)
     assert process.exitcode == 0
+
+
+def test_the_python_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "cache-tools.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 2
+    build(tmp_path / "caches" / "shapenet55-0f3a9c21d7be", settings.CacheConfig(), count=3)
+    leave_workspace(tmp_path / "caches" / "shapenet55-0f3a9c21d7be")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)  # noqa: S102 - our own page
+    assert (len(names["cache"]), names["cache"].format) == (3, "webdataset")
+    assert ([piece.kind for piece in names["removed"]], names["kept"]) == (["workspace"], [])
 
 
 @pytest.mark.parametrize("command", ["convert", "merge", "gc"])

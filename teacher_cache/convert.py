@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from teacher_cache.config import CacheConfig
@@ -11,7 +11,7 @@ from teacher_cache.rewrite import Rewritten, new_location, refilled, rewrite
 from teacher_cache.sources import FindUntouched, open_source, parts_of
 from teacher_cache.writer import create_cache
 
-__all__ = ["convert", "refusals"]
+__all__ = ["convert"]
 
 # What may become what. Whatever is not here would claim an exactness in its recipe that its bytes do not have.
 _FEATURES = {"float32": ("float32", "float16", "int8"), "float16": ("float16", "int8"), "int8": ("int8",)}
@@ -56,7 +56,7 @@ def convert(
     cache = open_source(source)
     old = CacheConfig.from_storage(dict(cache.recipe.storage))
     new = replace(old, **storage)
-    faults = [*new.problems(), *refusals(old, new)]
+    faults = [*new.problems(), *_refusals(old, new)]
     if new.untouched != old.untouched and find_untouched is None and not faults:
         raise ValueError("convert: untouched = 'zero' needs find_untouched, which says what no lookup reads")
     if new.storage() == old.storage():
@@ -83,7 +83,7 @@ def convert(
     )
 
 
-def refusals(old: CacheConfig, new: CacheConfig) -> Iterator[str]:
+def _refusals(old: CacheConfig, new: CacheConfig) -> Iterator[str]:
     """Why records stored as `old` says cannot be stored as `new` says; nothing where they can."""
     for name, allowed in (("features", _FEATURES), ("depth", _DEPTH), ("untouched", _UNTOUCHED)):
         before, after = getattr(old, name), getattr(new, name)
@@ -97,7 +97,3 @@ def refusals(old: CacheConfig, new: CacheConfig) -> Iterator[str]:
             f"steps = {old.steps} cannot become {new.steps}: rounded twice, features would be off by more than half a "
             f"step; build the cache with cache.steps = {new.steps}, or convert one with float features"
         )
-    for field in fields(CacheConfig):
-        before, after = getattr(old, field.name), getattr(new, field.name)
-        if field.name not in (*_SETTINGS, "root", "name") and before != after:
-            yield f"{field.name} = {before} cannot become {after}"

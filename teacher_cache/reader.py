@@ -150,9 +150,18 @@ class Cache:
         exact    int8 features as float32, code times scale without the rounding to float16: stored again, they give the
                  same codes and scales (`codecs.quantise`). Whatever else is stored comes back exactly in any case.
 
-        Raises IndexError, TypeError for indices; SchemaError for depth that is not stored; ShardDamaged.
+        Raises IndexError, TypeError for indices; SchemaError for depth that is not stored and for more records than
+        fit into memory; ShardDamaged.
         """
         rows = self._resolve(indices)
+        try:
+            return self._read(rows, depth=depth, exact=exact)
+        except MemoryError as error:
+            raise SchemaError(
+                f"{self.path}: {rows.size} records of {self.schema} do not fit into memory.\n  Read fewer at a time."
+            ) from error
+
+    def _read(self, rows: NDArray[np.int64], *, depth: bool, exact: bool) -> RecordBatch:
         if depth and not self.stores_depth:
             raise SchemaError(
                 f"{self.path}: expected depth images, this cache stores none (recipe: storage.depth = none).\n"
@@ -262,7 +271,16 @@ def _checked_receipt(
     if hashlib.sha256(data).hexdigest() != entry.receipt:
         raise ShardDamaged("its SHA-256 is not the one in the manifest", shard=entry.shard, file=name)
     paths = layout.shard_paths(description.storage, entry.shard)
-    return Receipt.decode(data, str(join(storage.location, name)), shard=entry.shard, paths=paths)
+    where = str(join(storage.location, name))
+    receipt = Receipt.decode(data, where, shard=entry.shard, paths=paths)
+    found = (receipt.records, len(receipt.quarantined), receipt.total_bytes)
+    expected = (entry.records, entry.quarantined, entry.bytes)
+    if found != expected:
+        raise ManifestError(
+            f"{where}: has {found[0]} records, {found[1]} in quarantine, {found[2]} bytes; the manifest says "
+            f"{expected[0]}, {expected[1]} and {expected[2]}"
+        )
+    return receipt
 
 
 def _unfinished(storage: Storage, allow_incomplete: bool) -> Manifest:

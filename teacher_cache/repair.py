@@ -4,9 +4,9 @@ import os
 from collections.abc import Iterable
 
 from teacher_cache import layout
-from teacher_cache.errors import CacheError
+from teacher_cache.errors import CacheError, ManifestError, SchemaError
 from teacher_cache.location import join
-from teacher_cache.manifest import Manifest
+from teacher_cache.manifest import Description, Manifest
 from teacher_cache.storage import Storage, storage_at
 from teacher_cache.verify import Problem
 
@@ -21,6 +21,8 @@ def withdraw(path: str | os.PathLike[str], problems: Iterable[Problem]) -> list[
 
     The next build of the same experiment makes the withdrawn shards again and then the manifest: the same bytes, where
     corpus and teacher still are what they were. A crash in between leaves an unfinished cache; that build finishes it.
+
+    Raises CacheError, and changes nothing, where recipe and manifest are both damaged.
     """
     storage, found = storage_at(path), list(problems)
     shards = sorted({problem.shard for problem in found if problem.shard is not None})
@@ -33,9 +35,19 @@ def withdraw(path: str | os.PathLike[str], problems: Iterable[Problem]) -> list[
 
 def _restore_documents(storage: Storage, damaged: set[str]) -> None:
     """Write the recipe again where it is damaged and the manifest, which repeats it, is not."""
-    if layout.RECIPE not in damaged or layout.MANIFEST in damaged:
-        return
     where = join(storage.location, layout.MANIFEST)
+    if layout.MANIFEST in damaged:
+        try:
+            Description.decode(storage.read(layout.RECIPE), str(join(storage.location, layout.RECIPE)))
+        except (FileNotFoundError, ManifestError, SchemaError) as error:
+            raise CacheError(
+                f"{storage.location}: expected a sound {layout.RECIPE} or {layout.MANIFEST}; both are damaged, so "
+                "nothing says what this cache was.\n"
+                "  Copy one of them again from where the cache came from, or empty the folder and build again."
+            ) from error
+        return
+    if layout.RECIPE not in damaged:
+        return
     try:
         manifest = Manifest.decode(storage.read(layout.MANIFEST), str(where))
     except FileNotFoundError as error:

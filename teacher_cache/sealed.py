@@ -61,8 +61,9 @@ def unseal(data: bytes, where: str) -> "Fields":
             raise ManifestError(f"{where}: expected a JSON object, found {type(document).__name__}")
         stored = document.pop("sha256", None)
         found = hashlib.sha256(canonical(document)).hexdigest()
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ManifestError(f"{where}: expected JSON, found something else ({error})") from error
+    except (ValueError, TypeError, RecursionError, MemoryError) as error:
+        said = str(error) or type(error).__name__
+        raise ManifestError(f"{where}: expected JSON, found something else ({said})") from error
     if stored != found:
         raise ManifestError(
             f"{where}: its contents have SHA-256 {found}, it says {stored!r}: the file was changed or cut.\n"

@@ -5,21 +5,26 @@ in one point: a folder has locks, so builders that disagree never mix in a shard
 promise holds for builders that compute the same bytes (docs/object-stores.md).
 """
 
+import errno
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from teacher_cache import commit
+from teacher_cache.errors import ManifestError
 from teacher_cache.files import ShardFileReader
 from teacher_cache.location import Location, localise
 from teacher_cache.manifest import ShardFile
+from teacher_cache.sealed import MAX_DOCUMENT
 
 __all__ = ["VOLATILE", "LocalStorage", "Storage", "storage_at"]
 
 VOLATILE = ("logs", "tmp")  # folders that no checksum covers
 _BLOCK = 1 << 20
+_ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}  # ELOOP: a link to itself; ENXIO: a socket
 
 
 class Storage(Protocol):
@@ -103,10 +108,11 @@ class LocalStorage:
         self.location: Path = root
 
     def read(self, path: str) -> bytes:
-        try:
-            return (self.location / path).read_bytes()
-        except NotADirectoryError as error:
-            raise FileNotFoundError(*error.args) from error
+        with self._opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_DOCUMENT:
+                raise ManifestError(f"{self.location / path}: {size} bytes; expected at most {MAX_DOCUMENT}")
+            return file.read()
 
     def read_many(self, paths: Sequence[str]) -> Iterator[bytes | None]:
         for path in paths:
@@ -119,27 +125,25 @@ class LocalStorage:
         def size(path: str) -> int | None:
             try:
                 return os.stat(self.location / path).st_size
-            except (FileNotFoundError, NotADirectoryError):
-                return None
+            except OSError as error:
+                if error.errno in _ABSENT:
+                    return None
+                raise
 
         return size
 
     def open(self, path: str, shard: int) -> ShardFileReader:
         try:
-            descriptor = os.open(self.location / path, os.O_RDONLY | os.O_CLOEXEC)
-        except (FileNotFoundError, NotADirectoryError) as error:
+            return ShardFileReader(self._descriptor(path), path, shard)
+        except FileNotFoundError as error:
             raise ShardFileReader.missing(path, shard) from error
-        return ShardFileReader(descriptor, path, shard)
 
     def digest(self, path: str) -> tuple[int, str]:
         digest, size = hashlib.sha256(), 0
-        try:
-            with (self.location / path).open("rb") as file:
-                while block := file.read(_BLOCK):
-                    digest.update(block)
-                    size += len(block)
-        except NotADirectoryError as error:
-            raise FileNotFoundError(*error.args) from error
+        with self._opened(path) as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+                size += len(block)
         return size, digest.hexdigest()
 
     def names(self, folder: str) -> list[str]:
@@ -213,6 +217,23 @@ class LocalStorage:
 
     def flush(self) -> None:
         """Nothing is held back."""
+
+    def _opened(self, path: str) -> BinaryIO:
+        return os.fdopen(self._descriptor(path), "rb")
+
+    def _descriptor(self, path: str) -> int:
+        """Of a regular file, open for reading. A folder, a pipe or a device is no file of a cache: as if absent."""
+        target = self.location / path
+        try:
+            descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for a writer
+        except OSError as error:
+            if error.errno in _ABSENT:
+                raise FileNotFoundError(errno.ENOENT, "expected a file", str(target)) from error
+            raise
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise FileNotFoundError(errno.ENOENT, "expected a regular file, found another kind", str(target))
+        return descriptor
 
 
 def storage_at(location: str | os.PathLike[str]) -> Storage:

@@ -263,6 +263,9 @@ def _read_receipt(
     if data is None:
         raise ManifestError(f"{where}: expected the receipt of shard {shard}, found none")
     receipt = Receipt.decode(data, str(where), shard=shard, paths=layout.shard_paths(description.storage, shard))
+    limit = description.storage.shapes_per_shard
+    if receipt.records > limit:
+        raise ManifestError(f"{where}: {receipt.records} records; expected at most {limit}, its recipe's shard")
     for file in receipt.files:
         size = sizes(file.path)
         if size != file.bytes:
@@ -278,7 +281,7 @@ def _ids(receipt: Receipt) -> Iterator[str]:
 
 
 def _digest(id: str) -> bytes:
-    return hashlib.blake2b(id.encode(), digest_size=8).digest()
+    return hashlib.blake2b(id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
 def _committed(

@@ -7,6 +7,7 @@ zarr opens the same files, and tests hold both to the same values).
 """
 
 import json
+import math
 import struct
 import threading
 from collections.abc import Iterator, Sequence
@@ -186,15 +187,15 @@ class Shard:
 
     def _read_small(self, name: str) -> NDArray[Any]:
         code, _ = _SMALL[name]
-        rows = np.empty((self._config.shapes_per_shard, *self._shapes.get(name, ())), code)
+        shape = (self._config.shapes_per_shard, *self._shapes.get(name, ()))
+        size = math.prod(shape) * np.dtype(code).itemsize
         file = self._storage.open(self._paths[name], self._shard)
-        self._decode_whole(file, rows)
-        return rows
+        return self._decode_whole(file, size, size).view(code).reshape(shape)
 
     def _read_ids(self) -> list[str]:
         R = self._config.shapes_per_shard
         file = self._storage.open(self._paths["id"], self._shard)
-        raw = self._decode_whole(file, None).tobytes()
+        raw = self._decode_whole(file, 4 + 4 * R, 4 + R * (4 + MAX_ID_BYTES)).tobytes()
         try:
             if struct.unpack_from("<I", raw)[0] != R:
                 raise BadBytes(f"expected {R} ids")
@@ -210,12 +211,16 @@ class Shard:
             raise file.damaged(str(error)) from error
         return ids
 
-    def _decode_whole(self, file: ShardFileReader, out: NDArray[Any] | None) -> NDArray[Any]:
+    def _decode_whole(self, file: ShardFileReader, least: int, most: int) -> NDArray[np.uint8]:
+        """What a file of one chunk holds, of a size that is checked before it is read and before it is decoded."""
         try:
+            if file.size > largest_compressed(most) + CRC_BYTES:
+                raise BadBytes(f"it has {file.size} bytes, more than {most} can compress to")
             data = _unchecked(file.read(0, file.size))
-            if out is None:
-                limit = 4 + self._config.shapes_per_shard * (4 + MAX_ID_BYTES)
-                out = np.empty(unpacked_size(data, self._config, limit), np.uint8)
+            size = unpacked_size(data, self._config, most)
+            if size < least:
+                raise BadBytes(f"expected at least {least} bytes, found {size} declared")
+            out = np.empty(size, np.uint8)
             decompress_into(data, out, self._config)
         except BadBytes as error:
             raise file.damaged(str(error)) from error

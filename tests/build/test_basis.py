@@ -264,6 +264,15 @@ def test_more_channels_than_the_teacher_has_are_refused(tmp_path):
     assert not (tmp_path / "caches").exists()
 
 
+def test_each_components_greatest_number_is_positive():
+    """A decomposition leaves the sign to chance, which must not show in a cache's bytes."""
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        features = torch.from_numpy(rng.normal(size=(20, 6)) * np.arange(1, 7))
+        rows = principal((20, features.sum(0), features.T @ features), 6, 1).components
+        assert (rows[np.arange(6), np.abs(rows).argmax(axis=1)] > 0).all()
+
+
 def test_teacher_output_that_is_not_finite_is_the_teachers_fault():
     first = torch.full((3,), float("nan"), dtype=torch.float64)
     with pytest.raises(BuildError, match=r"the teacher's output on the sample of cache\.channels is not finite"):

@@ -20,6 +20,7 @@ from teacher_cache.config import CacheConfig
 from teacher_cache.errors import ManifestError, RecipeMismatch
 from teacher_cache.made_up import SMALL_SCHEMA, build, make_basis, make_recipe, make_record, tree
 from teacher_cache.sealed import seal
+from teacher_cache.storage import LocalStorage
 from teacher_cache.writer import create_cache, stored_basis, write_shard
 
 CHANNELS = SMALL_SCHEMA.channels
@@ -166,18 +167,24 @@ def test_what_does_not_fit_together_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "c").exists()
 
 
-def test_of_two_builders_that_begin_at_once_the_first_ones_basis_stands(tmp_path: Path, monkeypatch) -> None:
-    """Both look before either writes; each brings a basis of its own, as from corpora of different sizes."""
-    both, first = threading.Barrier(2), threading.local()
-    stored = writer_module._stored
+@pytest.mark.parametrize("before", ["looking", "writing"])
+def test_of_two_builders_that_begin_at_once_the_first_ones_basis_stands(tmp_path: Path, monkeypatch, before) -> None:
+    """Each brings a basis of its own, as from corpora of different sizes; neither sees the other before they meet."""
+    both, met = threading.Barrier(2), threading.local()
 
-    def look(storage: object) -> object:
-        found = stored(storage)  # type: ignore[arg-type]
-        if not hasattr(first, "done"):
-            first.done = both.wait(10)
-        return found
+    def meeting(call):
+        def wrapped(*given):
+            found = call(*given)
+            if not hasattr(met, "place"):
+                met.place = both.wait(10)
+            return found
 
-    monkeypatch.setattr(writer_module, "_stored", look)
+        return wrapped
+
+    if before == "looking":
+        monkeypatch.setattr(writer_module, "_stored", meeting(writer_module._stored))
+    else:
+        monkeypatch.setattr(LocalStorage, "prepare", meeting(LocalStorage.prepare))
 
     def begin(seed: int) -> Basis | str | None:
         try:

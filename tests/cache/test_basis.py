@@ -202,6 +202,18 @@ def test_of_two_builders_that_begin_at_once_the_first_ones_basis_stands(tmp_path
     assert stored_basis(tmp_path / "c") == kept[0]
 
 
+def test_files_of_a_builder_that_began_meanwhile_are_no_strangers(tmp_path: Path, monkeypatch) -> None:
+    listed, basis = LocalStorage.files, make_basis(CHANNELS)
+
+    def late(self):
+        monkeypatch.undo()
+        created(tmp_path / "c", basis)
+        return listed(self)
+
+    monkeypatch.setattr(LocalStorage, "files", late)
+    assert created(tmp_path / "c", basis).basis == basis
+
+
 def test_what_travels_to_workers_stays_small(tmp_path: Path) -> None:
     chosen = config(channels=256)
     schema = dataclasses.replace(SMALL_SCHEMA, channels=256)

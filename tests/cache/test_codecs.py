@@ -197,3 +197,32 @@ def test_codes_that_were_never_written_are_damage() -> None:
     for value in (np.nan, np.inf, -1.0, 65520 / 28):
         with pytest.raises(BadBytes, match="a scale of its int8 features"):
             decode_features(codes, np.full_like(scale, value), out, 28)
+
+
+scales = st.one_of(st.just(0.0), st.floats(2.0**-14, 515.5, width=32), st.floats(2.0**-30, 2.0**-13, width=32))
+
+
+@given(st.lists(scales, min_size=1, max_size=12), st.integers(1, 40), st.integers(0, 2**32 - 1))
+@settings(deadline=None, max_examples=200)
+def test_int8_features_come_back_to_the_bit_as_numpy_would_have_them(
+    of_tokens: list[float], channels: int, seed: int
+) -> None:
+    """The fast way, which scales below the normal float16 numbers do not take, against one plain product."""
+    scale = np.array(of_tokens, np.float32)[None]
+    codes = np.random.default_rng(seed).integers(-127, 128, (1, len(of_tokens), channels)).astype(np.int8)
+    out = np.empty(codes.shape, np.float16)
+    decode_features(codes, scale, out, 127)
+    plain = (codes.astype(np.float32) * scale[..., None]).astype(np.float16)
+    np.testing.assert_array_equal(out.view(np.uint16), plain.view(np.uint16))
+
+
+def test_every_code_and_block_of_int8_features_to_the_bit() -> None:
+    rng = np.random.default_rng(3)
+    codes = np.resize(np.arange(-127, 128).astype(np.int8), (3, 199, 300))  # five blocks and a rest
+    scale = np.exp2(rng.uniform(-14, 9, (3, 199))).astype(np.float32)
+    scale[0, :7] = [2.0**-14, 515.9, 1, 0, 1 + 2.0**-11, 1 + 3 * 2.0**-11, 2049 / 127]  # 515.9 x 127 rounds to 65504
+    out = np.empty(codes.shape, np.float16)
+    decode_features(codes, scale, out, 127)
+    plain = (codes.astype(np.float32) * scale[..., None]).astype(np.float16)
+    assert np.isfinite(plain).all()
+    np.testing.assert_array_equal(out.view(np.uint16), plain.view(np.uint16))

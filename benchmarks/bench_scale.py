@@ -203,8 +203,8 @@ def main() -> None:
                 found = measured(name, Path(folder), count, arguments.made_up)
                 rows.append({"shapes": count, "stage": name, **found})
                 print(
-                    f"| {count} | {name} | {found['seconds']:.3f} | {found['cpu']:.3f} | {found['cpu'] / count * 1e6:.1f} "
-                    f"| {found['memory']:.0f} | {found['peak']:.0f} |",
+                    f"| {count} | {name} | {found['seconds']:.3f} | {found['cpu']:.3f} "
+                    f"| {found['cpu'] / count * 1e6:.1f} | {found['memory']:.0f} | {found['peak']:.0f} |",
                     flush=True,
                 )
     fitted = slopes(rows)

@@ -113,6 +113,9 @@ def build_from(experiment: "Experiment") -> "BuildReport":
         f"cache built: {report.shapes} shapes, {report.shards} shards in {human_seconds(report.seconds)} ({rate})",
         err=True,
     )
+    work = ", ".join(f"{stage} {share:.0%}" for stage, share in report.shares.items())
+    busy = "" if report.taught is None else f"; the teacher took {report.taught:.0%} of {report.teachers} lanes' time"
+    click.echo(f"its work: {work}{busy}", err=True)
     _say_quarantine(report.quarantined)
     return report
 

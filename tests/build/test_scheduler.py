@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -72,8 +73,8 @@ class Notes:
         return [line for line in lines if line["what"] == what]
 
 
-def test_workers_of_one_and_of_four_threads_give_the_bytes_of_a_thread_build(tmp_path, undisturbed, capsys):
-    notes = Notes(tmp_path)
+def small_config(tmp_path):
+    """The settings of `small_build`, for the command."""
     teacher = tiny_teacher(tmp_path)
     config = tmp_path / "small.toml"
     config.write_text(
@@ -99,6 +100,12 @@ def test_workers_of_one_and_of_four_threads_give_the_bytes_of_a_thread_build(tmp
         groups = [32, 16, 8]
         """
     )
+    return config
+
+
+def test_workers_of_one_and_of_four_threads_give_the_bytes_of_a_thread_build(tmp_path, undisturbed, capsys):
+    notes = Notes(tmp_path)
+    config = small_config(tmp_path)
     with cluster(tmp_path / "cluster", notes.environment()) as dask:
         dask.worker("--no-nanny", "--nthreads", "4", "--preload", notes.preload)
         dask.worker("--nanny", "--nthreads", "1", "--preload", notes.preload)
@@ -107,6 +114,7 @@ def test_workers_of_one_and_of_four_threads_give_the_bytes_of_a_thread_build(tmp
         assert outcome.code == 0, outcome.err
         path = Path(outcome.out.strip())
         assert tree(path) == undisturbed
+        assert re.search(r"its work: read \d+%, project \d+%, teacher \d+%, write \d+%\n", outcome.err)
         built, loads = notes.all("end"), notes.all("load")
         assert sorted(line["shard"] for line in built) == [0, 1, 2, 3, 4]
         # One teacher a process that takes part, whatever its threads; and none is left over for the next build.
@@ -117,6 +125,15 @@ def test_workers_of_one_and_of_four_threads_give_the_bytes_of_a_thread_build(tmp
     loads = notes.all("load")[len(loads) :]
     assert Counter(line["pid"] for line in loads) == dict.fromkeys({line["pid"] for line in notes.all("end")[5:]}, 1)
     assert not list((report.path / "logs").glob("driver-*"))
+
+
+def test_the_command_says_where_the_time_went(tmp_path, capsys):
+    config = small_config(tmp_path)
+    outcome = run(capsys, "cache", "build", config, "--workers", "2")
+    assert outcome.code == 0, outcome.err
+    said = r"its work: read \d+%, project \d+%, teacher \d+%, write \d+%; the teacher took \d+% of 2 lanes' time\n"
+    assert re.search(said, outcome.err)
+    assert "its work" not in run(capsys, "cache", "build", config).err  # nothing was built
 
 
 def test_the_shard_of_a_killed_worker_is_done_by_another(tmp_path, undisturbed):

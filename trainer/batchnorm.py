@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["BatchNorm"]
+__all__ = ["BatchNorm", "variance_about"]
 
 _BLOCK = 4096  # rows summed at a time: a block of the widest layer stays in a core's cache
 
@@ -45,10 +45,9 @@ class BatchNorm(nn.Module):
         rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
         if not self.training:
             normed = F.batch_norm(rows, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        elif weight is None and not _distributed() and _summed_one_by_one(rows):
-            self.num_batches_tracked.add_(1)
+        elif self.counts_locally(rows, weight):
             normed, mean, variance = _BlockwiseBatchNorm.apply(rows, self.weight, self.bias, self.eps)
-            self._track(mean, variance, rows.shape[0])
+            self.track(mean, variance, rows.shape[0])
         elif weight is None and not _distributed():
             self.num_batches_tracked.add_(1)
             normed = F.batch_norm(
@@ -58,6 +57,16 @@ class BatchNorm(nn.Module):
             self.num_batches_tracked.add_(1)
             normed = self._normalise(rows, None if weight is None else weight.reshape(-1))
         return normed if x.ndim == 2 else normed.view(x.shape)
+
+    def counts_locally(self, x: Tensor, weight: Tensor | None) -> bool:
+        """Whether training on rows x [M, D] takes statistics over all of them, in this process, block by block."""
+        return self.training and weight is None and not _distributed() and _summed_one_by_one(x)
+
+    @torch.no_grad()
+    def track(self, mean: Tensor, variance: Tensor, rows: int) -> None:
+        """Count a batch of `rows` rows with this mean and (biased) variance in the running averages."""
+        self.num_batches_tracked.add_(1)
+        self._track(mean, variance, rows)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}, momentum={self.momentum}"
@@ -94,9 +103,7 @@ class _BlockwiseBatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         mean = x.mean(0)
-        # the spread about the mean, which a sum of squares would lose in float32; no second copy of x is made
-        squares = torch.stack([(block - mean).square_().sum(0) for block in x.split(_BLOCK)]).sum(0)
-        variance = squares / x.shape[0]
+        variance = variance_about(x, mean)
         ctx.save_for_backward(x, weight, mean, torch.rsqrt(variance + eps))
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, variance)
@@ -110,6 +117,12 @@ class _BlockwiseBatchNorm(torch.autograd.Function):
             grad, x, weight, None, None, mean, inverse, True, ctx.eps, wanted
         )
         return (*gradients, None)
+
+
+def variance_about(x: Tensor, mean: Tensor) -> Tensor:
+    """The (biased) variance of float32 rows x [M, D] about their mean [D]; no second copy of x is made."""
+    # the spread about the mean, which a sum of squares would lose in float32
+    return torch.stack([(block - mean).square_().sum(0) for block in x.split(_BLOCK)]).sum(0) / x.shape[0]
 
 
 def _summed_one_by_one(x: Tensor) -> bool:

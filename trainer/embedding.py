@@ -1,10 +1,12 @@
 """Token embedding: a mini-PointNet that turns a group of points, or of tokens of the level below, into one token."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer.batchnorm import BatchNorm
 from trainer.blocks import Pointwise
+from trainer.embedding_rows import EmbedRows
 
 __all__ = ["TokenEmbed"]
 
@@ -34,6 +36,8 @@ class TokenEmbed(nn.Module):
         ->       [M, out].
         """
         M, K, D = members.shape
+        if self._by_blocks(members, weight):
+            return self._embed_by_blocks(members)
         weight = None if weight is None else weight.repeat_interleave(K, output_size=M * K)
         expand, norm, relu, mix = self.first_conv
         own = mix(relu(norm(expand(members.reshape(M * K, D)), weight))).view(M, K, -1)
@@ -45,6 +49,32 @@ class TokenEmbed(nn.Module):
         both = F.linear(own, own_half).add_(F.linear(_maximum(own), group_half, joint.bias)[:, None])  # [M, K, hidden]
         both = relu(norm(both.view(M * K, -1), weight))
         return _maximum(mix(both).view(M, K, -1))  # [M, out]
+
+    def _by_blocks(self, members: Tensor, weight: Tensor | None) -> bool:
+        norm = self.first_conv[1]
+        assert isinstance(norm, BatchNorm)
+        rows = members.flatten(0, 1)
+        return norm.counts_locally(rows, weight) and not torch.is_autocast_enabled(members.device.type)
+
+    def _embed_by_blocks(self, members: Tensor) -> Tensor:
+        expand, norm1, _, mix = self.first_conv
+        joint, norm2, _, last = self.second_conv
+        assert isinstance(norm1, BatchNorm)
+        assert isinstance(norm2, BatchNorm)
+        assert isinstance(expand, Pointwise)
+        assert isinstance(mix, Pointwise)
+        assert isinstance(joint, Pointwise)
+        assert isinstance(last, Pointwise)
+        group_half, own_half = joint.weight[:, :, 0].chunk(2, dim=1)
+        token, mean1, variance1, mean2, variance2 = EmbedRows.apply(
+            members, expand.weight[:, :, 0], expand.bias, norm1.weight, norm1.bias, mix.weight[:, :, 0], mix.bias,
+            group_half, own_half, joint.bias, norm2.weight, norm2.bias, last.weight[:, :, 0], last.bias,
+            (norm1.eps, norm2.eps),
+        )  # fmt: skip
+        rows = members.shape[0] * members.shape[1]
+        norm1.track(mean1, variance1, rows)
+        norm2.track(mean2, variance2, rows)
+        return token
 
 
 def _maximum(x: Tensor) -> Tensor:

@@ -1,0 +1,105 @@
+"""The token embedding by blocks of groups, against the layers one after the other."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trainer import embedding_rows
+from trainer.embedding import TokenEmbed
+
+SIZES = [(3, (8, 16), 12, 40, 16), (12, (12, 12), 24, 33, 8), (3, (8, 16), 12, 1, 2), (5, (4, 4), 6, 700, 1)]
+"""Widths in, first and out; groups; members."""
+
+
+def embedding(width_in: int, first: tuple[int, int], width_out: int) -> TokenEmbed:
+    """With norms that are not those of a fresh module."""
+    module = TokenEmbed(width_in, first, width_out)
+    generator = torch.Generator().manual_seed(0)
+    for value in module.parameters():
+        nn.init.normal_(value, std=0.3, generator=generator)
+    return module
+
+
+def layer_by_layer(module: TokenEmbed) -> TokenEmbed:
+    other = copy.deepcopy(module)
+    other._by_blocks = lambda members, weight: False
+    return other
+
+
+def trained(module: TokenEmbed, members: Tensor, grad: Tensor) -> dict[str, Tensor]:
+    """The output and every gradient and buffer of one training pass."""
+    members = members.clone().requires_grad_()
+    out = module(members, None)
+    out.backward(grad)
+    assert members.grad is not None
+    gradients = {f"gradient of {name}": value.grad for name, value in module.named_parameters()}
+    return {"output": out.detach(), "gradient of members": members.grad, **gradients, **dict(module.named_buffers())}
+
+
+def inputs(width_in: int, width_out: int, groups: int, members: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(groups, members, width_in, generator=generator)
+    return x, torch.randn(groups, width_out, generator=generator)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_by_blocks_is_the_same_function_with_the_same_gradients(size, monkeypatch):
+    monkeypatch.setattr(embedding_rows, "_BLOCK", 100)  # several blocks
+    width_in, first, width_out, groups, members = size
+    module = embedding(width_in, first, width_out)
+    other = layer_by_layer(module)
+    exact = layer_by_layer(module).double()
+    x, grad = inputs(width_in, width_out, groups, members)
+    assert module._by_blocks(x, None)
+    ours, theirs = trained(module, x, grad), trained(other, x, grad)
+    true = trained(exact, x.double(), grad.double())
+    size_of = max(value.abs().max().item() for name, value in true.items() if name.startswith("gradient"))
+    for name, value in true.items():
+        if name.startswith("gradient"):
+            # A bias before a norm has no gradient but rounding: compared to the size of the others. Seen 1e-6.
+            assert (ours[name] - value).abs().max() < 2e-5 * size_of, name
+            assert (theirs[name] - value).abs().max() < 2e-5 * size_of, name
+        else:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_ties_of_the_maximum_go_to_the_same_member():
+    module = embedding(3, (8, 16), 12)
+    x, grad = inputs(3, 12, 30, 8)
+    x[:, 4:] = x[:, :4]  # each maximum is reached twice
+    ours, theirs = trained(module, x, grad), trained(layer_by_layer(embedding(3, (8, 16), 12)), x, grad)
+    torch.testing.assert_close(ours["gradient of members"], theirs["gradient of members"], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(ours["gradient of members"][:, 4:], ours["gradient of members"][:, :4])
+
+
+def test_threads_change_no_bit(monkeypatch):
+    x, grad = inputs(3, 12, 500, 16)
+    results = []
+    for threads in (1, 2, 5):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        results.append(trained(embedding(3, (8, 16), 12), x, grad))
+    for other in results[1:]:
+        assert all(torch.equal(other[name], value) for name, value in results[0].items())
+
+
+def test_without_a_gradient_for_the_members():
+    module = embedding(3, (8, 16), 12)
+    x, grad = inputs(3, 12, 30, 8)
+    module(x, None).backward(grad)
+    assert all(value.grad is not None for value in module.parameters())
+    with torch.no_grad():
+        assert not module(x, None).requires_grad
+
+
+def test_where_layers_are_taken_one_by_one():
+    module = embedding(3, (8, 16), 12)
+    x, _ = inputs(3, 12, 30, 8)
+    assert module._by_blocks(x, None)
+    assert not module._by_blocks(x, torch.ones(30)), "some groups do not count in the statistics"
+    assert not module._by_blocks(x.double(), None)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not module._by_blocks(x, None)
+        assert module(x, None).dtype == torch.bfloat16
+    assert not module.eval()._by_blocks(x, None)

@@ -1,10 +1,13 @@
-"""Lanes: how many at once, who comes first, and what is left when they close."""
+"""Lanes: how many at once, who comes first, what is left when they close; and how many a build has."""
 
 import threading
 from concurrent.futures import CancelledError
 
 import pytest
+import torch
 
+from pipeline import schedulers
+from pipeline.config import BuildConfig
 from pipeline.lanes import Lanes
 
 
@@ -60,3 +63,25 @@ def test_closing_ends_the_threads_and_cancels_what_waits():
 def test_no_lane_is_no_pool():
     with pytest.raises(ValueError, match="threads = 0; expected 1 or more"):
         Lanes(0)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "workers", "device", "shards", "groups", "expected"),
+    [
+        # one lane a core; one shard is taught, one is read, one is written
+        ("threads", 0, "cpu", 100, 64, (1, 8, 4, 8)),
+        ("threads", 2, "cpu", 100, 64, (1, 2, 3, 2)),
+        ("threads", 2, "cpu", 1, 64, (1, 2, 1, 2)),  # never more shards than there are
+        ("threads", 0, "cpu", 100, 2, (1, 8, 7, 8)),  # four shards of two groups fill eight lanes
+        ("threads", 0, "cuda", 100, 2, (1, 2, 4, 1)),  # one forward pass at a time on a GPU
+        ("processes", 0, "cpu", 100, 64, (8, 1, 2, 8)),
+        ("processes", 3, "cpu", 100, 64, (3, 2, 2, 6)),
+        ("processes", 0, "cpu", 2, 64, (2, 4, 2, 8)),
+        ("processes", 0, "cuda", 100, 64, (2, 1, 2, 0)),
+        ("tcp://host:8786", 5, "cpu", 100, 64, (0, 0, 0, 0)),  # a cluster has its own
+    ],
+)
+def test_who_works_at_a_build(monkeypatch, scheduler, workers, device, shards, groups, expected):
+    monkeypatch.setattr(schedulers.dask.system, "CPU_COUNT", 8)
+    crew = schedulers.crew_for(BuildConfig(scheduler=scheduler, workers=workers), torch.device(device), shards, groups)
+    assert (crew.processes, crew.lanes, crew.in_work, crew.teachers) == expected

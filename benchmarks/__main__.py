@@ -1,12 +1,14 @@
 """All benchmarks, ``python -m benchmarks``, or some by name, ``python -m benchmarks kernels step``.
 
-Tables on standard output; JSON lines in benchmarks/results/. Options belong to one benchmark: ``python -m
-benchmarks.bench_kernels --help``.
+Tables on standard output; each run is appended as a JSON line to benchmarks/results/<name>.jsonl. Each benchmark is a
+process of its own, so one that fails does not end the others; the exit code says whether one did. Options belong to one
+benchmark: ``python -m benchmarks.bench_kernels --help``.
 """
 
-import importlib
 import pkgutil
+import subprocess
 import sys
+import time
 
 import benchmarks
 
@@ -17,14 +19,25 @@ NAMES = sorted(
 )
 
 
-def main(wanted: list[str]) -> None:
+def main(wanted: list[str]) -> int:
     unknown = [name for name in wanted if name not in NAMES]
     if unknown:
-        raise SystemExit(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(NAMES)}")
-    sys.argv[1:] = []  # each reads its own options, which are its defaults here
-    for name in wanted or NAMES:
-        importlib.import_module(f"benchmarks.bench_{name}").main()
+        print(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(NAMES)}", file=sys.stderr)
+        return 2
+    chosen = wanted or NAMES
+    failed: list[str] = []
+    for place, name in enumerate(chosen, start=1):
+        print(f"\n## {name} ({place} of {len(chosen)})\n", flush=True)
+        start = time.perf_counter()
+        code = subprocess.run([sys.executable, "-m", f"benchmarks.bench_{name}"], check=False).returncode
+        if code:
+            failed.append(f"{name} (exit code {code})")
+        print(f"\n{name}: {(time.perf_counter() - start) / 60:.1f} minutes", flush=True)
+    print("\nresults: benchmarks/results/*.jsonl, a line a run, with the environment")
+    if failed:
+        print(f"failed: {', '.join(failed)}; the others are complete", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,75 @@
+"""The benchmarks' own parts: all are found, one that fails does not end the others, a row's arithmetic, the JSON."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import __main__ as benchmarks_main
+from benchmarks._table import Row, Timing, environment, measure, print_table, write_json
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_benchmark_is_found_and_explains_itself():
+    files = sorted(path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py"))
+    assert files == benchmarks_main.NAMES
+    assert {"kernels", "step"} <= set(files)
+
+
+def test_a_benchmark_that_fails_does_not_end_the_others(monkeypatch, capsys):
+    monkeypatch.setattr(benchmarks_main, "NAMES", ["first", "second", "third"])
+    ran: list[str] = []
+
+    def run(command: list[str], *, check: bool) -> SimpleNamespace:
+        ran.append(command[-1])
+        return SimpleNamespace(returncode=3 if command[-1].endswith("second") else 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert benchmarks_main.main([]) == 1
+    assert ran == ["benchmarks.bench_first", "benchmarks.bench_second", "benchmarks.bench_third"]
+    out, err = capsys.readouterr()
+    assert "## third (3 of 3)" in out
+    assert "failed: second (exit code 3); the others are complete" in err
+    assert benchmarks_main.main(["third"]) == 0
+
+
+def test_an_unknown_name_is_refused_before_anything_runs(capsys):
+    assert benchmarks_main.main(["kernels", "speed"]) == 2
+    assert "no benchmark is called speed; there are " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["kernels", "step"])
+def test_options_are_explained(name):
+    command = [sys.executable, "-m", f"benchmarks.bench_{name}", "--help"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    assert "options:" in run.stdout
+
+
+def test_rows_are_printed_and_appended_as_json(tmp_path, capsys):
+    rows = [
+        Row(case="a", floor=1.0, ours=Timing(2.0, 1.5, 2.5), baseline_name="usual", baseline=Timing(6.0, 5.0, 7.0)),
+        Row(case="b", floor=None, ours=Timing(2.0, 1.5, 2.5), baseline_name="usual", baseline=None, note="not here"),
+    ]
+    assert [row.ratio for row in rows] == [3.0, None]
+    print_table("Table", rows)
+    out = capsys.readouterr().out
+    assert "| a | 1.00 | 2.00 (1.50-2.50) | usual | 6.00 | 3.0x | 50% |" in out
+    assert "| b | - | 2.00 (1.50-2.50) | usual | not here | - | - |" in out
+    path = tmp_path / "results" / "table.jsonl"
+    for _ in range(2):
+        write_json(path, "table", rows)
+    first, second = (json.loads(line) for line in path.read_text().splitlines())
+    assert first == second
+    assert first["rows"][0]["baseline"]["p50"] == 6.0
+    assert first["environment"] == environment()
+
+
+def test_measure_repeats_after_warming_up():
+    calls: list[int] = []
+    timing = measure(lambda: calls.append(1), seconds=0, least=5, warmup=2)
+    assert len(calls) == 7
+    assert 0 <= timing.p20 <= timing.p50 <= timing.p80

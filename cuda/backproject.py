@@ -130,7 +130,7 @@ def backproject_on(launch: _backend.Launch, maps: Tensor, pixel: Tensor, image_s
     side = round(T**0.5)
     first, weights = _taps_on(maps.device, image_side, side)
     values = maps.new_empty(B, Q, V, C, dtype=torch.float32)
-    blocks = _backend.blocks_for(values.numel(), _THREADS)
+    blocks = _backend.blocks_for(B * Q * V, _THREADS // 32)
     arguments = (maps, pixel, first, weights, values, B, Q, side, C)
     defines = {"THREADS": _THREADS, "FORMAT": _DTYPES.index(maps.dtype)}
     launch("backproject", "backproject", blocks, _THREADS, arguments, defines)

@@ -1,7 +1,7 @@
 // backproject.cu - pixels of points, and bicubic values of token maps at pixels.
 // V = 3: view v sees axes (v == 0: 0 1 2; 1: 2 0 1; 2: 1 2 0) as row, column, depth.
 //
-// Defined by the caller: THREADS; FORMAT, how maps are stored: 0 f32, 1 f16 bits, 2 bf16 bits.
+// Defined by the caller: THREADS, a multiple of 32; FORMAT, how maps are stored: 0 f32, 1 f16 bits, 2 bf16 bits.
 
 #define VIEWS 3
 
@@ -47,30 +47,32 @@ pixels(const float* __restrict__ points, const float* __restrict__ lo, const flo
 //      first [S] i32: first of the four map rows (columns) a pixel reads, before clamping; weights [S, 4] f32
 // out  values [B, Q, V, C] f32
 // Arithmetic: weight = row weight * column weight; products added row by row, column by column, in f32, unfused.
-// One thread per value: B * Q * V * C threads, channels fastest.
+// One warp per point of a view: B * Q * V warps. The 16 tokens and weights are found once and used for every channel.
 extern "C" __global__ void __launch_bounds__(THREADS)
 backproject(const Stored* __restrict__ maps, const int* __restrict__ pixel, const int* __restrict__ first,
             const float* __restrict__ weights, float* __restrict__ values, int B, int Q, int side, int C) {
-    const long long item = (long long)blockIdx.x * THREADS + threadIdx.x;
-    if (item >= (long long)B * Q * VIEWS * C) return;
-    const int c = (int)(item % C);
-    const long long value = item / C;
+    const long long value = (long long)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
+    if (value >= (long long)B * Q * VIEWS) return;
     const int v = (int)(value % VIEWS);
-    const long long b = value / VIEWS / Q;
-    const int q = (int)(value / VIEWS % Q);
-    const long long view = b * VIEWS + v;
-    const int* at = pixel + 2 * (view * Q + q);
+    const long long point = value / VIEWS;
+    const long long view = point / Q * VIEWS + v;
+    const int* at = pixel + 2 * (view * Q + point % Q);
     const int i = at[0], j = at[1];
-    maps += view * side * side * C + c;
-    float sum = 0.0f;
-    for (int r = 0; r < 4; ++r) {
-        const int row = min(max(first[i] + r, 0), side - 1) * side;
-        for (int k = 0; k < 4; ++k) {
-            const int column = min(max(first[j] + k, 0), side - 1);
-            const float weight = __fmul_rn(weights[4 * i + r], weights[4 * j + k]);
-            const float term = __fmul_rn(weight, widen(maps[(long long)(row + column) * C]));
-            sum = r + k == 0 ? term : __fadd_rn(sum, term);
-        }
+    int token[16];
+    float weight[16];
+#pragma unroll
+    for (int t = 0; t < 16; ++t) {
+        const int row = min(max(first[i] + t / 4, 0), side - 1);
+        const int column = min(max(first[j] + t % 4, 0), side - 1);
+        token[t] = row * side + column;
+        weight[t] = __fmul_rn(weights[4 * i + t / 4], weights[4 * j + t % 4]);
     }
-    values[item] = sum;
+    maps += view * side * side * C;
+    values += value * C;
+    for (int c = threadIdx.x % 32; c < C; c += 32) {
+        float sum = __fmul_rn(weight[0], widen(maps[(long long)token[0] * C + c]));
+#pragma unroll
+        for (int t = 1; t < 16; ++t) sum = __fadd_rn(sum, __fmul_rn(weight[t], widen(maps[(long long)token[t] * C + c])));
+        values[c] = sum;
+    }
 }

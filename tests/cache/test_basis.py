@@ -281,6 +281,16 @@ def test_features_of_other_sizes_are_refused() -> None:
         basis.project(np.zeros(9, np.int64))
 
 
+def test_an_object_store_holds_the_basis_too() -> None:
+    build("memory://bases/c", config(), count=5)
+    build("memory://bases/c", config(), count=9)
+    cache = teacher_cache.open("memory://bases/c")
+    assert (cache.basis, len(cache)) == (make_basis(CHANNELS), 9)
+    assert teacher_cache.verify("memory://bases/c") == []
+    with pytest.raises(RecipeMismatch, match="basis: "):
+        created("memory://bases/c", make_basis(CHANNELS, seed=1))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_converting_carries_the_basis_along(tmp_path: Path, format: str) -> None:
     other = next(name for name in FORMATS if name != format)

@@ -127,7 +127,8 @@ def encode_record(record: TeacherRecord, config: CacheConfig) -> dict[str, NDArr
     arrays = {}
     derived: dict[str, NDArray[Any]] = {}
     if config.features == "int8":
-        derived["features"], derived["scale"] = quantise(record.features, config.steps)
+        features = record.features.astype(np.float16) if config.half_first else record.features
+        derived["features"], derived["scale"] = quantise(features, config.steps)
     for name, dtype in stored_dtypes(config).items():
         array = derived[name] if name in derived else getattr(record, name)
         if name == "depth" and dtype.kind == "u":

@@ -33,6 +33,8 @@ class CacheConfig:
                       (`steps` steps to the largest number of each token, read as float16).
     steps             of int8 features, 7..127: an error of at most half a step. Fewer compress better: 24 steps take
                       three fifths of the bytes of 127. Other features have no steps.
+    half_first        int8 features are made of the teacher's rounded to float16, as `i2p cache convert` does that has
+                      nothing finer: so what it makes of a float16 cache is what a build with this setting makes.
     channels          of a stored feature: 0, as many as the teacher gives; or fewer, its coordinates in a basis that is
                       fitted on a sample of the corpus before the first shard and stored in the cache.
     sample            records that basis is fitted on, 1..1048576. Without `channels` there is no sample.
@@ -49,6 +51,7 @@ class CacheConfig:
     shapes_per_shard: int = 64
     features: Literal["float16", "float32", "int8"] = "float16"
     steps: int = 127
+    half_first: bool = False
     channels: int = 0
     sample: int = SAMPLE
     untouched: Literal["keep", "zero"] = "keep"
@@ -78,6 +81,8 @@ class CacheConfig:
             yield f"steps = {self.steps} is not in {MIN_STEPS}..{MAX_STEPS}"
         elif self.steps != MAX_STEPS and self.features != "int8":
             yield f'steps = {self.steps} is of int8 features, and features = "{self.features}"'
+        if self.half_first and self.features != "int8":
+            yield f'half_first = true is of int8 features, and features = "{self.features}"'
         if not 0 <= self.channels <= MAX_CHANNELS:
             yield f"channels = {self.channels} is not in 1..{MAX_CHANNELS}, nor 0 for the teacher's own"
         if not 1 <= self.sample <= MAX_SAMPLE:
@@ -103,6 +108,8 @@ class CacheConfig:
         }
         if self.features == "int8" and self.steps != MAX_STEPS:
             storage["steps"] = self.steps  # absent where it changes nothing: recipes of older caches stand
+        if self.half_first:
+            storage["half_first"] = True
         if self.channels:
             storage |= {"channels": self.channels, "sample": self.sample}
         if self.untouched != "keep":
@@ -122,6 +129,8 @@ class CacheConfig:
         if "steps" in storage:
             keys |= {"steps"} if storage.get("features") == "int8" else set()
             values.integer("steps", MIN_STEPS, MAX_STEPS - 1)  # 127 has one spelling: its absence
+        if "half_first" in storage:
+            keys |= {"half_first"} if storage.get("features") == "int8" and storage["half_first"] is True else set()
         if "channels" in storage:
             keys |= {"channels", "sample"}
         if "untouched" in storage:
@@ -134,6 +143,7 @@ class CacheConfig:
             shapes_per_shard=values.integer("shapes_per_shard", 1, MAX_SHAPES_PER_SHARD),
             features=values.choice("features", FEATURES),  # type: ignore[arg-type]
             steps=values.integer("steps", MIN_STEPS, MAX_STEPS - 1) if "steps" in storage else cls.steps,
+            half_first="half_first" in storage,
             channels=values.integer("channels", 1, MAX_CHANNELS) if "channels" in storage else 0,
             sample=values.integer("sample", 1, MAX_SAMPLE) if "channels" in storage else cls.sample,
             untouched="zero" if "untouched" in storage else "keep",

@@ -15,7 +15,7 @@ __all__ = ["convert"]
 
 # What may become what. Whatever is not here would claim an exactness in its recipe that its bytes do not have.
 _FEATURES = {"float32": ("float32", "float16", "int8"), "float16": ("float16", "int8"), "int8": ("int8",)}
-_DEPTH = {"float16": ("float16", "uint8", "none"), "uint8": ("uint8", "none"), "none": ("none",)}
+_DEPTH = {"float16": ("float16", "none"), "uint8": ("uint8", "none"), "none": ("none",)}
 _UNTOUCHED = {"keep": ("keep", "zero"), "zero": ("zero",)}
 _SETTINGS = ("format", "shapes_per_shard", "features", "steps", "untouched", "depth", "compression", "level")
 
@@ -35,15 +35,15 @@ def convert(
     root            folder, or URL, that holds caches: the new one is ``<root>/<name of the source>-<its own hash>``.
     storage         settings of `CacheConfig` that are to change; the others are the source's. Nothing is lost by
                     `format`, `shapes_per_shard`, `compression` and `level`. `features` may become coarser (float32,
-                    float16, int8 with `steps`), and so may `depth` (float16, uint8, none). `untouched` may become
-                    "zero".
+                    float16, int8 with `steps`), `depth` may become "none" and `untouched` "zero". Int8 made of float16
+                    says so in its recipe (`half_first`).
     find_untouched  for that: which tokens [B, V, T] of a batch no lookup reads.
     threads         shards in work at once; each holds the decoded records of one shard.
     on_progress     called with (shards done, shards in all), first before any work, in the calling thread.
 
-    The new cache is what a build with its storage would have written, to the byte, where features and depth stay as
-    they are or come from an exact source (float32), and shards keep their shapes (the same `shapes_per_shard`, or a
-    multiple of it over full shards). Elsewhere it holds the same shapes in the same order, rounded twice.
+    The new cache is what a build with its storage would have written, to the byte, where shards keep their shapes (the
+    same `shapes_per_shard`, or any over full shards without refused shapes). Elsewhere it holds the same shapes in the
+    same order.
     Labels, quarantine and planned shapes are carried along. Interrupted anywhere, the same call goes on where it was.
 
     Raises CacheError for a conversion that is not possible, nothing to convert or a damaged source, ManifestError for a
@@ -56,6 +56,8 @@ def convert(
     cache = open_source(source)
     old = CacheConfig.from_storage(dict(cache.recipe.storage))
     new = replace(old, **storage)
+    if (old.features, new.features) == ("float16", "int8"):
+        new = replace(new, half_first=True)  # or the recipe would be that of a build from float32, whose bytes differ
     faults = [*new.problems(), *_refusals(old, new)]
     if new.untouched != old.untouched and find_untouched is None and not faults:
         raise ValueError("convert: untouched = 'zero' needs find_untouched, which says what no lookup reads")
@@ -88,10 +90,9 @@ def _refusals(old: CacheConfig, new: CacheConfig) -> Iterator[str]:
     for name, allowed in (("features", _FEATURES), ("depth", _DEPTH), ("untouched", _UNTOUCHED)):
         before, after = getattr(old, name), getattr(new, name)
         if after not in allowed.get(before, ()):
-            yield (
-                f'{name} = "{before}" cannot become "{after}": what it lost does not come back; build the cache with '
-                f'cache.{name} = "{after}"'
-            )
+            # Depth of both kinds is off by a rounding of its own; after two a recipe would promise the error of one.
+            why = "it was rounded once already" if name == "depth" and after == "uint8" else "what it lost is gone"
+            yield f'{name} = "{before}" cannot become "{after}": {why}; build the cache with cache.{name} = "{after}"'
     if old.features == new.features == "int8" and old.steps != new.steps:
         yield (
             f"steps = {old.steps} cannot become {new.steps}: rounded twice, features would be off by more than half a "

@@ -52,6 +52,7 @@ def test_every_field_of_the_config_is_in_the_table_above() -> None:
         "shapes_per_shard",
         "features",
         "steps",
+        "half_first",
         "channels",
         "sample",
         "untouched",
@@ -72,6 +73,19 @@ def test_steps_are_in_the_recipe_where_they_change_bytes() -> None:
     assert list(CacheConfig(features="int8", steps=6).problems()) == ["steps = 6 is not in 7..127"]
     for storage in (whole.storage() | {"steps": 127}, CacheConfig().storage() | {"steps": 28}):
         with pytest.raises(ManifestError, match="steps"):
+            CacheConfig.from_storage(storage)
+
+
+def test_half_first_is_of_int8_features_and_in_the_recipe() -> None:
+    assert "half_first" not in CacheConfig(features="int8").storage()
+    half = CacheConfig(features="int8", half_first=True)
+    assert make_recipe(half).hash != make_recipe(CacheConfig(features="int8")).hash
+    assert CacheConfig.from_storage(half.storage()) == half
+    assert list(CacheConfig(half_first=True).problems()) == [
+        'half_first = true is of int8 features, and features = "float16"'
+    ]
+    for storage in (CacheConfig().storage() | {"half_first": True}, half.storage() | {"half_first": False}):
+        with pytest.raises(ManifestError, match="half_first"):
             CacheConfig.from_storage(storage)
 
 

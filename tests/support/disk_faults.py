@@ -71,6 +71,9 @@ def _main(folder: Path, format: str, error: int, full: int, stride: int) -> None
         calls = faults.fault_calls()
         faults.fault_arm(-1, 0, 0)
         print(json.dumps({"call": call, "raised": raised, "finished": (path / "manifest.json").exists()}), flush=True)
+        check_committed(path, config)
+        if raised is None and (path / "manifest.json").exists():  # what says that it is whole must be
+            assert {name: (path / name).read_bytes() for name in expected} == expected, "bytes are missing"
         build(path, config, count=COUNT)
         signal.alarm(0)
         assert tree(path) == expected, "other bytes"
@@ -79,6 +82,16 @@ def _main(folder: Path, format: str, error: int, full: int, stride: int) -> None
         if calls <= call:
             break
         call += stride
+
+
+def check_committed(path: Path, config: Any) -> None:
+    """Whatever counts as committed reads back as it was given."""
+    import teacher_cache
+    from teacher_cache.testing import assert_same_record, make_record
+
+    if (path / "recipe.json").exists():
+        for record in teacher_cache.open(path, allow_incomplete=True, threads=1):
+            assert_same_record(record, make_record(int(record.id[-5:])), config)
 
 
 if __name__ == "__main__":

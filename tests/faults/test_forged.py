@@ -402,3 +402,27 @@ def test_seals_of_the_forger_are_right(victim: Victim) -> None:
     assert teacher_cache.open(victim.path).labels.tolist()[0] == 4
     victim.restore()
     assert len(teacher_cache.open(victim.path)) == GOOD
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (struct.pack("<II", R, 4) + b"abcd", "unpack_from requires"),
+        (struct.pack("<III", R, 0, 9) + b"ab", "an id is cut short"),
+        (struct.pack("<II", R, 2**32 - 1) + b"abcd", "an id is cut short"),
+        (struct.pack("<III", R, 0, 2) + b"\xff\xfe", "can't decode byte"),
+        (struct.pack("<III", R + 1, 0, 0), "expected 2 ids"),
+        (struct.pack("<I", R), "expected at least 12 bytes, found 4"),
+    ],
+)
+def test_zarr_ids_that_lie(victim: Victim, raw: bytes, said: str) -> None:
+    if victim.config.format != "zarr":
+        return
+    try:
+        (victim.path / "id/c.0").write_bytes(zarr_file([pack(raw, victim.config)], 0, [])[:-4])
+        settle(victim.path)
+        assert teacher_cache.verify(victim.path) == [], "every checksum is right"
+        with pytest.raises(ShardDamaged, match=rf"shard 0, id/c\.0: .*{said}"):
+            read_all(victim.path)
+    finally:
+        victim.restore()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from trainer.errors import TrainingError
 
-__all__ = ["Ranks", "joined"]
+__all__ = ["Ranks", "deterministic", "joined"]
 
 logger = logging.getLogger(__name__)
 
@@ -116,3 +116,17 @@ def _device(name: str, local_rank: int | None) -> torch.device:
             f"GPU {index} is asked for; there are {torch.cuda.device_count()}. Start fewer ranks, or name another."
         )
     return torch.device("cuda", index)
+
+
+@contextmanager
+def deterministic(wanted: bool, ranks: Ranks) -> Iterator[None]:
+    """Choose torch's deterministic operators on a GPU, where wanted; those in use on the CPU always are."""
+    if not wanted or ranks.device.type != "cuda":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

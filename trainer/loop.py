@@ -21,7 +21,7 @@ from trainer import checkpoint
 from trainer.checkpoint import CheckpointError, Header
 from trainer.config import EvaluationConfig, TrainerConfig
 from trainer.data import Loader, Part, Records
-from trainer.distributed import Ranks, joined
+from trainer.distributed import Ranks, deterministic, joined
 from trainer.errors import TrainingError
 from trainer.events import (
     CheckpointWritten,
@@ -35,7 +35,7 @@ from trainer.events import (
 )
 from trainer.model_config import MaskingConfig, ModelConfig
 from trainer.restore import new_model, resume_problems, sections_of, software_versions
-from trainer.run_dir import owned, save_batch, write_json
+from trainer.run_dir import not_finite, owned, write_json
 from trainer.schedule import learning_rate
 from trainer.step import LiveTeacher, Outcome, Stepper
 
@@ -109,7 +109,7 @@ def pretrain(
             f'trainer.teacher = "{trainer.teacher}", but of live teachers {given}; pass `teacher` with "live" only'
         )
     run_dir = Path(run_dir)
-    with joined(trainer.device) as ranks, _deterministic(trainer, ranks), owned(run_dir, ranks):
+    with joined(trainer.device) as ranks, deterministic(trainer.deterministic, ranks), owned(run_dir, ranks):
         if trainer.precision == "float16" and ranks.device.type == "cpu":
             raise TrainingError(
                 f'trainer.precision = "float16" needs a GPU, and trainer.device = {trainer.device!r} found none. '
@@ -287,18 +287,8 @@ class _Run:
         values = outcome if self.stepper.scaler is None else outcome[:2]
         if all(abs(value) < float("inf") for value in values):
             return
-        folder = self.run_dir / "failure"
-        ids = [id for part in parts for id in part.ids]
         facts = {"epoch": self.epoch, "step": self.step + 1, "learning_rate": rate}
-        save_batch(folder, self.ranks.rank, parts, facts)
-        shown = ", ".join(ids[:4]) + (f" and {len(ids) - 4} more" if len(ids) > 4 else "")
-        raise TrainingError(
-            f"the loss is not finite in step {self.step + 1} (epoch {self.epoch + 1}): loss_3d {outcome.loss_3d}, "
-            f"loss_2d {outcome.loss_2d}, gradient norm {outcome.gradient_norm}, learning rate {rate:.3g}; "
-            f"shapes {shown}.\n"
-            f"The batch is saved in {folder}. Lower trainer.learning_rate, set trainer.clip_gradient, or use float32; "
-            "the last checkpoint is not touched."
-        )
+        raise not_finite(self.run_dir / "failure", self.ranks.rank, parts, outcome, facts)
 
     def _evaluate_if_due(self, emit: Callable[[Event], None]) -> None:
         """A short evaluation between epochs: one seed, no baselines."""
@@ -402,17 +392,3 @@ def _check_settings(**sections: Any) -> None:
     problems = [f"{name}.{text}" for name, section in sections.items() for text in section.problems()]
     if problems:
         raise ValueError("\n  ".join((f"{len(problems)} problems in the settings", *problems)))
-
-
-@contextmanager
-def _deterministic(config: TrainerConfig, ranks: Ranks) -> Iterator[None]:
-    """Choose torch's deterministic operators while training on a GPU; those in use on the CPU always are."""
-    if not config.deterministic or ranks.device.type != "cuda":
-        yield
-        return
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

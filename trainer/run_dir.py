@@ -15,8 +15,9 @@ from trainer import checkpoint
 from trainer.data import Part
 from trainer.distributed import Ranks
 from trainer.errors import TrainingError
+from trainer.step import Outcome
 
-__all__ = ["owned", "save_batch", "write_json"]
+__all__ = ["not_finite", "owned", "save_batch", "write_json"]
 
 
 @contextmanager
@@ -45,6 +46,25 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     temporary = path.with_suffix(".json.new")
     temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+def not_finite(
+    folder: Path, rank: int, parts: Sequence[Part], outcome: Outcome, facts: Mapping[str, Any]
+) -> TrainingError:
+    """Save the batch of a step that blew up -> the error to raise.
+
+    facts  epoch, counted from 0, step, counted from 1, and learning_rate.
+    """
+    save_batch(folder, rank, parts, facts)
+    ids = [id for part in parts for id in part.ids]
+    shown = ", ".join(ids[:4]) + (f" and {len(ids) - 4} more" if len(ids) > 4 else "")
+    return TrainingError(
+        f"the loss is not finite in step {facts['step']} (epoch {facts['epoch'] + 1}): loss_3d {outcome.loss_3d}, "
+        f"loss_2d {outcome.loss_2d}, gradient norm {outcome.gradient_norm}, "
+        f"learning rate {facts['learning_rate']:.3g}; shapes {shown}.\n"
+        f"The batch is saved in {folder}. Lower trainer.learning_rate, set trainer.clip_gradient, or use float32; "
+        "the last checkpoint is not touched."
+    )
 
 
 def save_batch(folder: Path, rank: int, parts: Sequence[Part], facts: Mapping[str, Any]) -> None:

@@ -203,7 +203,7 @@ def _collect(
         task = left.pop(future)
         try:
             error = future.exception()
-            result = None if error is not None else future.result()
+            result: Any = None if error is not None else future.result()
         except CancelledError as cancelled:
             raise BuildError(
                 f"the connection to the Dask scheduler at {client.scheduler.address} was lost.\n"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pipeline.errors import BuildError
 from pipeline.job import Failure
 from pipeline.shard import STAGES, ShardReport
-from teacher_cache import CacheWriter, Quarantined, Receipt
+from teacher_cache import CacheError, CacheWriter, Quarantined, Receipt
 from teacher_cache.layout import LOG
 from teacher_cache.location import Location, join
 
@@ -106,10 +106,15 @@ class Tally:
         """Take a finished shard; a failed one stops the build. Raises BuildError."""
         if isinstance(result, Failure):
             failure = {"event": "failure", "shard": result.shard, "traceback": result.traceback}
-            self.writer.log(failure, flush=True)
+            log = join(self.writer.directory, LOG)
+            try:
+                self.writer.log(failure, flush=True)
+                traceback = f"Its traceback is in {log}."
+            except (OSError, CacheError) as error:  # on a full disk the log finds no room either
+                traceback = f"Its traceback could not be written to {log} ({error})."
             raise BuildError(
                 f"shard {result.shard} failed{f' on {result.worker}' if result.worker else ''}: {result.message}\n"
-                f"  Its traceback is in {join(self.writer.directory, LOG)}.\n"
+                f"  {traceback}\n"
                 f"  The {len(self.receipts)} committed shards are kept; run the build again to go on."
             )
         receipt = result.receipt

@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+import pipeline.shard
+from pipeline.errors import BuildError
+from teacher_cache import CacheWriter
+from tests.support.builds import small_build, tree
 from tests.support.disk_faults import sweep
 from tests.support.full_disk import may_mount, on_small_disks
 
@@ -39,3 +43,21 @@ def test_a_disk_that_is_too_small_by_any_amount(tmp_path: Path, kind: str, forma
     assert [outcome["said"] for outcome in outcomes[:-1]] == ["No space left on device"] * (len(outcomes) - 1)
     assert outcomes[-1]["said"] is None
     assert len(outcomes) > 8
+
+
+def test_a_build_on_a_full_disk_says_so_although_its_log_is_full_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.shard, "write_shard", full)
+        patch.setattr(CacheWriter, "log", full)
+        with pytest.raises(BuildError) as caught:
+            small_build(tmp_path / "full")
+    said = str(caught.value)
+    assert "failed: OSError: [Errno 28] No space left on device" in said
+    assert "Its traceback could not be written to " in said
+    assert "run the build again to go on" in said
+    assert tree(small_build(tmp_path / "full").path) == tree(small_build(tmp_path / "whole").path)

@@ -82,7 +82,9 @@ def decode_features(codes: NDArray[np.int8], scale: NDArray[np.float32], out: ND
 
     Raises BadBytes for what it cannot have made.
     """
-    if not (np.isfinite(scale).all() and scale.min() >= 0 and scale.max() * steps < FLOAT16_OVERFLOW):
+    with np.errstate(over="ignore"):  # a made-up scale may be as large as a float32 is
+        sound = np.isfinite(scale).all() and scale.min() >= 0 and scale.max() * steps < FLOAT16_OVERFLOW
+    if not sound:
         raise BadBytes("a scale of its int8 features is not a number that was written")
     if codes.min() < -steps or codes.max() > steps:
         raise BadBytes(f"its int8 features hold codes outside -{steps}..{steps}, which are never written")

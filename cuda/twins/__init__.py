@@ -1,0 +1,37 @@
+"""The operators on a CPU, compiled by numba on first use and kept in its cache.
+
+The cache lies beside the sources, below the user's cache folder where these cannot be written, or where NUMBA_CACHE_DIR
+says. Where none can be written numba would refuse to import; a folder for this process alone takes its place then.
+"""
+
+import logging
+import tempfile
+
+import numba
+
+__all__: list[str] = []
+
+logger = logging.getLogger(__name__)
+
+_kept: list[tempfile.TemporaryDirectory] = []  # removed when the process ends
+
+
+def _nothing() -> None:
+    """Compiled by nobody: numba looks for a place for its cache when it is decorated."""
+
+
+def _find_a_cache() -> None:
+    try:
+        numba.njit(cache=True)(_nothing)
+    except RuntimeError:
+        # Not a fixed name in a shared folder: what lies in the cache is loaded as code.
+        _kept.append(tempfile.TemporaryDirectory(prefix="i2p-numba-"))
+        numba.config.CACHE_DIR = _kept[0].name  # type: ignore[attr-defined]  # set when numba is loaded
+        logger.warning(
+            "neither %s nor the user's cache folder can be written: operators are compiled anew by each process; "
+            "name a folder with NUMBA_CACHE_DIR",
+            __path__[0],
+        )
+
+
+_find_a_cache()

@@ -25,8 +25,7 @@ def gather(begin, end, values, idx, parts, rows, wrong):
             if n < 0 or n >= values.shape[1]:
                 wrong[item] = True
                 continue
-            for d in range(values.shape[2]):
-                rows[b, p, d] = values[b, n, d]
+            _copy(values[b, n], rows[b, p])
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -68,5 +67,16 @@ def gather_backward(begin, end, grad, idx, parts, sums):
                 sums[b, n, d] = 0
         for p in range(idx.shape[1]):
             n = idx[b, p]
-            for d in range(start, stop):
-                sums[b, n, d] += grad[b, p, d]
+            _add(grad[b, p, start:stop], sums[b, n, start:stop])
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _copy(row, to):
+    for d in range(len(to)):
+        to[d] = row[d]
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _add(row, to):
+    for d in range(len(to)):
+        to[d] += row[d]

@@ -62,7 +62,11 @@ def workspace(root: Path) -> Iterator[Path]:
 def remove_abandoned(root: Path) -> list[str]:
     """Remove what dead processes left under ``tmp``; what a living one holds stays. -> names removed."""
     removed = []
-    for path in sorted((root / TEMPORARY).glob("*.lock")):
+    try:
+        names = sorted(name for name in os.listdir(root / TEMPORARY) if name.endswith(".lock"))
+    except FileNotFoundError:
+        return []  # it is not there, or another builder that ends has just removed it
+    for path in (root / TEMPORARY / name for name in names):
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from teacher_cache import commit
 from tests.support.faults import Scenario, builders, cache_of, check_finished, stages_of, start_builder
 
 FORMATS = ("zarr", "webdataset")
@@ -115,6 +116,20 @@ def _target(link: Path) -> str:
         return os.readlink(link)
     except OSError:
         return ""
+
+
+def test_two_that_clean_up_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builders that end together both look for what the dead left; the folder may vanish under either's eyes."""
+    listdir = os.listdir
+
+    def vanishing(path: Any) -> list[str]:
+        os.rmdir(path)
+        return listdir(path)
+
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(os, "listdir", vanishing)
+    assert commit.remove_abandoned(tmp_path) == []
+    assert not (tmp_path / "tmp").exists()
 
 
 def test_workers_killed_one_after_the_other_under_a_running_scheduler(

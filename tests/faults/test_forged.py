@@ -7,13 +7,7 @@ FUZZ_EXAMPLES=3000 python -m pytest tests/faults/test_forged.py --timeout 0
 
 import json
 import os
-import re
-import resource
 import struct
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,9 +18,8 @@ import teacher_cache
 from teacher_cache import layout
 from teacher_cache.codecs import pack
 from teacher_cache.config import CacheConfig
-from teacher_cache.errors import CacheError, ManifestError, ShardDamaged
-from teacher_cache.stream import stream
-from teacher_cache.testing import SMALL_SCHEMA, build, make_recipe, tree
+from teacher_cache.errors import ManifestError, ShardDamaged
+from teacher_cache.testing import tree
 from tests.support.forge import (
     forge,
     frames,
@@ -38,95 +31,10 @@ from tests.support.forge import (
     zarr_chunks,
     zarr_file,
 )
+from tests.support.victims import GOOD, R, Victim, read_all, try_everything
 
-COUNT, GOOD, R = 4, 3, 2  # shapes, records, records of a full shard: shard 0 is full, shard 1 holds one of each
-CONFIGS = {
-    f"{format}-{compression}-{features}": CacheConfig(
-        format=format,  # type: ignore[arg-type]
-        compression=compression,  # type: ignore[arg-type]
-        features=features,  # type: ignore[arg-type]
-        shapes_per_shard=R,
-    )
-    for format in ("zarr", "webdataset")
-    for compression, features in (("zstd", "int8"), ("none", "float16"))
-}
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "30"))  # of each test and cache
 fuzz = settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-class Victim:
-    """A finished cache whose files are put back after each attack."""
-
-    def __init__(self, path: Path, config: CacheConfig) -> None:
-        self.path, self.config = path, config
-        build(path, config, count=COUNT, bad=[3])
-        self.files = tree(path)
-
-    def restore(self) -> None:
-        for path in self.path.rglob("*"):
-            if path.is_file() and path.relative_to(self.path).as_posix() not in self.files:
-                path.unlink()
-        for name, data in self.files.items():
-            (self.path / name).write_bytes(data)
-
-
-@pytest.fixture(scope="module", params=sorted(CONFIGS))
-def victim(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Victim:
-    return Victim(tmp_path_factory.mktemp("victim") / "c", CONFIGS[request.param])
-
-
-def try_everything(path: Path, config: CacheConfig) -> int:
-    """Open, read, iterate, stream, verify, list, go on building; -> how often that was refused, by a CacheError."""
-    said: list[str] = []
-
-    def attempt(what: Callable[[], Any]) -> Any:
-        try:
-            return what()
-        except CacheError as error:
-            said.append(str(error))
-            return None
-
-    def drain(cache: teacher_cache.Cache, damaged: Any) -> None:
-        with stream(cache, batch_size=1, damaged=damaged, readers=0) as batches:
-            for _ in batches:
-                pass
-
-    def read(cache: teacher_cache.Cache) -> None:
-        batch = cache.read(range(len(cache)), depth=cache.stores_depth)
-        for name, shape in cache.schema.shapes.items():
-            array = getattr(batch, name)
-            assert array is None or array.shape == (len(cache), *shape)
-        assert all(isinstance(id, str) for id in batch.ids)
-
-    caches = [attempt(lambda: teacher_cache.open(path, threads=1))]
-    manifest, aside = path / "manifest.json", path.parent / "aside"
-    manifest.rename(aside)
-    caches.append(attempt(lambda: teacher_cache.open(path, allow_incomplete=True, threads=1)))
-    attempt(lambda: _go_on(path, config))
-    manifest.unlink(missing_ok=True)
-    aside.rename(manifest)
-    for cache in caches:
-        if cache is None:
-            continue
-        attempt(lambda cache=cache: read(cache))
-        attempt(lambda cache=cache: list(cache))
-        for name in ("ids", "labels", "poses", "stores_depth"):
-            attempt(lambda cache=cache, name=name: getattr(cache, name))
-        info = cache.info()
-        assert (info.records, repr(cache) != "") == (len(cache), True)
-        for damaged in ("raise", "skip") if len(cache) else ():
-            attempt(lambda cache=cache, damaged=damaged: drain(cache, damaged))
-    attempt(lambda: teacher_cache.verify(path, threads=1))
-    teacher_cache.list_caches(path.parent)
-    assert all(said), "an error without words"
-    return len(said)
-
-
-def _go_on(path: Path, config: CacheConfig) -> None:
-    """What the driver of a build does with a cache that it finds."""
-    writer = teacher_cache.create_cache(path, make_recipe(config), SMALL_SCHEMA, config, label_names=list("abcde"))
-    writer.committed()
-    writer.finish(planned=COUNT)
 
 
 @fuzz
@@ -321,70 +229,6 @@ def test_a_receipt_that_disagrees_with_the_manifest(victim: Victim) -> None:
         assert "receipts/000001.json" in {problem.file for problem in teacher_cache.verify(victim.path)}
     finally:
         victim.restore()
-
-
-def test_absurd_sizes_are_refused_in_little_memory(victim: Victim) -> None:
-    """In a process that may not have 600 MB more: files of a terabyte, and sizes up to what a manifest may say."""
-    code = f"from tests.faults.test_forged import be_absurd; be_absurd({str(victim.path)!r})"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-    finally:
-        victim.restore()
-
-
-def be_absurd(cache: str) -> None:
-    """The body of that process."""
-    path = Path(cache)
-    opened = teacher_cache.open(path, threads=1)
-    config = CacheConfig.from_storage(dict(opened.recipe.storage))
-    list(opened)  # what a reader needs in any case
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * os.sysconf("SC_PAGE_SIZE") + 600 * 2**20
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    sound = tree(path)
-    for names, change in absurd(sound, config):
-        for name in names:
-            if change is None:
-                os.truncate(path / name, 2**40)
-            else:
-                forge(path / name, change)
-        assert try_everything(path, config), (names, "was not refused")
-        if change is None and not names[0].endswith(".json"):  # for its length, not because memory ran out
-            with pytest.raises(ShardDamaged, match=re.escape(names[0])):
-                read_all(path)
-        for name in names:
-            (path / name).write_bytes(sound[name])
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak
-    assert grown < 100 * 2**10, f"{grown} kB more were used"
-
-
-def read_all(path: Path) -> None:
-    cache = teacher_cache.open(path, threads=1)
-    cache.read(range(len(cache)), depth=True)
-
-
-def absurd(sound: dict[str, bytes], config: CacheConfig) -> Iterator[tuple[list[str], Any]]:
-    """(files, change of their documents; None: they get a length of a terabyte)."""
-
-    def schema(**sizes: int) -> Any:
-        return lambda document: document["schema"].update(sizes)
-
-    def rows(document: dict[str, Any]) -> None:
-        document["recipe"]["storage"]["shapes_per_shard"] = 65536
-
-    # Zarr's metadata and its mask are written for others and never read here.
-    yield from (([name], None) for name in sound if not name.endswith("zarr.json") and not name.startswith("valid"))
-    both = ["manifest.json", "recipe.json"]
-    yield both, schema(points=2**26)
-    yield both, schema(channels=2**20)
-    yield both, schema(image_side=2**14, patch_side=2**14)
-    yield both, schema(image_side=2**14, patch_side=1, channels=1)
-    yield both, rows
-    yield both, lambda document: (rows(document), schema(views=2**12)(document))
 
 
 def test_seals_of_the_forger_are_right(victim: Victim) -> None:

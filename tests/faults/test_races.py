@@ -132,6 +132,25 @@ def test_two_that_clean_up_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "tmp").exists()
 
 
+def test_a_folder_that_vanishes_while_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mkdir finds tmp/, and another builder removes it before mkdir sees that it is a folder: the lock tries again."""
+    mkdir, calls = os.mkdir, []
+
+    def vanishing(path: Any, *mode: Any) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            raise FileExistsError(17, "File exists", str(path))
+        mkdir(path, *mode)
+
+    monkeypatch.setattr(os, "mkdir", vanishing)
+    with commit.lock(tmp_path, "x"):
+        assert (tmp_path / "tmp" / "x.lock").exists()
+    (tmp_path / "tmp").rmdir()
+    (tmp_path / "tmp").write_text("no folder")
+    with pytest.raises(FileExistsError), commit.lock(tmp_path, "x"):
+        pass
+
+
 def test_workers_killed_one_after_the_other_under_a_running_scheduler(
     tmp_path: Path, start: Any, undisturbed: Any
 ) -> None:

@@ -98,13 +98,14 @@ def on_threads(
         )
         for place, task in enumerate(tasks)
     ]
-    try:
-        with _torch_threads_kept(), Collect():
-            dask.compute(*graph, scheduler="threads", pool=pool, optimize_graph=False)
-    finally:  # a failure or Ctrl-C: shards in work stop at their next group and leave nothing behind
-        worker.stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
-        release(job.token)
+    with _torch_threads_kept():  # outermost: a shard that is still stopping may set them
+        try:
+            with Collect():
+                dask.compute(*graph, scheduler="threads", pool=pool, optimize_graph=False)
+        finally:  # a failure or Ctrl-C: shards in work stop at their next group and leave nothing behind
+            worker.stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            release(job.token)
 
 
 @contextmanager

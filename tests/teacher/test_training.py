@@ -176,7 +176,8 @@ def test_labels_become_words():
 def test_a_kill_leaves_a_run_that_goes_on(tmp_path, drawn, learning):
     whole = train_clip(VIEWS, learning, tmp_path / "whole", views_folder=drawn)
     script = (
-        "import os, signal, sys\nfrom pathlib import Path\n"
+        "import os, signal, sys, torch\nfrom pathlib import Path\n"
+        f"torch.set_num_threads({torch.get_num_threads()})\n"  # the same bytes are of the same number
         "from pipeline.tiny_clip.config import LearningConfig, ViewsConfig\n"
         "from pipeline.tiny_clip.train import train_clip\n"
         f"views, learning = {VIEWS!r}, {learning!r}\n"

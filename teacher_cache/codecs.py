@@ -14,6 +14,7 @@ from numcodecs.zstd import decompress as _zstd_decompress
 from numpy.typing import NDArray
 
 from teacher_cache.config import CacheConfig
+from teacher_cache.half import multiply_to_half
 from teacher_cache.records import FLOAT16_OVERFLOW, CacheSchema, TeacherRecord
 
 __all__ = [
@@ -36,7 +37,6 @@ ZSTD_MAGIC = 0xFD2FB528
 # 0.5, an empty pixel, is exactly code 127: with 255 steps it would come back as 0.502 and no longer be told apart.
 DEPTH_STEPS = 254
 LEAST_NORMAL_HALF = 2.0**-14
-BLOCK = 1 << 15  # numbers decoded at a time: float32, and as many bits, stay in a core's cache
 
 
 class BadBytes(ValueError):
@@ -90,38 +90,9 @@ def decode_features(codes: NDArray[np.int8], scale: NDArray[np.float32], out: ND
         raise BadBytes(f"its int8 features hold codes outside -{steps}..{steps}, which are never written")
     least = scale[scale > 0].min(initial=np.inf)
     if out.dtype == np.float16 and out.flags.c_contiguous and least >= LEAST_NORMAL_HALF:
-        _multiply_to_half(codes, scale, out)
+        multiply_to_half(codes, scale, out)
     else:
         np.multiply(codes, scale[..., None], out=out, dtype=np.float32, casting="same_kind")
-
-
-def _multiply_to_half(codes: NDArray[np.int8], scale: NDArray[np.float32], out: NDArray[np.float16]) -> None:
-    """codes * scale in float32, rounded to float16: the bits that NumPy's own conversion gives, in half its time.
-
-    Every product is 0 or within the normal float16 numbers. Times 2^-112 its float32 exponent is float16's, so what is
-    left is to round its bits to the nearest even 13 places up, and to move the sign.
-    """
-    channels = codes.shape[-1]
-    rows = max(1, BLOCK // channels)
-    codes, scale = codes.reshape(-1, channels), scale.reshape(-1, 1) * np.float32(2.0**-112)
-    halves = out.view(np.uint16).reshape(-1, channels)
-    products = np.empty((min(rows, len(codes)), channels), np.float32)
-    scratch = np.empty(products.shape, np.uint32)
-    for first in range(0, len(codes), rows):
-        some = slice(first, min(first + rows, len(codes)))
-        product, spare = products[: some.stop - first], scratch[: some.stop - first]
-        np.multiply(codes[some], scale[some], out=product, dtype=np.float32)
-        bits = product.view(np.uint32)
-        np.right_shift(bits, 13, out=spare)
-        spare &= 1
-        spare += 0xFFF
-        bits += spare
-        np.right_shift(bits, 16, out=spare)
-        spare &= 0x8000  # the sign
-        bits >>= 13
-        bits &= 0x7FFF
-        bits |= spare
-        halves[some] = bits
 
 
 def encode_record(record: TeacherRecord, config: CacheConfig) -> dict[str, NDArray[Any]]:

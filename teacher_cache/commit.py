@@ -20,10 +20,12 @@ from teacher_cache.errors import CacheError
 from teacher_cache.manifest import ShardFile
 
 __all__ = [
+    "is_current",
     "lock",
     "move_into_place",
     "remove_abandoned",
     "sync_directory",
+    "try_lock",
     "workspace",
     "write_documents",
     "write_file",
@@ -72,7 +74,7 @@ def remove_abandoned(root: Path) -> list[str]:
         except FileNotFoundError:
             continue  # its owner ended meanwhile
         try:
-            if _try_lock(descriptor, wait=False) and _is_current(descriptor, path):
+            if try_lock(descriptor, wait=False) and is_current(descriptor, path):
                 shutil.rmtree(path.with_suffix(""), ignore_errors=True)
                 _release(path)
                 removed.append(path.stem)
@@ -165,7 +167,7 @@ def _acquire(path: Path) -> int:
         except FileNotFoundError:
             continue  # tmp/ was removed, empty, between the two calls
         try:
-            if _try_lock(descriptor, wait=True) and _is_current(descriptor, path):
+            if try_lock(descriptor, wait=True) and is_current(descriptor, path):
                 return descriptor
         except BaseException:
             os.close(descriptor)
@@ -179,7 +181,8 @@ def _release(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _try_lock(descriptor: int, *, wait: bool) -> bool:
+def try_lock(descriptor: int, *, wait: bool) -> bool:
+    """Lock an open lock file; -> False where someone else holds it. Raises CacheError without flock."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
@@ -192,7 +195,8 @@ def _try_lock(descriptor: int, *, wait: bool) -> bool:
     return True
 
 
-def _is_current(descriptor: int, path: Path) -> bool:
+def is_current(descriptor: int, path: Path) -> bool:
+    """Whether the open file is still the one at this path: its last holder may have removed it."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:

@@ -249,8 +249,8 @@ def _held(path: Path, *, create: bool = False) -> Iterator[Literal["held", "busy
         yield "absent"
         return
     try:
-        if commit._try_lock(descriptor, wait=False):
-            yield "held" if commit._is_current(descriptor, path) else "absent"
+        if commit.try_lock(descriptor, wait=False):
+            yield "held" if commit.is_current(descriptor, path) else "absent"
         else:
             yield "busy"
     finally:

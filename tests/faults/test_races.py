@@ -71,7 +71,7 @@ def test_two_builders_at_once_both_finish(tmp_path: Path, start: Any, undisturbe
     ]
     for process in pair:
         process.join(WAIT)
-    assert [process.exitcode for process in pair] == [0, 0]
+    assert [process.exitcode for process in pair] == [0, 0], (tmp_path / "raced" / "builder.log").read_text()
     check_finished(tmp_path / "raced", *undisturbed[format])
 
 

@@ -1,6 +1,7 @@
 """Small teachers for tests: architectures that load in milliseconds, and weights files in every layout."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ TINY_PROJECTION = ProjectionConfig(image_side=32, patch_side=8, splat=3)
 def tiny_architecture(folder: Path) -> str:
     """Path of a JSON file that describes a two-block ViT for images of 32 pixels and patches of 8."""
     path = folder / "tiny.json"
-    path.write_text(json.dumps(TINY))
+    new = folder / f"tiny-{os.getpid()}.json"
+    new.write_text(json.dumps(TINY))
+    new.replace(path)  # at once: another process of the same test may be reading it
     return str(path)
 
 

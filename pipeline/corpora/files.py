@@ -1,39 +1,53 @@
 """Any supported file as a geometry, and the corpus that is a list of such files."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.corpora.base import CorpusError, Shape, ShapeError
-from pipeline.corpora.cloudfiles import read_npy, read_npz, read_pcd, read_text
-from pipeline.corpora.geometry import Cloud, Malformed, Surface, sample_geometry
-from pipeline.corpora.meshfiles import read_gltf, read_obj, read_off, read_stl
-from pipeline.corpora.plyfile import read_ply
+from pipeline.corpora.formats.geometry import Cloud, Format, Malformed, ReadOptions, Surface, sample_geometry
+from pipeline.corpora.formats.gltf import read_gltf
+from pipeline.corpora.formats.numpy_files import read_npy, read_npz
+from pipeline.corpora.formats.obj import read_obj
+from pipeline.corpora.formats.off import read_off
+from pipeline.corpora.formats.pcd import read_pcd
+from pipeline.corpora.formats.ply import read_ply
+from pipeline.corpora.formats.stl import read_stl
+from pipeline.corpora.formats.text import read_text
 
-__all__ = ["READERS", "Entry", "FileCorpus", "read_geometry"]
+__all__ = ["READERS", "Entry", "FileCorpus", "files_of", "read_geometry"]
 
-READERS: dict[str, Callable[[bytes, Path], Surface | Cloud]] = {
-    ".off": read_off,
-    ".obj": read_obj,
-    ".ply": read_ply,
-    ".stl": read_stl,
-    ".glb": read_gltf,
-    ".gltf": read_gltf,
-    ".npy": read_npy,
-    ".npz": read_npz,
-    ".xyz": read_text,
-    ".pts": read_text,
-    ".txt": read_text,
-    ".csv": read_text,
-    ".pcd": read_pcd,
+_GLTF = Format(read_gltf, "gltf")
+_TEXT = Format(read_text, "text")
+
+READERS: dict[str, Format] = {
+    ".off": Format(read_off, "off"),
+    ".obj": Format(read_obj, "obj"),
+    ".ply": Format(read_ply, "ply"),
+    ".stl": Format(read_stl, "stl"),
+    ".glb": _GLTF,
+    ".gltf": _GLTF,
+    ".npy": Format(read_npy, "npy"),
+    ".npz": Format(read_npz, "npz"),
+    ".xyz": _TEXT,
+    ".pts": _TEXT,
+    ".txt": _TEXT,
+    ".csv": _TEXT,
+    ".pcd": Format(read_pcd, "pcd"),
 }
 
 
-def read_geometry(path: Path) -> Surface | Cloud:
+def files_of(path: Path) -> list[Path]:
+    """The file and those beside it that belong to the same shape. Raises Malformed and OSError."""
+    beside = READERS[path.suffix.lower()].beside
+    return [path] if beside is None else [path, *beside(path.read_bytes(), path)]
+
+
+def read_geometry(path: Path, options: ReadOptions | None = None) -> Surface | Cloud:
     """Read a file by its extension. Raises ShapeError for whatever is wrong with it, and nothing else."""
-    reader = READERS[path.suffix.lower()]
+    reader = READERS[path.suffix.lower()].read
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -41,7 +55,7 @@ def read_geometry(path: Path) -> Surface | Cloud:
     if not data:
         raise ShapeError(str(path), "the file is empty")
     try:
-        return reader(data, path)
+        return reader(data, path, options or ReadOptions())
     except Malformed as error:
         raise ShapeError(str(path), str(error)) from error
     except MemoryError as error:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.corpora.base import CorpusError
-from pipeline.corpora.cloudfiles import ZIP_ERRORS, array_from_npy
-from pipeline.corpora.geometry import Malformed
+from pipeline.corpora.formats.geometry import Malformed
+from pipeline.corpora.formats.numpy_files import ZIP_ERRORS, array_from_npy
 from pipeline.corpora.options import Options
 from pipeline.corpora.rows import RowCorpus
 

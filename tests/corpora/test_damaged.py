@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.corpora import CorpusError, ShapeError, check_shape, open_corpus
 from pipeline.corpora.files import READERS, read_geometry
-from pipeline.corpora.geometry import sample_geometry
+from pipeline.corpora.formats.geometry import sample_geometry
 from tests.corpora.test_readers import MESHES, cloud_file
 from tests.support.corpora import ball, write_npz
 from tests.support.reference import shared_dir

@@ -7,9 +7,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from pipeline.corpora import ShapeError, cloudfiles, open_corpus
+from pipeline.corpora import ShapeError, open_corpus
 from pipeline.corpora.files import READERS, read_geometry
-from pipeline.corpora.geometry import Cloud, Surface
+from pipeline.corpora.formats import numpy_files
+from pipeline.corpora.formats.geometry import Cloud, Surface
 from pipeline.corpora.surface import sample_surface, triangle_areas
 from tests.support.corpora import CUBE_FACES, CUBE_VERTICES, ball, cube_ply, cube_stl, cube_text
 from tests.support.reference import shared_dir
@@ -199,7 +200,7 @@ def test_each_way_to_be_wrong_is_named(tmp_path, name):
 
 
 def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(cloudfiles, "MAX_ARRAY_BYTES", 2**20)
+    monkeypatch.setattr(numpy_files, "MAX_ARRAY_BYTES", 2**20)
     with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("points.npy", bytes(2**22))
     assert (tmp_path / "bomb.npz").stat().st_size < 2**13

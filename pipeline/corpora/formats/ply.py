@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.corpora.geometry import Cloud, Malformed, Surface
-from pipeline.corpora.meshfiles import fan_triangles
+from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions, Surface
+from pipeline.corpora.formats.polygons import fan_triangles
 
 __all__ = ["read_ply"]
 
@@ -35,7 +35,7 @@ class _Element(NamedTuple):
     properties: list[_Property]
 
 
-def read_ply(data: bytes, path: Path) -> Surface | Cloud:
+def read_ply(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
     """The ``vertex`` element as points, and ``face`` (vertex_indices or vertex_index), where there is one, as
     triangles.
     """

@@ -1,0 +1,117 @@
+"""What a file can hold: a cloud of points or a surface of triangles; and the limits that every reader keeps.
+
+A reader takes bytes that nobody promised anything about. It either returns a geometry or raises ``Malformed`` with a
+reason; it never allocates more than the bytes at hand can justify, whatever their header says, and never unpickles.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.corpora.base import ShapeError, shape_generator
+from pipeline.corpora.check import check_shape, fit_points
+from pipeline.corpora.surface import sample_surface
+
+__all__ = ["Cloud", "Format", "Malformed", "ReadOptions", "Surface", "sample_geometry"]
+
+
+class Malformed(Exception):
+    """The bytes are not what their extension says, or are damaged. Readers raise it; ``files.read_geometry`` names the
+    file.
+    """
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What a user says about the files of a corpus, for readers that cannot know it from the bytes.
+
+    columns  names or 1-based numbers of the columns that are x, y and z; empty: by the file's own header, or by a rule
+             that is certain
+    parts    what becomes the part label of a face or point: "" for nothing, "group", "object", "material", "node", or
+             the name of an integer property
+    """
+
+    columns: tuple[str, ...] = ()
+    parts: str = ""
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Points as stored.
+
+    points      [M, 3], any number type, finite or not.
+    parts       [M] int64 index into part_names (or a label as stored, when part_names is empty), or None.
+    part_names  names of the parts of this file.
+    notes       what was passed over or mended while reading, by reason, counted: {"points that are NaN": 12}.
+    """
+
+    points: np.ndarray
+    parts: np.ndarray | None = None
+    part_names: tuple[str, ...] = ()
+    notes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Triangles.
+
+    vertices    [M, 3] float64; those that no triangle names may be anything, and are never looked at.
+    faces       [F, 3] int64 into vertices.
+    parts       [F] int64 index into part_names (or a label as stored, when part_names is empty), or None.
+    part_names  names of the parts of this file.
+    notes       what was passed over or mended while reading, by reason, counted: {"degenerate faces": 3}.
+    """
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    parts: np.ndarray | None = None
+    part_names: tuple[str, ...] = ()
+    notes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How files of one kind are read.
+
+    read      takes the file's bytes, its path (to find files beside it) and options; returns a geometry or raises
+              Malformed with a reason, whatever the bytes; never takes memory or time that they do not justify.
+    name      of the reader; readers of several suffixes share one.
+    version   raised whenever the same bytes come out as another geometry: it enters the identity of what was read.
+    beside    files that the bytes name and that belong to the shape, such as the buffers of a glTF; raises Malformed.
+    """
+
+    read: Callable[[bytes, Path, ReadOptions], Surface | Cloud]
+    name: str
+    version: int = 1
+    beside: Callable[[bytes, Path], Sequence[Path]] | None = None
+
+
+def sample_geometry(
+    geometry: Cloud | Surface, *, count: int, seed: int, id: str, source: str, repeat: bool
+) -> np.ndarray:
+    """Exactly ``count`` checked points: a surface sampled by area, a cloud cut to size; by numbers that depend on
+    (seed, id) only.
+
+    ->  [count, 3] float32 in random order. Raises ShapeError.
+    """
+    if isinstance(geometry, Cloud):
+        return fit_points(geometry.points, None, count=count, seed=seed, id=id, source=source, repeat=repeat)[0]
+    vertices, faces = geometry.vertices, geometry.faces
+    if len(faces) == 0 or len(vertices) == 0:
+        raise ShapeError(source, "the mesh has no triangles")
+    if faces.min() < 0 or faces.max() >= len(vertices):
+        raise ShapeError(source, f"a face names vertex {int(faces.max())}; there are {len(vertices)}")
+    used = np.abs(vertices[faces]).max()
+    if not used < np.finfo(np.float32).max:
+        raise ShapeError(source, "some vertices are not finite in float32")
+    scale = float(used) or 1.0  # areas of the scaled mesh neither overflow nor vanish
+    uniform = shape_generator(seed, id, "surface").random((count, 3))
+    try:
+        points, _ = sample_surface(vertices / scale, faces, uniform)
+    except ValueError as error:
+        raise ShapeError(source, f"the mesh cannot be sampled: {error}") from error
+    cloud = (points * scale).astype(np.float32)
+    check_shape(cloud, source)
+    return cloud

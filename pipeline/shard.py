@@ -23,7 +23,8 @@ from torch import Tensor
 from cuda.geometry import ViewGeometry
 from pipeline.basis import in_basis
 from pipeline.config import ProjectionConfig
-from pipeline.corpora import Corpus, Shape, ShapeError, normalise
+from pipeline.corpora import Corpus, CorpusError, Shape, ShapeError, normalise
+from pipeline.corpora.faults import machine_fault_in, patiently
 from pipeline.errors import BuildError
 from pipeline.lanes import Lanes
 from pipeline.plan import ShardTask
@@ -91,7 +92,8 @@ def build_shard(
     stop         checked before each group; once set, BuildStopped is raised and nothing is committed.
 
     A lane sets torch's number of threads to 1 when the teacher is on a CPU. Raises BuildError for teacher output that
-    is not finite, and whatever the cache's writer raises. A ShapeError becomes a quarantine entry.
+    is not finite, and whatever the cache's writer raises. A ShapeError becomes a quarantine entry; a
+    MachineFault never does.
     """
     begun = perf_counter()
     seconds = dict.fromkeys(STAGES, 0.0)
@@ -138,8 +140,7 @@ def _read_group(indices: Sequence[int], corpus: Corpus, poses: int) -> _Group:
     group = _Group(ids=[], labels=[], clouds=[], quarantined=[])
     for index in indices:
         try:
-            shape = corpus[index]
-            points = _canonical(shape, corpus.source(index))
+            shape, points = patiently(partial(_read_shape, corpus, index), corpus.source(index))
         except ShapeError as error:
             group.quarantined.append(_quarantined(corpus.id(index), error, corpus.uri))
         else:
@@ -202,10 +203,25 @@ def _teach_group(
     return records, seconds
 
 
-def _canonical(shape: Shape, source: str) -> np.ndarray:
-    """The shape's points in the unit sphere; a cloud without extent is a ShapeError."""
+def _read_shape(corpus: Corpus, index: int) -> tuple[Shape, np.ndarray]:
+    """A shape, and its points in the unit sphere. Raises ShapeError, also for a cloud without extent, and MachineFault;
+    whatever else a reader raises is its bug, and a BuildError that names the shape.
+    """
+    source = corpus.source(index)
     try:
-        return normalise(shape.points)
+        shape = corpus[index]
+    except (ShapeError, CorpusError):
+        raise
+    except Exception as error:
+        if machine_fault_in(error) is not None:
+            raise
+        raise BuildError(
+            f"shape {corpus.id(index)!r} ({source}): its reader failed with {type(error).__name__}: {error}.\n"
+            "  This is a bug of the reader, not a verdict on the file: please report it. To build without this shape, "
+            "move its file out of the corpus."
+        ) from error
+    try:
+        return shape, normalise(shape.points)
     except ValueError as error:
         raise ShapeError(source, str(error)) from error
 

@@ -112,11 +112,13 @@ class Tally:
                 traceback = f"Its traceback is in {log}."
             except (OSError, CacheError) as error:  # on a full disk the log finds no room either
                 traceback = f"Its traceback could not be written to {log} ({error})."
-            raise BuildError(
+            stopped = BuildError(
                 f"shard {result.shard} failed{f' on {result.worker}' if result.worker else ''}: {result.message}\n"
                 f"  {traceback}\n"
                 f"  The {len(self.receipts)} committed shards are kept; run the build again to go on."
             )
+            stopped.add_note(result.traceback)  # what --debug shows
+            raise stopped
         receipt = result.receipt
         self.receipts[receipt.shard] = receipt
         self.records += receipt.records

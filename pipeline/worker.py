@@ -10,15 +10,17 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-from pipeline.corpora import Corpus, open_corpus
-from pipeline.errors import BuildError
+import torch
+
+from pipeline.corpora import Corpus, CorpusError, open_corpus
+from pipeline.errors import BuildError, PipelineError
 from pipeline.job import Failure, Job
 from pipeline.lanes import Lanes
 from pipeline.plan import ShardTask
 from pipeline.recipe import recipe_for
 from pipeline.shard import ShardReport, build_shard
 from pipeline.teacher import Teacher, load_teacher
-from teacher_cache import Basis, stored_basis
+from teacher_cache import Basis, CacheError, stored_basis
 from teacher_cache.layout import RECIPE
 from teacher_cache.storage import storage_at
 
@@ -70,10 +72,19 @@ def run_task(job: Job, task: ShardTask, *, lanes: int, address: str = "") -> Sha
     except Exception as error:  # the driver stops on it, with this text and this traceback
         return Failure(
             shard=task.shard,
-            message=f"{type(error).__name__}: {error}",
+            message=_in_words(error),
             traceback="".join(traceback.format_exc()),
             worker=address,
         )
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, PipelineError | CorpusError | CacheError):
+        return str(error)
+    said = f"{type(error).__name__}: {error}".rstrip(": ")
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in said:
+        return f"out of memory ({said}).\n  Lower build.workers, cache.shapes_per_shard or teacher.batch_size."
+    return said
 
 
 def hold(token: str, worker: Worker) -> None:

@@ -1,6 +1,14 @@
 """Readers of 3D shapes behind one small interface: ``open_corpus(uri, points=2048)[i]`` is a ``Shape``."""
 
-from pipeline.corpora.base import Corpus, CorpusError, Shape, ShapeError, corpus_fingerprint, identity_hash
+from pipeline.corpora.base import (
+    Corpus,
+    CorpusError,
+    MachineFault,
+    Shape,
+    ShapeError,
+    corpus_fingerprint,
+    identity_hash,
+)
 from pipeline.corpora.check import check_shape, normalise
 from pipeline.corpora.uri import KINDS, open_corpus
 
@@ -8,6 +16,7 @@ __all__ = [
     "KINDS",
     "Corpus",
     "CorpusError",
+    "MachineFault",
     "Shape",
     "ShapeError",
     "check_shape",

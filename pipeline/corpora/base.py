@@ -1,4 +1,4 @@
-"""What a corpus is: an ordered, addressable set of shapes, and the two ways in which one can be wrong.
+"""What a corpus is: an ordered, addressable set of shapes, and the ways in which one can be wrong.
 
 Every kind of corpus (one file each beside this one) satisfies ``Corpus``. Shapes are read one at a time and by index,
 so that a shard of a build can be read by any worker in any order. A shape that cannot be used raises ``ShapeError``
@@ -13,11 +13,43 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-__all__ = ["Corpus", "CorpusError", "Shape", "ShapeError", "corpus_fingerprint", "identity_hash", "shape_generator"]
+__all__ = [
+    "Corpus",
+    "CorpusError",
+    "MachineFault",
+    "Shape",
+    "ShapeError",
+    "corpus_fingerprint",
+    "identity_hash",
+    "shape_generator",
+]
 
 
 class CorpusError(Exception):
     """A corpus that cannot be opened: no such folder, a list file that is missing, an option that does not exist."""
+
+
+class MachineFault(CorpusError):
+    """A shape could not be read, and not by its own fault: a disk, a permission, memory, open files, a network.
+
+    Whoever reads stops; nothing is quarantined for it. Which errors these are is decided in `faults`, and nowhere else.
+
+    source  what was being read
+    reason  what the system said
+    remedy  what to do, a sentence
+    """
+
+    def __init__(self, source: str, reason: str, remedy: str) -> None:
+        super().__init__(source, reason, remedy)
+        self.source = source
+        self.reason = reason
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return (
+            f"{self.source}: expected to read it, the system said: {self.reason}.\n"
+            f"  The machine is at fault, not the shape: nothing is quarantined. {self.remedy} Then run it again."
+        )
 
 
 class ShapeError(Exception):
@@ -91,11 +123,12 @@ class Corpus(Protocol):
         """Label of shape ``index`` (without reading it), or None."""
 
     def fingerprint(self, index: int) -> str:
-        """Hash of what shape ``index`` is made from; reads the file where there is one. Raises ShapeError."""
+        """Hash of what shape ``index`` is made from; reads the file where there is one. Raises ShapeError and
+        MachineFault."""
 
     def __getitem__(self, index: int) -> Shape:
-        """Read shape ``index``. Raises IndexError outside 0..len-1 and ShapeError for a shape that cannot be used;
-        nothing else.
+        """Read shape ``index``. Raises IndexError outside 0..len-1, ShapeError for a shape that cannot be used, and
+        MachineFault for one that cannot be read now, through no fault of its own; nothing else.
         """
 
 
@@ -108,8 +141,7 @@ def identity_hash(identity: Mapping[str, Any]) -> str:
 def corpus_fingerprint(corpus: Corpus, indices: Iterable[int] | None = None) -> str:
     """sha256 over the identity and the (id, fingerprint) of the shapes; all of them unless ``indices`` names some.
 
-    Reads every file of a corpus that has files. A shape that cannot be read counts as its reason, so the result is
-    always defined.
+    Reads every file of a corpus that has files. A shape that cannot be used counts as its reason. Raises MachineFault.
     """
     digest = hashlib.sha256(identity_hash(corpus.identity).encode())
     for index in range(len(corpus)) if indices is None else indices:

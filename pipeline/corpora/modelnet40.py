@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.corpora.base import Corpus, CorpusError, ShapeError
+from pipeline.corpora.faults import patiently, read_file
 from pipeline.corpora.files import Entry, FileCorpus
 from pipeline.corpora.options import Options
 from pipeline.corpora.rows import RowCorpus
@@ -46,9 +47,11 @@ def open_modelnet40(root: Path, options: Options, points: int) -> Corpus:
 
 def _lines(path: Path) -> list[str]:
     """The non-empty lines of a list file."""
+    if not path.exists():
+        raise CorpusError(f"{path}: expected this list, it is not there. Is the download complete?")
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        return [line.strip() for line in read_file(path).decode("utf-8").splitlines() if line.strip()]
+    except (ShapeError, UnicodeDecodeError) as error:
         raise CorpusError(f"{path}: the list cannot be read: {error}. Is the download complete?") from error
 
 
@@ -73,7 +76,14 @@ def _open_text(
             listed.append(name)
     identity = {**identity, "release": "normal_resampled", "content": _digest(*names, *listed)}
     return FileCorpus(
-        uri=uri, identity=identity, label_names=names, entries=entries, points=points, seed=seed, repeat=repeat
+        uri=uri,
+        identity=identity,
+        label_names=names,
+        entries=entries,
+        points=points,
+        seed=seed,
+        repeat=repeat,
+        beside=[folder / f"modelnet40_{wanted[0]}.txt", folder],
     )
 
 
@@ -133,7 +143,8 @@ class _File:
         self.path = path
         self._points: np.ndarray | None = None
         self._lock = threading.Lock()
-        try:
+
+        def head() -> np.ndarray:
             with h5py.File(path, "r") as file:
                 data, label = file.get("data"), file.get("label")
                 if not isinstance(data, h5py.Dataset) or not isinstance(label, h5py.Dataset):
@@ -146,7 +157,10 @@ class _File:
                         f"{path}: dataset 'data' has shape {self.shape} and type {data.dtype}; "
                         "expected (n, points, 3) floating point"
                     )
-                numbers = np.asarray(label).reshape(-1) if label.size == self.shape[0] else np.empty(0)
+                return np.asarray(label).reshape(-1) if label.size == self.shape[0] else np.empty(0)
+
+        try:
+            numbers = patiently(head, str(path))
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise CorpusError(f"{path}: cannot be read as HDF5: {error}. Is the download complete?") from error
         if (
@@ -163,11 +177,14 @@ class _File:
         """The points of one cloud [N, 3]."""
         import h5py
 
+        def whole() -> np.ndarray:
+            with h5py.File(self.path, "r") as file:
+                return np.asarray(file["data"])
+
         with self._lock:
             if self._points is None:
                 try:
-                    with h5py.File(self.path, "r") as file:
-                        self._points = np.asarray(file["data"])
+                    self._points = patiently(whole, str(self.path))
                 except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
                     raise ShapeError(str(self.path), f"dataset 'data' cannot be read: {error}") from error
         return self._points[row]

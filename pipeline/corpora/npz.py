@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.corpora.base import CorpusError
+from pipeline.corpora.faults import patiently
 from pipeline.corpora.formats.geometry import Malformed
 from pipeline.corpora.formats.numpy_files import ZIP_ERRORS, array_from_npy
 from pipeline.corpora.options import Options
@@ -32,7 +33,7 @@ def open_npz(path: Path, options: Options, points: int) -> RowCorpus:
     seed = options.integer("seed", 0, low=0)
     pad = options.choice("pad", ("refuse", "repeat"), "refuse")
     options.finish()
-    arrays, content = _load(path)
+    arrays, content = patiently(lambda: _load(path), str(path))
 
     def fail(reason: str) -> CorpusError:
         return CorpusError(f"{path}: {reason}")

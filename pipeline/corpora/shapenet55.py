@@ -7,7 +7,8 @@ float32.
 import hashlib
 from pathlib import Path
 
-from pipeline.corpora.base import CorpusError
+from pipeline.corpora.base import CorpusError, ShapeError
+from pipeline.corpora.faults import read_file
 from pipeline.corpora.files import Entry, FileCorpus
 from pipeline.corpora.options import Options
 
@@ -117,6 +118,7 @@ def open_shapenet55(root: Path, options: Options, points: int) -> FileCorpus:
         points=points,
         seed=seed,
         repeat=pad == "repeat",
+        beside=[lists / f"{wanted[0]}.txt", clouds],
     )
 
 
@@ -139,6 +141,6 @@ def _cloud_folder(root: Path, uri: str) -> Path:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        return [line.strip() for line in read_file(path).decode("utf-8").splitlines() if line.strip()]
+    except (ShapeError, UnicodeDecodeError) as error:
         raise CorpusError(f"{path}: the list cannot be read: {error}") from error

@@ -1,0 +1,146 @@
+"""Faults of the machine told from faults of the data: the one place where that is decided.
+
+A file that is cut, malformed or empty is data: ``ShapeError``, and a build quarantines it. A disk that went away, a
+full table of open files, no memory, a network that broke: these say nothing about the shape. They are tried again a few
+times, and then ``MachineFault`` stops whoever reads, because a cache that left the shapes out would look complete.
+
+Readers open files by ``read_file``. Where a library opens them, the call goes through ``patiently``, which also finds
+the fault that an error was raised `from`.
+"""
+
+import errno
+import os
+import random
+import re
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from pipeline.corpora.base import MachineFault, ShapeError
+
+__all__ = ["check_present", "is_machine_fault", "machine_fault_in", "patiently", "read_file"]
+
+T = TypeVar("T")
+
+PAUSES = (0.1, 0.4, 1.6)  # seconds before a read is tried again, each drawn from half to one and a half of this
+
+# What says something about the file itself: it is a folder or a socket, its name or its links are impossible, or an
+# offset that was read from it lies before its start (EINVAL). Every other error number is the machine's.
+_OF_THE_DATA = {
+    errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.EINVAL, errno.EOVERFLOW, errno.EFBIG
+}  # fmt: skip
+_ABSENT = {errno.ENOENT, errno.ENOTDIR}
+_DENIED = {errno.EACCES, errno.EPERM}
+_HDF5_NUMBER = re.compile(r"\berrno = (\d+)")  # h5py keeps HDF5's own text, and sets errno for some of it only
+
+_REMEDIES = {
+    **dict.fromkeys(_ABSENT, "It was there when the corpus was listed. Is its disk still mounted?"),
+    **dict.fromkeys(_DENIED, "Give this user the right to read it, and every folder above it."),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "Raise the limit on open files (`ulimit -n 4096`)."),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Make room on the disk."),
+    errno.ENOMEM: "Lower build.workers, cache.shapes_per_shard or teacher.batch_size, or use a larger machine.",
+}
+_REMEDY = "Look after the disk, the mount or the network (`dmesg` often says more)."
+
+
+def is_machine_fault(error: BaseException) -> bool:
+    """Whether an exception is the machine's: memory, network, or an OSError whose number is not about the file."""
+    if isinstance(error, MachineFault | MemoryError):
+        return True
+    if not isinstance(error, OSError):
+        return False
+    number = _number(error)
+    if number is None:  # of a library: only these classes are certain
+        return isinstance(error, ConnectionError | TimeoutError | InterruptedError | BlockingIOError)
+    return number not in _OF_THE_DATA
+
+
+def machine_fault_in(error: BaseException) -> BaseException | None:
+    """The machine's fault that an exception was made from, or is; None where there is none."""
+    for link in _chain(error):
+        # A MemoryError further down is most often Python's own parser, which says so of text that nests too deep.
+        if is_machine_fault(link) and (link is error or not isinstance(link, MemoryError)):
+            return link
+    return None
+
+
+def patiently(call: Callable[[], T], source: str) -> T:
+    """What ``call`` returns; a fault of the machine is tried again after each of PAUSES.
+
+    source  what is read, for the message. Raises MachineFault at the end, and at once whatever else ``call`` raises.
+    """
+    for pause in (*PAUSES, None):
+        try:
+            return call()
+        except Exception as error:
+            fault = machine_fault_in(error)
+            if fault is None or (fault is error and isinstance(fault, MachineFault)):
+                raise
+            if isinstance(fault, MachineFault):  # tried often enough further down, and then wrapped
+                raise fault from None
+            if pause is None:
+                raise _as_machine_fault(fault, source) from error
+        time.sleep(pause * random.uniform(0.5, 1.5))  # not all threads at the same moment
+    raise AssertionError("unreachable")
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file. Raises ShapeError for what is none or is closed to this user by its own mode,
+    MachineFault for what the machine is to blame for. Pipes, sockets and devices are not opened.
+    """
+    return patiently(lambda: _bytes(path), str(path))
+
+
+def check_present(path: Path) -> None:
+    """Raise MachineFault where a file that was there is not there any more: then a failure says nothing about it."""
+    patiently(lambda: os.stat(path), str(path))
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ShapeError(str(path), "is no regular file (a folder, pipe, socket or device)")
+        return path.read_bytes()
+    except OSError as error:
+        if error.errno in _DENIED and _closed(path):
+            mode = stat.S_IMODE(os.stat(path).st_mode)
+            reason = f"permission denied: its mode is {mode:04o}; `chmod u+r` it, or run as who may read it"
+            raise ShapeError(str(path), reason) from None  # settled here: `from` would make it the machine's
+        if is_machine_fault(error):
+            raise
+        raise ShapeError(str(path), f"cannot be read: {error.strerror or error}") from error
+
+
+def _closed(path: Path) -> bool:
+    """Whether a file's own mode closes it to this user, in a folder that is open: a fact about the corpus."""
+    try:
+        os.stat(path)
+    except OSError:
+        return False
+    return os.access(path.parent, os.R_OK | os.X_OK) and not os.access(path, os.R_OK)
+
+
+def _as_machine_fault(error: BaseException, source: str) -> MachineFault:
+    number = errno.ENOMEM if isinstance(error, MemoryError) else _number(error) if isinstance(error, OSError) else None
+    if number is not None and number > 0:
+        said = f"{os.strerror(number)} ({errno.errorcode.get(number, number)})"
+    else:
+        said = f"{type(error).__name__}: {error}"
+    return MachineFault(source, said, _REMEDY if number is None else _REMEDIES.get(number, _REMEDY))
+
+
+def _number(error: OSError) -> int | None:
+    if error.errno is not None:
+        return error.errno
+    found = _HDF5_NUMBER.search(str(error))
+    return int(found.group(1)) or None if found else None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception, what it was raised from, and so on."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)

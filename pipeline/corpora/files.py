@@ -22,7 +22,7 @@ from pipeline.corpora.formats.text import read_text
 __all__ = ["READERS", "Entry", "FileCorpus", "files_of", "read_geometry"]
 
 _GLTF = Format(read_gltf, "gltf")
-_TEXT = Format(read_text, "text")
+_TEXT = Format(read_text, "text", version=2)
 
 READERS: dict[str, Format] = {
     ".off": Format(read_off, "off"),
@@ -31,13 +31,13 @@ READERS: dict[str, Format] = {
     ".stl": Format(read_stl, "stl"),
     ".glb": _GLTF,
     ".gltf": _GLTF,
-    ".npy": Format(read_npy, "npy"),
-    ".npz": Format(read_npz, "npz"),
+    ".npy": Format(read_npy, "npy", version=2),
+    ".npz": Format(read_npz, "npz", version=2),
     ".xyz": _TEXT,
     ".pts": _TEXT,
     ".txt": _TEXT,
     ".csv": _TEXT,
-    ".pcd": Format(read_pcd, "pcd"),
+    ".pcd": Format(read_pcd, "pcd", version=2),
 }
 
 

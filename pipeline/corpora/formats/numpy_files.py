@@ -3,6 +3,7 @@
 import ast
 import io
 import lzma
+import math
 import struct
 import zipfile
 import zlib
@@ -10,6 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.corpora.formats.columns import (
+    REMEDY,
+    chosen_columns,
+    named_columns,
+    part_column,
+    sure_columns,
+    whole_parts,
+)
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions
 
 __all__ = ["ZIP_ERRORS", "array_from_npy", "read_npy", "read_npz"]
@@ -26,6 +35,7 @@ ZIP_ERRORS = (
     ValueError,
     RuntimeError,
 )
+_MOST = 2**40  # items along an axis: far below where an empty array of many rows overflows
 MAX_ARRAY_BYTES = 2**30  # one shape; a compressed array that claims more is refused before it is unpacked
 
 
@@ -44,15 +54,16 @@ def array_from_npy(data: bytes, *, kinds: str = "fiu") -> np.ndarray:
         header = ast.literal_eval(data[start : start + length].decode("latin-1").strip())
         shape, dtype = header["shape"], np.dtype(header["descr"])
         fortran = bool(header["fortran_order"])
-    except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError) as error:
+    except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError, OverflowError) as error:
         raise Malformed("the NPY header cannot be read") from error
     if not isinstance(shape, tuple) or not all(isinstance(size, int) and size >= 0 for size in shape) or len(shape) > 8:
         raise Malformed(f"the NPY header has shape {str(shape)[:60]}")
-    if dtype.kind not in kinds:
-        raise Malformed(f"the array is of type {dtype}; expected {'text' if kinds == 'U' else 'numbers'}")
-    count = 1
-    for size in shape:  # Python's own integers: no overflow
-        count *= size
+    record = dtype.kind == "V" and dtype.names is not None and "V" in kinds
+    if not record and (dtype.kind not in kinds or dtype.subdtype is not None):
+        raise Malformed(f"the array is of type {str(dtype)[:60]}; expected {'text' if kinds == 'U' else 'numbers'}")
+    if dtype.itemsize == 0 or max(shape, default=0) > _MOST:
+        raise Malformed(f"the NPY header has shape {str(shape)[:60]} of {str(dtype)[:60]}")
+    count = math.prod(shape)  # of Python's own integers: no overflow
     body = data[start + length :]
     if count * dtype.itemsize != len(body):
         raise Malformed(
@@ -63,29 +74,78 @@ def array_from_npy(data: bytes, *, kinds: str = "fiu") -> np.ndarray:
 
 
 def read_npy(data: bytes, path: Path, options: ReadOptions) -> Cloud:
-    """[n, 3 or more] numbers."""
-    return _columns(array_from_npy(data))
+    """[n, 3 or more] numbers, or records with fields x, y and z."""
+    return _cloud(array_from_npy(data, kinds="fiuV"), options)
 
 
 def read_npz(data: bytes, path: Path, options: ReadOptions) -> Cloud:
-    """The array ``points``: [n, 3 or more] numbers."""
+    """The array ``points``, or the only one there is: [n, 3 or more] numbers."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = archive.namelist()
-            if "points.npy" not in names:
-                held = ", ".join(name.removesuffix(".npy") for name in names[:8]) or "nothing"
-                raise Malformed(f"has no array 'points'; it holds {held[:100]}")
-            size = archive.getinfo("points.npy").file_size
+            held = ", ".join(name.removesuffix(".npy") for name in names[:8])[:100] or "nothing"
+            if "occupancies.npy" in names:
+                raise Malformed(
+                    f"holds query points with occupancies, which lie off the surface, and no cloud ({held})"
+                )
+            if names.count("points.npy") > 1:
+                raise Malformed("holds two arrays 'points'")
+            if "points.npy" not in names and len(names) != 1:
+                raise Malformed(f"has no array 'points'; it holds {held}")
+            name = "points.npy" if "points.npy" in names else names[0]
+            size = archive.getinfo(name).file_size
             if size > MAX_ARRAY_BYTES:
-                raise Malformed(f"'points' unpacks to {size} bytes; more than {MAX_ARRAY_BYTES} is refused")
-            with archive.open("points.npy") as member:
-                unpacked = member.read(MAX_ARRAY_BYTES + 1)
+                raise Malformed(
+                    f"{name.removesuffix('.npy')!r} unpacks to {size} bytes; more than {MAX_ARRAY_BYTES} is refused"
+                )
+            with archive.open(name) as member:
+                unpacked = member.read(size + 1)  # the directory may lie about the size
     except ZIP_ERRORS as error:
         raise Malformed(f"not a whole NPZ file: {error}") from error
-    return _columns(array_from_npy(unpacked))
+    if len(unpacked) != size:
+        raise Malformed(
+            f"{name.removesuffix('.npy')!r} does not unpack to the {size} bytes that the directory promises"
+        )
+    return _cloud(array_from_npy(unpacked, kinds="fiuV"), options)
 
 
-def _columns(array: np.ndarray) -> Cloud:
+def _cloud(array: np.ndarray, options: ReadOptions) -> Cloud:
+    names = None
+    if array.dtype.names is not None:
+        names = list(array.dtype.names)
+        array = _records(array, names)
+    if array.ndim == 2 and array.shape[0] == 3 and array.shape[1] > 4:
+        raise Malformed(f"the array has shape {array.shape}, which looks transposed; save it as (n, 3)")
     if array.ndim != 2 or array.shape[1] < 3:
         raise Malformed(f"the array has shape {array.shape}; expected (n, 3) or more columns")
-    return Cloud(array[:, :3])
+    width = array.shape[1]
+    notes: dict[str, int] = {}
+    if options.columns:
+        where = chosen_columns(options.columns, names, width)
+    elif names is not None:
+        found = named_columns(names)
+        if found is None:
+            raise Malformed(f"its fields are {', '.join(names)[:80]}; x, y and z are not all among them. {REMEDY}")
+        where = found
+    elif width == 3 or len(array) == 0:
+        where = (0, 1, 2)
+    else:
+        leading = array[:, :4].astype(np.float64)
+        whole = [bool((column == np.floor(column)).all()) for column in leading.T]
+        where, index = sure_columns(leading, width, whole)
+        notes = {"columns of row numbers passed over": index} if index else {}
+    parts = None
+    if options.parts:
+        values = array[:, part_column(options.parts, names, width)].astype(np.float64)
+        parts = whole_parts(values, options.parts)
+    return Cloud(array[:, list(where)], parts=parts, notes=notes)
+
+
+def _records(array: np.ndarray, names: list[str]) -> np.ndarray:
+    """Records [n] with plain numeric fields as [n, fields] float64."""
+    odd = [name for name in names if array.dtype[name].kind not in "fiu" or array.dtype[name].subdtype is not None]
+    if odd or array.ndim != 1:
+        raise Malformed(
+            f"its records {'have fields that are no numbers: ' + ', '.join(odd)[:60] if odd else array.shape}"
+        )
+    return np.stack([array[name].astype(np.float64) for name in names], axis=-1)

@@ -1,59 +1,185 @@
-"""Point Cloud Data files."""
+"""Point Cloud Data files of the Point Cloud Library, version 0.5 to 0.7.
 
+The file's VIEWPOINT is the pose of the sensor; it does not move the points, as in the library itself.
+"""
+
+import io
+import struct
 from pathlib import Path
+from typing import NamedTuple
 
+import h5py
 import numpy as np
 
+from pipeline.corpora.formats.columns import REMEDY, chosen_columns, named_columns, part_column, whole_parts
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions
 
 __all__ = ["read_pcd"]
 
+_MAX_HEADER = 65536
+_MAX_RECORD = 2**20  # bytes of one point
+_MAX_POINTS = 2**40
+_KINDS = {"F": ("f", (4, 8)), "I": ("i", (1, 2, 4, 8)), "U": ("u", (1, 2, 4, 8))}
+_LZF_RATIO = 90  # three bytes of LZF give at most 264
+
+
+class _Header(NamedTuple):
+    names: list[str]
+    counts: list[int]
+    kinds: list[str]
+    points: int
+    form: str
+    body: int  # where the points start
+
+    @property
+    def record(self) -> np.dtype:
+        fields = zip(self.kinds, self.counts, strict=True)
+        return np.dtype([(f"f{k}", "<" + kind, (count,)) for k, (kind, count) in enumerate(fields)])
+
 
 def read_pcd(data: bytes, path: Path, options: ReadOptions) -> Cloud:
-    """Point Cloud Data, DATA ascii or binary, fields x, y and z among others."""
-    header: dict[str, list[str]] = {}
+    """DATA ascii, binary or binary_compressed; fields x, y and z among others.
+
+    Points with a coordinate that is NaN, as organised clouds have where the sensor saw nothing, are left out and
+    counted.
+    """
+    header = _header(data)
+    names = header.names
+    if options.columns:
+        where = chosen_columns(options.columns, names, len(names))
+    else:
+        found = named_columns(names)
+        if found is None:
+            raise Malformed(f"its fields are {' '.join(names)[:80]}; x, y and z are not all among them. {REMEDY}")
+        where = found
+    wanted = [*where, *([part_column(options.parts, names, len(names))] if options.parts else [])]
+    for k in wanted:
+        if header.counts[k] != 1:
+            raise Malformed(f"its field {names[k]!r} holds {header.counts[k]} numbers a point; expected one")
+    match header.form:
+        case "ascii":
+            table = _ascii(data, header, wanted)
+        case "binary":
+            table = _binary(data, header, wanted)
+        case _:
+            table = _compressed(data, header, wanted)
+    points, parts = table[:, :3], None
+    if options.parts:
+        parts = whole_parts(table[:, 3], options.parts)
+    holes = np.isnan(points).any(axis=1)
+    notes = {"points without coordinates (NaN)": int(holes.sum())} if holes.any() else {}
+    return Cloud(points[~holes], parts=None if parts is None else parts[~holes], notes=notes)
+
+
+def _header(data: bytes) -> _Header:
+    entries: dict[str, list[str]] = {}
     at = 0
-    while "DATA" not in header:
-        end = data.find(b"\n", at)
-        if end < 0 or end > 65536:
+    while "DATA" not in entries:
+        end = data.find(b"\n", at, _MAX_HEADER)
+        if end < 0:
             raise Malformed("has no PCD header (VERSION ... DATA)")
-        words = data[at:end].decode("latin-1").split("#", 1)[0].split()
+        words = data[at:end].decode("latin-1").removeprefix("\xef\xbb\xbf").split("#", 1)[0].split()
+        if words and words[0].upper() in entries:
+            raise Malformed(f"its header has two lines {words[0].upper()}")
         if words:
-            header[words[0].upper()] = words[1:]
+            entries[words[0].upper()] = words[1:]
         at = end + 1
-    try:
-        fields, form = header["FIELDS"], header["DATA"][0].lower()
-        counts = [int(text) for text in header.get("COUNT", ["1"] * len(fields))]
-        points = int(header["POINTS"][0]) if "POINTS" in header else int(header["WIDTH"][0]) * int(header["HEIGHT"][0])
-        kinds = [
-            {"F": "f", "I": "i", "U": "u"}[kind.upper()] + str(int(size))
-            for kind, size in zip(header["TYPE"], header["SIZE"], strict=True)
-        ]
-        record = np.dtype(
-            [
-                (f"{k} {name}", "<" + kind, (count,))
-                for k, (name, kind, count) in enumerate(zip(fields, kinds, counts, strict=True))
-            ]
+    names = entries.get("FIELDS", entries.get("COLUMNS", []))
+    if not names:
+        raise Malformed("its header has no FIELDS")
+    counts = _integers(entries.get("COUNT", ["1"] * len(names)), "COUNT", _MAX_RECORD)
+    sizes = _integers(entries.get("SIZE", []), "SIZE", 8)
+    types = [word.upper() for word in entries.get("TYPE", [])]
+    if not len(names) == len(counts) == len(sizes) == len(types):
+        raise Malformed(
+            f"its header has {len(names)} FIELDS, {len(sizes)} SIZE, {len(types)} TYPE, {len(counts)} COUNT; expected "
+            "as many of each"
         )
-    except (KeyError, IndexError, ValueError, TypeError) as error:
-        raise Malformed(f"the PCD header is incomplete or contradicts itself: {error}") from error
-    if points < 0 or min(counts) < 1 or not {"x", "y", "z"} <= set(fields):
-        raise Malformed(f"fields are {' '.join(fields)[:60]}, points {points}; expected x, y and z")
-    where = [fields.index(axis) for axis in "xyz"]
-    if form == "binary":
-        if at + points * record.itemsize > len(data):
-            raise Malformed(f"the header promises {points} points, the file ends before; it is truncated")
-        table = np.frombuffer(data, dtype=record, count=points, offset=at)
-        return Cloud(np.stack([table[f"{k} {fields[k]}"][:, 0].astype(np.float64) for k in where], axis=-1))
-    if form != "ascii":
-        raise Malformed(f"DATA is {form[:30]!r}; ascii and binary are read (pcl_convert_pcd_ascii_binary converts)")
-    lines = [line for line in data[at:].decode("latin-1").splitlines() if line.strip()]
-    if len(lines) < points:
-        raise Malformed(f"the header promises {points} points, {len(lines)} follow; the file is truncated")
-    columns = [sum(counts[:k]) for k in where]
+    for name, kind, size, count in zip(names, types, sizes, counts, strict=True):
+        if kind not in _KINDS or size not in _KINDS[kind][1] or count < 1:
+            raise Malformed(f"its field {name[:30]!r} has type {kind[:10]}, size {size}, count {count}")
+    if sum(size * count for size, count in zip(sizes, counts, strict=True)) > _MAX_RECORD:
+        raise Malformed("its header describes points of over a megabyte each")
+    form = " ".join(entries["DATA"]).lower()
+    if form not in ("ascii", "binary", "binary_compressed"):
+        raise Malformed(f"DATA is {form[:30]!r}; expected ascii, binary or binary_compressed")
+    grid = _integers(entries.get("WIDTH", []), "WIDTH", _MAX_POINTS) + _integers(
+        entries.get("HEIGHT", ["1"]), "HEIGHT", _MAX_POINTS
+    )
+    promised = _integers(entries.get("POINTS", []), "POINTS", _MAX_POINTS)
+    if len(grid) == 2 and promised and grid[0] * grid[1] != promised[0]:
+        raise Malformed(f"its header promises WIDTH x HEIGHT = {grid[0]} x {grid[1]} and POINTS = {promised[0]}")
+    if not promised and len(grid) != 2:
+        raise Malformed("its header has neither POINTS nor WIDTH")
+    points = promised[0] if promised else grid[0] * grid[1]
+    kinds = [f"{_KINDS[kind][0]}{size}" for kind, size in zip(types, sizes, strict=True)]
+    return _Header(names, counts, kinds, points, form, at)
+
+
+def _integers(words: list[str], name: str, high: int) -> list[int]:
+    for word in words:
+        if not (word.isascii() and word.isdecimal() and len(word) < 20 and int(word) <= high):
+            raise Malformed(f"its header has {name} {word[:30]!r}; expected a whole number up to {high}")
+    return [int(word) for word in words]
+
+
+def _ascii(data: bytes, header: _Header, wanted: list[int]) -> np.ndarray:
+    lines = [line for line in data[header.body :].decode("latin-1").splitlines() if line.strip()]
+    if len(lines) != header.points:
+        what = "; the file is truncated" if len(lines) < header.points else ""
+        raise Malformed(f"the header promises {header.points} points, {len(lines)} lines follow{what}")
+    if not lines:
+        return np.empty((0, len(wanted)))
+    width = sum(header.counts)
+    for number, line in enumerate(lines, start=1):
+        if len(line.split()) != width:
+            raise Malformed(f"point {number} has {len(line.split())} numbers; the header promises {width}")
+    columns = [sum(header.counts[:k]) for k in wanted]
     try:
-        return Cloud(
-            np.loadtxt(lines[:points], usecols=columns, ndmin=2, comments=None) if points else np.empty((0, 3))
-        )
+        return np.loadtxt(lines, usecols=columns, ndmin=2, comments=None)
     except ValueError as error:
         raise Malformed(f"a line is not made of numbers: {error}") from error
+
+
+def _binary(data: bytes, header: _Header, wanted: list[int]) -> np.ndarray:
+    record = header.record
+    if header.body + header.points * record.itemsize > len(data):
+        raise Malformed(f"the header promises {header.points} points, the file ends before; it is truncated")
+    table = np.frombuffer(data, dtype=record, count=header.points, offset=header.body)
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        return np.stack([table[f"f{k}"][:, 0].astype(np.float64) for k in wanted], axis=-1)
+
+
+def _compressed(data: bytes, header: _Header, wanted: list[int]) -> np.ndarray:
+    """binary_compressed: two sizes, then all fields one after the other, packed with LZF."""
+    if header.body + 8 > len(data):
+        raise Malformed("ends within its header; the file is truncated")
+    packed, size = struct.unpack_from("<II", data, header.body)
+    body = data[header.body + 8 : header.body + 8 + packed]
+    expected = header.points * header.record.itemsize
+    if len(body) != packed or size != expected or size > _LZF_RATIO * packed:
+        raise Malformed(
+            f"promises {packed} bytes that unpack to {size}; {len(body)} follow, {header.points} points take {expected}"
+        )
+    if not size:
+        return np.empty((0, len(wanted)))
+    unpacked = _unlzf(body, size)
+    starts = np.cumsum([0, *(np.dtype(kind).itemsize * n for kind, n in zip(header.kinds, header.counts, strict=True))])
+    columns = []
+    for k in wanted:
+        begin = int(starts[k]) * header.points
+        column = np.frombuffer(unpacked, dtype="<" + header.kinds[k], count=header.points, offset=begin)
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            columns.append(column.astype(np.float64))
+    return np.stack(columns, axis=-1)
+
+
+def _unlzf(body: bytes, size: int) -> bytes:
+    """Unpack LZF with the decoder that HDF5 files have it from: the bytes become a chunk of a file in memory."""
+    try:
+        with h5py.File(io.BytesIO(), "w") as file:
+            made = file.create_dataset("lzf", shape=(size,), dtype="u1", chunks=(size,), compression="lzf")
+            made.id.write_direct_chunk((0,), body)
+            return made[:].tobytes()
+    except (OSError, ValueError) as error:
+        raise Malformed(f"its LZF data cannot be unpacked: {error}"[:200]) from error

@@ -5,6 +5,7 @@ import io
 import lzma
 import math
 import struct
+import threading
 import zipfile
 import zlib
 from pathlib import Path
@@ -36,6 +37,9 @@ ZIP_ERRORS = (
     RuntimeError,
 )
 _MOST = 2**40  # items along an axis: far below where an empty array of many rows overflows
+# CPython 3.11 counts the depth of syntax trees for all threads together (gh-106905): of two parsers at once, one
+# now and then raises SystemError over a header that is right.
+_parsing = threading.Lock()
 MAX_ARRAY_BYTES = 2**30  # one shape; a compressed array that claims more is refused before it is unpacked
 
 
@@ -51,7 +55,8 @@ def array_from_npy(data: bytes, *, kinds: str = "fiu") -> np.ndarray:
     if start + length > len(data) or length > 65536:
         raise Malformed("the NPY header is longer than the file")
     try:
-        header = ast.literal_eval(data[start : start + length].decode("latin-1").strip())
+        with _parsing:
+            header = ast.literal_eval(data[start : start + length].decode("latin-1").strip())
         shape, dtype = header["shape"], np.dtype(header["descr"])
         fortran = bool(header["fortran_order"])
     except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError, OverflowError) as error:

@@ -106,6 +106,7 @@ def evaluate(
     from cli.config import ConfigError
     from cli.teacher_scores import score_teacher, scores_table
     from pipeline.config import ProjectionConfig, TeacherConfig
+    from pipeline.corpora.uri import split_uris
 
     config = TeacherConfig(
         architecture=architecture, pretrained=pretrained, weights=weights, device=device,
@@ -120,11 +121,12 @@ def evaluate(
         ("synthetic", SYNTHETIC.format(count=shapes, split="train"), SYNTHETIC.format(count=shapes // 2, split="test"))
     ]
     for text in corpora:
-        name, equals, pair = text.partition("=")
-        train_uri, comma, test_uri = pair.partition(",")
-        if not (equals and comma and name and train_uri and test_uri):
-            problems.append(f"--corpus {text}: expected NAME=TRAIN,TEST")
-        named.append((name, train_uri, test_uri))
+        name, _, pair = text.partition("=")
+        uris = split_uris(pair)
+        if not name or len(uris) != 2:
+            problems.append(f"--corpus {text}: expected NAME=TRAIN,TEST with two corpora, as in mine=folder:a,folder:b")
+            continue
+        named.append((name, uris[0], uris[1]))
     if seeds < 1:
         problems.append(f"--seeds {seeds} is smaller than 1")
     if problems:

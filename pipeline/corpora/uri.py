@@ -4,6 +4,7 @@ Percent escapes are decoded in the location and in the values (``%3F`` for a que
 folder. This is the only list of kinds: a new one is a module with an ``open_...`` function and one ``case`` here.
 """
 
+import re
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -11,7 +12,7 @@ from pipeline.corpora.base import Corpus, CorpusError
 from pipeline.corpora.check import MIN_DISTINCT
 from pipeline.corpora.options import Options
 
-__all__ = ["KINDS", "open_corpus", "reopen"]
+__all__ = ["KINDS", "open_corpus", "reopen", "split_uris"]
 
 KINDS = {
     "synthetic": "synthetic:?count=2000&seed=0",
@@ -55,6 +56,14 @@ def open_corpus(uri: str, *, points: int) -> Corpus:
 
             return open_shapenet55(_path(uri, kind, location), options, points)
     raise CorpusError(f"{uri}: {kind!r} is not a kind of corpus; there are\n  " + "\n  ".join(KINDS.values()))
+
+
+def split_uris(text: str) -> list[str]:
+    """The URIs in a list separated by commas, each of which may hold commas of its own (``formats=off,obj``).
+
+    A comma separates where a kind and a colon follow; within a path write such a comma as ``%2C``.
+    """
+    return [uri for uri in re.split(rf",(?=(?:{'|'.join(KINDS)}):)", text) if uri]
 
 
 def reopen(uri: str, points: int) -> Corpus:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from tests.support.commands import run
@@ -61,3 +62,20 @@ def test_the_embedded_weights_have_an_architecture(capsys):
     answer = run(capsys, "teacher", "eval", "--architecture", "ViT-B-16")
     assert answer.code == 1
     assert "this package holds no weights of ViT-B-16" in answer.err
+
+
+def test_corpora_whose_uris_hold_commas_are_told_apart(capsys, made, tmp_path):
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for k in range(6):
+                np.save(folder / f"{k}.npy", np.random.default_rng(k).normal(size=(80, 3)).astype("f4"))
+    pair = ",".join(f"folder:{tmp_path}?formats=npy,off&split={split}" for split in ("train", "test"))
+    options = ["--architecture", made / "towers.json", "--pretrained", "random", "--shapes", 72, "--points", 64]
+    scored = run(capsys, "teacher", "eval", *options, "--seeds", 1, "--json", "--corpus", f"mine={pair}")
+    assert scored.code == 0, scored.err
+    assert "mine" in json.loads(scored.out)["corpora"]
+    three = run(capsys, "teacher", "eval", "--corpus", f"mine={pair},npz:x.npz")
+    assert three.code == 2
+    assert "two corpora" in three.err

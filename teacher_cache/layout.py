@@ -6,7 +6,7 @@ from teacher_cache import tar_shards, zarr_shards
 from teacher_cache.config import CacheConfig
 from teacher_cache.manifest import Description
 from teacher_cache.records import RecordBatch
-from teacher_cache.storage import VOLATILE, Storage
+from teacher_cache.storage import VOLATILE, ShardFiles
 
 __all__ = [
     "BASIS",
@@ -63,7 +63,7 @@ def metadata_files(description: Description, shards: int) -> dict[str, bytes]:
     return files
 
 
-def open_shard(storage: Storage, description: Description, shard: int, records: int) -> ShardReader:
+def open_shard(files: ShardFiles, description: Description, shard: int, records: int) -> ShardReader:
     """A reader of one shard. Raises ShardDamaged when a file is missing or its index does not check."""
-    reader: ShardReader = shard_format(description.storage).Shard(storage, description, shard, records)
+    reader: ShardReader = shard_format(description.storage).Shard(files, description, shard, records)
     return reader

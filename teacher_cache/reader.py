@@ -334,7 +334,9 @@ class _OpenShards:
         if coming is not None:
             return coming.result()
         # Opened outside the lock, so that one slow disk does not stop all threads; the first to finish is kept.
-        return self._keep(entry, layout.open_shard(self._storage, self._description, entry.shard, entry.records))
+        return self._keep(
+            entry, layout.open_shard(self._storage.of_shard(entry), self._description, entry.shard, entry.records)
+        )
 
     def prepare(self, entries: Sequence[ShardEntry]) -> None:
         """Begin to open the shards that are neither open nor coming."""
@@ -350,7 +352,7 @@ class _OpenShards:
 
     def _fetch(self, entry: ShardEntry) -> layout.ShardReader:
         try:
-            opened = layout.open_shard(self._storage, self._description, entry.shard, entry.records)
+            opened = layout.open_shard(self._storage.of_shard(entry), self._description, entry.shard, entry.records)
             opened.load()
             return self._keep(entry, opened)
         finally:

@@ -5,6 +5,7 @@ file is the unit of transfer: it is fetched whole when it is first read, into a 
 last user, because a record's arrays lie in several places and a request costs tens of milliseconds wherever it goes.
 """
 
+import errno
 import hashlib
 import os
 import secrets
@@ -13,20 +14,25 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any
+from contextlib import suppress
+from typing import Any, TypeVar
 
-from teacher_cache.errors import StorageError
+from teacher_cache.errors import ManifestError, ShardDamaged, StorageError
 from teacher_cache.files import ShardFileReader
-from teacher_cache.manifest import ShardFile
-from teacher_cache.storage import VOLATILE
+from teacher_cache.kept_files import split_keeping
+from teacher_cache.manifest import ShardEntry, ShardFile
+from teacher_cache.remote_read import TooLarge, client_options, persist, stream
+from teacher_cache.storage import VOLATILE, ShardFiles
 
-__all__ = ["RemoteStorage", "folders"]
+__all__ = ["MAX_DOCUMENT", "RemoteStorage", "folders"]
+
+T = TypeVar("T")
 
 REQUESTS = 16  # under way at once where many small files are read
-PIECE = 16 << 20  # bytes of a large file asked for at a time while it is hashed
+MAX_DOCUMENT = 1 << 28  # bytes of a document that a store may send; a manifest of ten million shapes is about 30 MB
 LOG_SECONDS = 30.0  # between uploads of the log, which an object store cannot append to
 _READ_ONLY = ("http", "https")
+_OF_THIS_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}  # of the file that is fetched into
 
 
 class RemoteStorage:
@@ -36,6 +42,7 @@ class RemoteStorage:
 
     def __init__(self, url: str) -> None:
         self.location: str = url
+        self.kept, self._url = split_keeping(url)
         self._lock = threading.Lock()
         self._held: tuple[int, Any, str] | None = None  # process, file system, path of the cache in it
         self._logs: dict[str, list[bytes]] = {}
@@ -43,8 +50,20 @@ class RemoteStorage:
         self._fs()  # a URL that nothing speaks is found now
 
     def read(self, path: str) -> bytes:
-        with self._asking(path) as (fs, base):
-            return bytes(fs.cat_file(f"{base}/{path}"))
+        pieces: list[bytes] = []
+
+        def begin() -> Callable[[bytes], object]:
+            pieces.clear()
+            return pieces.append
+
+        try:
+            self._fetch(path, MAX_DOCUMENT, begin)
+        except TooLarge:
+            raise ManifestError(
+                f"{self.location}/{path}: the store sends more than {MAX_DOCUMENT} bytes; expected at most that.\n"
+                "  This is no document of a cache; check the address."
+            ) from None
+        return b"".join(pieces)
 
     def read_many(self, paths: Sequence[str]) -> Iterator[bytes | None]:
         def read(path: str) -> bytes | None:
@@ -63,36 +82,66 @@ class RemoteStorage:
 
         def size(path: str) -> int | None:
             try:
-                with self._asking(path) as (fs, base):
-                    return int(fs.size(f"{base}/{path}"))
+                return self._ask(path, lambda fs, base: int(fs.size(f"{base}/{path}")))
             except FileNotFoundError:
                 return None
 
         return size
 
-    def open(self, path: str, shard: int) -> ShardFileReader:
-        descriptor, name = tempfile.mkstemp(prefix="teacher-cache-")
-        os.close(descriptor)
-        try:
-            with self._asking(path) as (fs, base):
-                fs.get_file(f"{base}/{path}", name)
-            return ShardFileReader(os.open(name, os.O_RDONLY | os.O_CLOEXEC), path, shard)
-        except FileNotFoundError as error:
-            raise ShardFileReader.missing(path, shard) from error
-        finally:
-            os.unlink(name)  # an open file stays readable
+    def of_shard(self, entry: ShardEntry) -> ShardFiles:
+        return _FilesOfShard(self, entry) if self.kept is None else self.kept.of_shard(self, entry)
 
-    def digest(self, path: str) -> tuple[int, str]:
+    def digest(self, path: str, limit: int) -> tuple[int, str]:
         digest, size = hashlib.sha256(), 0
-        with self._asking(path) as (fs, base):
-            whole = int(fs.size(f"{base}/{path}"))
-            while size < whole:
-                piece = fs.cat_file(f"{base}/{path}", start=size, end=min(size + PIECE, whole))
-                if not piece:
-                    break
-                digest.update(piece)
-                size += len(piece)
+
+        def begin() -> Callable[[bytes], object]:
+            nonlocal digest
+            digest = hashlib.sha256()
+            return digest.update
+
+        try:
+            size = self._fetch(path, limit, begin)
+        except TooLarge:
+            return limit + 1, ""
         return size, digest.hexdigest()
+
+    def fetch(self, path: str, shard: int, limit: int, folder: str | None = None) -> tuple[str, str]:
+        """Fetch a shard's file of at most ``limit`` bytes into a new temporary one; -> its name, and the SHA-256.
+
+        folder  for it; None is TMPDIR. Raises ShardDamaged where the store has none, or a longer one.
+        """
+        descriptor, name = tempfile.mkstemp(prefix="teacher-cache-", dir=folder)
+        digest = hashlib.sha256()
+
+        def begin() -> Callable[[bytes], object]:
+            nonlocal digest
+            digest = hashlib.sha256()
+            os.ftruncate(descriptor, 0)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+
+            def take(piece: bytes) -> None:
+                digest.update(piece)
+                view = memoryview(piece)
+                while view:
+                    view = view[os.write(descriptor, view) :]
+
+            return take
+
+        try:
+            self._fetch(path, limit, begin)
+        except FileNotFoundError as error:
+            os.unlink(name)
+            raise ShardFileReader.missing(path, shard) from error
+        except TooLarge:
+            os.unlink(name)
+            what = f"expected at most {limit} bytes, as the manifest says; the store sends more"
+            raise ShardDamaged(what, shard=shard, file=path) from None
+        except BaseException:
+            os.unlink(name)
+            raise
+        finally:
+            os.close(descriptor)
+        return name, digest.hexdigest()
 
     def names(self, folder: str) -> list[str]:
         if not self._lists:
@@ -100,11 +149,10 @@ class RemoteStorage:
                 f"{self.location}: expected a store that lists its files; a web server does not.\n"
                 "  A finished cache can be read from here, an unfinished one where it is built."
             )
-        with self._asking(folder) as (fs, base):
-            try:
-                entries = fs.ls(f"{base}/{folder}".rstrip("/"), detail=True)
-            except (FileNotFoundError, NotADirectoryError):
-                return []
+        try:
+            entries = self._ask(folder, lambda fs, base: fs.ls(f"{base}/{folder}".rstrip("/"), detail=True))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
         return sorted(_name(entry) for entry in entries if entry["type"] == "file" and _name(entry))
 
     def files(self) -> list[str] | None:
@@ -113,11 +161,11 @@ class RemoteStorage:
         return sorted(path for path in self._listing() if path.partition("/")[0] not in VOLATILE)
 
     def prepare(self) -> list[str]:
-        with self._asking("") as (fs, base):
-            if _protocols(fs) & set(_READ_ONLY):
-                raise StorageError(f"{self.location}: expected a store that takes files; a web server does not.")
-            if not _is_object_store(fs):
-                fs.makedirs(base, exist_ok=True)
+        fs, base = self._fs()
+        if _protocols(fs) & set(_READ_ONLY):
+            raise StorageError(f"{self.location}: expected a store that takes files; a web server does not.")
+        if not _is_object_store(fs):
+            self._ask("", lambda fs, base: fs.makedirs(base, exist_ok=True))
         return []
 
     def tidy(self) -> None:
@@ -164,11 +212,8 @@ class RemoteStorage:
 
     def remove(self, paths: Sequence[str]) -> None:
         for path in paths:
-            with self._asking(path) as (fs, base):
-                try:
-                    fs.rm_file(f"{base}/{path}")
-                except FileNotFoundError:
-                    continue
+            with suppress(FileNotFoundError):
+                self._ask(path, lambda fs, base, path=path: fs.rm_file(f"{base}/{path}"))  # type: ignore[misc]
 
     def append(self, path: str, line: bytes, *, flush: bool = False) -> None:
         if not self._log_name:
@@ -193,47 +238,84 @@ class RemoteStorage:
 
     def _listing(self) -> dict[str, int]:
         """Size of every file, by path relative to the cache: one listing."""
-        with self._asking("") as (fs, base):
-            try:
-                found = fs.find(base, detail=True)
-            except FileNotFoundError:
-                return {}
+        base = self._fs()[1]
+        try:
+            found = self._ask("", lambda fs, base: fs.find(base, detail=True))
+        except FileNotFoundError:
+            return {}
         start = len(base.strip("/")) + 1
         return {name.strip("/")[start:]: int(entry["size"]) for name, entry in found.items() if entry["type"] == "file"}
 
     def _put(self, path: str, data: bytes) -> None:
-        with self._asking(path) as (fs, base):
-            parent = f"{base}/{path}".rpartition("/")[0]
+        def put(fs: Any, base: str) -> None:
             if not _is_object_store(fs):
-                fs.makedirs(parent, exist_ok=True)
-            try:
-                fs.pipe_file(f"{base}/{path}", data)
-            except FileNotFoundError as error:
-                raise StorageError(
-                    f"{self.location}/{path}: expected a place to put this ({error}).\n"
-                    "  Make the bucket, or name one that is there."
-                ) from error
+                fs.makedirs(f"{base}/{path}".rpartition("/")[0], exist_ok=True)
+            fs.pipe_file(f"{base}/{path}", data)
+
+        try:
+            self._ask(path, put)
+        except FileNotFoundError as error:
+            raise StorageError(
+                f"{self.location}/{path}: expected a place to put this ({error}).\n"
+                "  Make the bucket, or name one that is there."
+            ) from error
 
     def _fs(self) -> tuple[Any, str]:
         with self._lock:
             if self._held is None or self._held[0] != os.getpid():  # file systems do not survive a fork
-                self._held = (os.getpid(), *_file_system(self.location))
+                self._held = (os.getpid(), *_file_system(self._url))
             return self._held[1], self._held[2]
 
-    @contextmanager
-    def _asking(self, path: str) -> Iterator[tuple[Any, str]]:
-        """The file system and the cache's path in it; what it raises becomes one of our errors."""
+    def _fetch(self, path: str, limit: int, begin: Callable[[], Callable[[bytes], object]]) -> int:
+        """Hand a file to what ``begin`` returns, which is called for every try; -> its size. Raises TooLarge."""
+        return self._ask(path, lambda fs, base: stream(fs, f"{base}/{path}", limit, begin()))
+
+    def _ask(self, path: str, call: Callable[[Any, str], T]) -> T:
+        """What ``call`` makes of the file system and the cache's path in it, tried again where that may help.
+
+        Raises FileNotFoundError for what is not there; whatever else the store's client raises becomes one of our
+        errors.
+        """
+        fs, base = self._fs()
         try:
-            yield self._fs()
-        except (FileNotFoundError, StorageError):
+            return persist(lambda: call(fs, base))
+        except (FileNotFoundError, NotADirectoryError, StorageError, TooLarge):
             raise
+        except OSError as error:
+            if error.errno in _OF_THIS_MACHINE:
+                raise
+            raise self._refused(path, error) from error
         except Exception as error:  # each store has a library of its own, and that its own errors
-            said = f"{type(error).__name__}: {error}"
-            raise StorageError(
-                f"{self.location}/{path}: the store did not do what was asked ({said}).\n"
-                "  Check the address, the credentials and the network; docs/object-stores.md says where they are set. "
-                "What is committed is kept; run the same command again to go on."
-            ) from error
+            raise self._refused(path, error) from error
+
+    def _refused(self, path: str, error: Exception) -> StorageError:
+        said = ", ".join([f"{type(error).__name__}: {error}".removeprefix("HttpStatus: "), *_notes(error)])
+        return StorageError(
+            f"{self.location}/{path}: the store did not do what was asked ({said}).\n"
+            "  Check the address, the credentials and the network; docs/object-stores.md says where they are set. "
+            "What is committed is kept; run the same command again to go on."
+        )
+
+
+class _FilesOfShard:
+    """Opens the files of one shard; together they have the bytes that the manifest says, and none more is fetched."""
+
+    def __init__(self, storage: RemoteStorage, entry: ShardEntry) -> None:
+        self._storage = storage
+        self._left = entry.bytes
+
+    def open(self, path: str, shard: int) -> ShardFileReader:
+        name, _ = self._storage.fetch(path, shard, self._left)
+        try:
+            reader = ShardFileReader(os.open(name, os.O_RDONLY | os.O_CLOEXEC), path, shard)
+        finally:
+            os.unlink(name)  # an open file stays readable
+        self._left -= reader.size
+        return reader
+
+
+def _notes(error: Exception) -> list[str]:
+    return list(getattr(error, "__notes__", []))
 
 
 def folders(url: str) -> list[str]:
@@ -241,17 +323,20 @@ def folders(url: str) -> list[str]:
     storage = RemoteStorage(url)
     if not storage._lists:
         raise StorageError(f"{url}: expected a store that lists its files; a web server does not.")
-    with storage._asking("") as (fs, base):
-        entries = fs.ls(base, detail=True)
+    entries = storage._ask("", lambda fs, base: fs.ls(base, detail=True))
     return sorted(f"{url}/{_name(entry)}" for entry in entries if entry["type"] == "directory")
 
 
 def _file_system(url: str) -> tuple[Any, str]:
     try:
+        from fsspec.config import conf
         from fsspec.core import url_to_fs
 
         # Listings are asked for to see what is there now, so none is remembered.
-        options = {} if "::" in url else {"use_listings_cache": False}
+        options: dict[str, Any] = {}
+        if "::" not in url:
+            protocol = url.partition("://")[0]
+            options = {"use_listings_cache": False} | client_options(protocol, conf.get(protocol) or {})
         fs, base = url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
         raise StorageError(

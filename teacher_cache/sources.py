@@ -105,7 +105,7 @@ class SourceReader:
                 return
         for file in part.files:
             try:
-                found = self._storages[part.source].digest(file.path)
+                found = self._storages[part.source].digest(file.path, file.bytes)
             except FileNotFoundError:
                 found = None
             if found != (file.bytes, file.sha256):

@@ -17,14 +17,21 @@ from teacher_cache import commit
 from teacher_cache.errors import ManifestError
 from teacher_cache.files import ShardFileReader
 from teacher_cache.location import Location, localise
-from teacher_cache.manifest import ShardFile
+from teacher_cache.manifest import ShardEntry, ShardFile
 from teacher_cache.sealed import MAX_DOCUMENT
 
-__all__ = ["VOLATILE", "LocalStorage", "Storage", "storage_at"]
+__all__ = ["VOLATILE", "LocalStorage", "ShardFiles", "Storage", "storage_at"]
 
 VOLATILE = ("logs", "tmp")  # folders that no checksum covers
 _BLOCK = 1 << 20
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}  # ELOOP: a link to itself; ENXIO: a socket
+
+
+class ShardFiles(Protocol):
+    """What opens the files of one shard."""
+
+    def open(self, path: str, shard: int) -> ShardFileReader:
+        """A file of a shard, for random access. Raises ShardDamaged when it is not there, or longer than it may be."""
 
 
 class Storage(Protocol):
@@ -52,11 +59,11 @@ class Storage(Protocol):
     def sizes(self, *, few: bool = False) -> Callable[[str], int | None]:
         """A look-up of files' sizes as they are now, None for one that is not there. `few` of them, or most."""
 
-    def open(self, path: str, shard: int) -> ShardFileReader:
-        """A file of a shard, for random access. Raises ShardDamaged when it is not there."""
+    def of_shard(self, entry: ShardEntry) -> ShardFiles:
+        """The files of a committed shard, to be opened one by one."""
 
-    def digest(self, path: str) -> tuple[int, str]:
-        """Size and SHA-256 of a file, read in pieces."""
+    def digest(self, path: str, limit: int) -> tuple[int, str]:
+        """Size and SHA-256 of a file, read in pieces. Of one longer than `limit`, some size beyond it, and no hash."""
 
     def names(self, folder: str) -> list[str]:
         """Names of the files in a folder, sorted; none where the folder is not there. Raises StorageError where files
@@ -132,18 +139,23 @@ class LocalStorage:
 
         return size
 
+    def of_shard(self, entry: ShardEntry) -> ShardFiles:
+        return self
+
     def open(self, path: str, shard: int) -> ShardFileReader:
         try:
             return ShardFileReader(self._descriptor(path), path, shard)
         except FileNotFoundError as error:
             raise ShardFileReader.missing(path, shard) from error
 
-    def digest(self, path: str) -> tuple[int, str]:
+    def digest(self, path: str, limit: int) -> tuple[int, str]:
         digest, size = hashlib.sha256(), 0
         with self._opened(path) as file:
             while block := file.read(_BLOCK):
                 digest.update(block)
                 size += len(block)
+                if size > limit:
+                    return size, ""
         return size, digest.hexdigest()
 
     def names(self, folder: str) -> list[str]:

@@ -31,7 +31,7 @@ from teacher_cache.errors import ManifestError
 from teacher_cache.manifest import Description
 from teacher_cache.records import MAX_ID_BYTES, RecordBatch, TeacherRecord
 from teacher_cache.sealed import Fields, canonical
-from teacher_cache.storage import Storage
+from teacher_cache.storage import ShardFiles
 
 __all__ = ["Shard", "encode", "metadata", "paths"]
 
@@ -102,12 +102,12 @@ def tar_header(name: str, size: int) -> bytes:
 class Shard:
     """One committed shard, open for reading; its member headers are scanned once, at opening."""
 
-    def __init__(self, storage: Storage, description: Description, shard: int, records: int) -> None:
+    def __init__(self, files: ShardFiles, description: Description, shard: int, records: int) -> None:
         self._config = description.storage
         self._shapes = stored_shapes(description.schema)
         self._dtypes = stored_dtypes(self._config)
         self._headers = {name: npy_header(self._shapes[name], dtype) for name, dtype in self._dtypes.items()}
-        self._file = storage.open(paths(self._config, shard)[0], shard)
+        self._file = files.open(paths(self._config, shard)[0], shard)
         self._suffix = _suffix(self._config)
         self._members = ["json", *(name + self._suffix for name in self._dtypes)]
         self._extents = self._scan(shard, records)  # [records, members, 2]: offset and size of the payload

@@ -111,11 +111,15 @@ def _check_file(storage: Storage, shard: int, expected: ShardFile) -> Problem | 
     try:
         # Of a store, a size is one more request; of a folder, it spares reading a file that is wrong already.
         known = None if storage.remote else storage.sizes(few=True)(expected.path)
-        size, digest = (known, "") if known not in (None, expected.bytes) else storage.digest(expected.path)
+        if known is not None and known != expected.bytes:
+            size, digest = known, ""
+        else:
+            size, digest = storage.digest(expected.path, expected.bytes)
     except FileNotFoundError:
         return Problem(file=expected.path, shard=shard, what="expected a file here, found none")
     if size != expected.bytes:
-        return Problem(file=expected.path, shard=shard, what=f"expected {expected.bytes} bytes, found {size}")
+        found = "found more" if storage.remote and size > expected.bytes else f"found {size}"  # no more is read
+        return Problem(file=expected.path, shard=shard, what=f"expected {expected.bytes} bytes, {found}")
     if digest != expected.sha256:
         return Problem(file=expected.path, shard=shard, what=f"expected SHA-256 {expected.sha256}, found {digest}")
     return None

@@ -34,7 +34,7 @@ from teacher_cache.config import CacheConfig
 from teacher_cache.files import ShardFileReader
 from teacher_cache.manifest import Description
 from teacher_cache.records import MAX_ID_BYTES, RecordBatch, TeacherRecord
-from teacher_cache.storage import Storage
+from teacher_cache.storage import ShardFiles
 
 __all__ = ["Shard", "encode", "metadata", "paths"]
 
@@ -112,8 +112,8 @@ def encode(records: Sequence[TeacherRecord], description: Description, shard: in
 class Shard:
     """One committed shard, open for reading."""
 
-    def __init__(self, storage: Storage, description: Description, shard: int, records: int) -> None:
-        self._storage = storage
+    def __init__(self, files: ShardFiles, description: Description, shard: int, records: int) -> None:
+        self._opener = files
         self._config = description.storage
         self._shapes = stored_shapes(description.schema)
         self._sizes = array_bytes(description.schema, self._config)
@@ -173,7 +173,7 @@ class Shard:
             with self._lock:
                 found = self._files.get(name)
                 if found is None:
-                    file = self._storage.open(self._paths[name], self._shard)
+                    file = self._opener.open(self._paths[name], self._shard)
                     found = self._files[name] = (file, self._read_index(file))
         return found
 
@@ -189,12 +189,12 @@ class Shard:
         code, _ = _SMALL[name]
         shape = (self._config.shapes_per_shard, *self._shapes.get(name, ()))
         size = math.prod(shape) * np.dtype(code).itemsize
-        file = self._storage.open(self._paths[name], self._shard)
+        file = self._opener.open(self._paths[name], self._shard)
         return self._decode_whole(file, size, size).view(code).reshape(shape)
 
     def _read_ids(self) -> list[str]:
         R = self._config.shapes_per_shard
-        file = self._storage.open(self._paths["id"], self._shard)
+        file = self._opener.open(self._paths["id"], self._shard)
         raw = self._decode_whole(file, 4 + 4 * R, 4 + R * (4 + MAX_ID_BYTES)).tobytes()
         try:
             if struct.unpack_from("<I", raw)[0] != R:

@@ -11,6 +11,7 @@ import threading
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -268,13 +269,13 @@ def test_what_comes_next_is_fetched_ahead(s3: S3, monkeypatch: pytest.MonkeyPatc
     url = s3.folder()
     build(url, config_of(format), count=40)
     fetched: list[tuple[str, str]] = []
-    real = RemoteStorage.open
+    real = RemoteStorage.fetch
 
-    def counted(self: RemoteStorage, path: str, shard: int) -> object:
+    def counted(self: RemoteStorage, path: str, *more: Any) -> Any:
         fetched.append((threading.current_thread().name.rpartition("_")[0], path))
-        return real(self, path, shard)
+        return real(self, path, *more)
 
-    monkeypatch.setattr(RemoteStorage, "open", counted)
+    monkeypatch.setattr(RemoteStorage, "fetch", counted)
     cache = teacher_cache.open(url)
     with teacher_cache.stream(cache, batch_size=4, window=2, readers=2) as batches:
         ids = [id for batch in batches for id in batch.content.ids]
@@ -305,10 +306,3 @@ def test_memory_and_file_urls(tmp_path: Path) -> None:
     assert local.path == tmp_path / "c"
     for a, b in zip(remote, local, strict=True):
         np.testing.assert_array_equal(a.features, b.features)
-
-
-def test_fetched_files_are_kept_where_fsspec_is_told_to(tmp_path: Path, s3: S3) -> None:
-    url = s3.folder()
-    build(url, config_of("webdataset"), count=6)
-    kept = f"simplecache::{url}"
-    assert [record.id for record in teacher_cache.open(kept)] == [make_record(i).id for i in range(6)]

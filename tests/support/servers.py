@@ -4,7 +4,7 @@ import functools
 import http.server
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -75,16 +75,30 @@ def s3_server() -> Iterator[S3]:
         server.stop()
 
 
+Answer = Callable[[http.server.SimpleHTTPRequestHandler], bool]
+
+
 @contextmanager
-def http_server(folder: Path) -> Iterator[str]:
-    """A plain web server of a folder's files on a free port of loopback; -> its URL."""
+def http_server(folder: Path, answer: Answer | None = None) -> Iterator[str]:
+    """A plain web server of a folder's files on a free port of loopback; -> its URL.
+
+    answer  asked at every GET; True where it has answered itself.
+    """
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
         def log_message(self, format: str, *args: object) -> None:
             """Nothing: tests read what programs say, not this."""
 
+        def do_GET(self) -> None:
+            if answer is None or not answer(self):
+                super().do_GET()
+
     handler = functools.partial(Quiet, directory=str(folder))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True  # one that is still answering does not hold the test
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients hang up on purpose
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.cache_tools import convert, gc, merge
-from cli.options import CachePath, config_argument, config_options
+from cli.options import CachePath, LocalPath, config_argument, config_options
 
 if TYPE_CHECKING:
     from cli.experiment import Experiment
@@ -291,7 +291,7 @@ def list_all(root: "Location") -> None:
 @click.option(
     "--shape", "shapes", type=int, multiple=True, help="Record number; may be given many times. Default: 0 to 4."
 )
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("cache.png"), show_default=True)
+@click.option("--out", type=LocalPath(dir_okay=False), default=Path("cache.png"), show_default=True)
 def render(path: "Location", shapes: tuple[int, ...], out: Path) -> None:
     """Draw shapes of a cache: the cloud, its depth views, and the teacher's saliency over them."""
     import teacher_cache

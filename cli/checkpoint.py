@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli.options import LocalPath
+
 if TYPE_CHECKING:
     from trainer.checkpoint import Header
 
@@ -18,7 +20,7 @@ def checkpoint() -> None:
 
 
 @checkpoint.command(epilog="Example: i2p checkpoint info runs/quickstart")
-@click.argument("path", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("path", type=LocalPath(exists=True, file_okay=False))
 def info(path: Path) -> None:
     """Print what a checkpoint holds and how it came about; checks its files against their hashes."""
     from trainer.checkpoint import find_checkpoint, read_header, read_tensors
@@ -44,8 +46,8 @@ def info(path: Path) -> None:
     epilog="Example: i2p checkpoint import pretrain.pth --out runs/paper   "
     "(small models: --set 'model.groups=[64,32,8]' --set 'model.neighbours=[8,4,4]')",
 )
-@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory to write; must not exist.")
+@click.argument("file", type=LocalPath(exists=True, dir_okay=False))
+@click.option("--out", type=LocalPath(), required=True, help="Directory to write; must not exist.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
               help="State a setting that weights do not show; may be given many times. Sections: model, masking, "
               "classifier, segmentation. [default: the paper's]")  # fmt: skip
@@ -70,9 +72,9 @@ def import_(file: Path, out: Path, overrides: tuple[str, ...]) -> None:
     epilog="Example: i2p checkpoint export runs/quickstart --out quickstart.pth   "
     "(to go on with a pre-training there: --teacher ViT-B-16.safetensors)"
 )
-@click.argument("path", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The .pth to write; must not exist.")
-@click.option("--teacher", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+@click.argument("path", type=LocalPath(exists=True, file_okay=False))
+@click.option("--out", type=LocalPath(), required=True, help="The .pth to write; must not exist.")
+@click.option("--teacher", type=LocalPath(exists=True, dir_okay=False),
               help="CLIP to put under `clip_model.`: OpenAI's layout, or a reference checkpoint.")  # fmt: skip
 @click.option("--prefix/--no-prefix", default=None,
               help="Whether names begin with `module.`. [default: as imported, or as the reference does]")  # fmt: skip

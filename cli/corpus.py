@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from cli.options import LocalPath
+
 __all__ = ["corpus"]
 
 
@@ -51,7 +53,7 @@ def info(uri: str, points: int, check: bool) -> None:
 
 @corpus.command(epilog='Example: i2p corpus render "synthetic:?count=48" --out shapes.png')
 @click.argument("uri")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("corpus.png"), show_default=True)
+@click.option("--out", type=LocalPath(dir_okay=False), default=Path("corpus.png"), show_default=True)
 @click.option("--count", default=48, show_default=True, help="How many shapes, from --first on.")
 @click.option("--first", default=0, show_default=True, help="Index of the first shape.")
 @click.option("--points", default=2048, show_default=True, help="Points read of each shape.")

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from cli.options import LocalPath
+
 __all__ = ["evaluate"]
 
 
@@ -12,7 +14,7 @@ __all__ = ["evaluate"]
     epilog="Example: i2p evaluate runs/quickstart "
     '--train "modelnet40:DIR?split=train" --test "modelnet40:DIR?split=test"'
 )
-@click.argument("checkpoint", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("checkpoint", type=LocalPath(exists=True, file_okay=False))
 @click.option("--train", required=True, metavar="URI", help="Labelled corpus the SVM is fitted on.")
 @click.option("--test", required=True, metavar="URI", help="Labelled corpus it is scored on; the same labels.")
 @click.option("--stored-points", type=int, help="Points read of each shape. [default: --points]")

@@ -9,7 +9,7 @@ import click
 if TYPE_CHECKING:
     from teacher_cache.location import Location
 
-__all__ = ["CachePath", "config_argument", "config_options"]
+__all__ = ["CachePath", "LocalPath", "config_argument", "config_options"]
 
 
 class CachePath(click.ParamType):
@@ -18,12 +18,35 @@ class CachePath(click.ParamType):
     name = "path or URL"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> "Location":
+        from teacher_cache.errors import StorageError
         from teacher_cache.location import localise
 
-        location = localise(value)
+        try:
+            location = localise(value)
+        except StorageError as error:
+            self.fail(str(error), param, ctx)
         if isinstance(location, Path) and not location.is_dir():
             self.fail(f"Directory {str(location)!r} does not exist.", param, ctx)
         return location
+
+
+class LocalPath(click.Path):
+    """A path of this machine, which may also be written as a file: URL; another URL would be a folder of that name."""
+
+    def __init__(self, *, exists: bool = False, file_okay: bool = True, dir_okay: bool = True) -> None:
+        super().__init__(exists=exists, file_okay=file_okay, dir_okay=dir_okay, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from teacher_cache.errors import StorageError
+        from teacher_cache.location import localise
+
+        try:
+            location = localise(value)
+        except StorageError as error:
+            self.fail(str(error), param, ctx)
+        if not isinstance(location, Path):
+            self.fail(f"expected a path of this machine, found the URL {location}", param, ctx)
+        return super().convert(location, param, ctx)
 
 
 config_argument = click.argument("config", default="quickstart", metavar="[CONFIG]")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import CachePath, config_argument, config_options
+from cli.options import CachePath, LocalPath, config_argument, config_options
 
 if TYPE_CHECKING:
     from cli.experiment import Experiment
@@ -25,7 +25,7 @@ __all__ = ["pretrain", "table"]
 @config_options
 @click.option("--cache", "cache_path", type=CachePath(),
               help="Train on this cache instead of the one CONFIG describes.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run directory. [default: runs/CONFIG]")
+@click.option("--out", type=LocalPath(file_okay=False), help="Run directory. [default: runs/CONFIG]")
 def pretrain(
     config: str, overrides: tuple[str, ...], print_config: bool, cache_path: "Location | None", out: Path | None
 ) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from cli.options import LocalPath
+
 __all__ = ["teacher"]
 
 SYNTHETIC = "synthetic:?count={count}&seed=1001&split={split}&rotate=yaw"  # a seed that no training uses
@@ -23,7 +25,7 @@ def teacher() -> None:
     "A stopped run goes on where it was."
 )
 @click.argument("config", default="tiny", metavar="[CONFIG]")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False),
+@click.option("--out", type=LocalPath(file_okay=False),
               help="Folder of views, log, checkpoint and result. [default: runs/teacher-CONFIG]")  # fmt: skip
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one setting.")
 def train(config: str, out: Path | None, overrides: tuple[str, ...]) -> None:

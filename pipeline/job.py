@@ -4,12 +4,14 @@ Small and of plain types, and light to import: a Dask scheduler unpickles every 
 Dask itself is imported here on a worker only.
 """
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from pipeline.config import CorpusConfig, ProjectionConfig, TeacherConfig
+from pipeline.corpora.uri import place_of
 from pipeline.plan import ShardTask
 from teacher_cache import CacheHandle
 
@@ -72,8 +74,9 @@ def run_on_worker(job: Job, task: ShardTask) -> Any:
 def elsewhere(job: Job) -> Job:
     """The job with every path absolute, for workers that were started in other folders."""
     kind, _, rest = job.corpus.uri.partition(":")
-    location, mark, query = rest.partition("?")
-    uri = f"{kind}:{quote(_absolute(unquote(location)))}{mark}{query}" if location else job.corpus.uri
+    _, mark, query = rest.partition("?")
+    place = place_of(job.corpus.uri)
+    uri = job.corpus.uri if place is None else f"{kind}:{quote(os.fsencode(place.absolute()))}{mark}{query}"
     teacher = replace(job.teacher, weights=_absolute(job.teacher.weights) if job.teacher.weights else "")
     if teacher.architecture.endswith(".json"):
         teacher = replace(teacher, architecture=_absolute(teacher.architecture))

@@ -12,9 +12,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from time import perf_counter
-from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -25,6 +23,7 @@ from pipeline.basis import in_basis
 from pipeline.config import ProjectionConfig
 from pipeline.corpora import Corpus, CorpusError, Shape, ShapeError, normalise
 from pipeline.corpora.faults import machine_fault_in, patiently
+from pipeline.corpora.uri import place_of
 from pipeline.errors import BuildError
 from pipeline.lanes import Lanes
 from pipeline.plan import ShardTask
@@ -228,10 +227,9 @@ def _read_shape(corpus: Corpus, index: int) -> tuple[Shape, np.ndarray]:
 
 def _quarantined(id: str, error: ShapeError, uri: str) -> Quarantined:
     """The entry of a refused shape; with paths relative to the corpus, or manifests would differ by machine."""
-    location = unquote(uri.partition(":")[2].partition("?")[0])
+    given = place_of(uri)
     source, reason = error.source, error.reason
-    if location:
-        given = Path(location).expanduser()
+    if given is not None:
         for root in (given, given.resolve()):
             source = source.removeprefix(f"{root}/").removeprefix(f"{root.parent}/")
             if root.is_absolute():

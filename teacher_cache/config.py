@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from teacher_cache.errors import ManifestError
+from teacher_cache.errors import ManifestError, StorageError
+from teacher_cache.location import localise
 from teacher_cache.sealed import Fields
 
 __all__ = ["COMPRESSIONS", "DEPTHS", "FEATURES", "FORMATS", "UNTOUCHED", "CacheConfig"]
@@ -63,6 +64,10 @@ class CacheConfig:
         """Every fault of these settings, as text relative to the section."""
         if not self.root:
             yield 'root = "" is empty; name the directory that holds caches'
+        try:
+            localise(self.root)
+        except StorageError as error:
+            yield f"root: {error}"
         if "/" in self.name or "\\" in self.name or self.name in {".", ".."} or "\0" in self.name:
             yield f'name = "{self.name}" must be one folder name, without slashes'
         for field, allowed in (

@@ -1,23 +1,54 @@
 """Where a cache is, as its users name it: a folder's path, or a URL."""
 
 import os
+import re
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes
 
-__all__ = ["Location", "join", "localise", "parent", "resolve"]
+from teacher_cache.errors import StorageError
+
+__all__ = ["Location", "join", "local_path", "localise", "parent", "resolve"]
 
 Location = str | Path
 """A folder of this machine as a Path; a URL as text."""
 
+_FILE = re.compile(r"(?:file|local):", re.IGNORECASE)  # fsspec's two words for this machine
+
 
 def localise(location: str | os.PathLike[str]) -> Location:
-    """A path as a Path, file:// URLs too; any other URL as it is, without a slash at its end."""
+    """A path as a Path, file: URLs too; any other URL as it is, without a slash at its end.
+
+    Raises StorageError for a file: URL that names another machine or nothing.
+    """
     text = os.fspath(location)
-    if "://" not in text:
-        return Path(text)
-    if text.startswith("file://"):
-        return Path(unquote(urlsplit(text).path))
-    return text.rstrip("/")
+    local = local_path(text)
+    if local is not None:
+        return local
+    return Path(text) if "://" not in text else text.rstrip("/")
+
+
+def local_path(text: str) -> Path | None:
+    """The path that a file: URL names, in any form that is in use; None for other text.
+
+    ``file:///a/b``, ``file:/a/b``, ``file://localhost/a/b``, and relative to the working folder ``file:a/b``. Percent
+    escapes are decoded, to whatever bytes they are; what is none stays. ``#`` and ``?`` are letters of a name like any
+    other: a file has neither fragment nor query. Raises StorageError.
+    """
+    found = _FILE.match(text)
+    if found is None:
+        return None
+    rest = text[found.end() :]
+    if rest.startswith("//"):
+        host, slash, path = rest[2:].partition("/")
+        if host.lower() not in ("", "localhost", "127.0.0.1", "[::1]"):
+            raise StorageError(
+                f"{text}: expected a file: URL of this machine, found one of {host!r}.\n"
+                f"  Write {found[0]}///{host}/... for a path from the root, {found[0]}{host}/... for one from here."
+            )
+        rest = slash + path
+    if not rest:
+        raise StorageError(f"{text}: expected a path after {found[0]}, found none.")
+    return Path(os.fsdecode(unquote_to_bytes(os.fsencode(rest))))
 
 
 def join(location: Location, name: str) -> Location:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from cli.options import LocalPath
+
 __all__ = ["parity"]
 
 _PAGE = "docs/reference-parity.md"
@@ -15,14 +17,14 @@ _PAGE = "docs/reference-parity.md"
     epilog="Exit code 0 when everything is within tolerance, 1 otherwise. "
     "Example: i2p parity ../shared/reference --section pretrain"
 )
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("folder", metavar="DIR", type=LocalPath(exists=True, file_okay=False))
 @click.option("--section", "names", multiple=True, metavar="NAME", help="Compare this section only; may be repeated.")
 @click.option(
     "--markdown",
     "page",
     is_flag=False,
     flag_value=_PAGE,
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=LocalPath(dir_okay=False),
     help=f"Also write the table as Markdown. [without a path: {_PAGE}]",
 )
 @click.option(

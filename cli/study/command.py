@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.options import LocalPath
+
 if TYPE_CHECKING:
     from cli.study.plan import Run
     from teacher_cache.location import Location
@@ -27,7 +29,7 @@ def study() -> None:
     "A study that is stopped goes on where it was; a finished one is only reported."
 )
 @click.argument("config", default="study", metavar="[CONFIG]")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/study"), show_default=True)
+@click.option("--out", type=LocalPath(file_okay=False), default=Path("runs/study"), show_default=True)
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Students trained in each arm.")
 @click.option(
     "--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Runs at a time, a thread each."

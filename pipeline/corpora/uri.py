@@ -1,18 +1,22 @@
 """``kind:location?key=value&key=value`` opens a corpus.
 
 Percent escapes are decoded in the location and in the values (``%3F`` for a question mark in a path); ``~`` is the home
-folder. This is the only list of kinds: a new one is a module with an ``open_...`` function and one ``case`` here.
+folder; a location may be a file: URL. This is the only list of kinds: a new one is a module with an ``open_...``
+function and one ``case`` here.
 """
 
+import os
 import re
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes
 
 from pipeline.corpora.base import Corpus, CorpusError
 from pipeline.corpora.check import MIN_DISTINCT
 from pipeline.corpora.options import Options
+from teacher_cache.errors import StorageError
+from teacher_cache.location import local_path
 
-__all__ = ["KINDS", "open_corpus", "reopen", "split_uris"]
+__all__ = ["KINDS", "open_corpus", "place_of", "reopen", "split_uris"]
 
 KINDS = {
     "synthetic": "synthetic:?count=2000&seed=0",
@@ -42,19 +46,19 @@ def open_corpus(uri: str, *, points: int) -> Corpus:
         case "folder":
             from pipeline.corpora.folder import open_folder
 
-            return open_folder(_path(uri, kind, location), options, points)
+            return open_folder(_path(uri, kind), options, points)
         case "npz":
             from pipeline.corpora.npz import open_npz
 
-            return open_npz(_path(uri, kind, location), options, points)
+            return open_npz(_path(uri, kind), options, points)
         case "modelnet40":
             from pipeline.corpora.modelnet40 import open_modelnet40
 
-            return open_modelnet40(_path(uri, kind, location), options, points)
+            return open_modelnet40(_path(uri, kind), options, points)
         case "shapenet55":
             from pipeline.corpora.shapenet55 import open_shapenet55
 
-            return open_shapenet55(_path(uri, kind, location), options, points)
+            return open_shapenet55(_path(uri, kind), options, points)
     raise CorpusError(f"{uri}: {kind!r} is not a kind of corpus; there are\n  " + "\n  ".join(KINDS.values()))
 
 
@@ -69,6 +73,25 @@ def split_uris(text: str) -> list[str]:
 def reopen(uri: str, points: int) -> Corpus:
     """``open_corpus`` with positional arguments: how a pickled corpus comes back."""
     return open_corpus(uri, points=points)
+
+
+def place_of(uri: str) -> Path | None:
+    """The file or folder that a corpus' URI names, None where it names none. Raises CorpusError."""
+    location = uri.partition(":")[2].partition("?")[0]
+    if not location:
+        return None
+    try:
+        local = local_path(location)  # decodes escapes by itself: decoded twice, %2520 would be another folder
+    except StorageError as error:
+        raise CorpusError(f"{uri}: {error}") from error
+    if local is not None:
+        return local
+    if "://" in location:
+        raise CorpusError(
+            f"{uri}: expected a place on this machine, found the URL {location}.\n"
+            "  Corpora are read from folders: copy it, or mount the store."
+        )
+    return Path(os.fsdecode(unquote_to_bytes(os.fsencode(location)))).expanduser()
 
 
 def _parse(uri: str) -> tuple[str, str, Options]:
@@ -86,13 +109,13 @@ def _parse(uri: str) -> tuple[str, str, Options]:
         if key in values:
             raise CorpusError(f"{uri}: option {key} is given twice")
         values[key] = unquote(value)
-    return kind, unquote(location), Options(uri, values)
+    return kind, location, Options(uri, values)
 
 
-def _path(uri: str, kind: str, location: str) -> Path:
-    if not location:
+def _path(uri: str, kind: str) -> Path:
+    path = place_of(uri)
+    if path is None:
         raise CorpusError(f"{uri}: no location; write {KINDS[kind]}")
-    path = Path(location).expanduser()
     if not path.exists():
         raise CorpusError(f"{uri}: {path} does not exist")
     return path

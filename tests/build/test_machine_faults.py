@@ -12,6 +12,7 @@ import teacher_cache
 from pipeline.errors import BuildError
 from pipeline.teacher import Teacher
 from tests.support.builds import small_build, tree
+from tests.support.commands import run
 from tests.support.corpora import ball
 
 
@@ -92,7 +93,6 @@ def test_no_memory_for_the_teacher_stops_the_build_with_the_remedy(tmp_path, mon
 
 
 def test_a_fault_of_the_machine_stops_an_evaluation_and_a_check(tmp_path, monkeypatch, capsys):
-    from cli.main import main
     from pipeline.corpora import MachineFault
     from trainer.evaluation.clouds import read_clouds
 
@@ -106,9 +106,8 @@ def test_a_fault_of_the_machine_stops_an_evaluation_and_a_check(tmp_path, monkey
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     with pytest.raises(MachineFault, match="EIO"):
         read_clouds(uri, points=64)
-    with pytest.raises(SystemExit) as stopped:
-        main(["corpus", "info", uri, "--check", "--points", "64"])
-    assert stopped.value.code == 1
-    said = capsys.readouterr().err
+    outcome = run(capsys, "corpus", "info", uri, "--check", "--points", 64)
+    assert outcome.code == 1
+    said = outcome.err
     assert "(EIO)" in said
     assert "Traceback" not in said

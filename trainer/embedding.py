@@ -15,17 +15,16 @@ class TokenEmbed(nn.Module):
     """Two pointwise layers, the group's maximum beside each member, two more, and the maximum.
 
     Source: Point-BERT's mini-PointNet; names and widths as in Point-M2AE. Widths are in -> first[0] -> first[1], then
-    2 * first[1] -> 2 * first[1] -> out.
+    2 * first[1] -> hidden -> out.
     """
 
-    def __init__(self, width_in: int, first: tuple[int, int], width_out: int):
+    def __init__(self, width_in: int, first: tuple[int, int], hidden: int, width_out: int):
         super().__init__()
-        hidden = 2 * first[1]
         self.first_conv = nn.Sequential(
             Pointwise(width_in, first[0]), BatchNorm(first[0]), nn.ReLU(inplace=True), Pointwise(first[0], first[1])
         )
         self.second_conv = nn.Sequential(
-            Pointwise(hidden, hidden), BatchNorm(hidden), nn.ReLU(inplace=True), Pointwise(hidden, width_out)
+            Pointwise(2 * first[1], hidden), BatchNorm(hidden), nn.ReLU(inplace=True), Pointwise(hidden, width_out)
         )
 
     def forward(self, members: Tensor, weight: Tensor | None) -> Tensor:

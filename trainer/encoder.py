@@ -20,8 +20,10 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         widths = config.encoder_dims
-        embeds = [TokenEmbed(3, config.embed_first, widths[0])]
-        embeds += [TokenEmbed(below, (below, below), here) for below, here in pairwise(widths)]
+        # The second pair of layers is as wide inside as its input at the finest level, and as its output above; the two
+        # agree only where a level is twice as wide as the one below.
+        embeds = [TokenEmbed(3, config.embed_first, 2 * config.embed_first[1], widths[0])]
+        embeds += [TokenEmbed(below, (below, below), here, here) for below, here in pairwise(widths)]
         chances = drop_path_chances(config.encoder_depths, config.drop_path)
         self.token_embed = nn.ModuleList(embeds)
         self.encoder_pos_embeds = nn.ModuleList(PositionEmbedding(width) for width in widths)

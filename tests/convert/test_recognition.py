@@ -30,9 +30,9 @@ def _write(path: Path, entries: dict[str, Any], **others: Any) -> Path:
         {},
         {"encoder_depths": (2, 1, 3), "decoder_depths": (2, 1), "decoder_up_blocks": (2,), "mlp_ratio": 2.0},
         {"decoder_up_blocks": (0,), "embed_first": (20, 12)},
-        {"decoder_dims": (24,), "decoder_depths": (3,), "decoder_up_blocks": ()},
-        {"groups": (48, 24, 12, 6), "neighbours": (8, 4, 4, 3), "encoder_dims": (6, 12, 24, 48),
-         "encoder_depths": (1, 1, 1, 1), "decoder_dims": (48, 24, 12), "decoder_depths": (1, 2, 1),
+        {"decoder_dims": (26,), "decoder_depths": (3,), "decoder_up_blocks": ()},
+        {"groups": (48, 24, 12, 6), "neighbours": (8, 4, 4, 3), "encoder_dims": (6, 16, 22, 40),
+         "encoder_depths": (1, 1, 1, 1), "decoder_dims": (40, 22, 16), "decoder_depths": (1, 2, 1),
          "decoder_up_blocks": (1, 2)},
         {"targets": "3d"},
     ],
@@ -115,7 +115,7 @@ def test_missing_unexpected_misshapen_and_mistyped_entries_are_all_named(tmp_pat
     del entries["module.decoder_norm.weight"]
     entries["module.surplus"] = torch.zeros(1)
     entries["module.h_encoder.encoder_pos_embeds.0.0.bias"] = torch.zeros(13)
-    entries["module.mask_token"] = torch.zeros(1, 24, dtype=torch.float64)
+    entries["module.mask_token"] = torch.zeros(1, 26, dtype=torch.float64)
     count = len(tiny_model().state_dict())
     with pytest.raises(CheckpointError) as caught:
         import_reference(_write(tmp_path, entries), tmp_path / "out", settings=STATED)
@@ -161,7 +161,7 @@ def test_what_is_stated_must_not_contradict_the_shapes():
         complete_sections(found, {"model": wrong, "classifier": {"classes": 3}}, "file.pth")
     text = str(caught.value)
     assert "[classifier] is not about a pretraining model" in text
-    assert "model.encoder_dims = (6, 12, 24) is stated, but the shapes say (12, 24, 24)" in text
+    assert "model.encoder_dims = (6, 12, 24) is stated, but the shapes say (12, 20, 26)" in text
     assert "model.neighbours[1] = 5, but the heads predict 4" in text
     assert "model.encoder_dims has 12, which is not a multiple of heads = 5" in text
     assert "State what shapes cannot tell (model.groups, model.neighbours, model.heads)" in text
@@ -169,7 +169,7 @@ def test_what_is_stated_must_not_contradict_the_shapes():
 
 def test_four_levels_need_their_groups_stated():
     model = tiny_model(
-        groups=(48, 24, 12, 6), neighbours=(8, 4, 4, 3), encoder_dims=(6, 12, 24, 24), encoder_depths=(1, 1, 1, 1)
+        groups=(48, 24, 12, 6), neighbours=(8, 4, 4, 3), encoder_dims=(6, 12, 20, 26), encoder_depths=(1, 1, 1, 1)
     )
     found = recognise(model.state_dict(), "file.pth")
     with pytest.raises(CheckpointError, match=r"has not one number for each level of groups = \(512, 256, 64\)"):

@@ -2,20 +2,27 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.support.models import tiny_model
 from trainer import embedding_rows
 from trainer.embedding import TokenEmbed
 
-SIZES = [(3, (8, 16), 12, 40, 16), (12, (12, 12), 24, 33, 8), (3, (8, 16), 12, 1, 2), (5, (4, 4), 6, 700, 1)]
-"""Widths in, first and out; groups; members."""
+SIZES = [
+    (3, (8, 16), 32, 12, 40, 16),
+    (12, (12, 12), 21, 21, 33, 8),
+    (3, (8, 16), 32, 12, 1, 2),
+    (5, (4, 7), 9, 6, 700, 1),
+]
+"""Widths in, first, hidden and out; groups; members."""
 
 
-def embedding(width_in: int, first: tuple[int, int], width_out: int) -> TokenEmbed:
+def embedding(width_in: int, first: tuple[int, int], hidden: int, width_out: int) -> TokenEmbed:
     """With norms that are not those of a fresh module."""
-    module = TokenEmbed(width_in, first, width_out)
+    module = TokenEmbed(width_in, first, hidden, width_out)
     generator = torch.Generator().manual_seed(0)
     for value in module.parameters():
         nn.init.normal_(value, std=0.3, generator=generator)
@@ -47,8 +54,8 @@ def inputs(width_in: int, width_out: int, groups: int, members: int) -> tuple[Te
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_by_blocks_is_the_same_function_with_the_same_gradients(size, monkeypatch):
     monkeypatch.setattr(embedding_rows, "_BLOCK", 100)  # several blocks
-    width_in, first, width_out, groups, members = size
-    module = embedding(width_in, first, width_out)
+    width_in, first, hidden, width_out, groups, members = size
+    module = embedding(width_in, first, hidden, width_out)
     other = layer_by_layer(module)
     exact = layer_by_layer(module).double()
     x, grad = inputs(width_in, width_out, groups, members)
@@ -66,10 +73,10 @@ def test_by_blocks_is_the_same_function_with_the_same_gradients(size, monkeypatc
 
 
 def test_ties_of_the_maximum_go_to_the_same_member():
-    module = embedding(3, (8, 16), 12)
+    module = embedding(3, (8, 16), 20, 12)
     x, grad = inputs(3, 12, 30, 8)
     x[:, 4:] = x[:, :4]  # each maximum is reached twice
-    ours, theirs = trained(module, x, grad), trained(layer_by_layer(embedding(3, (8, 16), 12)), x, grad)
+    ours, theirs = trained(module, x, grad), trained(layer_by_layer(embedding(3, (8, 16), 20, 12)), x, grad)
     torch.testing.assert_close(ours["gradient of members"], theirs["gradient of members"], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(ours["gradient of members"][:, 4:], ours["gradient of members"][:, :4])
 
@@ -79,13 +86,13 @@ def test_threads_change_no_bit(monkeypatch):
     results = []
     for threads in (1, 2, 5):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        results.append(trained(embedding(3, (8, 16), 12), x, grad))
+        results.append(trained(embedding(3, (8, 16), 20, 12), x, grad))
     for other in results[1:]:
         assert all(torch.equal(other[name], value) for name, value in results[0].items())
 
 
 def test_without_a_gradient_for_the_members():
-    module = embedding(3, (8, 16), 12)
+    module = embedding(3, (8, 16), 20, 12)
     x, grad = inputs(3, 12, 30, 8)
     module(x, None).backward(grad)
     assert all(value.grad is not None for value in module.parameters())
@@ -94,7 +101,7 @@ def test_without_a_gradient_for_the_members():
 
 
 def test_where_layers_are_taken_one_by_one():
-    module = embedding(3, (8, 16), 12)
+    module = embedding(3, (8, 16), 20, 12)
     x, _ = inputs(3, 12, 30, 8)
     assert module._by_blocks(x, None)
     assert not module._by_blocks(x, torch.ones(30)), "some groups do not count in the statistics"
@@ -103,3 +110,47 @@ def test_where_layers_are_taken_one_by_one():
         assert not module._by_blocks(x, None)
         assert module(x, None).dtype == torch.bfloat16
     assert not module.eval()._by_blocks(x, None)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_it_is_the_mini_pointnet_of_its_definition(size):
+    """NumPy, member by member, in evaluation mode."""
+    width_in, first, hidden, width_out, groups, members = size
+    module = embedding(width_in, first, hidden, width_out).double().eval()
+    with torch.no_grad():
+        for value in module.buffers():
+            if value.is_floating_point():
+                value.copy_(torch.linspace(0.5, 2, value.numel()))
+    x = inputs(width_in, width_out, groups, members)[0].double()
+    weights = {name: value.detach().numpy() for name, value in module.state_dict().items()}
+
+    def layer(name: str, rows: np.ndarray) -> np.ndarray:
+        return rows @ weights[f"{name}.weight"][:, :, 0].T + weights[f"{name}.bias"]
+
+    def norm(name: str, rows: np.ndarray) -> np.ndarray:
+        scaled = (rows - weights[f"{name}.running_mean"]) / np.sqrt(weights[f"{name}.running_var"] + 1e-5)
+        return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    expected = []
+    for group in x.numpy():
+        own = layer("first_conv.3", np.maximum(norm("first_conv.1", layer("first_conv.0", group)), 0))
+        joint = np.concatenate([np.repeat(own.max(0, keepdims=True), len(own), 0), own], axis=1)
+        active = np.maximum(norm("second_conv.1", layer("second_conv.0", joint)), 0)
+        expected.append(layer("second_conv.3", active).max(0))
+    # float64 on both sides, sums in another order: 1e-15 seen
+    np.testing.assert_allclose(module(x, None).detach().numpy(), np.stack(expected), rtol=1e-10, atol=1e-10)
+
+
+def test_widths_where_no_level_doubles_the_one_below():
+    """Point-M2AE's: 2 x the second width inside at the finest level, the level's own width above."""
+    model = tiny_model(embed_first=(5, 7), encoder_dims=(6, 22, 34), decoder_dims=(34, 22))
+    shapes = [
+        [tuple(embed.get_submodule(name).weight.shape[:2]) for name in
+         ("first_conv.0", "first_conv.3", "second_conv.0", "second_conv.3")]
+        for embed in model.h_encoder.token_embed
+    ]  # fmt: skip
+    assert shapes == [
+        [(5, 3), (7, 5), (14, 14), (6, 14)],
+        [(6, 6), (6, 6), (22, 12), (22, 22)],
+        [(22, 22), (22, 22), (34, 44), (34, 34)],
+    ]

@@ -21,8 +21,8 @@ CACHES = {"zarr": "synthetic-96dc30b52b1d", "webdataset": "synthetic-6242500db31
 VOLATILE = ("logs", "tmp", "seen")  # what a cache does not promise the bytes of
 # The second epoch of that run, undisturbed, as 0.1.0 logged it: losses of the steps 3 and 4.
 LOSSES = {
-    3: (0.3883034288883209, 1.0299314260482788),
-    4: (0.5765356421470642, 1.0180281400680542),
+    3: (1.4792333841323853, 1.0543797016143799),
+    4: (1.3424720764160156, 0.9997796416282654),
 }
 
 

@@ -15,9 +15,9 @@ TINY = ModelConfig(
     groups=(48, 24, 8),
     neighbours=(8, 4, 4),
     embed_first=(16, 16),
-    encoder_dims=(12, 24, 24),
+    encoder_dims=(12, 20, 26),
     encoder_depths=(1, 2, 1),
-    decoder_dims=(24, 12),
+    decoder_dims=(26, 20),
     heads=2,
     drop_path=0.2,
 )
@@ -43,13 +43,15 @@ def tiny_batch(seed: int = 0, batch: int = 4, points: int = 96) -> tuple[Tensor,
     return cloud, TeacherMaps(features, saliency, geometry, 64)
 
 
-def assert_same(got: dict[str, Tensor], expected: dict[str, Tensor], *, rel: float = 2e-4, floor: float = 2e-4) -> None:
+def assert_same(got: dict[str, Tensor], expected: dict[str, Tensor], *, rel: float = 2e-4, floor: float = 2e-5) -> None:
     """Tensors of the same names whose difference is small in norm.
 
     rel    measured: sums in another order move the tiny student's gradients by up to 3e-5 of their norm.
-    floor  gradients of biases in front of a batch norm are zero up to noise, and differ by 1e-5 in norm.
+    floor  of the largest norm among them: gradients of biases in front of a batch norm are zero up to noise that grows
+           with the gradients they are sums of. 4e-6 of the largest seen.
     """
     assert got.keys() == expected.keys()
+    floor *= max(value.double().norm().item() for value in expected.values())
     for name, value in expected.items():
         apart, norm = (got[name].double() - value.double()).norm().item(), value.double().norm().item()
         assert apart <= rel * norm + floor, f"{name}: differs by {apart:.3g} of {norm:.3g}"

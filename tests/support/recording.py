@@ -27,14 +27,14 @@ from trainer.segmentation import PartSegmenter, segmentation_loss
 
 IMAGE, PATCH = 64, 16
 SIDE = IMAGE // PATCH
-ENCODER = {"encoder_dims": [16, 32, 64], "encoder_depths": [1, 2, 1], "num_groups": [40, 20, 10], "num_heads": 4}
+ENCODER = {"encoder_dims": [16, 24, 64], "encoder_depths": [1, 2, 1], "num_groups": [40, 20, 10], "num_heads": 4}
 CONFIG: dict[str, Any] = {
     "proj": {"blob": 300, "stick": 77},
-    "clip": {"embed_dim": 24, "layers": 2, "width": 64},
+    "clip": {"embed_dim": 20, "layers": 2, "width": 64},
     "pre": ENCODER
     | {
         "group_sizes": [6, 5, 4],
-        "decoder_dims": [64, 32],
+        "decoder_dims": [64, 24],
         "decoder_depths": [2, 1],
         "decoder_up_blocks": [2],
         "local_radius": [0, 0, 0],

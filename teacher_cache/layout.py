@@ -6,7 +6,7 @@ from teacher_cache import tar_shards, zarr_shards
 from teacher_cache.config import CacheConfig
 from teacher_cache.manifest import Description
 from teacher_cache.records import RecordBatch
-from teacher_cache.storage import VOLATILE, ShardFiles
+from teacher_cache.storage import VOLATILE, ShardFiles, Storage
 
 __all__ = [
     "BASIS",
@@ -16,6 +16,7 @@ __all__ = [
     "VOLATILE",
     "ShardReader",
     "metadata_files",
+    "names_dimensions",
     "open_shard",
     "receipt_path",
     "shard_format",
@@ -53,14 +54,26 @@ def shard_paths(config: CacheConfig, shard: int) -> list[str]:
     return list(shard_format(config).paths(config, shard))
 
 
-def metadata_files(description: Description, shards: int) -> dict[str, bytes]:
+def metadata_files(description: Description, shards: int, *, named: bool = True) -> dict[str, bytes]:
     """Files that follow from the description and the number of shard indices in use, by path: zarr's metadata, and the
-    basis for readers that do not know this package."""
-    files = dict(shard_format(description.storage).metadata(description, shards))
+    basis for readers that do not know this package.
+
+    named  zarr's dimensions; `names_dimensions` tells of a cache that is there.
+    """
+    files = dict(shard_format(description.storage).metadata(description, shards, named=named))
     if description.basis is not None:
         rows = description.basis.rows.astype("<f4", copy=False)
         files[BASIS] = tar_shards.npy_header(rows.shape, rows.dtype) + rows.tobytes()
     return files
+
+
+def names_dimensions(storage: Storage, description: Description) -> bool:
+    """Whether the zarr metadata of a cache names its dimensions: a new cache's does, that of earlier versions of this
+    program does not and stays as it is, whatever is added or repaired."""
+    if description.storage.format != "zarr":
+        return True
+    found = storage.read_many([name for name in metadata_files(description, 0) if name.endswith("/zarr.json")])
+    return not any(zarr_shards.names_dimensions(data) is False for data in found if data is not None)
 
 
 def open_shard(files: ShardFiles, description: Description, shard: int, records: int) -> ShardReader:

@@ -46,7 +46,7 @@ def paths(config: CacheConfig, shard: int) -> list[str]:
     return [f"shards/{shard:06d}.tar"]
 
 
-def metadata(description: Description, shards: int) -> dict[str, bytes]:
+def metadata(description: Description, shards: int, *, named: bool) -> dict[str, bytes]:
     """Nothing: a tar needs no metadata beside it."""
     return {}
 

@@ -55,7 +55,8 @@ def verify(
     description = manifest.description
     used = manifest.shards[-1].shard + 1 if manifest.shards else 0
     problems: list[Problem] = []
-    fixed = layout.metadata_files(description, used) | {layout.RECIPE: description.encoded}
+    named = layout.names_dimensions(storage, description)
+    fixed = layout.metadata_files(description, used, named=named) | {layout.RECIPE: description.encoded}
     problems += _check_fixed(storage, fixed | {layout.MANIFEST: manifest.encoded})
     known = {layout.MANIFEST, *fixed}
     for entry in manifest.shards:

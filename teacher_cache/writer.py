@@ -152,7 +152,8 @@ class CacheWriter:
             quarantined=tuple(quarantined),
         )
         used = entries[-1].shard + 1 if entries else 0
-        documents = layout.metadata_files(self.description, used)
+        named = layout.names_dimensions(self.storage, self.description)
+        documents = layout.metadata_files(self.description, used, named=named)
         self.storage.write_documents(documents | {layout.MANIFEST: manifest.encoded})  # the manifest last
         self.storage.flush()
         self.storage.tidy()

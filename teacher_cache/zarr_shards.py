@@ -36,7 +36,7 @@ from teacher_cache.manifest import Description
 from teacher_cache.records import MAX_ID_BYTES, RecordBatch, TeacherRecord
 from teacher_cache.storage import ShardFiles
 
-__all__ = ["Shard", "encode", "metadata", "paths"]
+__all__ = ["Shard", "encode", "metadata", "names_dimensions", "paths"]
 
 MISSING = 2**64 - 1  # offset and size of an inner chunk that is not there, by the sharding codec's specification
 INDEX_ENTRY = 16
@@ -57,6 +57,16 @@ _SMALL: dict[str, tuple[str, Any]] = {  # dtype and fill value of the arrays wit
     "label": ("<i8", -1),
     "valid": ("|b1", False),
 }
+_DIMENSIONS = {  # after "row"; equal names have equal sizes, as xarray demands
+    "points": ("point", "xyz"),
+    "features": ("view", "token", "channel"),
+    "scale": ("view", "token"),
+    "saliency": ("view", "token"),
+    "depth": ("view", "image_row", "image_column"),
+    "lo": ("view", "uv"),
+    "cell": ("view",),
+    "offset": ("view", "uv"),
+}
 
 
 def paths(config: CacheConfig, shard: int) -> list[str]:
@@ -66,8 +76,11 @@ def paths(config: CacheConfig, shard: int) -> list[str]:
     return [f"{name}/c.{shard}" + ".0" * (ranks.get(name, 1) - 1) for name in names]
 
 
-def metadata(description: Description, shards: int) -> dict[str, bytes]:
-    """``zarr.json`` of the group and of each array, for shard indices below ``shards``."""
+def metadata(description: Description, shards: int, *, named: bool) -> dict[str, bytes]:
+    """``zarr.json`` of the group and of each array, for shard indices below ``shards``.
+
+    named  with dimension_names; caches of earlier versions of this program have none.
+    """
     config, shapes = description.storage, stored_shapes(description.schema)
     R = config.shapes_per_shard
     arrays = {
@@ -77,6 +90,9 @@ def metadata(description: Description, shards: int) -> dict[str, bytes]:
     for name, (code, fill) in _SMALL.items():
         arrays[name] = _array_metadata(shards * R, R, shapes.get(name, ()), code, fill, config, False)
     arrays["id"] = _array_metadata(shards * R, R, (), "string", "", config, False)
+    if named:
+        for name, array in arrays.items():
+            array["dimension_names"] = ["row", *_DIMENSIONS.get(name, ())]
     group = {
         "zarr_format": 3,
         "node_type": "group",
@@ -86,6 +102,16 @@ def metadata(description: Description, shards: int) -> dict[str, bytes]:
     }
     files = {f"{name}/zarr.json": _json(array) for name, array in arrays.items()}
     return files | {"zarr.json": _json(group)}
+
+
+def names_dimensions(file: bytes) -> bool | None:
+    """Whether one of the ``zarr.json`` of a cache has dimension_names; None for one that does not parse, or the
+    group's."""
+    try:
+        array = json.loads(file)
+        return "dimension_names" in array if array["node_type"] == "array" else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def encode(records: Sequence[TeacherRecord], description: Description, shard: int) -> Iterator[tuple[str, list[bytes]]]:

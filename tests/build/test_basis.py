@@ -25,6 +25,7 @@ from pipeline.untouched import untouched_tokens
 from pipeline.views import render_views
 from teacher_cache.errors import RecipeMismatch
 from tests.support.builds import COUNT, POINTS, small_build, tree
+from tests.support.limits import HANG
 from tests.support.teachers import TINY_PROJECTION, tiny_teacher
 
 OWN = {"channels": 5, "sample": 12}  # of the 8 of the tiny teacher, on about half of the shapes
@@ -196,7 +197,7 @@ def test_a_build_killed_while_it_fits_and_after_ends_with_the_same_bytes(tmp_pat
     for step, there in ((7, False), (99, True)):
         process = spawn.Process(target=kill_at, args=(tmp_path, step))
         process.start()
-        process.join(120)
+        process.join(HANG)
         assert process.exitcode == -signal.SIGKILL
         caches = list((tmp_path / "caches").glob("*/recipe.json")) if (tmp_path / "caches").exists() else []
         assert bool(caches) is there  # nothing of a cache before its basis

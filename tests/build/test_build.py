@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-import time
+import threading
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from pipeline.errors import BuildError
 from pipeline.teacher import load_teacher
 from pipeline.views import render_views
 from tests.support.builds import COUNT, POINTS, small_build, tree
+from tests.support.limits import HANG
 from tests.support.teachers import TINY_PROJECTION, tiny_teacher
 
 FORMATS = ("zarr", "webdataset")
@@ -264,18 +265,19 @@ def test_the_report_says_where_the_time_went(tmp_path, undisturbed):
 def test_while_a_shard_is_written_the_next_is_taught(tmp_path, monkeypatch):
     """One lane, and a writer that waits until another shard has been to the teacher."""
     taught, waited = [], []
+    holding, another = threading.Event(), threading.Event()
 
     def encode(self, images):
         taught.append(len(images))
+        if holding.is_set():
+            another.set()
         return real_encode(self, images)
 
     def write(handle, shard, records, quarantined=()):
         before = len(taught)
         if shard == 0:
-            for _ in range(1000):
-                if len(taught) > before:
-                    break
-                time.sleep(0.01)
+            holding.set()
+            another.wait(HANG)
             waited.append(len(taught) - before)
         return real_write(handle, shard, records, quarantined)
 

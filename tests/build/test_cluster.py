@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import time
 
 import psutil
 import pytest
@@ -50,17 +49,15 @@ def test_a_scheduler_by_its_address(tmp_path, undisturbed):
 def test_a_scheduler_without_workers_is_told(tmp_path, monkeypatch):
     from dask.distributed import LocalCluster
 
-    monkeypatch.setattr(schedulers, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr(schedulers, "CONNECT_SECONDS", 3)  # within which the scheduler itself must answer
     with (
         LocalCluster(n_workers=0, processes=False, protocol="tcp://", dashboard_address=None) as cluster,
-        pytest.raises(BuildError, match=r"(?s)has had no worker for 1 s.*dask worker tcp://"),
+        pytest.raises(BuildError, match=r"(?s)has had no worker for 3 s.*dask worker tcp://"),
     ):
         small_build(tmp_path, scheduler=cluster.scheduler_address)
 
 
 def test_an_address_where_no_scheduler_is(tmp_path, monkeypatch):
     monkeypatch.setattr(schedulers, "CONNECT_SECONDS", 1)
-    begun = time.perf_counter()
     with pytest.raises(BuildError, match=r"(?s)tcp://127.0.0.1:9: no Dask scheduler answers.*dask scheduler"):
         small_build(tmp_path, scheduler="tcp://127.0.0.1:9")
-    assert time.perf_counter() - begun < 30

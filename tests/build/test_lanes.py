@@ -9,6 +9,7 @@ import torch
 from pipeline import schedulers
 from pipeline.config import BuildConfig
 from pipeline.lanes import Lanes
+from tests.support.limits import HANG
 
 
 def test_the_lowest_order_goes_first_and_equals_in_the_order_they_came():
@@ -19,7 +20,7 @@ def test_the_lowest_order_goes_first_and_equals_in_the_order_they_came():
     ]
     gate.set()
     for future in (first, *others):
-        future.result(timeout=10)
+        future.result(timeout=HANG)
     lanes.close()
     assert done == ["a", "b", "c"]
 
@@ -27,16 +28,16 @@ def test_the_lowest_order_goes_first_and_equals_in_the_order_they_came():
 def test_as_many_calls_as_there_are_lanes_run_at_once():
     lanes = Lanes(3)
     together = threading.Barrier(3)  # breaks unless three are in it at the same time
-    futures = [lanes.submit(0, lambda: together.wait(timeout=10)) for _ in range(6)]
-    assert sorted(future.result(timeout=20) for future in futures) == [0, 0, 1, 1, 2, 2]
+    futures = [lanes.submit(0, lambda: together.wait(timeout=HANG)) for _ in range(6)]
+    assert sorted(future.result(timeout=HANG) for future in futures) == [0, 0, 1, 1, 2, 2]
     lanes.close()
 
 
 def test_an_error_goes_to_the_one_who_waits_and_the_lane_lives_on():
     lanes = Lanes(1)
     with pytest.raises(ZeroDivisionError):
-        lanes.submit(0, lambda: 1 // 0).result(timeout=10)
-    assert lanes.submit(0, lambda: 5).result(timeout=10) == 5
+        lanes.submit(0, lambda: 1 // 0).result(timeout=HANG)
+    assert lanes.submit(0, lambda: 5).result(timeout=HANG) == 5
     lanes.close()
 
 
@@ -45,10 +46,10 @@ def test_closing_ends_the_threads_and_cancels_what_waits():
 
     def work():
         begun.set()
-        return gate.wait(timeout=10)
+        return gate.wait(timeout=HANG)
 
     working, waiting = lanes.submit(0, work), lanes.submit(1, lambda: 1)
-    assert begun.wait(timeout=10)
+    assert begun.wait(timeout=HANG)
     threading.Timer(0.1, gate.set).start()
     lanes.close()
     assert working.result(timeout=0) is True  # close has waited for it

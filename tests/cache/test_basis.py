@@ -22,6 +22,7 @@ from teacher_cache.made_up import SMALL_SCHEMA, build, make_basis, make_recipe, 
 from teacher_cache.sealed import seal
 from teacher_cache.storage import LocalStorage
 from teacher_cache.writer import create_cache, stored_basis, write_shard
+from tests.support.limits import HANG
 
 CHANNELS = SMALL_SCHEMA.channels
 FORMATS = ("zarr", "webdataset")
@@ -176,7 +177,7 @@ def test_of_two_builders_that_begin_at_once_the_first_ones_basis_stands(tmp_path
         def wrapped(*given):
             found = call(*given)
             if not hasattr(met, "place"):
-                met.place = both.wait(10)
+                met.place = both.wait(HANG)
             return found
 
         return wrapped

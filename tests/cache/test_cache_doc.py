@@ -21,7 +21,6 @@ def blocks() -> list[tuple[int, str]]:
     ]
 
 
-@pytest.mark.timeout(120)  # torch's workers are processes
 def test_the_python_of_the_page_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}

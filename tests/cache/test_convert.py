@@ -23,6 +23,7 @@ from teacher_cache.recipe import cache_directory
 from teacher_cache.records import Quarantined, RecordBatch
 from teacher_cache.testing import SMALL_SCHEMA, assert_same_record, build, make_recipe, make_record, tree
 from teacher_cache.writer import create_cache, write_shard
+from tests.support.limits import HANG
 
 CONFIG = CacheConfig(shapes_per_shard=4)
 SMALLEST = 127 * float(np.finfo(np.float32).tiny)  # of a token's largest magnitude: its scale is then a normal number
@@ -323,7 +324,7 @@ def test_killed_anywhere_a_rerun_completes(tmp_path: Path) -> None:
     def run(root: Path, die_at: int) -> int | None:
         process = context.Process(target=convert_and_die, args=(str(source), str(root), die_at, counted))
         process.start()
-        process.join(60)
+        process.join(HANG)
         return process.exitcode
 
     assert run(tmp_path / "whole", -1) == 0
@@ -338,7 +339,7 @@ def test_killed_anywhere_a_rerun_completes(tmp_path: Path) -> None:
 
 
 def convert_when_told(source: str, root: str, started: Any) -> None:
-    started.wait(30)
+    started.wait(HANG)
     convert(source, root, format="webdataset", threads=2)
 
 
@@ -352,7 +353,7 @@ def test_two_conversions_at_once_make_one_cache(tmp_path: Path) -> None:
         process.start()
     started.set()
     for process in pair:
-        process.join(60)
+        process.join(HANG)
     assert [process.exitcode for process in pair] == [0, 0]
     [found] = (tmp_path / "found").iterdir()
     assert tree(found) == tree(build_at(tmp_path / "expected", count=20, format="webdataset"))

@@ -27,6 +27,7 @@ from teacher_cache.testing import (
     tree,
 )
 from teacher_cache.writer import create_cache, write_shard
+from tests.support.limits import HANG
 
 COUNT = 5
 STEPS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "fcntl.flock", "shutil.rmtree"}
@@ -66,7 +67,7 @@ def build_counting_steps(path: str, format: str, die_at: int, counted: Any) -> N
 
 def run(process: BaseProcess) -> int:
     process.start()
-    process.join(60)
+    process.join(HANG)
     assert process.exitcode is not None
     return process.exitcode
 
@@ -98,7 +99,7 @@ def test_killed_before_any_step_of_the_build(
 def build_slowly(path: str, format: str, started: Any) -> None:
     """A build whose every fsync takes a while, to be killed or raced in."""
     os.fsync = lambda descriptor: time.sleep(0.002)  # type: ignore[assignment]
-    started.wait(20)
+    started.wait(HANG)
     build(path, config_of(format), count=COUNT)
 
 
@@ -118,7 +119,7 @@ def test_two_builders_killed_and_run_again(tmp_path: Path, processes: ForkServer
             time.sleep(rng.uniform(0.005, 0.08))
             pair[0].kill()
         for process in pair:
-            process.join(60)
+            process.join(HANG)
         assert pair[1].exitcode == 0
         build(path, config_of(format), count=COUNT)
         assert tree(path) == tree(tmp_path / "whole")
@@ -129,7 +130,7 @@ def write_differing(path: str, seed: int, started: Any) -> None:
     """A builder whose teacher does not repeat itself to the bit, as on a GPU."""
     config = config_of("zarr")
     writer = create_cache(path, make_recipe(config), SMALL_SCHEMA, config)
-    started.wait(20)
+    started.wait(HANG)
     for shard in range(6):
         record = dataclasses.replace(make_record(shard, seed=seed), id=str(shard))
         write_shard(writer.handle, shard, [record])
@@ -144,7 +145,7 @@ def test_builders_that_disagree_never_mix_in_a_shard(tmp_path: Path, processes: 
         process.start()
     started.set()
     for process in pair:
-        process.join(60)
+        process.join(HANG)
     assert [process.exitcode for process in pair] == [0, 0]
     assert teacher_cache.verify(path) == []
     for shard, record in enumerate(teacher_cache.open(path)):
@@ -222,18 +223,18 @@ def hold_workspace(path: str, ready: Any, leave: Any) -> None:
     with commit.workspace(Path(path)) as folder:
         (folder / "half").write_bytes(b"half a shard")
         ready.set()
-        leave.wait(30)
+        leave.wait(HANG)
 
 
 def test_only_the_dead_are_cleaned_up_after(tmp_path: Path, processes: ForkServerContext) -> None:
     ready, leave = processes.Event(), processes.Event()
     process = processes.Process(target=hold_workspace, args=(str(tmp_path), ready, leave))
     process.start()
-    assert ready.wait(20)
+    assert ready.wait(HANG)
     assert commit.remove_abandoned(tmp_path) == [], "its owner lives"
     assert len(list((tmp_path / "tmp").rglob("half"))) == 1
     process.kill()
-    process.join(20)
+    process.join(HANG)
     assert len(list((tmp_path / "tmp").rglob("half"))) == 1
     assert len(commit.remove_abandoned(tmp_path)) == 1
     assert not (tmp_path / "tmp").exists()

@@ -18,6 +18,7 @@ from teacher_cache.errors import CacheError, StorageError
 from teacher_cache.gc import Abandoned, find_abandoned, gc
 from teacher_cache.testing import SMALL_SCHEMA, build, make_recipe, make_record, tree
 from teacher_cache.writer import create_cache, write_shard
+from tests.support.limits import HANG
 
 FORMATS = pytest.mark.parametrize("format", ["zarr", "webdataset"])
 DEAD = "host-12-0123456789abcdef"
@@ -107,7 +108,7 @@ def build_until_told(path: str, ready: Any, leave: Any) -> None:
         rename(source, target)
         if "saliency" in str(target):
             ready.set()
-            leave.wait(60)
+            leave.wait(HANG)
 
     os.replace = slow  # type: ignore[assignment]
     write_shard(writer.handle, 0, [make_record(0)])
@@ -119,7 +120,7 @@ def test_a_living_builder_keeps_everything(tmp_path: Path, processes: ForkServer
     ready, leave = processes.Event(), processes.Event()
     process = processes.Process(target=build_until_told, args=(str(tmp_path / "c"), ready, leave))
     process.start()
-    assert ready.wait(30)
+    assert ready.wait(HANG)
     files = {path for path in (tmp_path / "c").rglob("*") if path.is_file()}
     assert tmp_path / "c" / "saliency/c.0.0.0" in files
     findings = find_abandoned(tmp_path / "c")
@@ -135,7 +136,7 @@ def test_a_living_builder_keeps_everything(tmp_path: Path, processes: ForkServer
     assert gc(forced) == ([], forced), "not even when it is asked to"
     assert {path for path in (tmp_path / "c").rglob("*") if path.is_file()} == files
     process.kill()
-    process.join(20)
+    process.join(HANG)
     dead = find_abandoned(tmp_path / "c")
     assert {piece.kind for piece in dead.abandoned} == {"workspace", "shard"}
     assert dead.busy == 0
@@ -171,7 +172,7 @@ def test_collecting_all_the_while_a_build_runs_changes_nothing(tmp_path: Path, p
     started = processes.Event()
     process = processes.Process(target=build_slowly, args=(str(tmp_path / "c"), started))
     process.start()
-    assert started.wait(30)
+    assert started.wait(HANG)
     rounds = 0
     while process.is_alive():
         if (tmp_path / "c").is_dir():
@@ -298,7 +299,7 @@ def test_what_a_killed_build_leaves_is_found_and_the_rest_completes(
 ) -> None:
     process = processes.Process(target=die_in_commit, args=(str(tmp_path / "c"), at))
     process.start()
-    process.join(60)
+    process.join(HANG)
     assert process.exitcode == -signal.SIGKILL
     committed = set((tmp_path / "c").glob("receipts/*.json"))
     findings = find_abandoned(tmp_path)

@@ -22,6 +22,7 @@ from teacher_cache.recipe import cache_directory
 from teacher_cache.records import Quarantined, TeacherRecord
 from teacher_cache.testing import SMALL_SCHEMA, assert_same_record, build, make_recipe, make_record, tree
 from teacher_cache.writer import create_cache, write_shard
+from tests.support.limits import HANG
 
 NAMES = ("a", "b", "c", "d", "e")
 FORMATS = pytest.mark.parametrize("format", ["zarr", "webdataset"])
@@ -292,7 +293,7 @@ def test_killed_anywhere_a_rerun_completes(tmp_path: Path) -> None:
     def run(root: Path, die_at: int) -> int | None:
         process = context.Process(target=merge_and_die, args=(sources, str(root), die_at, counted))
         process.start()
-        process.join(60)
+        process.join(HANG)
         return process.exitcode
 
     assert run(tmp_path / "whole", -1) == 0

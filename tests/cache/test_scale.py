@@ -1,7 +1,7 @@
 """What a cache of many shapes costs to open and to verify: memory by number of shards, and time within wide bounds."""
 
 import hashlib
-import time
+import sys
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
@@ -100,7 +100,10 @@ def test_progress_of_verify_counts_every_file_once(tmp_path: Path) -> None:
 
 
 def test_a_cache_of_many_shapes_opens_at_once(tmp_path: Path) -> None:
-    """100,000 shapes in shards of 64: 4 ms were measured, and 1.3 s for ten million."""
+    """100,000 shapes in shards of 64: 4 ms were measured, and 1.3 s for ten million. Nothing is done shape by shape.
+
+    Counted in calls, of Python and of C: 36 a shard were measured. Time would be the machine's.
+    """
     shards, size = 1563, 64
     description = Description(recipe=make_recipe(CacheConfig()), schema=SMALL_SCHEMA, label_names=())
     manifest = Manifest(
@@ -114,10 +117,19 @@ def test_a_cache_of_many_shapes_opens_at_once(tmp_path: Path) -> None:
     )
     (tmp_path / layout.MANIFEST).write_bytes(manifest.encoded)
     assert 130 * shards < len(manifest.encoded) < 150 * shards  # docs/scaling.md: 142 bytes a shard
-    begun = time.perf_counter()
-    cache = teacher_cache.open(tmp_path)
-    order = teacher_cache.epoch_order(cache.counts, seed=0, epoch=0)
-    assert time.perf_counter() - begun < 1  # a hundred times what it takes
+    calls = 0
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        cache = teacher_cache.open(tmp_path)
+        order = teacher_cache.epoch_order(cache.counts, seed=0, epoch=0)
+    finally:
+        sys.setprofile(None)
+    assert calls < shards * size
     assert len(cache) == order.size == shards * size
     assert np.array_equal(np.unique(order), np.arange(order.size))
 

@@ -14,6 +14,7 @@ import pytest
 from cli.main import COMMANDS
 from cli.progress import Progress, human_seconds
 from tests.support.commands import run
+from tests.support.limits import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -258,17 +259,36 @@ def _heed_interruptions() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+# The command, with a disk so slow that it cannot end before it is interrupted, however late that is noticed.
+DAWDLING = """
+import os, pathlib, sys, time
+root = pathlib.Path(sys.argv[4].removeprefix("cache.root="))
+
+def fsync(descriptor):
+    time.sleep(0.2 if any(root.glob("*/receipts/*.json")) else 0)
+
+os.fsync = fsync
+from cli.main import main
+main()
+"""
+
+
 def test_an_interrupted_build_answers_130_and_goes_on(tmp_path):
-    arguments = [sys.executable, "-m", "cli.main", "cache", "build", "smoke", "--set", f"cache.root={tmp_path}"]
-    arguments += ["--set", "cache.shapes_per_shard=4"]
+    wanted = ["cache", "build", "smoke", "--set", f"cache.root={tmp_path}", "--set", "cache.shapes_per_shard=4"]
+    arguments = [sys.executable, "-m", "cli.main", *wanted]
     process = subprocess.Popen(
-        arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_interruptions
+        [sys.executable, "-c", DAWDLING, *wanted],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_heed_interruptions,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG
     while time.monotonic() < deadline and not list(tmp_path.glob("*/receipts/*.json")):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=HANG)
     assert process.returncode == 130, err
     assert "run the same command again" in err
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)

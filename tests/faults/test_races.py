@@ -11,9 +11,9 @@ import pytest
 
 from teacher_cache import commit
 from tests.support.faults import Scenario, builders, cache_of, check_finished, stages_of, start_builder
+from tests.support.limits import HANG
 
 FORMATS = ("zarr", "webdataset")
-WAIT = 90.0
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def undisturbed(context: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[
     for format in FORMATS:
         folder = tmp_path_factory.mktemp("undisturbed") / "whole"
         process = start_builder(context, folder, Scenario(workers=1, format=format))
-        process.join(WAIT)
+        process.join(HANG)
         assert process.exitcode == 0
         path = cache_of(folder)
         assert path is not None
@@ -55,7 +55,7 @@ def start(context: Any) -> Iterator[Callable[..., Any]]:
 
 
 def wait_until(what: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + WAIT
+    deadline = time.monotonic() + HANG
     while not (found := what()):
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -70,7 +70,7 @@ def test_two_builders_at_once_both_finish(tmp_path: Path, start: Any, undisturbe
         for workers in (1, 2)
     ]
     for process in pair:
-        process.join(WAIT)
+        process.join(HANG)
     assert [process.exitcode for process in pair] == [0, 0], (tmp_path / "raced" / "builder.log").read_text()
     check_finished(tmp_path / "raced", *undisturbed[format])
 
@@ -92,7 +92,7 @@ def test_a_builder_killed_while_another_waits_for_it(tmp_path: Path, start: Any,
     assert second.is_alive()
     assert not (path / "manifest.json").exists()
     first.kill()
-    second.join(WAIT)
+    second.join(HANG)
     assert second.exitcode == 0
     check_finished(folder, *undisturbed[format])
 
@@ -171,7 +171,7 @@ def test_workers_killed_one_after_the_other_under_a_running_scheduler(
         pid = wait_until(at_work)
         os.kill(pid, signal.SIGKILL)
         killed.add(pid)
-    driver.join(WAIT)
+    driver.join(HANG)
     assert driver.exitcode == 0, (folder / "builder.log").read_text()[-3000:]
     assert len(stages_of(marks)) >= 4, "the driver, two workers and one at least in place of those that died"
     check_finished(folder, *undisturbed["zarr"])

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import __main__ as benchmarks_main
 from benchmarks._table import Row, Timing, environment, measure, print_table, write_json
+from tests.support.limits import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,7 +46,7 @@ def test_an_unknown_name_is_refused_before_anything_runs(capsys):
 @pytest.mark.parametrize("name", ["kernels", "step"])
 def test_options_are_explained(name):
     command = [sys.executable, "-m", f"benchmarks.bench_{name}", "--help"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=HANG)
     assert "options:" in run.stdout
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.limits import HANG
+
 ROOT = Path(__file__).resolve().parents[2]
 USE = """
 import sys, torch
@@ -35,7 +37,7 @@ def start(site: Path, **environment: str) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> tuple[str, int, str]:
-    out, error = process.communicate(timeout=120)
+    out, error = process.communicate(timeout=HANG)
     assert process.returncode == 0, error
     answer, hits = out.splitlines()
     return answer, int(hits), error

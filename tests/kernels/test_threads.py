@@ -16,6 +16,7 @@ from cuda.knn import knn
 from cuda.project import project
 from cuda.twins import _threads
 from tests.support.kernels import cloud
+from tests.support.limits import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
 POINTS = torch.from_numpy(np.stack([cloud("ball", 300, seed=seed) for seed in range(5)]))
@@ -68,7 +69,7 @@ def test_a_busy_pool_does_not_block():
     release = threading.Event()
     _threads.for_each(2, lambda begin, end: None)
     pool = _threads._threads(3)
-    occupied = [pool.submit(release.wait, 60) for _ in range(3)]
+    occupied = [pool.submit(release.wait, HANG) for _ in range(3)]
     try:
         _threads.for_each(50, lambda begin, end: None)  # the caller does it all
         assert not any(task.done() for task in occupied)
@@ -90,7 +91,7 @@ class _Sampled(torch.utils.data.Dataset):
 
 def test_in_forked_loader_workers_after_use_in_the_parent():
     expected = farthest_point_sample(POINTS, 50)
-    loader = DataLoader(_Sampled(), batch_size=1, num_workers=2, multiprocessing_context="fork", timeout=60)
+    loader = DataLoader(_Sampled(), batch_size=1, num_workers=2, multiprocessing_context="fork", timeout=HANG)
     assert torch.equal(torch.cat(list(loader)), expected)
 
 
@@ -109,6 +110,6 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 def test_the_pool_starts_afresh_in_a_forked_child():
     run = subprocess.run(
-        [sys.executable, "-c", FORK], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", FORK], cwd=ROOT, capture_output=True, text=True, timeout=HANG, check=False
     )
     assert run.returncode == 0, run.stderr

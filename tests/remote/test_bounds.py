@@ -19,6 +19,7 @@ from teacher_cache.config import CacheConfig
 from teacher_cache.errors import ManifestError, ShardDamaged, StorageError
 from teacher_cache.remote_read import HttpStatus, persist
 from teacher_cache.testing import build, make_record
+from tests.support.limits import HANG
 from tests.support.servers import Answer, http_server
 
 COUNT = 10
@@ -77,7 +78,7 @@ def test_an_endless_document_is_refused_at_its_bound(tmp_path: Path) -> None:
             teacher_cache.open(url)
         (problem,) = teacher_cache.verify(url)
         assert problem.file == layout.MANIFEST
-        until = time.monotonic() + 60
+        until = time.monotonic() + HANG
         while len(sent) < 2 and time.monotonic() < until:
             time.sleep(0.01)
     # What the kernel holds in flight on loopback is a few MB, whatever is read.
@@ -208,7 +209,7 @@ def test_a_server_that_stalls_is_given_up_and_tried_again(tmp_path: Path) -> Non
         head(request, 200, Content_Length=str(len(data)))
         request.wfile.write(data[:1])
         request.wfile.flush()
-        over.wait(60)
+        over.wait(HANG)
         return True
 
     with cache_behind(tmp_path, answer) as url:

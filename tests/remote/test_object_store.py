@@ -23,6 +23,7 @@ from teacher_cache.errors import CacheError, ManifestError, RecipeMismatch, Sche
 from teacher_cache.remote import RemoteStorage
 from teacher_cache.testing import SMALL_SCHEMA, assert_same_record, build, make_recipe, make_record, tree
 from teacher_cache.writer import create_cache, write_shard
+from tests.support.limits import HANG
 from tests.support.servers import S3
 
 COUNT = 14
@@ -66,7 +67,7 @@ def test_a_forked_process_reads(s3: S3) -> None:
     box = context.SimpleQueue()
     process = context.Process(target=lambda: box.put(cache[3].saliency))
     process.start()
-    process.join(60)
+    process.join(HANG)
     assert process.exitcode == 0
     np.testing.assert_array_equal(box.get(), expected)
 
@@ -139,7 +140,7 @@ def test_killed_after_any_upload(tmp_path: Path, s3: S3, format: str) -> None:
             assert heard.poll(60), "the builder has stopped by itself"
             heard.recv()
         os.kill(process.pid or 0, signal.SIGKILL)
-        process.join(20)
+        process.join(HANG)
         assert process.exitcode == -signal.SIGKILL
         assert layout.MANIFEST not in s3.objects(url)
         for record in teacher_cache.open(url, allow_incomplete=True):
@@ -257,7 +258,7 @@ def test_a_store_that_is_gone(s3: S3) -> None:
     program = "import teacher_cache; teacher_cache.open('s3://shapes/c')"
     quick = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", program], env=os.environ | quick, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", program], env=os.environ | quick, capture_output=True, text=True, timeout=HANG
     )
     assert "StorageError: s3://shapes/c/manifest.json: the store did not do what was asked" in done.stderr
     assert "docs/object-stores.md" in done.stderr

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tests.support.limits import HANG
+
 DASK = Path(sys.executable).parent / "dask"
-SECONDS = 60  # for anything to happen
 
 
 class Cluster:
@@ -79,7 +80,7 @@ def cluster(folder: Path, environment: dict[str, str] | None = None) -> Iterator
 
 def wait_for(happened: Callable[[], bool], what: str, of: Cluster) -> None:
     """Wait until something has happened; an AssertionError with the logs when it does not."""
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + HANG
     while not happened():
-        assert time.monotonic() < end, f"waited {SECONDS} s for {what}\n{of.logs()}"
+        assert time.monotonic() < end, f"waited {HANG} s for {what}\n{of.logs()}"
         time.sleep(0.02)

@@ -24,12 +24,12 @@ from tests.support.faults import (
     stages_of,
     start_builder,
 )
+from tests.support.limits import HANG
 
 __all__ = ["Campaign", "Kill", "table"]
 
 AIMS = ("read", "project", "teach", "write", "commit", "finish")
 SHOWN = ("import", "open", *AIMS, "wait")  # "wait": in none of the others, as a driver while its workers start
-PATIENCE = 300.0  # seconds for a builder to end by itself
 # Seconds of a build, to begin with: in processes that have everything loaded, and in those that must import first.
 QUICK_BUILD, SLOW_BUILD = 0.6, 8.0
 MOST_IN_A_ROW = 3
@@ -131,7 +131,7 @@ class Campaign:
     def _build(self, folder: Path, scenario: Scenario, marks: Path | None) -> float:
         begun = time.perf_counter()
         process = self._start(folder, scenario, marks)
-        process.join(PATIENCE)
+        process.join(HANG)
         seconds = time.perf_counter() - begun
         if process.exitcode != 0:
             process.kill()
@@ -155,7 +155,7 @@ class Campaign:
         if whom == "everyone":
             for pid in workers:
                 _kill(pid)
-        process.join(PATIENCE)
+        process.join(HANG)
         stages = stages_of(marks)
         if process.exitcode != -signal.SIGKILL or "done" in stages.get(process.pid, set()):
             assert process.exitcode in {0, -signal.SIGKILL}, f"{scenario}: a builder failed, {process.exitcode}"
@@ -168,7 +168,7 @@ class Campaign:
 
     def _wait_for(self, process: Any, marks: Path, stage: str, *, nth: int) -> None:
         """Until the stage has been entered for the nth time, and a moment longer; or the builder has ended."""
-        inside, deadline = False, time.monotonic() + PATIENCE
+        inside, deadline = False, time.monotonic() + HANG
         while process.is_alive() and time.monotonic() < deadline:
             now = any(stage in stages for stages in stages_of(marks).values())
             nth -= now and not inside
@@ -181,7 +181,7 @@ class Campaign:
     def _all_gone(self, folder: Path) -> None:
         """No process that worked for a dead driver goes on."""
         pids = [int(path.stem) for path in folder.glob("marks-*/*.stages")]
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + HANG
         while left := [pid for pid in pids if _alive(pid)]:
             assert time.monotonic() < deadline, f"processes {left} outlive their driver"
             time.sleep(0.05)

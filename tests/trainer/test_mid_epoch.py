@@ -144,9 +144,10 @@ def test_a_run_killed_within_a_long_epoch(tmp_path: Path) -> None:
     settings = {"epochs": 2, "schedule_epochs": 0, "checkpoint_steps": 3}
     whole = train(cache, tmp_path / "whole", **settings)
     program = (
-        "import sys, teacher_cache, torch; from pathlib import Path; from tests.support.training import train;"
+        "import sys, time, teacher_cache, torch; from pathlib import Path; from tests.support.training import train;"
         "torch.set_num_threads(int(sys.argv[3]));"
-        f"train(teacher_cache.open(sys.argv[1]), Path(sys.argv[2]), **{settings!r})"
+        "halt = lambda event: [time.sleep(1) for _ in iter(lambda: event.step >= 35, False)];"  # it is killed before
+        f"train(teacher_cache.open(sys.argv[1]), Path(sys.argv[2]), on_event=halt, **{settings!r})"
     )
     run_dir = tmp_path / "killed"
     process = subprocess.Popen(

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from tests.support.limits import HANG
 from tests.support.training import train, training_cache, weights_of
 from trainer import checkpoint
 
@@ -19,8 +20,25 @@ ROOT = Path(__file__).resolve().parents[2]
 RUN = [sys.executable, "-m", "tests.support.training"]
 
 
+# As `python -m tests.support.training`, but it never gets to its end: how soon it is killed is the machine's affair.
+ENDLESS = """
+import sys, time
+from pathlib import Path
+import teacher_cache, torch
+from tests.support.training import train
+
+def halt(event):
+    while event.epoch >= int(sys.argv[3]) - 1:
+        time.sleep(1)
+
+torch.set_num_threads(1)
+train(teacher_cache.open(sys.argv[1]), Path(sys.argv[2]), epochs=int(sys.argv[3]), schedule_epochs=0, on_event=halt)
+"""
+
+
 def _start(cache: Any, run_dir: Path, epochs: int) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen([*RUN, str(cache.path), str(run_dir), str(epochs), "0"], cwd=ROOT, stderr=subprocess.PIPE)
+    command = [sys.executable, "-c", ENDLESS, str(cache.path), str(run_dir), str(epochs)]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
 
 
 def _lines(run_dir: Path, event: str) -> list[dict[str, Any]]:
@@ -34,7 +52,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path: Path) -> 
     whole = train(cache, tmp_path / "whole", epochs=epochs, schedule_epochs=0)
     run_dir = tmp_path / "killed"
     process = _start(cache, run_dir, epochs)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG
     while len(checkpoint.checkpoints(run_dir)) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
@@ -55,7 +73,7 @@ def test_two_ranks_train_the_student_that_one_would(cache: Any, tmp_path: Path) 
     one = train(cache, tmp_path / "one", epochs=2)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [RUN[0], *launcher, *RUN[1:], str(cache.path), str(tmp_path / "two"), "2"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG, check=False)
     assert done.returncode == 0, done.stderr
     assert _lines(tmp_path / "two", "start")[0]["ranks"] == 2
     steps = [

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pipeline.config import BuildConfig, CorpusConfig, ProjectionConfig, TeacherConfig, conflicts
 from teacher_cache.config import CacheConfig
-from trainer.config import EvaluationConfig, TrainerConfig
+from trainer.config import EvaluationConfig, TrainerConfig, absurd
 from trainer.model_config import MaskingConfig, ModelConfig
 
 __all__ = ["SECTIONS", "Experiment"]
@@ -44,7 +44,8 @@ class Experiment:
     def problems(self) -> Iterator[str]:
         """Every fault, with the full name of the setting."""
         for section in SECTIONS:
-            for problem in getattr(self, section).problems():
+            settings = getattr(self, section)
+            for problem in (*(() if section in ("trainer", "evaluation") else absurd(settings)), *settings.problems()):
                 yield f"{section}.{problem}"
         yield from conflicts(self.corpus, self.projection)
         stored, seen = self.corpus.points, self.trainer.points or self.corpus.points

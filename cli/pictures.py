@@ -1,5 +1,6 @@
 """Pictures where people would rather look: what a cache holds, and how a training run went."""
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.render import render_cloud
+from teacher_cache.commit import replace_file
 from teacher_cache.records import TeacherRecord
 
 __all__ = ["GRID", "INK", "contrastive_curve", "curves", "pyplot", "record_sheet", "save_figure"]
@@ -143,5 +145,7 @@ def pyplot() -> Any:
 def save_figure(figure: Any, path: Path, plt: Any) -> None:
     """Write a figure, on white, and forget it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, facecolor="white")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110, facecolor="white", format=path.suffix[1:].lower() or "png")
     plt.close(figure)
+    replace_file(path, drawn.getvalue())

@@ -1,7 +1,7 @@
 """``i2p pretrain``: from an experiment to a trained encoder and the number that says how good it is."""
 
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,20 +32,22 @@ def pretrain(
     """Pre-train an encoder as CONFIG (a preset or a TOML file) says; its cache is built first if it is not there."""
     import teacher_cache
     from cli.config import load_experiment, to_toml
+    from teacher_cache.location import resolve
+    from trainer.distributed import place_in_launch
 
     experiment = load_experiment(config, overrides)
     if print_config:
         click.echo(to_toml(experiment), nl=False)
         return
-    ranks, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    if cache_path is None:
-        cache_path = _cache_of(experiment, ranks)
+    launch = place_in_launch()
+    if cache_path is not None:  # noted, so that the run's own config.toml repeats the run
+        experiment = replace(experiment, trainer=replace(experiment.trainer, cache=str(cache_path)))
+    elif experiment.trainer.cache:
+        cache_path = resolve(experiment.trainer.cache)
+    else:
+        cache_path = _cache_of(experiment, launch.size)
     opened = teacher_cache.open(cache_path)
-    run_dir = out or Path("runs") / experiment.name
-    if rank == 0:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.toml").write_text(to_toml(experiment), encoding="utf-8")
-    _train(experiment, opened, run_dir, rank)
+    _train(experiment, opened, out or Path("runs") / experiment.name, launch.rank)
 
 
 def _cache_of(experiment: "Experiment", ranks: int) -> "Location":
@@ -70,11 +72,18 @@ def _live_teacher(experiment: "Experiment", opened: Any) -> Any:
 
 
 def _train(experiment: "Experiment", opened: Any, run_dir: Path, rank: int) -> None:
+    from cli.config import to_toml
     from cli.pictures import curves
     from cli.progress import human_seconds
+    from teacher_cache.commit import replace_file
     from trainer.loop import pretrain as run
 
-    reporter = _Reporter(quiet=rank != 0, evaluates=experiment.evaluation.enabled)
+    def note_settings() -> None:
+        # Only now that the run is accepted: a refused call must not change what an earlier run says of itself.
+        replace_file(run_dir / "config.toml", to_toml(experiment).encode())
+
+    quiet = rank != 0
+    reporter = _Reporter(quiet=quiet, evaluates=experiment.evaluation.enabled, on_start=note_settings)
     try:
         report = run(
             opened,
@@ -132,8 +141,8 @@ def table(result: Mapping[str, Any]) -> str:
 class _Reporter:
     """Training events as a progress bar and, per epoch, a line."""
 
-    def __init__(self, *, quiet: bool, evaluates: bool):
-        self._quiet, self._evaluates = quiet, evaluates
+    def __init__(self, *, quiet: bool, evaluates: bool, on_start: Callable[[], None]):
+        self._quiet, self._evaluates, self._on_start = quiet, evaluates, on_start
         self._progress: Any = None
         self._epochs = 0
 
@@ -143,6 +152,7 @@ class _Reporter:
 
         match event:
             case RunStarted():
+                self._on_start()
                 self._epochs = event.epochs
                 total = event.epochs * event.steps_per_epoch
                 self._progress = Progress("training", total, unit="steps", initial=event.step, quiet=self._quiet)

@@ -12,6 +12,7 @@ from typing import Literal
 __all__ = ["BuildConfig", "CorpusConfig", "ProjectionConfig", "TeacherConfig", "conflicts"]
 
 MIN_POINTS = 32  # a cloud with fewer distinct points is quarantined, so asking for fewer can only fail
+MAX_POINTS = 10**7  # of one shape: 120 MB as float32
 SEED_BOUND = 2**63
 
 
@@ -36,6 +37,8 @@ class CorpusConfig:
             yield f"uri = {self.uri!r} has no kind; write kind:location, for instance folder:meshes"
         if self.points < MIN_POINTS:
             yield f"points = {self.points} is fewer than {MIN_POINTS}"
+        if self.points > MAX_POINTS:
+            yield f"points = {self.points} is more than {MAX_POINTS}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,11 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import socket
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +22,14 @@ from teacher_cache.errors import CacheError
 from teacher_cache.manifest import ShardFile
 
 __all__ = [
+    "OWN_NAME",
     "is_current",
     "lock",
     "move_into_place",
+    "open_log",
+    "refuse_links",
     "remove_abandoned",
+    "replace_file",
     "sync_directory",
     "try_lock",
     "workspace",
@@ -33,11 +39,69 @@ __all__ = [
 
 TEMPORARY = "tmp"
 
+# How workspaces, and locks of shards and of new documents, are named; what somebody else put into tmp/ is not ours to
+# remove.
+OWN_NAME = re.compile(r".+-\d+-[0-9a-f]{16}|shard-\d{6,}|new-[a-z]+\.json")
+
+# Nothing can be removed here, and nothing was begun here either: a read-only file system, or somebody else's cache.
+_READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def refuse_links(root: Path, path: Path) -> None:
+    """Raise CacheError if a folder on the way from ``root`` to ``path``, itself excluded, is a link.
+
+    root  a cache's or a run's folder. Whoever made it chose where its links point: writing or removing through one
+          would change other people's files. The folder itself may be a link; that was its user's choice.
+    """
+    folder = root
+    for part in path.relative_to(root).parts[:-1]:
+        folder = folder / part
+        if folder.is_symlink():
+            raise CacheError(
+                f"{folder}: expected a folder, found a link to {os.readlink(folder)!r}; nothing is written or removed "
+                f"through links within {root}.\n  Remove the link; where files belong behind it, move them here."
+            )
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file whole and durably: the old one or the new one is there after a crash, never a part of it.
+
+    What stands at ``path``, a link included, is replaced and not followed.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def open_log(path: Path) -> int:
+    """A descriptor that appends to a file of lines, made if absent. Raises CacheError for a link, pipe or device."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno not in {errno.ELOOP, errno.ENXIO, errno.EISDIR}:
+            raise
+        descriptor = -1
+    if descriptor < 0 or not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        if descriptor >= 0:
+            os.close(descriptor)
+        raise CacheError(f"{path}: expected a file of lines, found a link, a pipe or a device.\n  Remove it.")
+    return descriptor
+
 
 @contextmanager
 def lock(root: Path, name: str) -> Iterator[None]:
     """Hold ``tmp/<name>.lock`` alone, waiting for whoever holds it. The file is removed again at the end."""
     path = root / TEMPORARY / f"{name}.lock"
+    refuse_links(root, path)
     descriptor = _acquire(path)
     try:
         yield
@@ -64,15 +128,21 @@ def workspace(root: Path) -> Iterator[Path]:
 def remove_abandoned(root: Path) -> list[str]:
     """Remove what dead processes left under ``tmp``; what a living one holds stays. -> names removed."""
     removed = []
+    refuse_links(root, root / TEMPORARY / "any")
     try:
         names = sorted(name for name in os.listdir(root / TEMPORARY) if name.endswith(".lock"))
     except FileNotFoundError:
         return []  # it is not there, or another builder that ends has just removed it
     for path in (root / TEMPORARY / name for name in names):
+        if not OWN_NAME.fullmatch(path.stem) or path.with_suffix("").is_symlink():
+            continue
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue  # its owner ended meanwhile
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            # Its owner ended meanwhile; it is a link or a pipe and no lock; or nothing can be removed here.
+            if error.errno in {errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EISDIR} | _READ_ONLY:
+                continue
+            raise
         try:
             if try_lock(descriptor, wait=False) and is_current(descriptor, path):
                 shutil.rmtree(path.with_suffix(""), ignore_errors=True)
@@ -89,7 +159,7 @@ def remove_temporary(root: Path) -> None:
     try:
         (root / TEMPORARY).rmdir()
     except OSError as error:
-        if error.errno not in {errno.ENOTEMPTY, errno.ENOENT, errno.EEXIST}:
+        if error.errno not in {errno.ENOTEMPTY, errno.ENOENT, errno.EEXIST, errno.ENOTDIR} | _READ_ONLY:
             raise
 
 
@@ -111,6 +181,7 @@ def move_into_place(root: Path, folder: Path, files: Iterable[ShardFile]) -> Non
     directories = []
     for file in files:
         target = root / file.path
+        refuse_links(root, target)
         if not target.parent.is_dir():
             target.parent.mkdir(parents=True, exist_ok=True)
             sync_directory(target.parent.parent)
@@ -131,18 +202,25 @@ def write_documents(root: Path, documents: Mapping[str, bytes]) -> None:
 
     Files that hold these bytes already are left alone, so a build that has nothing to do touches nothing.
     """
-    changed = {path: data for path, data in documents.items() if _content(root / path) != data}
+    changed = {path: data for path, data in documents.items() if not _holds(root / path, data)}
     if changed:
         with workspace(root) as folder:
             for path, data in changed.items():
                 move_into_place(root, folder, [write_file(folder / staged_name(path), [data], path)])
+        remove_temporary(root)
 
 
-def _content(path: Path) -> bytes | None:
+def _holds(path: Path, data: bytes) -> bool:
+    """Whether a regular file of these bytes stands there; whatever else does is replaced, and not read."""
     try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}:
+            return False
+        raise
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        return stat.S_ISREG(status.st_mode) and status.st_size == len(data) and file.read(len(data) + 1) == data
 
 
 def sync_directory(path: Path) -> None:
@@ -163,9 +241,13 @@ def _acquire(path: Path) -> int:
                 raise
             continue  # tmp/ was there, and removed before mkdir looked whether it is a folder
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except FileNotFoundError:
             continue  # tmp/ was removed, empty, between the two calls
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise CacheError(f"{path}: expected a lock file, found a link.\n  Remove it.") from error
         try:
             if try_lock(descriptor, wait=True) and is_current(descriptor, path):
                 return descriptor
@@ -198,6 +280,6 @@ def try_lock(descriptor: int, *, wait: bool) -> bool:
 def is_current(descriptor: int, path: Path) -> bool:
     """Whether the open file is still the one at this path: its last holder may have removed it."""
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:
         return False

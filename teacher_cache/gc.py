@@ -22,10 +22,6 @@ from teacher_cache.storage import VOLATILE
 
 __all__ = ["Abandoned", "Findings", "find_abandoned", "gc"]
 
-# How workspaces (commit.py), and locks of shards and of new documents (storage.py), are named; what somebody else put
-# there is not ours to remove.
-_OWN = re.compile(r".+-\d+-[0-9a-f]{16}|shard-\d{6,}|new-[a-z]+\.json")
-
 Document = TypeVar("Document")
 
 
@@ -132,7 +128,7 @@ def _workspaces(cache: Path, *, unknown: bool) -> tuple[list[Abandoned], int]:
     busy = 0
     for stem in sorted({path.name.removesuffix(".lock") for path in folder.iterdir()}):
         path, lock = folder / stem, folder / f"{stem}.lock"
-        if not _OWN.fullmatch(stem) or path.is_symlink() or lock.is_symlink():
+        if not commit.OWN_NAME.fullmatch(stem) or path.is_symlink() or lock.is_symlink():
             if unknown:
                 kept = [each for each in (path, lock) if os.path.lexists(each)]
                 found += [_piece(cache, f"tmp/{each.name}", "unknown") for each in kept]
@@ -223,9 +219,12 @@ def _piece(cache: Path, path: str, kind: Literal["shard", "unknown"], shard: int
 def _remove(piece: Abandoned) -> bool:
     path = piece.cache / piece.path
     if piece.kind == "unknown":
+        commit.refuse_links(piece.cache, path)
         _delete(path)
         return True
     lock = path.with_name(f"{path.name}.lock") if piece.shard is None else _shard_lock(piece.cache, piece.shard)
+    commit.refuse_links(piece.cache, path)  # a folder may have become a link since it was looked at
+    commit.refuse_links(piece.cache, lock)
     with _held(lock, create=True) as state:
         if state != "held":
             return False

@@ -209,6 +209,7 @@ class LocalStorage:
                 if settled():
                     return False
                 # Whatever receipt is there is not of these files: without it, a crash now leaves a shard to be built.
+                commit.refuse_links(root, root / note)
                 (root / note).unlink(missing_ok=True)
                 commit.move_into_place(root, folder, written)
                 commit.move_into_place(root, folder, [last])
@@ -217,15 +218,20 @@ class LocalStorage:
     def remove(self, paths: Sequence[str]) -> None:
         for path in paths:
             target = self.location / path
+            commit.refuse_links(self.location, target)
             target.unlink(missing_ok=True)
             if target.parent.is_dir():
                 commit.sync_directory(target.parent)
 
     def append(self, path: str, line: bytes, *, flush: bool = False) -> None:
         target = self.location / path
+        commit.refuse_links(self.location, target)
         target.parent.mkdir(exist_ok=True)
-        with target.open("ab", buffering=0) as file:  # one write: lines of two builders do not mix
-            file.write(line)
+        descriptor = commit.open_log(target)
+        try:
+            os.write(descriptor, line)  # one write: lines of two builders do not mix
+        finally:
+            os.close(descriptor)
 
     def flush(self) -> None:
         """Nothing is held back."""

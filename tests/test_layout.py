@@ -71,13 +71,3 @@ def test_help_loads_no_room_that_is_heavy():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "pretrain" in done.stdout
-
-
-def test_no_module_has_outgrown_one_head():
-    long = {
-        str(path.relative_to(ROOT)): lines
-        for room in (*ROOMS, "tests", "benchmarks")
-        for path in (ROOT / room).rglob("*.py")
-        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 400
-    }
-    assert long == {}

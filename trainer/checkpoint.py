@@ -10,11 +10,13 @@ a checkpoint and is removed by the next run. Nothing is unpickled. Two runs of o
 same bytes: times and paths are kept out.
 """
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -27,7 +29,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from teacher_cache.commit import sync_directory, write_file
+
 __all__ = [
+    "CheckpointDamaged",
     "CheckpointError",
     "Header",
     "checkpoints",
@@ -39,6 +44,7 @@ __all__ = [
     "read_header",
     "read_tensors",
     "restore_optimizer",
+    "set_damaged_aside",
     "write_checkpoint",
     "write_checkpoint_at",
 ]
@@ -51,10 +57,15 @@ HEADER_LIMIT = 16 * 2**20  # bytes; a real header has a few thousand
 KINDS = ("pretraining", "classifier", "segmentation")
 ADDED = ("kind", "origin", "under_way")  # entries that a header may lack: pretraining, None, None
 _NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{6,}))?")
+_LEFTOVER = re.compile(r"\.(?:writing-.+-\d+|removing-epoch-\d{4,}(?:-step-\d{6,})?)")
 
 
 class CheckpointError(Exception):
     """A checkpoint is missing, damaged, of another kind, or does not fit the run that wants to go on from it."""
+
+
+class CheckpointDamaged(CheckpointError):
+    """A file of a checkpoint is missing, cut short or changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,15 +127,16 @@ def write_checkpoint_at(
             blobs[OPTIMIZER] = save_tensors(_stored(optimizer))
         files = {name: {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()} for name, blob in blobs.items()}
         content = {"format": FORMAT, "version": VERSION, **asdict(header), "files": files}
+        content["sha256"] = _digest_of(content)
         blobs[HEADER] = (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
         for name, blob in blobs.items():
-            _write_durably(temporary / name, blob)
-        _sync_folder(temporary)
+            write_file(temporary / name, [blob], name)
+        sync_directory(temporary)
         temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _sync_folder(target.parent)
+    sync_directory(target.parent)
     return target
 
 
@@ -170,14 +182,17 @@ def read_header(path: Path) -> Header:
             )
         content = json.loads(file.read_bytes())
     except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror}. {_remedy(path)}") from None
+        raise _unreadable(file, path, error) from None
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is not valid JSON ({error}). {_remedy(path)}") from None
+        raise CheckpointDamaged(f"{file} is not valid JSON ({error}). {_remedy(path)}") from None
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise CheckpointError(f"{file} does not say that it is an {FORMAT}. It was not written by this program.")
+    sealed = content.pop("sha256", None)  # absent from the headers of 0.1.0
     version = content.pop("version", None)
     if version != VERSION:
         raise CheckpointError(f"{file} has version {version!r}; this program reads version {VERSION}.")
+    if sealed is not None and sealed != _digest_of({"format": FORMAT, "version": version, **content}):
+        raise CheckpointDamaged(f"{file} does not have the sha256 that it gives: it is damaged. {_remedy(path)}")
     wanted = {f.name for f in fields(Header)}
     odd = sorted(set(content) ^ (wanted - (set(ADDED) - set(content))))
     if odd:
@@ -195,6 +210,12 @@ def read_header(path: Path) -> Header:
             f"{file}: under_way is {content['under_way']!r}, not of the expected form. {_remedy(path)}"
         )
     return Header(**content)
+
+
+def _digest_of(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a header's canonical JSON, without its own "sha256"."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _is_under_way(value: Any) -> bool:
@@ -218,11 +239,11 @@ def read_tensors(path: Path, header: Header, name: str = MODEL) -> dict[str, Ten
     try:
         blob = file.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror}. {_remedy(path)}") from None
+        raise _unreadable(file, path, error) from None
     if len(blob) != entry.get("bytes"):
-        raise CheckpointError(f"{file} has {len(blob)} bytes; {HEADER} says {entry.get('bytes')}. {_remedy(path)}")
+        raise CheckpointDamaged(f"{file} has {len(blob)} bytes; {HEADER} says {entry.get('bytes')}. {_remedy(path)}")
     if hashlib.sha256(blob).hexdigest() != entry.get("sha256"):
-        raise CheckpointError(f"{file} does not have the sha256 that {HEADER} gives: it is damaged. {_remedy(path)}")
+        raise CheckpointDamaged(f"{file} does not have the sha256 that {HEADER} gives: it is damaged. {_remedy(path)}")
     try:
         return load_tensors(blob)
     except safetensors.SafetensorError as error:
@@ -246,7 +267,10 @@ def prune(run_dir: Path, *, keep: int, milestone_every: int) -> list[Path]:
         # Renamed first: a removal that is cut short must not leave a folder that looks like a checkpoint.
         hidden = path.with_name(f".removing-{path.name}")
         path.rename(hidden)
-        shutil.rmtree(hidden)
+        if hidden.is_symlink():
+            hidden.unlink()  # what it points to is somebody else's
+        else:
+            shutil.rmtree(hidden)
     return doomed
 
 
@@ -255,9 +279,43 @@ def clean_leftovers(run_dir: Path) -> None:
     folder = _folder(run_dir)
     if folder.is_dir():
         for path in folder.iterdir():
-            if path.name.startswith((".writing-", ".removing-")):
+            if _LEFTOVER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
                 logger.info("removing %s, left by a run that was stopped", path)
                 shutil.rmtree(path)
+
+
+def set_damaged_aside(run_dir: Path) -> None:
+    """Make the newest sound checkpoint the latest: damaged ones after it are renamed to damaged-NAME, and warned of.
+
+    Only for the run that owns the directory. The steps after that checkpoint, or all where none is sound, are done
+    again, with the same result.
+
+    Raises CheckpointError for a checkpoint of another version, or one that cannot be read for other reasons.
+    """
+    folder = _folder(run_dir)
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    damaged: list[tuple[Path, CheckpointDamaged]] = []
+    for path in sorted(found, key=_age, reverse=True):
+        try:
+            header = read_header(path)
+            for name in header.files:
+                read_tensors(path, header, name)
+            break
+        except CheckpointDamaged as error:
+            damaged.append((path, error))
+    before = "the checkpoint before it" if len(damaged) < len(found) else "the beginning: no checkpoint is sound"
+    for path, fault in damaged:
+        aside = path.with_name(f"damaged-{path.name}-{secrets.token_hex(2)}")
+        logger.warning("%s\n  It is kept as %s; the run goes on from %s.", fault, aside.name, before)
+        path.rename(aside)
+    if damaged:
+        sync_directory(folder)
+
+
+def _age(path: Path) -> tuple[int, int]:
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1]), int(match[2] or 0)
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
@@ -296,20 +354,11 @@ def _stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
 
 
+def _unreadable(file: Path, path: Path, error: OSError) -> CheckpointError:
+    """Absent files are damage; a disk or a permission that fails is not."""
+    kind = CheckpointDamaged if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.EISDIR} else CheckpointError
+    return kind(f"{file} cannot be read: {error.strerror}. {_remedy(path)}")
+
+
 def _remedy(path: Path) -> str:
     return f"Remove {path} to go on from the checkpoint before it."
-
-
-def _write_durably(file: Path, blob: bytes) -> None:
-    with file.open("xb") as stream:
-        stream.write(blob)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

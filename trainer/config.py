@@ -4,14 +4,16 @@ One frozen dataclass a section of the experiment file; these are the only places
 every fault of a section, with names relative to it. The model's own sections are in `trainer.model_config`.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-__all__ = ["EvaluationConfig", "TrainerConfig"]
+__all__ = ["EvaluationConfig", "TrainerConfig", "absurd"]
 
 SEED_BOUND = 2**63
 MIN_POINTS = 32
+MOST = 10**9  # of anything that is counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +21,8 @@ class TrainerConfig:
     """[trainer]: how the student is trained.
 
     epochs                 passes over the cache, at least 1
+    cache                  folder or URL of a finished cache to train on; empty: the one that the experiment describes,
+                           which is built first
     teacher                whose maps are used: "cached", or those of a "live" teacher that looks at the augmented cloud
                            in every step (the reference's recipe); the cache then gives the clouds only
     batch_size             shapes in one optimiser step, over all ranks and accumulated parts
@@ -60,6 +64,7 @@ class TrainerConfig:
     """
 
     epochs: int = 300
+    cache: str = ""
     teacher: Literal["cached", "live"] = "cached"
     batch_size: int = 64
     accumulation: int = 1
@@ -106,6 +111,7 @@ class TrainerConfig:
         return self.resample or tuple(self.scale) != (1.0, 1.0) or self.shift != 0.0
 
     def problems(self) -> Iterator[str]:
+        yield from absurd(self)
         for name in ("epochs", "batch_size", "accumulation", "prefetch", "checkpoint_every", "shuffle_window"):
             if getattr(self, name) < 1:
                 yield f"{name} = {getattr(self, name)} is smaller than 1"
@@ -188,6 +194,7 @@ class EvaluationConfig:
         return bool(self.train and self.test)
 
     def problems(self) -> Iterator[str]:
+        yield from absurd(self)
         if bool(self.train) != bool(self.test):
             present, absent = ("train", "test") if self.train else ("test", "train")
             yield f'{absent} = "" while {present} = {getattr(self, present)!r}; name both corpora or neither'
@@ -218,6 +225,16 @@ def device_problems(device: str) -> Iterator[str]:
     kind, _, index = device.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (":" in device and not (kind == "cuda" and index.isdecimal())):
         yield f"device = {device!r} is none of auto, cpu, cuda, cuda:N"
+
+
+def absurd(section: Any) -> Iterator[str]:
+    """Numbers that no run can mean: infinite ones, and counts beyond a billion (the seed excepted)."""
+    for name, value in vars(section).items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if number == math.inf or number == -math.inf:
+                yield f"{name} = {value} is infinite"
+            elif type(number) is int and name != "seed" and abs(number) > MOST:
+                yield f"{name} = {value} is beyond {MOST:,}"
 
 
 def _not_one_of(section: object, name: str, allowed: tuple[str, ...]) -> Iterator[str]:

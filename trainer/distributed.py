@@ -6,11 +6,13 @@ batch; accumulated parts need no special mode; and names in checkpoints stay pla
 """
 
 import datetime
+import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -18,12 +20,72 @@ from torch import Tensor, nn
 
 from trainer.errors import TrainingError
 
-__all__ = ["Ranks", "deterministic", "joined"]
+__all__ = ["Place", "Ranks", "deterministic", "joined", "place_in_launch"]
 
 logger = logging.getLogger(__name__)
 
 # While rank 0 evaluates the others wait in a collective; it must not be taken for a hang.
 TIMEOUT = datetime.timedelta(hours=3)
+
+
+LAUNCHER = "Start with `torchrun --nproc-per-node N -m cli.main pretrain ...`, which sets them all"
+# What launchers set in each process that they start, where several are: the process does not know the others then.
+OTHERS = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpirun"}
+
+
+class Place(NamedTuple):
+    """This process's place in a launch.
+
+    rank 0..size-1, size processes in all, local_rank among those of this machine (None without a launcher).
+    """
+
+    rank: int
+    size: int
+    local_rank: int | None
+
+
+def place_in_launch(environ: Mapping[str, str] = os.environ) -> Place:
+    """Read what torchrun sets: WORLD_SIZE, RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. Empty counts as not set.
+
+    Raises TrainingError naming every variable that is missing or cannot be.
+    """
+    given = {name: environ[name].strip() for name in environ if environ[name].strip()}
+    if "WORLD_SIZE" not in given:
+        if given.get("RANK", "0") != "0":
+            raise TrainingError(f"RANK is {given['RANK']!r} and WORLD_SIZE is not set. {LAUNCHER}, or unset RANK.")
+        for name, launcher in OTHERS.items():
+            if given.get(name, "1") not in ("0", "1"):
+                raise TrainingError(
+                    f"{name} is {given[name]!r}, so {launcher} started several processes, and WORLD_SIZE is not set: "
+                    f"each would train alone in one run directory. {LAUNCHER}."
+                )
+        return Place(0, 1, None)
+    problems: list[str] = []
+
+    def number(name: str, low: int, high: int) -> int:
+        text = given.get(name, "")
+        if text.isascii() and text.isdecimal() and low <= int(text[:12]) <= high:
+            return int(text)
+        problems.append(f"{name} is {text[:40]!r}" if text else f"{name} is not set")
+        return low
+
+    size = number("WORLD_SIZE", 1, 10**6)
+    if size == 1 and not problems:
+        if given.get("RANK", "0") != "0":
+            problems.append(f"RANK is {given['RANK'][:40]!r} of WORLD_SIZE 1")
+        if not problems:
+            return Place(0, 1, None)
+    rank = number("RANK", 0, size - 1) if not problems else 0
+    local = number("LOCAL_RANK", 0, size - 1)
+    number("MASTER_PORT", 1, 65535)
+    if "MASTER_ADDR" not in given:
+        problems.append("MASTER_ADDR is not set")
+    if problems:
+        shown = given.get("WORLD_SIZE", "")[:40]
+        raise TrainingError(
+            f"WORLD_SIZE = {shown!r} asks for several processes, but {', '.join(problems)}. {LAUNCHER}."
+        )
+    return Place(rank, size, local)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +108,8 @@ class Ranks:
         """Sum over ranks, on this rank's device; the same on every rank."""
         if self.size > 1:
             values = values.to(self.device).clone()
-            dist.all_reduce(values)
+            with self._together():
+                dist.all_reduce(values)
         return values
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -55,20 +118,72 @@ class Ranks:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        dist.all_reduce(flat)
+        with self._together():
+            dist.all_reduce(flat)
         parts = flat.split([gradient.numel() for gradient in gradients])
         torch._foreach_copy_(gradients, [p.view_as(g) for p, g in zip(parts, gradients, strict=True)])
 
     def share_weights(self, model: nn.Module) -> None:
         """Give every rank the parameters and buffers of rank 0."""
         if self.size > 1:
-            for tensor in model.state_dict().values():
-                dist.broadcast(tensor, src=0)
+            with self._together():
+                for tensor in model.state_dict().values():
+                    dist.broadcast(tensor, src=0)
 
     def wait(self) -> None:
         """Return when every rank has come here."""
         if self.size > 1:
-            dist.barrier()
+            with self._together():
+                dist.barrier()
+
+    def agree(self, facts: Mapping[str, str]) -> None:
+        """Return when all ranks have come here with the same facts.
+
+        Raises TrainingError in all of them where a fact differs, naming it with the values of two ranks.
+        """
+        if self.size == 1:
+            return
+        everyone = [json.loads(text) for text in self._gather(json.dumps(dict(facts)))]
+        for rank, other in enumerate(everyone):
+            for name in sorted({*everyone[0], *other}):
+                first, here = (str(each.get(name, "not known")) for each in (everyone[0], other))
+                if first != here:
+                    raise TrainingError(
+                        f"the ranks do not agree on {name}: {_apart(first, here)} in rank 0, {_apart(here, first)} in "
+                        f"rank {rank}. Start all of them with one command, one version and one run directory."
+                    )
+
+    def _gather(self, text: str) -> list[str]:
+        """The texts of all ranks; as bytes, for objects would be pickled."""
+        data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(self.device)
+        with self._together():
+            sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
+            dist.all_gather(sizes, torch.tensor([len(data)], device=self.device))
+            longest = max(int(size) for size in sizes)
+            padded = torch.zeros(longest, dtype=torch.uint8, device=self.device)
+            padded[: len(data)] = data
+            texts = [torch.zeros_like(padded) for _ in range(self.size)]
+            dist.all_gather(texts, padded)
+        return [bytes(text[: int(size)].cpu().numpy()).decode() for text, size in zip(texts, sizes, strict=True)]
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """A collective; where a rank is gone, a sentence instead of the transport's words."""
+        try:
+            yield
+        except RuntimeError as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise TrainingError(
+                f"rank {self.rank} lost the other ranks: one of them stopped, and its own messages say why ({reason}). "
+                "Run the same command again to resume from the last checkpoint."
+            ) from error
+
+
+def _apart(text: str, other: str) -> str:
+    """A value, from a little before where it begins to differ from another."""
+    same = next((k for k, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
+    start = max(0, same - 20)
+    return ("..." if start else "") + text[start : start + 60] + ("..." if len(text) > start + 60 else "")
 
 
 @contextmanager
@@ -79,16 +194,17 @@ def joined(device: str) -> Iterator[Ranks]:
             numbered LOCAL_RANK, and ranks talk through NCCL; on the CPU through gloo. Inside a process group that the
             caller has made already, that one is used and left open.
 
-    Raises TrainingError for a device that is not there.
+    Raises TrainingError for a device that is not there, and for variables that place_in_launch refuses.
     """
     if dist.is_initialized():
         yield Ranks(rank=dist.get_rank(), size=dist.get_world_size(), device=_device(device, None))
         return
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    launch = place_in_launch()
+    size = launch.size
     if size == 1:
         yield Ranks(rank=0, size=1, device=_device(device, None))
         return
-    place = _device(device, int(os.environ["LOCAL_RANK"]))
+    place = _device(device, launch.local_rank)
     if place.type == "cuda":
         torch.cuda.set_device(place)
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=TIMEOUT)

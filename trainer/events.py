@@ -5,12 +5,15 @@ become lines of train.jsonl and TensorBoard scalars.
 """
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from teacher_cache.commit import open_log, replace_file
 
 __all__ = [
     "CheckpointWritten",
@@ -23,6 +26,8 @@ __all__ = [
     "StepDone",
     "keep_lines",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +129,7 @@ class EventLog:
         """step  optimiser steps already taken: what an earlier, stopped run wrote beyond them is dropped."""
         path = run_dir / "train.jsonl"
         keep_lines(path, step)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = os.fdopen(open_log(path), "a", encoding="utf-8")
         self._on_event = on_event
         self._board: Any = None
         if tensorboard:
@@ -156,15 +161,29 @@ class EventLog:
 
 
 def keep_lines(path: Path, step: int) -> None:
-    """Drop the lines of train.jsonl that lie beyond `step`, and a last line that was cut short; atomically."""
+    """Drop the lines of train.jsonl that lie beyond `step`, and what is no event; durably.
+
+    A power cut can leave a last line cut short, blank lines, or zeros where data never reached the disk.
+    """
     if not path.is_file():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    lines = path.read_bytes().splitlines(keepends=True)
+    steps = [_step_of(line) for line in lines]
+    kept = [line for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
+    damaged = sum(at is None for at in steps)
+    if damaged:
+        logger.warning("%s: %d lines that are no events, left by a crash, are dropped", path, damaged)
     if kept != lines:
-        temporary = path.with_suffix(".jsonl.new")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, path)
+        replace_file(path, b"".join(kept))
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of an event's line; None for a line that is none."""
+    try:
+        step = json.loads(line)["step"] if line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return step if type(step) is int else None
 
 
 def _scalars(event: Event) -> list[tuple[str, float]]:

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,7 +35,7 @@ from trainer.events import (
 )
 from trainer.model_config import MaskingConfig, ModelConfig
 from trainer.restore import new_model, resume_problems, sections_of, software_versions
-from trainer.run_dir import not_finite, owned, write_json
+from trainer.run_dir import known_metrics, not_finite, owned, write_json
 from trainer.schedule import learning_rate
 from trainer.step import LiveTeacher, Outcome, Stepper
 
@@ -138,7 +138,9 @@ class _Run:
         ranks: Ranks,
     ):
         self.run_dir, self.config, self.evaluation, self.ranks = run_dir, trainer, evaluation, ranks
-        self.sections = sections_of(model=model, masking=masking, trainer=trainer, evaluation=evaluation)
+        # Without the cache's place: runs of one experiment write the same checkpoints wherever their cache lies.
+        noted = replace(trainer, cache="")
+        self.sections = sections_of(model=model, masking=masking, trainer=noted, evaluation=evaluation)
         self.identity = {"recipe": cache.recipe.hash, "records": len(cache)}
         if cache.basis is not None:  # which a recipe does not say: what the 2D head has learnt is of this basis
             self.identity["basis"] = cache.basis.sha256
@@ -158,7 +160,17 @@ class _Run:
     def go(self, on_event: Callable[[Event], None] | None) -> TrainReport:
         """Resume if there is something to resume, train, evaluate, report."""
         started = time.perf_counter()
+        found = checkpoint.latest(self.run_dir)
+        self.ranks.agree(
+            {
+                "version": json.dumps(software_versions(), sort_keys=True),
+                "the cache": json.dumps(self.identity, sort_keys=True),
+                **{f"[{name}]": json.dumps(section, sort_keys=True) for name, section in self.sections.items()},
+                "the checkpoint to resume from": "none" if found is None else found.name,
+            }
+        )
         resumed = self._resume()
+        self.ranks.agree({"epoch": str(self.epoch), "step": str(self.step)})
         resumed_from = self.epoch
         self.ranks.share_weights(self.model)
         with self._events(on_event) as emit:
@@ -305,18 +317,17 @@ class _Run:
         """Evaluate the last epoch in full, unless metrics.json says that this was done; -> the result, in rank 0."""
         if not self.ranks.main:
             return None
-        path = self.run_dir / "metrics.json"
-        if path.is_file():
-            known = json.loads(path.read_text(encoding="utf-8"))
-            same = known["epoch"] == self.epoch and known["evaluation_settings"] == self.sections["evaluation"]
-            if known["final"] and same:
-                return known["evaluation"]
+        known = known_metrics(self.run_dir / "metrics.json")
+        same = known.get("epoch") == self.epoch and known.get("evaluation_settings") == self.sections["evaluation"]
+        if known.get("final") and same and "evaluation" in known:
+            return known["evaluation"]
         result = self._compare(emit, final=True) if self.evaluation.enabled else None
         self._write_metrics(result, final=True)
         return result
 
     def _write_metrics(self, result: Mapping[str, Any] | None, *, final: bool) -> None:
-        content = {"epoch": self.epoch, "step": self.step, "final": final, **self.metrics}
+        content: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "final": final}
+        content |= dict(sorted(self.metrics.items()))  # in the order that a checkpoint gives them back
         content |= {"evaluation_settings": self.sections["evaluation"], "evaluation": result}
         write_json(self.run_dir / "metrics.json", content)
 

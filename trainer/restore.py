@@ -33,6 +33,7 @@ Section = TypeVar("Section")
 # Settings that leave the course of training as it is: bit for bit, but for those marked, which change rounding only.
 _FREE = {
     "trainer.epochs",
+    "trainer.cache",  # which records it holds is compared by its recipe
     "trainer.checkpoint_every",
     "trainer.checkpoint_steps",
     "trainer.damaged",  # nothing, while the cache is sound

@@ -2,22 +2,28 @@
 
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from teacher_cache.commit import refuse_links, replace_file
 from trainer import checkpoint
 from trainer.data import Part
 from trainer.distributed import Ranks
 from trainer.errors import TrainingError
 from trainer.step import Outcome
 
-__all__ = ["not_finite", "owned", "save_batch", "write_json"]
+__all__ = ["known_metrics", "not_finite", "owned", "save_batch", "write_json"]
+
+logger = logging.getLogger(__name__)
+
+WRITTEN = ("checkpoints", "tensorboard", "failure")  # folders of a run, written into and removed from
 
 
 @contextmanager
@@ -28,7 +34,10 @@ def owned(run_dir: Path, ranks: Ranks) -> Iterator[None]:
         yield
         return
     run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / ".lock").open("w") as lock:
+    for folder in WRITTEN:
+        refuse_links(run_dir, run_dir / folder / "any")
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    with os.fdopen(os.open(run_dir / ".lock", flags, 0o644), "r+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -37,15 +46,28 @@ def owned(run_dir: Path, ranks: Ranks) -> Iterator[None]:
                 "Wait for it to end, or use another directory."
             ) from None
         checkpoint.clean_leftovers(run_dir)
+        checkpoint.set_damaged_aside(run_dir)
         ranks.wait()
         yield
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace a small JSON file at once."""
-    temporary = path.with_suffix(".json.new")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    """Replace a small JSON file, durably."""
+    replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def known_metrics(path: Path) -> dict[str, Any]:
+    """What metrics.json says; nothing where there is none, or where it is not whole (a warning names it then)."""
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        logger.warning("%s is not whole, and written anew; the evaluation it held is done again", path)
+        return {}
+    return content
 
 
 def not_finite(
@@ -80,5 +102,5 @@ def save_batch(folder: Path, rank: int, parts: Sequence[Part], facts: Mapping[st
         if part.maps is not None:
             found |= {"features": part.maps.features, "saliency": part.maps.saliency, **part.maps.geometry._asdict()}
         tensors |= {f"{number}/{name}": value.cpu().contiguous() for name, value in found.items()}
-    save_file(tensors, folder / f"rank{rank}.safetensors")
+    replace_file(folder / f"rank{rank}.safetensors", save(tensors))
     write_json(folder / f"rank{rank}.json", {**facts, "ids": [id for part in parts for id in part.ids]})

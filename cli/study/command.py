@@ -111,6 +111,7 @@ def _report(results: Sequence[Mapping[str, Any]], out: Path, total: int, *, seco
     """Write and print what the runs found; `seconds` were spent on them and their caches by this command."""
     from cli.progress import human_seconds
     from cli.study.report import markdown, picture, summarise
+    from teacher_cache.commit import replace_file
 
     if not results:
         raise click.ClickException(f"no run of this study has ended in {out}")
@@ -120,8 +121,8 @@ def _report(results: Sequence[Mapping[str, Any]], out: Path, total: int, *, seco
     path = out / "study.json"
     earlier = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else 0.0
     summary["seconds"] = earlier + seconds
-    path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    (out / "study.md").write_text(table + "\n", encoding="utf-8")
+    replace_file(path, (json.dumps(summary, indent=1) + "\n").encode())
+    replace_file(out / "study.md", (table + "\n").encode())
     picture(summary, out / "study.png")
     click.echo(table)
     if len(results) < total:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import TeacherError
 from pipeline.tiny_clip.captions import Vocabulary
-from pipeline.tiny_clip.folder import replace_file
 from pipeline.tiny_clip.towers import plain_state
+from teacher_cache.commit import replace_file
 
 __all__ = ["load_clip", "read_checkpoint", "read_clip_header", "save_clip", "write_checkpoint"]
 

@@ -1,24 +1,14 @@
-"""What the folders of views and of training runs share: files that appear whole, and settings that stay."""
+"""What the folders of views and of training runs share: settings that stay."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import TeacherError
+from teacher_cache.commit import replace_file
 
-__all__ = ["claim", "replace_file"]
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file whole: under another name first, flushed to the disk, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+__all__ = ["claim"]
 
 
 def claim(path: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:

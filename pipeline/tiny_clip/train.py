@@ -10,6 +10,7 @@ and ends in the same weights (on one machine and number of threads).
 
 import json
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -28,10 +29,11 @@ from pipeline.teacher import describe_architecture, resolve_device
 from pipeline.tiny_clip.captions import Vocabulary, caption, part_phrase
 from pipeline.tiny_clip.config import LearningConfig, ViewsConfig
 from pipeline.tiny_clip.files import read_checkpoint, save_clip, write_checkpoint
-from pipeline.tiny_clip.folder import claim, replace_file
+from pipeline.tiny_clip.folder import claim
 from pipeline.tiny_clip.towers import new_towers
 from pipeline.tiny_clip.views import LEVELS, ViewSet, objects, open_views, settings_of
 from pipeline.views import VIEWS, normalise_depth
+from teacher_cache.commit import open_log, refuse_links, replace_file
 
 __all__ = ["CLIP_FILE", "Batch", "StepReport", "check_sizes", "train_clip"]
 
@@ -92,6 +94,7 @@ def train_clip(
     check_sizes(views, learning)
     architecture = describe_architecture(learning.architecture)
     folder.mkdir(parents=True, exist_ok=True)
+    refuse_links(folder, folder / "views" / "any")
     _claim(folder, views, learning)
     if learning.threads:
         torch.set_num_threads(learning.threads)
@@ -110,7 +113,7 @@ def train_clip(
         seen = open_views(views, views_folder or folder / "views")
         source = _Source(seen, described, part_tokens, vocabulary, learning)
     _shorten_log(folder / "log.jsonl", done)
-    with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
+    with os.fdopen(open_log(folder / "log.jsonl"), "a", encoding="utf-8") as log:
         for step, batch in enumerate(_ahead(source, done) if source is not None else (), start=done):
             for group in optimizer.param_groups:
                 group["lr"] = _rate(learning, step)

@@ -18,8 +18,9 @@ from pipeline.corpora.synthetic import GENERATOR_VERSION, SyntheticCorpus
 from pipeline.errors import TeacherError
 from pipeline.tiny_clip.captions import Pose
 from pipeline.tiny_clip.config import ViewsConfig
-from pipeline.tiny_clip.folder import claim, replace_file
+from pipeline.tiny_clip.folder import claim
 from pipeline.views import VIEWS, render_views
+from teacher_cache.commit import replace_file
 
 __all__ = ["LEVELS", "ViewSet", "draw_cloud", "draw_views", "objects", "open_views", "settings_of"]
 

@@ -184,6 +184,7 @@ def test_a_teacher_of_another_width_is_refused(tmp_path):
 def test_a_checkpoint_whose_settings_were_altered_is_refused(tmp_path):
     checkpoint = _trained(tmp_path / "run", tiny_model())
     header = json.loads((checkpoint / "checkpoint.json").read_text())
+    del header["sha256"]
     header["config"]["model"]["mlp_ratio"] = 2.0
     (checkpoint / "checkpoint.json").write_text(json.dumps(header))
     with pytest.raises(CheckpointError, match=r"its weights do not fit its settings: \d+ of another shape: h_encoder"):
@@ -212,11 +213,11 @@ def test_an_existing_file_is_left_alone_and_a_failed_write_leaves_nothing(tmp_pa
 def test_a_failed_import_leaves_nothing(tmp_path, monkeypatch):
     write_file(tmp_path / "in.pth", entries_of(tiny_model()))
 
-    def full(file: Path, blob: bytes) -> None:
-        file.write_bytes(blob[: len(blob) // 2])
+    def full(file: Path, pieces: list[bytes], name: str) -> None:
+        file.write_bytes(pieces[0][: len(pieces[0]) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainer.checkpoint._write_durably", full)
+    monkeypatch.setattr("trainer.checkpoint.write_file", full)
     with pytest.raises(OSError, match="No space left"):
         import_reference(tmp_path / "in.pth", tmp_path / "out", settings=STATED)
     assert [path.name for path in tmp_path.iterdir()] == ["in.pth"]

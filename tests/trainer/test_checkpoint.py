@@ -109,6 +109,7 @@ def test_a_file_that_is_no_safetensors_is_refused_even_with_a_right_hash(written
     (written / checkpoint.MODEL).write_bytes(blob)
     path = written / checkpoint.HEADER
     content = json.loads(path.read_text())
+    del content["sha256"]  # as of a header that is whole, but odd
     content["files"][checkpoint.MODEL] = {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
     path.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="is not a safetensors file"):
@@ -128,8 +129,17 @@ def test_a_file_that_is_no_safetensors_is_refused_even_with_a_right_hash(written
 )
 def test_a_damaged_header_is_described(written: Path, change: Any, text: str) -> None:
     path = written / checkpoint.HEADER
-    path.write_text(change(path.read_text()))
+    content = json.loads(path.read_text())
+    del content["sha256"]  # as of a header that is whole, but odd
+    path.write_text(change(json.dumps(content)))
     with pytest.raises(CheckpointError, match=text):
+        checkpoint.read_header(written)
+
+
+def test_a_header_that_was_changed_is_damaged(written: Path) -> None:
+    path = written / checkpoint.HEADER
+    path.write_text(path.read_text().replace('"epoch": 1', '"epoch": 7'))
+    with pytest.raises(checkpoint.CheckpointDamaged, match="does not have the sha256 that it gives"):
         checkpoint.read_header(written)
 
 
@@ -195,8 +205,54 @@ def test_a_run_does_not_go_on_with_other_settings_or_from_a_damaged_checkpoint(c
     report = train(cache, tmp_path, epochs=1)
     with pytest.raises(CheckpointError, match=r"other settings:\n  trainer.batch_size was 8, is now 4\nUse the"):
         train(cache, tmp_path, epochs=2, batch_size=4)
-    before = weights_of(report)
-    (report.checkpoint / checkpoint.OPTIMIZER).write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"optimizer.safetensors has 0 bytes"):
+    (report.checkpoint / checkpoint.HEADER).write_text('{"format": "i2p-checkpoint", "version": 9}')
+    with pytest.raises(CheckpointError, match=r"has version 9; this program reads version 1"):
         train(cache, tmp_path, epochs=2)
-    assert weights_of(report) == before
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _zero(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+@pytest.mark.parametrize("name", [checkpoint.HEADER, checkpoint.MODEL, checkpoint.OPTIMIZER])
+@pytest.mark.parametrize("damage", [Path.unlink, _cut, _zero])
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
+    cache: Any, tmp_path: Path, caplog: Any, name: str, damage: Any
+) -> None:
+    """The epochs after it are done again, and the run ends as it would have; the damaged folder is kept."""
+    whole = train(cache, tmp_path / "whole", epochs=3, schedule_epochs=3)
+    report = train(cache, tmp_path / "run", epochs=2, schedule_epochs=3)
+    damage(report.checkpoint / name)
+    again = train(cache, tmp_path / "run", epochs=3, schedule_epochs=3)
+    assert again.resumed_from == 1
+    assert weights_of(again) == weights_of(whole)
+    assert f"{report.checkpoint / name}" in caplog.text
+    assert "goes on from the checkpoint before it" in caplog.text
+    aside = [path.name for path in report.checkpoint.parent.iterdir() if path.name.startswith("damaged-epoch-0002-")]
+    assert len(aside) == 1
+
+
+def test_a_run_without_a_sound_checkpoint_starts_anew(cache: Any, tmp_path: Path, caplog: Any) -> None:
+    whole = train(cache, tmp_path / "whole", epochs=1)
+    report = train(cache, tmp_path / "run", epochs=1)
+    (report.checkpoint / checkpoint.HEADER).unlink()
+    again = train(cache, tmp_path / "run", epochs=1)
+    assert again.resumed_from == 0
+    assert weights_of(again) == weights_of(whole)
+    assert "the run goes on from the beginning: no checkpoint is sound" in caplog.text
+
+
+def test_what_is_no_leftover_of_ours_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    other = tmp_path / "other"
+    for path in (folder / ".writing-epoch-0001-77", folder / ".writing-notes", folder / ".removing-x", other):
+        path.mkdir(parents=True)
+    (other / "precious").write_text("x")
+    (folder / ".removing-epoch-0001").symlink_to(other)
+    checkpoint.clean_leftovers(tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == [".removing-epoch-0001", ".removing-x", ".writing-notes"]
+    assert (other / "precious").read_text() == "x"

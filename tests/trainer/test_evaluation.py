@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.corpora.base import CorpusError
-from tests.support.models import tiny_model
+from tests.support.models import TINY, tiny_model
 from tests.support.training import clouds, train
 from trainer.config import EvaluationConfig
 from trainer.evaluation import EvaluationError
@@ -127,7 +127,7 @@ def test_encoding_is_in_evaluation_mode_in_batches_and_leaves_the_mode_alone() -
     whole = encode(encoder, points, batch_size=7)
     parts = encode(encoder, points, batch_size=3)
     assert model.training
-    assert whole.shape == (7, 24)
+    assert whole.shape == (7, TINY.encoder_dims[-1])
     assert parts == pytest.approx(whole, abs=1e-5)  # matrix products of other sizes round otherwise: 1e-7 was seen
     assert all(module.num_batches_tracked == 0 for module in model.modules() if hasattr(module, "num_batches_tracked"))
 

@@ -1,0 +1,69 @@
+"""Links inside a run directory: nothing behind them is written, emptied or removed."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from teacher_cache.errors import CacheError
+from tests.support.training import train
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "failure"])
+def test_a_linked_folder_of_a_run_is_refused(cache: Any, tmp_path: Path, name: str) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / ".writing-epoch-0001-7").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "victim")
+    with pytest.raises(CacheError, match="found a link to"):
+        train(cache, tmp_path / "run", epochs=1)
+    assert [path.name for path in (tmp_path / "victim").iterdir()] == [".writing-epoch-0001-7"]
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "train.jsonl", ".lock"])
+def test_a_linked_file_of_a_run_is_replaced_or_refused(cache: Any, tmp_path: Path, name: str) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(victim)
+    with suppress(CacheError, OSError):
+        train(cache, tmp_path / "run", epochs=1)
+    assert victim.read_text() == "precious"
+
+
+def test_a_linked_checkpoint_is_pruned_and_what_it_points_to_stays(cache: Any, tmp_path: Path) -> None:
+    report = train(cache, tmp_path / "run", epochs=1)
+    elsewhere = tmp_path / "elsewhere"
+    report.checkpoint.rename(elsewhere)
+    report.checkpoint.symlink_to(elsewhere)
+    train(cache, tmp_path / "run", epochs=3, keep_checkpoints=1)
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["epoch-0003"]
+    assert sorted(path.name for path in elsewhere.iterdir()) == [
+        "checkpoint.json", "model.safetensors", "optimizer.safetensors"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\0" * 40, b'{"epoch": 1', b"\xff\xfe{"])
+def test_a_metrics_file_that_is_not_whole_is_written_anew(
+    cache: Any, tmp_path: Path, caplog: Any, content: bytes
+) -> None:
+    train(cache, tmp_path, epochs=1)
+    before = (tmp_path / "metrics.json").read_bytes()
+    (tmp_path / "metrics.json").write_bytes(content)
+    train(cache, tmp_path, epochs=1)
+    assert (tmp_path / "metrics.json").read_bytes() == before
+    assert f"{tmp_path / 'metrics.json'} is not whole" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "line", [b"\n", b"\0" * 500 + b"\n", b"7\n", b'{"event": "step"}\n', b'{"event": "st', b"\xff\n"]
+)
+def test_lines_that_are_no_events_are_dropped_and_told(cache: Any, tmp_path: Path, caplog: Any, line: bytes) -> None:
+    train(cache, tmp_path, epochs=1)
+    log = tmp_path / "train.jsonl"
+    before = log.read_bytes().splitlines()
+    log.write_bytes(log.read_bytes() + line)
+    train(cache, tmp_path, epochs=1)
+    assert log.read_bytes().splitlines()[: len(before)] == before
+    assert "train.jsonl: 1 lines that are no events" in caplog.text

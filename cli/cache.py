@@ -1,7 +1,6 @@
 """``i2p cache``: build a teacher cache, look into it, check it."""
 
 import logging
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,16 +9,16 @@ import click
 
 from cli.cache_tools import convert, gc, merge
 from cli.options import CachePath, LocalPath, config_argument, config_options
+from cli.own_recipe import CONFIG_COPY, experiment_by_recipe
 
 if TYPE_CHECKING:
     from cli.experiment import Experiment
     from pipeline.build import BuildReport
     from teacher_cache.location import Location
 
-__all__ = ["CONFIG_COPY", "build_from", "cache", "experiment_of"]
+__all__ = ["build_from", "cache"]
 
 REASONS_SHOWN = 5
-CONFIG_COPY = "logs/config.toml"  # of a cache: the experiment that built it
 REPAIR_ROUNDS = 3
 
 
@@ -191,19 +190,29 @@ def verify(path: "Location") -> None:
     epilog="Examples: i2p cache repair caches/synthetic-0f3a9c21d7be; i2p cache repair PATH --config mine.toml"
 )
 @click.argument("path", type=CachePath())
-@click.option("--config", help="Experiment the cache was built from. [default: the copy in PATH/logs/config.toml]")
-def repair(path: "Location", config: str | None) -> None:
+@click.option("--config", help="Experiment the cache was built from. [default: the cache's own recipe, with the places "
+              "of corpus and weights that it notes]")  # fmt: skip
+@click.option("--scheduler", help="As build.scheduler; never taken from the cache. [default: this machine]")
+@click.option("--workers", type=int, help="As build.workers.")
+def repair(path: "Location", config: str | None, scheduler: str | None, workers: int | None) -> None:
     """Find what is damaged in a cache and build just that again; exit 1 when something is left."""
     import teacher_cache
+    from cli.config import load_experiment
     from teacher_cache.location import parent
 
-    experiment = experiment_of(path, config)
-    # Where the cache lies now, wherever that experiment once put it.
-    experiment = replace(experiment, cache=replace(experiment.cache, root=str(parent(path))))
     problems = teacher_cache.verify(path)
-    if any(_mendable(problem) for problem in problems):
-        _check_describes(experiment, path, config or CONFIG_COPY)
     rounds = 0
+    if any(_mendable(problem) for problem in problems):
+        if config is None:
+            experiment = experiment_by_recipe(path, scheduler=scheduler, workers=workers)
+        else:
+            extra = [f"build.scheduler={scheduler!r}"] if scheduler else []
+            extra += [f"build.workers={workers}"] if workers is not None else []
+            experiment = load_experiment(config, extra)
+            # Where the cache lies now, wherever that experiment once put it.
+            experiment = replace(experiment, cache=replace(experiment.cache, root=str(parent(path))))
+        _say_what_runs(experiment, path, config)
+        _check_describes(experiment, path, config or CONFIG_COPY)
     # A damaged manifest hides what is damaged below it, so a second look can find more than the first.
     while any(_mendable(problem) for problem in problems) and rounds < REPAIR_ROUNDS:
         shards = teacher_cache.withdraw(path, problems)
@@ -218,22 +227,17 @@ def repair(path: "Location", config: str | None) -> None:
     click.echo(f"sound: {path}", err=True)
 
 
-def experiment_of(path: "Location", config: str | None) -> "Experiment":
-    """The named experiment, or the one whose copy lies in the cache."""
-    from cli.config import ConfigError, load_experiment
-    from teacher_cache.storage import storage_at
-
-    if config is not None:
-        return load_experiment(config)
-    try:
-        copy = storage_at(path).read(CONFIG_COPY)
-    except FileNotFoundError as error:
-        remedy = f"holds no {CONFIG_COPY}; name the experiment it was built from with --config"
-        raise ConfigError(str(path), [remedy]) from error
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "config.toml"
-        file.write_bytes(copy)
-        return load_experiment(str(file))
+def _say_what_runs(experiment: "Experiment", path: "Location", config: str | None) -> None:
+    """Before anything is built into a cache that somebody else may have made."""
+    noted = f"places noted in the cache's {CONFIG_COPY}, checked against its recipe" if config is None else config
+    weights = experiment.teacher.weights or experiment.teacher.pretrained
+    workers = f", {experiment.build.workers} workers" if experiment.build.workers else ""
+    click.echo(
+        f"repairing {path} ({noted}):\n  corpus    {experiment.corpus.uri}\n"
+        f"  teacher   {experiment.teacher.architecture}, weights {weights}\n"
+        f"  build     {experiment.build.scheduler}{workers}",
+        err=True,
+    )
 
 
 def _check_describes(experiment: "Experiment", path: "Location", source: str) -> None:

@@ -212,16 +212,15 @@ def _find_untouched(cache: Any) -> "FindUntouched":
 
 
 def _carry_config(source: "Location", made: "Location", changes: dict[str, Any]) -> None:
-    """Leave the experiment beside the new cache, as a build does, so that `i2p cache repair` finds it there."""
-    from cli.cache import CONFIG_COPY, experiment_of
-    from cli.config import to_toml
+    """Leave the experiment beside the new cache, as a build does, so that `i2p cache repair` finds its places there."""
+    from cli.config import ConfigError, to_toml
+    from cli.own_recipe import CONFIG_COPY, experiment_by_recipe
     from teacher_cache.location import parent
     from teacher_cache.storage import storage_at
 
     try:
-        storage_at(source).read(CONFIG_COPY)
-    except FileNotFoundError:
-        return
-    experiment = experiment_of(source, None)
+        experiment = experiment_by_recipe(source)
+    except ConfigError:
+        return  # no notes to hand on
     changed = replace(experiment, cache=replace(experiment.cache, root=str(parent(made)), **changes))
     storage_at(made).write_documents({CONFIG_COPY: to_toml(changed).encode()})

@@ -46,6 +46,35 @@ def test_a_scheduler_by_its_address(tmp_path, undisturbed):
     assert tree(report.path) == undisturbed
 
 
+def test_a_scheduler_behind_tls_by_dasks_own_settings(tmp_path, undisturbed):
+    """Both sides show a certificate of one authority, from files, as distributed.comm.tls names them."""
+    import dask
+    from distributed import LocalCluster
+    from distributed.security import Security
+
+    temporary = Security.temporary()
+    ca, key, certificate = (tmp_path / name for name in ("ca.pem", "key.pem", "cert.pem"))
+    ca.write_text(temporary.tls_ca_file)
+    key.write_text(temporary.tls_client_key)
+    certificate.write_text(temporary.tls_client_cert)
+    settings = {"distributed.comm.require-encryption": True, "distributed.comm.tls.ca-file": str(ca)}
+    for side in ("scheduler", "worker", "client"):
+        settings |= {
+            f"distributed.comm.tls.{side}.key": str(key),
+            f"distributed.comm.tls.{side}.cert": str(certificate),
+        }
+    with (
+        dask.config.set(settings),
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, protocol="tls://", dashboard_address=None,
+            security=Security(),
+        ) as cluster,
+    ):  # fmt: skip
+        assert cluster.scheduler_address.startswith("tls://")
+        report = small_build(tmp_path, scheduler=cluster.scheduler_address)
+    assert tree(report.path) == undisturbed
+
+
 def test_a_scheduler_without_workers_is_told(tmp_path, monkeypatch):
     from dask.distributed import LocalCluster
 

@@ -12,7 +12,7 @@ import pytest
 
 import cli.cache_tools
 import teacher_cache
-from cli.cache import experiment_of
+from cli.own_recipe import experiment_by_recipe
 from pipeline.build import build_cache
 from teacher_cache import config as settings
 from teacher_cache.testing import build
@@ -71,7 +71,7 @@ def test_a_converted_cache_is_repaired_by_the_experiment_it_carries(smoke, tmp_p
     outcome = run(capsys, "cache", "convert", smoke.cache, "--root", tmp_path, "--format", "webdataset", "--level", 5)
     assert outcome.code == 0, outcome.err
     made = Path(outcome.out.strip())
-    carried = experiment_of(made, None).cache
+    carried = experiment_by_recipe(made).cache
     assert (carried.format, carried.level, carried.root) == ("webdataset", 5, str(tmp_path))
     before = tree(made)
     victim = sorted(made.glob("shards/*.tar"))[1]
@@ -312,3 +312,43 @@ def test_cache_of_is_where_a_build_puts_it(tmp_path: Path) -> None:
     report = build_cache(corpus, TINY_PROJECTION, teacher, cache, BuildConfig())
     assert report.path == place
     assert teacher_cache.open(report.path).recipe == recipe
+
+
+def test_repair_follows_no_setting_of_the_cache_but_places(smoke, tmp_path: Path, capsys) -> None:
+    """Notes that name a scheduler, another projection and another root: none of it is used."""
+    made = tmp_path / smoke.cache.name
+    shutil.copytree(smoke.cache, made)
+    notes = made / "logs" / "config.toml"
+    text = re.sub(r"(?m)^scheduler = .*$", 'scheduler = "tcp://127.0.0.1:9"', notes.read_text())
+    text = re.sub(r"(?m)^splat = .*$", "splat = 7", text)
+    notes.write_text(re.sub(r"(?m)^root = .*$", f'root = "{tmp_path / "elsewhere"}"', text))
+    before = tree(made)
+    (made / "label" / "c.0").unlink()
+    outcome = run(capsys, "cache", "repair", made)
+    assert outcome.code == 0, outcome.err
+    assert tree(made) == before
+    assert "build     threads" in outcome.err
+    assert "corpus    synthetic:" in outcome.err
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "names no corpus.uri; name the experiment it was built from with --config"),
+        ("\0", "cannot be read"),
+        ('[corpus]\nuri = 7\n', "names no corpus.uri"),
+        ('[corpus]\nuri = "synthetic:?count=5&seed=9"\n[teacher]\narchitecture = "i2p-vit-tiny-16"\n'
+         'pretrained = "embedded"', "describes the cache"),
+    ],
+)  # fmt: skip
+def test_notes_that_lead_to_another_cache_are_refused(smoke, tmp_path: Path, capsys, text: str, said: str) -> None:
+    made = tmp_path / smoke.cache.name
+    shutil.copytree(smoke.cache, made)
+    (made / "logs" / "config.toml").write_text(text)
+    (made / "label" / "c.0").unlink()
+    before = tree(made)
+    outcome = run(capsys, "cache", "repair", made)
+    assert outcome.code == 2
+    assert said in outcome.err
+    assert tree(made) == before

@@ -39,19 +39,32 @@ for tool in (convert, merge, gc):
 @config_options
 @click.option("--scheduler", help="Short for --set build.scheduler=...: threads, processes, or tcp://host:8786.")
 @click.option("--workers", type=int, help="Short for --set build.workers=...")
+@click.option("--retry-refused", is_flag=True, help="Try every refused shape again, not only those that changed.")
 def build(
-    config: str, overrides: tuple[str, ...], print_config: bool, scheduler: str | None, workers: int | None
+    config: str,
+    overrides: tuple[str, ...],
+    print_config: bool,
+    scheduler: str | None,
+    workers: int | None,
+    retry_refused: bool,
 ) -> None:
     """Build the teacher cache of CONFIG (a preset or a TOML file) and print where it is."""
     from cli.config import load_experiment, to_toml
 
     extra = [f"build.scheduler='{scheduler}'"] if scheduler else []
     extra += [f"build.workers={workers}"] if workers is not None else []
+    extra += ["build.retry_refused=true"] if retry_refused else []
     experiment = load_experiment(config, [*overrides, *extra])
     if print_config:
         click.echo(to_toml(experiment), nl=False)
         return
-    click.echo(build_from(experiment).path)
+    from pipeline.errors import TooManyRefused
+
+    try:
+        click.echo(build_from(experiment).path)
+    except TooManyRefused as error:
+        click.echo(error.path)  # it is there all the same
+        raise
 
 
 def build_from(experiment: "Experiment") -> "BuildReport":
@@ -59,6 +72,7 @@ def build_from(experiment: "Experiment") -> "BuildReport":
     from cli.config import to_toml
     from cli.progress import Progress, human_seconds
     from pipeline.build import BuildProgress, build_cache
+    from pipeline.errors import TooManyRefused
     from teacher_cache.storage import storage_at
 
     progress: Progress | None = None
@@ -98,6 +112,9 @@ def build_from(experiment: "Experiment") -> "BuildReport":
             on_progress=show,
             on_fit=show_fit,
         )
+    except TooManyRefused as error:
+        storage_at(error.path).write_documents({CONFIG_COPY: to_toml(experiment).encode()})
+        raise
     finally:
         if fitting is not None:
             fitting.__exit__(None, None, None)
@@ -217,7 +234,7 @@ def repair(path: "Location", config: str | None, scheduler: str | None, workers:
     while any(_mendable(problem) for problem in problems) and rounds < REPAIR_ROUNDS:
         shards = teacher_cache.withdraw(path, problems)
         click.echo(f"{len(problems)} problems; building {len(shards)} shards again", err=True)
-        build_from(experiment)
+        build_from(replace(experiment, build=replace(experiment.build, max_refused=1.0)))  # it was settled at the build
         problems, rounds = teacher_cache.verify(path), rounds + 1
     for problem in problems:
         click.echo(problem)

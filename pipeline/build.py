@@ -20,6 +20,7 @@ from pipeline.job import Job, elsewhere
 from pipeline.lanes import Lanes
 from pipeline.plan import plan_shards
 from pipeline.poses import check_ids, shapes_of
+from pipeline.quarantine import note_refused, release_mended
 from pipeline.recipe import recipe_for
 from pipeline.schedulers import cores, crew_for, on_cluster, on_threads
 from pipeline.tally import BuildProgress, BuildReport, Tally
@@ -62,10 +63,11 @@ def build_cache(
     end of the process leaves a cache that the next call completes.
 
     Raises BuildError for settings that do not fit together, a corpus that lost shapes the cache has, a shard that
-    failed (its traceback is in logs/build.jsonl) and a corpus without one usable shape; CorpusError, TeacherError and
-    CacheError as opening, loading and creating do.
+    failed (its traceback is in logs/build.jsonl) and a corpus without one usable shape; TooManyRefused, when all is
+    built, where `build.max_refused` is passed; CorpusError, TeacherError and CacheError as opening, loading and
+    creating do.
     """
-    begun = time.perf_counter()
+    begun, started = time.perf_counter(), time.time()
     _check_settings(corpus, projection, teacher, cache, build)
     source = open_corpus(corpus.uri, points=corpus.points)
     local = build.scheduler == "threads"
@@ -95,6 +97,12 @@ def build_cache(
     )
     writer = _open_cache(source, corpus, projection, loaded, cache, fit)
     committed = writer.committed()
+    places = {id: index for index, id in enumerate(ids)}
+    mended = release_mended(writer, source, places, committed, everything=build.retry_refused, threads=cores())
+    for shard, some in sorted(mended.items()):
+        logger.warning(
+            "shard %d is built again: %d shapes that were refused can be used now, first %s", shard, len(some), some[0]
+        )
     tasks = plan_shards(
         ids, shapes_of(committed, corpus.poses), shapes_per_shard=cache.shapes_per_shard // corpus.poses
     )
@@ -131,8 +139,10 @@ def build_cache(
                 on_cluster(elsewhere(job) if build.remote else job, tasks, build, crew, tally.add)
             finally:
                 writer.storage.remove([job.mark])
+    note_refused(writer, source, places, [item.id for item in tally.quarantined()], started)
     tally.check_usable()
     writer.finish(planned=tally.planned)
+    tally.check_share(build.max_refused)
     return tally.report(already_complete=not tasks)
 
 

@@ -145,11 +145,15 @@ class BuildConfig:
     workers    threads that teach, or local processes; 0 is one a core, or two for a GPU; unused with an address
     retries    times a shard whose worker died is handed out again before the build stops, 0..100; with an address each
                is a round of that scheduler's own `distributed.scheduler.allowed-failures`
+    max_refused    share of the corpus, 0..1, that may be refused before the build counts as failed; what is built stays
+    retry_refused  try every shape again that an earlier build refused, not only those whose file has changed since
     """
 
     scheduler: str = "threads"
     workers: int = 0
     retries: int = 3
+    max_refused: float = 0.05
+    retry_refused: bool = False
 
     @property
     def remote(self) -> bool:
@@ -163,6 +167,8 @@ class BuildConfig:
             yield f"workers = {self.workers} is negative; 0 chooses"
         if not 0 <= self.retries <= 100:
             yield f"retries = {self.retries} is outside 0..100"
+        if not 0 <= self.max_refused <= 1:
+            yield f"max_refused = {self.max_refused} is a share of the corpus, and outside 0..1"
 
 
 def conflicts(corpus: CorpusConfig, projection: ProjectionConfig) -> Iterator[str]:

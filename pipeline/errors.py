@@ -1,9 +1,10 @@
 """What can go wrong in the offline stage, one class for each thing a caller would handle differently.
 
-A shape that cannot be used is not here: it is data, raised as `corpora.ShapeError` and quarantined.
+A shape that cannot be used is not here: it is data, raised as `corpora.ShapeError` and quarantined. Nor is a fault of
+the machine, `corpora.MachineFault`; `corpora.faults` tells the two apart.
 """
 
-__all__ = ["BuildError", "PipelineError", "TeacherError"]
+__all__ = ["BuildError", "PipelineError", "TeacherError", "TooManyRefused"]
 
 
 class PipelineError(Exception):
@@ -16,3 +17,17 @@ class TeacherError(PipelineError):
 
 class BuildError(PipelineError):
     """A build that stopped: a corpus that changed under its cache, nothing usable in it, or a shard that failed."""
+
+
+class TooManyRefused(BuildError):
+    """A build that went through, and refused a larger share of its corpus than `build.max_refused`.
+
+    path  the cache, which holds the other shapes
+    """
+
+    def __init__(self, text: str, path: str) -> None:
+        super().__init__(text, path)
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.args[0])

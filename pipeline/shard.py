@@ -36,7 +36,7 @@ from teacher_cache.manifest import Receipt
 from teacher_cache.records import Quarantined, TeacherRecord
 from teacher_cache.writer import CacheHandle, write_shard
 
-__all__ = ["STAGES", "BuildStopped", "ShardReport", "build_shard"]
+__all__ = ["STAGES", "BuildStopped", "ShardReport", "build_shard", "read_shape"]
 
 STAGES = ("read", "project", "teacher", "write")
 
@@ -139,7 +139,7 @@ def _read_group(indices: Sequence[int], corpus: Corpus, poses: int) -> _Group:
     group = _Group(ids=[], labels=[], clouds=[], quarantined=[])
     for index in indices:
         try:
-            shape, points = patiently(partial(_read_shape, corpus, index), corpus.source(index))
+            shape, points = patiently(partial(read_shape, corpus, index), corpus.source(index))
         except ShapeError as error:
             group.quarantined.append(_quarantined(corpus.id(index), error, corpus.uri))
         else:
@@ -202,7 +202,7 @@ def _teach_group(
     return records, seconds
 
 
-def _read_shape(corpus: Corpus, index: int) -> tuple[Shape, np.ndarray]:
+def read_shape(corpus: Corpus, index: int) -> tuple[Shape, np.ndarray]:
     """A shape, and its points in the unit sphere. Raises ShapeError, also for a cloud without extent, and MachineFault;
     whatever else a reader raises is its bug, and a BuildError that names the shape.
     """

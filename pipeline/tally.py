@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipeline.errors import BuildError
+from pipeline.errors import BuildError, TooManyRefused
 from pipeline.job import Failure
 from pipeline.shard import STAGES, ShardReport
 from teacher_cache import CacheError, CacheWriter, Quarantined, Receipt
@@ -166,6 +166,20 @@ class Tally:
             raise BuildError("the corpus has no shapes; check corpus.uri")
         shown = "\n  ".join(f"{item.source}: {item.reason}" for item in refused[:_REASONS_SHOWN])
         raise BuildError(f"none of the {len(refused)} shapes of the corpus can be used; the first are\n  {shown}")
+
+    def check_share(self, most: float) -> None:
+        """Raise TooManyRefused where a larger share of the corpus than ``most`` was refused."""
+        if self.refused <= most * self.shapes:
+            return
+        refused = self.quarantined()
+        shown = "\n  ".join(f"{item.source}: {item.reason}" for item in refused[:_REASONS_SHOWN])
+        raise TooManyRefused(
+            f"{self.refused} of {self.shapes} shapes ({self.refused / self.shapes:.1%}) cannot be used; "
+            f"build.max_refused = {most:g} allows {most:.1%}. The first are\n  {shown}\n"
+            f"  The other {self.records // self.poses} are in {self.writer.directory}, and stay. Mend the files and "
+            "run the build again: it takes them in. Or allow as many with --set build.max_refused=1.0.",
+            str(self.writer.directory),
+        )
 
     def quarantined(self) -> tuple[Quarantined, ...]:
         return tuple(item for shard in sorted(self.receipts) for item in self.receipts[shard].quarantined)

@@ -22,6 +22,8 @@ def small_build(
     scheduler: str = "threads",
     workers: int = 2,
     retries: int = 3,
+    max_refused: float = 1.0,
+    retry_refused: bool = False,
     poses: int = 1,
     teacher: dict[str, Any] | None = None,
     cache: dict[str, Any] | None = None,
@@ -36,7 +38,13 @@ def small_build(
         TINY_PROJECTION,
         tiny_teacher(folder, **(teacher or {})),
         CacheConfig(**storage),
-        BuildConfig(scheduler=scheduler, workers=workers, retries=retries),
+        BuildConfig(
+            scheduler=scheduler,
+            workers=workers,
+            retries=retries,
+            max_refused=max_refused,
+            retry_refused=retry_refused,
+        ),
         on_progress=on_progress,
         on_fit=on_fit,
     )

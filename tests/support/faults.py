@@ -165,7 +165,7 @@ def run_builder(
         TINY_PROJECTION,
         tiny_teacher(folder.parent),
         CacheConfig(root=str(folder), name="c", **storage),
-        BuildConfig(scheduler=scenario.scheduler, workers=scenario.workers),
+        BuildConfig(scheduler=scenario.scheduler, workers=scenario.workers, max_refused=1.0),
     )
     if watch is not None:
         watch.enter("done")

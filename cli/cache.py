@@ -3,11 +3,11 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from cli.cache_tools import convert, gc, merge
+from cli.cache_tools import compact, convert, gc, merge
 from cli.options import CachePath, LocalPath, config_argument, config_options
 from cli.own_recipe import CONFIG_COPY, experiment_by_recipe
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cli.experiment import Experiment
     from pipeline.build import BuildReport
     from teacher_cache.location import Location
+    from teacher_cache.verify import Problem
 
 __all__ = ["build_from", "cache"]
 
@@ -27,7 +28,7 @@ def cache() -> None:
     """Build a teacher cache, look into it, check it."""
 
 
-for tool in (convert, merge, gc):
+for tool in (compact, convert, merge, gc):
     cache.add_command(tool)
 
 
@@ -40,6 +41,9 @@ for tool in (convert, merge, gc):
 @click.option("--scheduler", help="Short for --set build.scheduler=...: threads, processes, or tcp://host:8786.")
 @click.option("--workers", type=int, help="Short for --set build.workers=...")
 @click.option("--retry-refused", is_flag=True, help="Try every refused shape again, not only those that changed.")
+@click.option("--changed", type=click.Choice(["refuse", "rebuild"]),
+              help="Short for --set build.changed=...: what is done about shapes that changed or went.")  # fmt: skip
+@click.option("--check-content", is_flag=True, help="Compare the content of all files, not only their size and time.")
 def build(
     config: str,
     overrides: tuple[str, ...],
@@ -47,6 +51,8 @@ def build(
     scheduler: str | None,
     workers: int | None,
     retry_refused: bool,
+    changed: str | None,
+    check_content: bool,
 ) -> None:
     """Build the teacher cache of CONFIG (a preset or a TOML file) and print where it is."""
     from cli.config import load_experiment, to_toml
@@ -54,6 +60,8 @@ def build(
     extra = [f"build.scheduler='{scheduler}'"] if scheduler else []
     extra += [f"build.workers={workers}"] if workers is not None else []
     extra += ["build.retry_refused=true"] if retry_refused else []
+    extra += [f"build.changed='{changed}'"] if changed else []
+    extra += ["build.check='content'"] if check_content else []
     experiment = load_experiment(config, [*overrides, *extra])
     if print_config:
         click.echo(to_toml(experiment), nl=False)
@@ -211,7 +219,16 @@ def verify(path: "Location") -> None:
               "of corpus and weights that it notes]")  # fmt: skip
 @click.option("--scheduler", help="As build.scheduler; never taken from the cache. [default: this machine]")
 @click.option("--workers", type=int, help="As build.workers.")
-def repair(path: "Location", config: str | None, scheduler: str | None, workers: int | None) -> None:
+@click.option("--changed", type=click.Choice(["refuse", "rebuild"]), default="rebuild", show_default=True,
+              help="Where the corpus changed since the cache was built: build those shards again too, so that "
+              "old and new never mix, or stop before anything is done.")  # fmt: skip
+def repair(
+    path: "Location",
+    config: str | None,
+    scheduler: str | None,
+    workers: int | None,
+    changed: Literal["refuse", "rebuild"],
+) -> None:
     """Find what is damaged in a cache and build just that again; exit 1 when something is left."""
     import teacher_cache
     from cli.config import load_experiment
@@ -228,8 +245,14 @@ def repair(path: "Location", config: str | None, scheduler: str | None, workers:
             experiment = load_experiment(config, extra)
             # Where the cache lies now, wherever that experiment once put it.
             experiment = replace(experiment, cache=replace(experiment.cache, root=str(parent(path))))
+        experiment = replace(experiment, build=replace(experiment.build, changed=changed))
         _say_what_runs(experiment, path, config)
         _check_describes(experiment, path, config or CONFIG_COPY)
+        if stale := _stale_shards(experiment, path, refuse=changed == "refuse"):
+            # Their receipts may go with the damage below, and with them what tells that these shapes changed.
+            taken_back = [problem for problem in problems if _mendable(problem)]
+            click.echo(f"{len(stale)} shards are built again with the files as they are now", err=True)
+            problems = [*taken_back, *(stale_problem(shard) for shard in stale)]
     # A damaged manifest hides what is damaged below it, so a second look can find more than the first.
     while any(_mendable(problem) for problem in problems) and rounds < REPAIR_ROUNDS:
         shards = teacher_cache.withdraw(path, problems)
@@ -242,6 +265,30 @@ def repair(path: "Location", config: str | None, scheduler: str | None, workers:
         click.echo(f"{len(problems)} problems are left in {path}", err=True)
         raise SystemExit(1)
     click.echo(f"sound: {path}", err=True)
+
+
+def _stale_shards(experiment: "Experiment", path: "Location", *, refuse: bool) -> tuple[int, ...]:
+    """Shards with shapes that changed or went since; said on standard error. Raises BuildError where refused."""
+    from pipeline.build import changes_of
+    from pipeline.changes import refuse_stale
+
+    changes = changes_of(
+        experiment.corpus, experiment.projection, experiment.teacher, experiment.cache,
+        content=experiment.build.check == "content",
+    )  # fmt: skip
+    if refuse:
+        refuse_stale(changes, path)
+    for line in changes.lines():
+        click.echo(line, err=True)
+    return changes.shards if changes.stale else ()
+
+
+def stale_problem(shard: int) -> "Problem":
+    """A shard that is sound, and of files that are not there any more."""
+    from teacher_cache.layout import receipt_path
+    from teacher_cache.verify import Problem
+
+    return Problem(file=receipt_path(shard), shard=shard, what="is of files that have changed since")
 
 
 def _say_what_runs(experiment: "Experiment", path: "Location", config: str | None) -> None:

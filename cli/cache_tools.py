@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from teacher_cache.location import Location
     from teacher_cache.sources import FindUntouched
 
-__all__ = ["convert", "gc", "merge"]
+__all__ = ["compact", "convert", "gc", "merge"]
 
 RECORDS_AT_ONCE = 16  # whose windows are computed at a time; it bounds memory, a record's take a megabyte
 
@@ -80,6 +80,27 @@ def convert(source: "Location", root: str | None, threads: int, **storage: Any) 
     _carry_config(source, made.path, changes)
     before = teacher_cache.open(source).info()
     _say(made, f"{before.bytes / 1e6:.1f} MB before")
+
+
+@click.command(
+    epilog="Example: i2p cache compact caches/shapenet55-0f3a9c21d7be. A call that was stopped goes on where it was."
+)
+@click.argument("path")
+@threads_option
+def compact(path: str, threads: int) -> None:
+    """Join the small shards that growing a cache leaves into full ones, in its place.
+
+    Recipe, records and their numbers stay. Needs room for a second copy while it works; a build must not run meanwhile.
+    """
+    import teacher_cache
+
+    with _progress("compacting") as show:
+        made = teacher_cache.compact(path, threads=threads, on_progress=show)
+    if made is None:
+        click.echo(f"its shards are full already: {path}", err=True)
+        click.echo(path)
+        return
+    _say(made, f"{made.shards} shards")
 
 
 @click.command(

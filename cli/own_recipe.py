@@ -33,19 +33,20 @@ def experiment_by_recipe(path: "Location", *, scheduler: str | None = None, work
     Raises ConfigError where the cache has no notes, or such that no experiment follows from them; CacheError where
     neither recipe nor manifest is sound.
     """
-    import teacher_cache
     from cli.experiment import Experiment
     from pipeline.config import BuildConfig, CorpusConfig, TeacherConfig
+    from teacher_cache.config import CacheConfig
     from teacher_cache.location import parent
+    from teacher_cache.repair import sound_description
     from trainer.config import EvaluationConfig, TrainerConfig
     from trainer.model_config import MaskingConfig, ModelConfig
 
-    recipe = teacher_cache.open(path, allow_incomplete=True).recipe
+    recipe = sound_description(path).recipe
     places = _places(path)
     points: Any = recipe.corpus.get("points")
     folder, ending = str(path).rstrip("/").rpartition("/")[2], f"-{recipe.hash[:12]}"
     name = folder.removesuffix(ending) if folder.endswith(ending) else ""  # a renamed folder has to be named back
-    storage = teacher_cache.CacheConfig.from_storage(dict(recipe.storage))
+    storage = CacheConfig.from_storage(dict(recipe.storage))
     build = BuildConfig()
     try:
         return Experiment(

@@ -13,17 +13,19 @@ from uuid import uuid4
 import torch
 
 from pipeline.basis import fit_basis
+from pipeline.changes import Changes, Stamps, compare_corpus, made_of, refuse_stale
 from pipeline.config import BuildConfig, CorpusConfig, ProjectionConfig, TeacherConfig, conflicts
 from pipeline.corpora import Corpus, open_corpus
 from pipeline.errors import BuildError
-from pipeline.job import Job, elsewhere
+from pipeline.job import Failure, Job, elsewhere
 from pipeline.lanes import Lanes
-from pipeline.plan import plan_shards
+from pipeline.plan import plan_shards, surplus_shards
 from pipeline.poses import check_ids, shapes_of
 from pipeline.quarantine import note_refused, release_mended
+from pipeline.provenance import software
 from pipeline.recipe import recipe_for
 from pipeline.schedulers import cores, crew_for, on_cluster, on_threads
-from pipeline.tally import BuildProgress, BuildReport, Tally
+from pipeline.tally import BuildProgress, BuildReport, Result, Tally
 from pipeline.teacher import Teacher, load_teacher, resolve_device, size_conflicts, teacher_conflicts
 from pipeline.views import VIEWS
 from pipeline.worker import Worker, ids_digest
@@ -38,8 +40,12 @@ from teacher_cache import (
     stored_basis,
 )
 from teacher_cache.location import Location, resolve
+from teacher_cache.manifest import Receipt
+from teacher_cache.repair import sound_description
+from teacher_cache.storage import storage_at
+from teacher_cache.writer import noted_receipts
 
-__all__ = ["BuildProgress", "BuildReport", "build_cache", "cache_of"]
+__all__ = ["BuildProgress", "BuildReport", "build_cache", "cache_of", "changes_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +102,8 @@ def build_cache(
         on_progress=on_fit,
     )
     writer = _open_cache(source, corpus, projection, loaded, cache, fit)
-    committed = writer.committed()
+    stamps = Stamps(writer.storage)
+    committed = _up_to_date(writer, source, ids, corpus.poses, build, stamps)
     places = {id: index for index, id in enumerate(ids)}
     mended = release_mended(writer, source, places, committed, everything=build.retry_refused, threads=cores())
     for shard, some in sorted(mended.items()):
@@ -120,6 +127,7 @@ def build_cache(
             handle=writer.handle,
             ids=ids_digest(ids),
             lanes=crew.lanes,
+            software=dict(software()),
             basis="" if writer.basis is None else writer.basis.sha256,
         )
         logger.info(
@@ -130,20 +138,38 @@ def build_cache(
             build.scheduler,
             "" if build.remote else f", {crew.processes} x {crew.lanes} lanes, {crew.in_work} shards in work",
         )
+        writer.log({"event": "build", "missing": len(tasks), "software": job.software})
+        taken = partial(_take, tally, stamps, source, places, build.remote)
         if local:
-            on_threads(job, Worker(source, loaded, Lanes(crew.lanes), writer.basis), tasks, crew, tally.add)
+            on_threads(job, Worker(source, loaded, Lanes(crew.lanes), writer.basis), tasks, crew, taken)
         else:
             del loaded, fit
             writer.storage.write_documents({job.mark: b""})
             try:
-                on_cluster(elsewhere(job) if build.remote else job, tasks, build, crew, tally.add)
+                on_cluster(elsewhere(job) if build.remote else job, tasks, build, crew, taken)
             finally:
                 writer.storage.remove([job.mark])
     note_refused(writer, source, places, [item.id for item in tally.quarantined()], started)
     tally.check_usable()
     writer.finish(planned=tally.planned)
+    stamps.save()
     tally.check_share(build.max_refused)
     return tally.report(already_complete=not tasks)
+
+
+def changes_of(
+    corpus: CorpusConfig, projection: ProjectionConfig, teacher: TeacherConfig, cache: CacheConfig, *, content: bool
+) -> Changes:
+    """How the corpus differs from what the cache of these settings was built from; nothing is written.
+
+    Shards count that are damaged, as long as their receipts are sound.
+    """
+    source = open_corpus(corpus.uri, points=corpus.points)
+    _, place = _place(source, corpus, projection, load_teacher(teacher, torch.device("cpu")), cache)
+    storage = storage_at(place)
+    receipts = {receipt.shard: receipt for receipt, _ in noted_receipts(storage, sound_description(place))}
+    ids = [source.id(index) for index in range(len(source))]
+    return compare_corpus(source, ids, receipts, Stamps(storage), poses=corpus.poses, content=content, threads=cores())
 
 
 def cache_of(
@@ -197,6 +223,57 @@ def _open_cache(
         logger.info("%s: fitting its %d channels on a sample of the corpus", directory, cache.channels)
         basis = fit()
     return create_cache(directory, recipe, schema, cache, label_names=source.label_names, basis=basis)
+
+
+def _up_to_date(
+    writer: CacheWriter, source: Corpus, ids: list[str], poses: int, build: BuildConfig, stamps: Stamps
+) -> dict[int, Receipt]:
+    """The committed shards that are of the corpus as it is; others are withdrawn, if the settings say so.
+
+    Raises BuildError where shapes changed or went, and build.changed is "refuse".
+    """
+    found = list(noted_receipts(writer.storage, writer.description))
+    noted = {receipt.shard: receipt for receipt, _ in found}
+    committed = {receipt.shard: receipt for receipt, whole in found if whole}
+    changes = compare_corpus(source, ids, noted, stamps, poses=poses, content=build.check == "content", threads=cores())
+    if build.changed == "refuse":
+        refuse_stale(changes, writer.directory)
+    if changes.unknown:
+        logger.info(
+            "%s: %d shapes were built before their content was noted; whether they changed is not known",
+            writer.directory,
+            changes.unknown,
+        )
+    doomed = {shard for shard in changes.shards if shard in noted}
+    kept = {shard: receipt for shard, receipt in committed.items() if shard not in doomed}
+    doomed |= set(surplus_shards(ids, shapes_of(kept, poses)))
+    if doomed:
+        for line in changes.lines():
+            logger.warning("%s: %s", writer.directory, line)
+        logger.warning("%s: %d shards are built again", writer.directory, len(doomed))
+        writer.withdraw(sorted(doomed))
+    return {shard: receipt for shard, receipt in committed.items() if shard not in doomed}
+
+
+def _take(
+    tally: Tally, stamps: Stamps, source: Corpus, places: dict[str, int], elsewhere: bool, result: Result
+) -> None:
+    """Count a finished shard, and remember how its files looked.
+
+    elsewhere  whether a worker on another machine read it: one shape is then compared with the driver's own file.
+    """
+    tally.add(result)
+    if isinstance(result, Failure):
+        return
+    stamps.note(result.receipt, result.stamps)
+    if elsewhere and result.receipt.shapes:
+        id, read = result.receipt.shapes[0]
+        if made_of(source, places[id]) != read:
+            raise BuildError(
+                f"shard {result.receipt.shard}: a worker read another {id!r} than lies at "
+                f"{source.source(places[id])}.\n"
+                "  Give driver and workers the same files; `i2p cache build --check-content` finds what differs."
+            )
 
 
 def _place(

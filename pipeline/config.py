@@ -143,6 +143,9 @@ class BuildConfig:
 
     scheduler  "threads" (this process), "processes" (a local Dask cluster) or the address of a Dask scheduler, tcp://...
     workers    threads that teach, or local processes; 0 is one a core, or two for a GPU; unused with an address
+    changed    what is done about shapes that changed or went since the cache was built: "refuse" stops before anything
+               is written; "rebuild" builds the shards that hold them again
+    check      how changes are looked for: "stamps" reads files whose size or time differs, "content" all of them
     retries    times a shard whose worker died is handed out again before the build stops, 0..100; with an address each
                is a round of that scheduler's own `distributed.scheduler.allowed-failures`
     max_refused    share of the corpus, 0..1, that may be refused before the build counts as failed; what is built stays
@@ -151,6 +154,8 @@ class BuildConfig:
 
     scheduler: str = "threads"
     workers: int = 0
+    changed: Literal["refuse", "rebuild"] = "refuse"
+    check: Literal["stamps", "content"] = "stamps"
     retries: int = 3
     max_refused: float = 0.05
     retry_refused: bool = False
@@ -165,6 +170,10 @@ class BuildConfig:
             yield f"scheduler = {self.scheduler!r} is none of threads, processes, or an address such as tcp://host:8786"
         if self.workers < 0:
             yield f"workers = {self.workers} is negative; 0 chooses"
+        if self.changed not in ("refuse", "rebuild"):
+            yield f"changed = {self.changed!r} is neither refuse nor rebuild"
+        if self.check not in ("stamps", "content"):
+            yield f"check = {self.check!r} is neither stamps nor content"
         if not 0 <= self.retries <= 100:
             yield f"retries = {self.retries} is outside 0..100"
         if not 0 <= self.max_refused <= 1:

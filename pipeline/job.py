@@ -5,6 +5,7 @@ Dask itself is imported here on a worker only.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from urllib.parse import quote
 
 from pipeline.config import CorpusConfig, ProjectionConfig, TeacherConfig
 from pipeline.corpora.uri import place_of
+from pipeline.errors import BuildError
 from pipeline.plan import ShardTask
+from pipeline.provenance import differences, software
 from teacher_cache import CacheHandle
 
-__all__ = ["Failure", "Job", "can_read", "elsewhere", "run_on_worker"]
+__all__ = ["Failure", "Job", "can_read", "check_software", "elsewhere", "run_on_worker"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,7 @@ class Job:
     token  of this build: what a process keeps under another token is another build's, and dropped
     ids    `ids_digest` of the corpus that was planned; a worker that sees other shapes refuses
     lanes  threads of a process that teach; 0: as many as the Dask worker has (`dask worker --nthreads`)
+    software  as `provenance.software` of the driver
     basis  SHA-256 of the one features are stored in, which workers read from the cache; "" for the teacher's channels
     """
 
@@ -35,6 +39,7 @@ class Job:
     handle: CacheHandle
     ids: str
     lanes: int
+    software: Mapping[str, str]
     basis: str = ""
 
     @property
@@ -57,8 +62,22 @@ class Failure:
 
 
 def can_read(job: Job) -> bool:
-    """Asked of a worker before it is given tasks; an answer at all means that its Python has this job's classes."""
+    """Asked of a worker before it is given tasks; an answer at all means that its Python has this job's classes.
+
+    Raises BuildError where the worker's software is not the driver's.
+    """
+    check_software(job)
     return bool(job.token)
+
+
+def check_software(job: Job) -> None:
+    """Raise BuildError unless this process runs the software of the driver: other code makes other numbers."""
+    lines = differences(software(), job.software)
+    if lines:
+        raise BuildError(
+            "this worker runs other software (here) than the driver (there):\n  " + "\n  ".join(lines) + "\n"
+            "  Install the same on all of them; a shard made by other code would look sound and hold other numbers."
+        )
 
 
 def run_on_worker(job: Job, task: ShardTask) -> Any:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from pipeline.errors import BuildError
 
-__all__ = ["CommittedShard", "ShardTask", "plan_shards"]
+__all__ = ["CommittedShard", "ShardTask", "plan_shards", "surplus_shards"]
 
 
 class _Refused(Protocol):
@@ -36,6 +36,23 @@ class ShardTask:
 
     shard: int
     indices: tuple[int, ...]
+
+
+def surplus_shards(ids: Sequence[str], committed: Mapping[int, CommittedShard]) -> list[int]:
+    """Committed shards, from the last one on, whose shapes have to move up because the corpus became smaller.
+
+    After a removal there may be fewer shapes left than missing shards; a shard is never empty, and none is left out.
+    Shapes that the corpus lost must not be in `committed`.
+    """
+    kept = dict(committed)
+    held = {shard: len(receipt.ids) + len(receipt.quarantined) for shard, receipt in kept.items()}
+    left = len(ids) - sum(held.values())
+    surplus: list[int] = []
+    while held and left < max(held) + 1 - len(held):
+        last = max(held)
+        left += held.pop(last)
+        surplus.append(last)
+    return surplus
 
 
 def plan_shards(

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from cuda.geometry import ViewGeometry
 from pipeline.basis import in_basis
+from pipeline.changes import made_of, stamps_digest
 from pipeline.config import ProjectionConfig
-from pipeline.corpora import Corpus, CorpusError, Shape, ShapeError, normalise
+from pipeline.corpora import Corpus, CorpusError, MachineFault, Shape, ShapeError, normalise
 from pipeline.corpora.faults import machine_fault_in, patiently
 from pipeline.corpora.uri import place_of
 from pipeline.errors import BuildError
@@ -50,11 +51,13 @@ class ShardReport:
     """A committed shard. Small: it crosses from worker to driver.
 
     receipt  what is in it
+    stamps   `stamps_digest` of its shapes' files as they were read; "" where shapes have no files
     seconds  spent in each of STAGES, added up over threads; `write` is zeroing, encoding, writing and committing
     wall     seconds from start to commit
     """
 
     receipt: Receipt
+    stamps: str
     seconds: dict[str, float]
     wall: float
 
@@ -67,6 +70,8 @@ class _Group:
     labels: list[int]
     clouds: list[np.ndarray]
     quarantined: list[Quarantined]
+    shapes: list[tuple[str, str]]
+    stamps: list[str | None]
 
 
 def build_shard(
@@ -99,6 +104,8 @@ def build_shard(
     size = max(1, teacher.batch_size // (VIEWS * poses))
     records: list[TeacherRecord] = []
     quarantined: list[Quarantined] = []
+    shapes: list[tuple[str, str]] = []
+    stamps: list[str | None] = []
     taught: list[Future[tuple[list[TeacherRecord], dict[str, float]]]] = []
     try:
         for start in range(0, len(task.indices), size):
@@ -106,6 +113,8 @@ def build_shard(
             _check_stop(stop)
             group = _read_group(task.indices[start : start + size], corpus, poses)
             quarantined += group.quarantined
+            shapes += group.shapes
+            stamps += group.stamps
             seconds["read"] += perf_counter() - clock
             if group.clouds:
                 call = partial(
@@ -122,11 +131,14 @@ def build_shard(
             future.cancel()
         raise
     clock = perf_counter()
-    receipt = write_shard(handle, task.shard, records, quarantined)
+    receipt = write_shard(handle, task.shard, records, quarantined, shapes=shapes)
     now = perf_counter()
     seconds["write"] += now - clock
     return ShardReport(
-        receipt=receipt, seconds={stage: round(seconds[stage], 4) for stage in STAGES}, wall=round(now - begun, 4)
+        receipt=receipt,
+        stamps=stamps_digest(zip((id for id, _ in shapes), stamps, strict=True)),
+        seconds={stage: round(seconds[stage], 4) for stage in STAGES},
+        wall=round(now - begun, 4),
     )
 
 
@@ -136,8 +148,11 @@ def _check_stop(stop: threading.Event | None) -> None:
 
 
 def _read_group(indices: Sequence[int], corpus: Corpus, poses: int) -> _Group:
-    group = _Group(ids=[], labels=[], clouds=[], quarantined=[])
+    group = _Group(ids=[], labels=[], clouds=[], quarantined=[], shapes=[], stamps=[])
     for index in indices:
+        stamp = corpus.stamp(index)
+        group.shapes.append((corpus.id(index), made_of(corpus, index)))
+        group.stamps.append(stamp)
         try:
             shape, points = patiently(partial(read_shape, corpus, index), corpus.source(index))
         except ShapeError as error:
@@ -147,6 +162,8 @@ def _read_group(indices: Sequence[int], corpus: Corpus, poses: int) -> _Group:
                 group.ids.append(pose_id(shape.id, pose))
                 group.labels.append(-1 if shape.label is None else int(shape.label))
                 group.clouds.append(in_pose(points, shape.id, pose))
+        if corpus.stamp(index) != stamp:  # what was hashed may not be what was read
+            raise MachineFault(corpus.source(index), "it changed while it was read", "Run the build again.")
     return group
 
 

@@ -14,7 +14,7 @@ import torch
 
 from pipeline.corpora import Corpus, CorpusError, open_corpus
 from pipeline.errors import BuildError, PipelineError
-from pipeline.job import Failure, Job
+from pipeline.job import Failure, Job, check_software
 from pipeline.lanes import Lanes
 from pipeline.plan import ShardTask
 from pipeline.recipe import recipe_for
@@ -135,7 +135,8 @@ def _close_if_idle(worker: Worker) -> None:
 
 
 def _open(job: Job, lanes: int) -> Worker:
-    """Open corpus and teacher, and make sure that they and the cache are what the driver saw."""
+    """Open corpus and teacher, and make sure that they, the cache and the software are what the driver saw."""
+    check_software(job)
     description = job.handle.description
     storage = storage_at(job.handle.directory)
     for path, sees in ((RECIPE, "does not see the cache"), (job.mark, "sees another cache than the driver")):

@@ -22,6 +22,7 @@ Writing, in the driver and in its workers:
 """
 
 from teacher_cache.basis import Basis
+from teacher_cache.compact import compact
 from teacher_cache.config import CacheConfig
 from teacher_cache.convert import convert
 from teacher_cache.errors import (
@@ -79,6 +80,7 @@ __all__ = [
     "TeacherRecord",
     "UnsupportedVersion",
     "cache_directory",
+    "compact",
     "convert",
     "create_cache",
     "epoch_order",

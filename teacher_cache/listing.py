@@ -34,7 +34,7 @@ def list_caches(root: str | os.PathLike[str]) -> tuple[list[CacheInfo], list[Cac
 def _folders(root: str | os.PathLike[str]) -> list[Location]:
     location = localise(root)
     if isinstance(location, Path):
-        return sorted(path for path in location.iterdir() if path.is_dir())
+        return sorted(path for path in location.iterdir() if path.is_dir() and path.name[0] != ".")
     from teacher_cache.remote import folders
 
     return list(folders(location))

@@ -42,6 +42,8 @@ class Receipt:
     ids, labels  of its records, in stored order.
     quarantined  the shapes of this shard that left no record.
     files        the shard's files, in the order the format lists them.
+    shapes       (shape id, SHA-256 of what the shape was made from), those in quarantine included; empty where it is
+                 not known, as in receipts of 0.1.0.
     """
 
     shard: int
@@ -49,6 +51,7 @@ class Receipt:
     labels: tuple[int, ...]
     quarantined: tuple[Quarantined, ...]
     files: tuple[ShardFile, ...]
+    shapes: tuple[tuple[str, str], ...] = ()
 
     @property
     def records(self) -> int:
@@ -68,6 +71,7 @@ class Receipt:
                 "quarantined": [_quarantined_json(item) for item in self.quarantined],
                 "files": [{"path": f.path, "bytes": f.bytes, "sha256": f.sha256} for f in self.files],
             }
+            | ({"shapes": [{"id": id, "sha256": made_of} for id, made_of in self.shapes]} if self.shapes else {})
         )
 
     @cached_property
@@ -89,8 +93,12 @@ class Receipt:
         )
         if [file.path for file in files] != list(paths):
             raise ManifestError(f"{where}: expected files {list(paths)}, found {[file.path for file in files]}")
+        shapes = document.objects("shapes") if "shapes" in document.values else []
+        if len(shapes) > MAX_SHAPES_PER_SHARD:
+            raise ManifestError(f"{where}: expected at most {MAX_SHAPES_PER_SHARD} shapes, found {len(shapes)}")
         return cls(
             shard=shard,
+            shapes=tuple((item.text("id"), item.digest("sha256")) for item in shapes),
             ids=tuple(item.text("id") for item in records),
             labels=tuple(item.integer("label", -1, _MAX_LABEL) for item in records),
             quarantined=tuple(_quarantined(item) for item in document.objects("quarantined")),

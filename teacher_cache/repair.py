@@ -10,7 +10,7 @@ from teacher_cache.manifest import Description, Manifest
 from teacher_cache.storage import Storage, storage_at
 from teacher_cache.verify import Problem
 
-__all__ = ["withdraw"]
+__all__ = ["sound_description", "withdraw"]
 
 
 def withdraw(path: str | os.PathLike[str], problems: Iterable[Problem]) -> list[int]:
@@ -33,6 +33,32 @@ def withdraw(path: str | os.PathLike[str], problems: Iterable[Problem]) -> list[
     return shards
 
 
+def sound_description(path: str | os.PathLike[str]) -> Description:
+    """What a cache is, by its recipe.json or else by its manifest, either of which may be damaged.
+
+    Raises CacheError where both are.
+    """
+    storage = storage_at(path)
+    for name in (layout.RECIPE, layout.MANIFEST):
+        where = str(join(storage.location, name))
+        try:
+            data = storage.read(name)
+            return (
+                Description.decode(data, where) if name == layout.RECIPE else Manifest.decode(data, where).description
+            )
+        except (FileNotFoundError, ManifestError, SchemaError):
+            continue
+    raise _nothing_says(storage)
+
+
+def _nothing_says(storage: Storage) -> CacheError:
+    return CacheError(
+        f"{storage.location}: expected a sound {layout.RECIPE} or {layout.MANIFEST}; both are damaged, so nothing says "
+        "what this cache was.\n"
+        "  Copy one of them again from where the cache came from, or empty the folder and build again."
+    )
+
+
 def _restore_documents(storage: Storage, damaged: set[str]) -> None:
     """Write the recipe again where it is damaged and the manifest, which repeats it, is not."""
     where = join(storage.location, layout.MANIFEST)
@@ -40,11 +66,7 @@ def _restore_documents(storage: Storage, damaged: set[str]) -> None:
         try:
             Description.decode(storage.read(layout.RECIPE), str(join(storage.location, layout.RECIPE)))
         except (FileNotFoundError, ManifestError, SchemaError) as error:
-            raise CacheError(
-                f"{storage.location}: expected a sound {layout.RECIPE} or {layout.MANIFEST}; both are damaged, so "
-                "nothing says what this cache was.\n"
-                "  Copy one of them again from where the cache came from, or empty the folder and build again."
-            ) from error
+            raise _nothing_says(storage) from error
         return
     if layout.RECIPE not in damaged:
         return

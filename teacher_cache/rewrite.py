@@ -127,7 +127,7 @@ def rewrite(
         for part in shards[shard]:
             records += read.records(part, writer.description.storage, untouched)
         refused = [item for part in shards[shard] for item in part.quarantined]
-        return write_shard(writer.handle, shard, records, refused)
+        return write_shard(writer.handle, shard, records, refused, shapes=_shapes(shards[shard]))
 
     for receipt in in_threads(write, missing, threads):
         writer.log({"event": "shard", "shard": receipt.shard, "records": receipt.records, "bytes": receipt.total_bytes})
@@ -142,6 +142,15 @@ def rewrite(
         written=len(missing),
         bytes=sum(receipt.total_bytes for receipt in committed.values()),
     )
+
+
+def _shapes(parts: Sequence[Part]) -> list[tuple[str, str]]:
+    """What the shapes of some parts were made from, where their sources say."""
+    found = []
+    for part in parts:
+        held = {*part.ids, *(item.id for item in part.quarantined)}
+        found += [(id, made_of) for id, made_of in part.shapes if id in held]
+    return found
 
 
 def in_threads(function: Callable[[Any], Any], items: Sequence[Any], threads: int) -> Iterator[Any]:

@@ -36,6 +36,7 @@ class Part:
     ids          of these records.
     quarantined  shapes of that shard that left no record.
     files        of that shard, with their checksums.
+    shapes       (shape id, SHA-256 of what it was made from) of that shard, all of them.
     """
 
     source: int
@@ -44,6 +45,7 @@ class Part:
     ids: tuple[str, ...]
     quarantined: tuple[Quarantined, ...]
     files: tuple[ShardFile, ...]
+    shapes: tuple[tuple[str, str], ...] = ()
 
 
 def open_source(path: str | os.PathLike[str]) -> Cache:
@@ -68,6 +70,7 @@ def parts_of(cache: Cache, source: int = 0) -> list[Part]:
                 ids=receipt.ids,
                 quarantined=receipt.quarantined,
                 files=receipt.files,
+                shapes=receipt.shapes,
             )
         )
         first += receipt.records

@@ -26,7 +26,7 @@ from teacher_cache.recipe import Recipe
 from teacher_cache.records import CacheSchema, Quarantined, TeacherRecord, record_problems
 from teacher_cache.storage import Storage, storage_at
 
-__all__ = ["CacheHandle", "CacheWriter", "create_cache", "stored_basis", "write_shard"]
+__all__ = ["CacheHandle", "CacheWriter", "create_cache", "noted_receipts", "stored_basis", "write_shard"]
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +120,13 @@ class CacheWriter:
         size, is warned of and left out, so that its shard is built again."""
         return {receipt.shard: receipt for receipt in iter_receipts(self.storage, self.description)}
 
+    def withdraw(self, shards: Sequence[int]) -> None:
+        """Take committed shards back, with their files; a crash in between leaves an unfinished cache, and debris that
+        the next build of these shards replaces or `gc` finds.
+        """
+        self.storage.remove([layout.MANIFEST, *(layout.receipt_path(shard) for shard in shards)])  # the manifest first
+        self.storage.remove([path for shard in shards for path in layout.shard_paths(self.description.storage, shard)])
+
     def finish(self, *, planned: int | None = None) -> Location:
         """Write the manifest over all committed shards; -> where it is. Writing the same again touches nothing.
 
@@ -191,6 +198,7 @@ def write_shard(
     records: Sequence[TeacherRecord],
     quarantined: Sequence[Quarantined] = (),
     *,
+    shapes: Sequence[tuple[str, str]] = (),
     replace: bool = False,
 ) -> Receipt:
     """Write one whole shard and commit it. Call it in any process; two at once do no harm.
@@ -198,6 +206,8 @@ def write_shard(
     shard        its index, >= 0.
     records      at most shapes_per_shard, in stored order.
     quarantined  shapes of this shard that leave no record.
+    shapes       (shape id, SHA-256 of what it was made from) of the shard, where that is known: what tells a later
+                 build that a shape has changed.
     replace      write it even if it is committed already (to repair); else the committed receipt comes back.
 
     Raises SchemaError for a record that does not fit, RecipeMismatch when the committed shard holds other shapes,
@@ -222,6 +232,7 @@ def write_shard(
             labels=tuple(int(record.label) for record in records),
             quarantined=tuple(quarantined),
             files=tuple(files),
+            shapes=tuple(shapes),
         )
         return made.encoded
 
@@ -235,6 +246,14 @@ def write_shard(
 
 def iter_receipts(storage: Storage, description: Description) -> Iterator[Receipt]:
     """The receipts of committed shards, ascending; those that cannot be trusted are warned of and left out."""
+    return (receipt for receipt, whole in noted_receipts(storage, description) if whole)
+
+
+def noted_receipts(storage: Storage, description: Description) -> Iterator[tuple[Receipt, bool]]:
+    """Every sound receipt, ascending, and whether its shard's files are there in full size, so that it counts as built.
+
+    What does not count is warned of.
+    """
     numbers = [name.removesuffix(".json") for name in storage.names(layout.RECEIPTS)]
     shards = sorted(int(number) for number in numbers if number.isdecimal())
     shards = [
@@ -243,7 +262,14 @@ def iter_receipts(storage: Storage, description: Description) -> Iterator[Receip
     sizes = storage.sizes()
     for shard, data in zip(shards, storage.read_many([layout.receipt_path(s) for s in shards]), strict=True):
         try:
-            yield _read_receipt(storage, shard, description, data, sizes)
+            receipt = _decoded_receipt(storage, shard, description, data)
+            try:
+                _check_sizes(storage, receipt, sizes)
+            except ManifestError as error:
+                logger.warning("shard %d counts as not built: %s", shard, error)
+                yield receipt, False
+            else:
+                yield receipt, True
         except ManifestError as error:
             logger.warning("shard %d counts as not built: %s", shard, error)
 
@@ -254,12 +280,12 @@ def read_receipt(storage: Storage, shard: int, description: Description) -> Rece
         data = storage.read(layout.receipt_path(shard))
     except FileNotFoundError:
         data = None
-    return _read_receipt(storage, shard, description, data, storage.sizes(few=True))
+    receipt = _decoded_receipt(storage, shard, description, data)
+    _check_sizes(storage, receipt, storage.sizes(few=True))
+    return receipt
 
 
-def _read_receipt(
-    storage: Storage, shard: int, description: Description, data: bytes | None, sizes: Callable[[str], int | None]
-) -> Receipt:
+def _decoded_receipt(storage: Storage, shard: int, description: Description, data: bytes | None) -> Receipt:
     where = join(storage.location, layout.receipt_path(shard))
     if data is None:
         raise ManifestError(f"{where}: expected the receipt of shard {shard}, found none")
@@ -267,12 +293,15 @@ def _read_receipt(
     limit = description.storage.shapes_per_shard
     if receipt.records > limit:
         raise ManifestError(f"{where}: {receipt.records} records; expected at most {limit}, its recipe's shard")
+    return receipt
+
+
+def _check_sizes(storage: Storage, receipt: Receipt, sizes: Callable[[str], int | None]) -> None:
     for file in receipt.files:
         size = sizes(file.path)
         if size != file.bytes:
             found = "none" if size is None else f"{size}"
             raise ManifestError(f"{join(storage.location, file.path)}: expected {file.bytes} bytes, found {found}")
-    return receipt
 
 
 def _ids(receipt: Receipt) -> Iterator[str]:

@@ -123,8 +123,14 @@ class Corpus(Protocol):
         """Label of shape ``index`` (without reading it), or None."""
 
     def fingerprint(self, index: int) -> str:
-        """Hash of what shape ``index`` is made from; reads the file where there is one. Raises ShapeError and
-        MachineFault."""
+        """SHA-256 (hex) of what shape ``index`` is made from: content of its files, their reader and its version, label
+        by name, split. Reads the files. Raises ShapeError and MachineFault.
+        """
+
+    def stamp(self, index: int) -> str | None:
+        """Size and time of the files of shape ``index``: cheap, and while it stays the fingerprint most likely does.
+        None where there are no files, and the fingerprint is as cheap. Raises MachineFault.
+        """
 
     def __getitem__(self, index: int) -> Shape:
         """Read shape ``index``. Raises IndexError outside 0..len-1, ShapeError for a shape that cannot be used, and

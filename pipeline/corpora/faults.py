@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from pipeline.corpora.base import MachineFault, ShapeError
 
-__all__ = ["check_present", "is_machine_fault", "machine_fault_in", "patiently", "read_file"]
+__all__ = ["check_present", "file_stamp", "is_machine_fault", "machine_fault_in", "patiently", "read_file"]
 
 T = TypeVar("T")
 
@@ -91,6 +91,15 @@ def read_file(path: Path) -> bytes:
     MachineFault for what the machine is to blame for. Pipes, sockets and devices are not opened.
     """
     return patiently(lambda: _bytes(path), str(path))
+
+
+def file_stamp(path: Path) -> str:
+    """Size and time of a file, as text; its error's name where it cannot be looked at: whoever reads it says more."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return errno.errorcode.get(error.errno or 0, "?")
+    return f"{status.st_size}:{status.st_mtime_ns}"
 
 
 def check_present(path: Path) -> None:

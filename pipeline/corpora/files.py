@@ -1,14 +1,17 @@
 """Any supported file as a geometry, and the corpus that is a list of such files."""
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.corpora.base import CorpusError, Shape, ShapeError
-from pipeline.corpora.faults import check_present, patiently, read_file
+from pipeline.corpora.faults import check_present, file_stamp, patiently, read_file
 from pipeline.corpora.formats.geometry import Cloud, Format, Malformed, ReadOptions, Surface, sample_geometry
 from pipeline.corpora.formats.gltf import read_gltf
 from pipeline.corpora.formats.numpy_files import read_npy, read_npz
@@ -18,8 +21,9 @@ from pipeline.corpora.formats.pcd import read_pcd
 from pipeline.corpora.formats.ply import read_ply
 from pipeline.corpora.formats.stl import read_stl
 from pipeline.corpora.formats.text import read_text
+from pipeline.corpora.surface import triangle_areas
 
-__all__ = ["READERS", "Entry", "FileCorpus", "files_of", "read_geometry"]
+__all__ = ["READERS", "Entry", "FileCorpus", "Inspection", "files_of", "part_table", "read_geometry"]
 
 _GLTF = Format(read_gltf, "gltf")
 _TEXT = Format(read_text, "text", version=2)
@@ -67,12 +71,53 @@ def read_geometry(path: Path, options: ReadOptions | None = None) -> Surface | C
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of a corpus: its id, path, label (or None) and split (or None)."""
+    """One file of a corpus: its id, path, label (or None), split (or None), and why it could not be read when it was
+    listed (None: nothing spoke against it).
+    """
 
     id: str
     path: Path
     label: int | None
     split: str | None
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a report wants to know of one shape.
+
+    kind    "mesh" or "cloud"
+    stored  vertices that faces use, or points
+    faces   triangles; 0 for a cloud
+    area    of the triangles, float64, in squared units of the file; 0 for a cloud
+    low, high  corners of the box around them [3] float64, axes as in the file
+    notes   what was passed over or mended while reading, counted
+    """
+
+    kind: str
+    stored: int
+    faces: int
+    area: float
+    low: np.ndarray
+    high: np.ndarray
+    notes: Mapping[str, int]
+
+
+def part_table(entries: Sequence[Entry], reading: ReadOptions, named: Sequence[str]) -> tuple[str, ...]:
+    """Names of the parts of a whole corpus, so that a number means the same part in every shape.
+
+    named  the user's own list; where it is empty every file is read, and the names found are sorted. Files whose parts
+           are numbers have no names; neither has a file that cannot be read.
+    """
+    if named:
+        return tuple(named)
+    found: set[str] = set()
+    for entry in entries:
+        try:
+            found.update(read_geometry(entry.path, reading).part_names)
+        except ShapeError:
+            continue
+    return tuple(sorted(found))
 
 
 class FileCorpus:
@@ -96,8 +141,14 @@ class FileCorpus:
         repeat: bool,
         ignored: int = 0,
         beside: Sequence[Path] = (),
+        reading: ReadOptions | None = None,
+        part_names: Sequence[str] = (),
+        up: str = "file",
     ) -> None:
         """
+        reading     what the user says about the files.
+        part_names  of the parts that `reading.parts` asks for, over all files; empty where parts are numbers.
+        up          the axis that is up in the files: "y" is turned to z, "z" and "file" stay as they are.
         beside  of a corpus by a list: the list and the folder of its files. While they are there, a listed file that is
                 absent is missing from the corpus; else, and where the files themselves were listed, the disk is.
         """
@@ -106,7 +157,8 @@ class FileCorpus:
         self.uri = uri
         self.identity = dict(identity)
         self.label_names = tuple(label_names)
-        self.part_names: tuple[str, ...] = ()
+        self.part_names: tuple[str, ...] = tuple(part_names)
+        self._reading, self._up = reading or ReadOptions(), up
         self.points = points
         self.ignored = ignored
         self._entries = list(entries)
@@ -127,20 +179,66 @@ class FileCorpus:
         return self._entry(index).label
 
     def fingerprint(self, index: int) -> str:
-        path = self._present(index).path
-        return hashlib.sha256(read_file(path)).hexdigest()
+        entry = self._present(index)
+        reader = READERS[entry.path.suffix.lower()]
+        contents = [hashlib.sha256(read_file(path)).hexdigest() for path in self._files(entry)]
+        label = None if entry.label is None else self.label_names[entry.label]
+        facts = [reader.name, reader.version, contents, label, entry.split]
+        return hashlib.sha256(json.dumps(facts).encode("utf-8", "surrogatepass")).hexdigest()
+
+    def stamp(self, index: int) -> str | None:
+        return " ".join(file_stamp(path) for path in self._files(self._entry(index)))
+
+    def _files(self, entry: Entry) -> list[Path]:
+        """The shape's own file first, and those that it names; where it cannot tell, its own."""
+        try:
+            return files_of(entry.path)
+        except (Malformed, ShapeError):
+            return [entry.path]
 
     def __getitem__(self, index: int) -> Shape:
         entry = self._present(index)
-        geometry = read_geometry(entry.path)
-        points = sample_geometry(
+        geometry = read_geometry(entry.path, self._reading)
+        points, parts = sample_geometry(
             geometry, count=self.points, seed=self._seed, id=entry.id, source=str(entry.path), repeat=self._repeat
         )
-        return Shape(id=entry.id, points=points, label=entry.label, split=entry.split)
+        if self._up == "y":  # a quarter turn about x, exact: y up becomes z up
+            points = np.stack([points[:, 0], -points[:, 2], points[:, 1]], axis=1)
+        if parts is not None:
+            parts = self._numbered(parts, geometry.part_names, str(entry.path))
+        return Shape(id=entry.id, points=points, label=entry.label, part_labels=parts, split=entry.split)
+
+    def inspect(self, index: int) -> Inspection:
+        """What lies in the file of shape ``index``. Raises ShapeError and MachineFault."""
+        geometry = read_geometry(self._present(index).path, self._reading)
+        if isinstance(geometry, Surface):
+            used = geometry.vertices[np.unique(geometry.faces)]
+            faces, kind = len(geometry.faces), "mesh"
+            area = float(triangle_areas(geometry.vertices, geometry.faces).sum())
+        else:
+            used, faces, kind, area = geometry.points.astype(np.float64), 0, "cloud", 0.0
+        box = np.zeros((2, 3)) if not len(used) else np.stack([used.min(axis=0), used.max(axis=0)])
+        return Inspection(kind, len(used), faces, area, box[0], box[1], geometry.notes)
+
+    def _numbered(self, parts: np.ndarray, names: Sequence[str], source: str) -> np.ndarray:
+        """Parts of one file [N] as numbers of the corpus' table, int16."""
+        if names:
+            number = {name: k for k, name in enumerate(self.part_names)}
+            unknown = [name for name in names if name not in number]
+            if unknown:
+                held = ", ".join(self.part_names)[:80]
+                raise ShapeError(source, f"has a part {unknown[0][:40]!r}, which is none of part_names = {held}")
+            parts = np.array([number[name] for name in names])[parts]
+        most = len(self.part_names) or 2**15
+        if parts.min() < 0 or parts.max() >= most:
+            raise ShapeError(source, f"part labels run from {parts.min()} to {parts.max()}; expected 0..{most - 1}")
+        return parts.astype(np.int16)
 
     def _present(self, index: int) -> Entry:
         """The entry; a file that a list names and that is not there is a ShapeError while all else of the corpus is."""
         entry = self._entry(index)
+        if entry.fault is not None and not os.path.isfile(entry.path):
+            raise ShapeError(str(entry.path), entry.fault)
         if self._beside and not os.path.lexists(entry.path) and all(map(_stands, self._beside)):
             raise ShapeError(str(entry.path), f"is listed in {self._beside[0].name}, and is not there")
         return entry

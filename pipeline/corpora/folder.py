@@ -2,11 +2,18 @@
 
 import logging
 import os
-from collections.abc import Iterator
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from pipeline.corpora.base import CorpusError
-from pipeline.corpora.files import READERS, Entry, FileCorpus
+from pipeline.corpora.faults import patiently
+from pipeline.corpora.files import READERS, Entry, FileCorpus, part_table
+from pipeline.corpora.formats.geometry import ReadOptions
 from pipeline.corpora.options import Options
 
 __all__ = ["open_folder"]
@@ -22,52 +29,86 @@ SPLIT_FOLDERS = {
     "valid": "val",
     "validation": "val",
 }
+MAX_DEPTH = 64  # folders within folders
+MAX_VISITS = 1000  # ways by which links may lead to one folder
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A file, or a folder that cannot be listed, below the root.
+
+    parts  its path below the root, as the disk spells it
+    fault  why it cannot be read, where that is known already
+    """
+
+    parts: tuple[str, ...]
+    fault: str | None = None
+
+    @property
+    def id(self) -> str:
+        return "/".join(unicodedata.normalize("NFC", part) for part in self.parts)
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        return tuple(unicodedata.normalize("NFC", part) for part in self.parts[:-1])
 
 
 def open_folder(root: Path, options: Options, points: int) -> FileCorpus:
-    """``folder:DIR?seed=0&split=all|train|test|val&label=parent|top|none&formats=off,ply&pad=refuse|repeat``.
+    """``folder:DIR?seed=0&split=all|train|test|val&label=parent|top|none&formats=off,ply&pad=refuse|repeat``, and
+    ``split_level=auto|none|0..9&match=PATTERNS&exclude=PATTERNS&columns=2,3,4&parts=group&part_names=a,b&up=y|z``.
 
-    Ids are paths below DIR, sorted. A folder named train, test or val (any case) gives the split, not the label; of the
-    others the innermost (``label=parent``) or the outermost (``label=top``) is the label. Hidden files and unknown
-    extensions are ignored and counted.
+    Ids are paths below DIR, sorted. The folders of one level may name the split (train, test, val, any case) and then
+    are no labels; of the others the innermost (``label=parent``) or the outermost (``label=top``) is the label. Names
+    are compared in Unicode's composed form. Hidden files, other extensions and what the patterns leave out are ignored
+    and counted. Raises CorpusError.
     """
     seed = options.integer("seed", 0, low=0)
     split = options.choice("split", ("all", "train", "test", "val"), "all")
     rule = options.choice("label", ("parent", "top", "none"), "parent")
     formats = options.words("formats", tuple(suffix[1:] for suffix in READERS))
     pad = options.choice("pad", ("refuse", "repeat"), "refuse")
+    level = options.choice("split_level", ("auto", "none", *map(str, range(10))), "auto")
+    match, exclude = options.text("match", ""), options.text("exclude", "")
+    columns, parts = options.text("columns", ""), options.text("parts", "")
+    named = options.text("part_names", "")
+    up = options.choice("up", ("file", "y", "z"), "file")
     options.finish()
     if not root.is_dir():
         raise CorpusError(f"{options.uri}: {root} is not a folder")
+    reading = ReadOptions(columns=_list(columns), parts=parts)
+    if columns and len(reading.columns) != 3:
+        raise CorpusError(f"{options.uri}: columns={columns} names {len(reading.columns)} columns; expected x, y and z")
+    if named and not parts:
+        raise CorpusError(f"{options.uri}: part_names= names parts, and parts= does not say where they are")
     wanted = {f".{name}" for name in formats}
-    found: list[tuple[str, Path, str | None, str | None]] = []
-    ignored = 0
-    for relative in _walk(root):
-        name = relative.name
-        if name.startswith(".") or relative.suffix.lower() not in wanted or not _is_text(str(relative)):
-            ignored += 1
-            continue
-        folders = relative.parts[:-1]
-        splits = [SPLIT_FOLDERS[part.lower()] for part in folders if part.lower() in SPLIT_FOLDERS]
-        classes = [part for part in folders if part.lower() not in SPLIT_FOLDERS]
-        label = None if rule == "none" or not classes else classes[-1 if rule == "parent" else 0]
-        found.append((relative.as_posix(), root / relative, label, splits[-1] if splits else None))
+    found, ignored, lost = _select(root, wanted, _patterns(match), _patterns(exclude), options.uri)
     if not found:
         raise CorpusError(
             f"{options.uri}: no shapes in {root} ({ignored} other files); these are read: {' '.join(sorted(wanted))}"
         )
+    at = _split_level(found, level, options.uri)
+    shapes = [(item, *_meaning(item, at, rule)) for item in found]
     # Labels are numbered over all splits, so that a number means the same in each.
-    label_names = sorted({label for _, _, label, _ in found if label is not None})
+    label_names = sorted({label for _, label, _ in shapes if label is not None})
     number = {name: k for k, name in enumerate(label_names)}
     entries = [
-        Entry(id, path, None if label is None else number[label], where)
-        for id, path, label, where in sorted(found)
+        Entry(item.id, root.joinpath(*item.parts), None if label is None else number[label], where, item.fault)
+        for item, label, where in shapes
         if split in ("all", where)
     ]
     if not entries:
-        raise CorpusError(f"{options.uri}: none of the {len(found)} shapes in {root} lies in a folder named {split}")
+        how = "" if at is not None else "; no level of folders is one of splits, split_level= can say which is"
+        raise CorpusError(
+            f"{options.uri}: none of the {len(found)} shapes in {root} lies in a folder named {split}{how}"
+        )
+    entries.sort(key=lambda entry: entry.id)
+    _check_ids(entries, options.uri)
     if ignored:
-        logger.info("%s: %d files ignored (hidden, or of another kind)", options.uri, ignored)
+        logger.info("%s: %d files ignored (hidden, of another kind, or left out by a pattern)", options.uri, ignored)
+    if lost:
+        shown = ", ".join(lost[:SHOWN]) + (f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else "")
+        logger.warning("%s: %d links lead nowhere and are no shapes by their names: %s", options.uri, len(lost), shown)
     identity = {
         "kind": "folder",
         "name": root.resolve().name,
@@ -78,7 +119,24 @@ def open_folder(root: Path, options: Options, points: int) -> FileCorpus:
         "formats": sorted(formats),
         "pad": pad,
         "labels": label_names,
+        "readers": {suffix[1:]: READERS[suffix].version for suffix in sorted(wanted)},
+        # absent where not given, so that a later option renames no cache
+        **{
+            key: value
+            for key, value, default in (
+                ("split_level", level, "auto"),
+                ("match", match, ""),
+                ("exclude", exclude, ""),
+                ("columns", columns, ""),
+                ("parts", parts, ""),
+                ("up", up, "file"),
+            )
+            if value != default
+        },
     }
+    part_names = part_table(entries, reading, _list(named)) if parts else ()
+    if part_names:
+        identity["part_names"] = list(part_names)
     return FileCorpus(
         uri=options.uri,
         identity=identity,
@@ -87,33 +145,120 @@ def open_folder(root: Path, options: Options, points: int) -> FileCorpus:
         points=points,
         seed=seed,
         repeat=pad == "repeat",
-        ignored=ignored,
+        ignored=ignored + len(lost),
+        reading=reading,
+        part_names=part_names,
+        up=up,
     )
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """Regular files below root as relative paths. Links are followed, but never into a folder that is being walked
-    already.
-    """
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",")) if text else ()
 
-    def inside(folder: Path, relative: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+
+# -- which files -------------------------------------------------------------------------------------------------------
+
+
+def _select(
+    root: Path, wanted: set[str], match: Sequence[re.Pattern[str]], exclude: Sequence[re.Pattern[str]], uri: str
+) -> tuple[list[_Found], int, list[str]]:
+    """The shapes below root, how many other files there are, and links that lead nowhere."""
+    found: list[_Found] = []
+    ignored = 0
+    lost: list[str] = []
+    for folder, names in _walk(root, uri):
+        if isinstance(names, str):
+            found.append(_Found((*folder, ""), names))
+            continue
+        files = {name for name, _ in names}
+        for name, dangling in names:
+            item = _Found((*folder, name), dangling)
+            other = os.path.splitext(name)[1].lower() not in wanted
+            if other and dangling is not None and not name.startswith("."):
+                lost.append("/".join(item.parts))
+            elif (
+                other
+                or name.startswith(".")
+                or not _is_text(item.id)
+                # Occupancy Networks keep query points, which lie off the surface, beside the cloud of the surface.
+                or (name == "points.npz" and "pointcloud.npz" in files)
+                or (match and not any(pattern.fullmatch(item.id) for pattern in match))
+                or any(pattern.fullmatch(item.id) for pattern in exclude)
+            ):
+                ignored += 1
+            else:
+                found.append(item)
+    return found, ignored, lost
+
+
+def _walk(root: Path, uri: str) -> Iterator[tuple[tuple[str, ...], list[tuple[str, str | None]] | str]]:
+    """Each folder below root, as names, with its files and what is wrong with each (None: nothing that shows); or with
+    the reason why it cannot be listed. Links are followed, but never into a folder that is being walked already.
+    """
+    visits: Counter[tuple[int, int]] = Counter()
+    stack: list[tuple[tuple[str, ...], frozenset[tuple[int, int]]]] = [((), frozenset())]
+    while stack:
+        folder, above = stack.pop()
+        path = root.joinpath(*folder)
+        if len(folder) > MAX_DEPTH:
+            raise CorpusError(f"{uri}: folders lie more than {MAX_DEPTH} deep, first {'/'.join(folder)[:120]}")
         try:
-            status = folder.stat()
-            names = sorted(os.listdir(folder))
-        except OSError as error:
-            raise CorpusError(f"{folder}: the folder cannot be read: {error.strerror or error}") from error
+            status, entries = patiently(lambda path=path: (os.stat(path), _entries(path)), str(path))  # type: ignore[misc]
+        except (_Closed, OSError) as error:  # OSErrors that are the machine's came as MachineFault
+            reason = error.strerror if isinstance(error, OSError) else error
+            if not folder:
+                raise CorpusError(f"{uri}: {path} cannot be listed: {reason}") from None
+            yield folder, f"is a folder that cannot be listed: {reason}"
+            continue
         key = (status.st_dev, status.st_ino)
         if key in above:
-            return
-        for name in names:
-            path = folder / name
-            if path.is_dir():
+            continue
+        visits[key] += 1
+        if visits[key] > MAX_VISITS:
+            raise CorpusError(f"{uri}: links lead to {'/'.join(folder)} in more than {MAX_VISITS} ways; remove some")
+        files = []
+        below = []
+        for name, is_folder, fault in entries:
+            if is_folder:
                 if not name.startswith("."):
-                    yield from inside(path, relative / name, above | {key})
-            elif path.is_file():
-                yield relative / name
+                    below.append(((*folder, name), above | {key}))
+            else:
+                files.append((name, fault))
+        stack += reversed(below)
+        yield folder, files
 
-    yield from inside(root, Path(), frozenset())
+
+class _Closed(Exception):
+    """A folder that this user may not list."""
+
+
+def _entries(path: Path) -> list[tuple[str, bool, str | None]]:
+    """Name, whether it is a folder, and what is wrong with it, of what lies in a folder, sorted."""
+    found = []
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                fault = None
+                is_folder = entry.is_dir()
+                if not is_folder and entry.is_symlink() and not os.path.exists(entry.path):
+                    fault = f"is a link to {os.readlink(entry.path)!r}, which is not there"
+                found.append((entry.name, is_folder, fault))
+    except PermissionError as error:
+        raise _Closed(error.strerror) from None
+    return sorted(found)
+
+
+def _patterns(text: str) -> list[re.Pattern[str]]:
+    """Patterns for ids, separated by commas: ``*`` and ``?`` within a name, ``**/`` for any folders; one without a
+    slash is for the file's name, wherever it lies.
+    """
+    found = []
+    for pattern in _list(unicodedata.normalize("NFC", text)):
+        whole = pattern if "/" in pattern else f"**/{pattern}"
+        tokens = re.split(r"(\*\*/|\*\*|\*|\?)", whole)
+        spelled = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+        found.append(re.compile("".join(spelled.get(token, re.escape(token)) for token in tokens), re.DOTALL))
+    return found
 
 
 def _is_text(name: str) -> bool:
@@ -123,3 +268,52 @@ def _is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _check_ids(entries: Sequence[Entry], uri: str) -> None:
+    """Raise CorpusError for two files whose names are one in Unicode's composed form; `entries` are sorted."""
+    for one, other in pairwise(entries):
+        if one.id == other.id:
+            raise CorpusError(
+                f"{uri}: two files have the id {one.id!r}, spelled in two forms of Unicode: {str(one.path)!a} and "
+                f"{str(other.path)!a}. Rename or remove one."
+            )
+
+
+# -- what folders mean -------------------------------------------------------------------------------------------------
+
+
+def _split_level(found: Sequence[_Found], wanted: str, uri: str) -> int | None:
+    """The level of folders that name splits: the one where all do. Raises CorpusError where that is not certain."""
+    if wanted == "none":
+        return None
+    if wanted != "auto":
+        return int(wanted)
+    depth = max(len(item.folders) for item in found)
+    levels = []
+    for level in range(depth):
+        names = {item.folders[level].lower() for item in found if len(item.folders) > level}
+        splits = names & set(SPLIT_FOLDERS)
+        if splits == names:
+            levels.append(level)
+        elif len({SPLIT_FOLDERS[name] for name in splits}) > 1:
+            raise CorpusError(
+                f"{uri}: the folders of level {level} are {', '.join(sorted(splits))} and others "
+                f"({', '.join(sorted(names - splits)[:SHOWN])}); splits, or classes of these names? "
+                f"Say split_level={level} or split_level=none."
+            )
+    if len(levels) > 1:
+        raise CorpusError(
+            f"{uri}: folders of the levels {' and '.join(map(str, levels))} are named like splits; say which level "
+            f"names the split, split_level={levels[0]} for instance, and the others are classes."
+        )
+    return levels[0] if levels else None
+
+
+def _meaning(item: _Found, level: int | None, rule: str) -> tuple[str | None, str | None]:
+    """Label and split of a shape."""
+    folders = item.folders
+    classes = [name for at, name in enumerate(folders) if at != level]
+    label = None if rule == "none" or not classes else classes[-1 if rule == "parent" else 0]
+    where = SPLIT_FOLDERS.get(folders[level].lower()) if level is not None and len(folders) > level else None
+    return label, where

@@ -125,6 +125,7 @@ def _open_hdf5(
         label_names=names,
         ids=ids,
         sources=sources,
+        files=[file.path for file, _ in places],
         labels=labels,
         splits=splits,
         read=read,

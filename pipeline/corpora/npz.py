@@ -72,6 +72,7 @@ def open_npz(path: Path, options: Options, points: int) -> RowCorpus:
         label_names=names,
         ids=[ids[row] for row in rows],
         sources=[f"{path} row {row}" for row in rows],
+        files=[path] * len(rows),
         labels=None if label is None else label[rows],
         splits=None if splits is None else [splits[row] for row in rows],
         read=lambda index: clouds[rows[index]],

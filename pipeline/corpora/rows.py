@@ -1,15 +1,20 @@
 """A corpus whose shapes are rows of arrays held in memory: what NPZ and HDF5 files share."""
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.corpora.base import CorpusError, Shape, ShapeError
 from pipeline.corpora.check import fit_points
+from pipeline.corpora.faults import file_stamp
 
 __all__ = ["RowCorpus"]
+
+ROWS_VERSION = 1  # raised when the same rows come out as other points
 
 
 class RowCorpus:
@@ -34,11 +39,12 @@ class RowCorpus:
         points: int,
         seed: int,
         repeat: bool,
+        files: Sequence[Path],
         parts: np.ndarray | None = None,
         part_names: Sequence[str] = (),
     ) -> None:
         """``read(i)`` returns the stored points [M, 3] of row i, or raises ShapeError; ``parts`` is [n, M]; the rest
-        has one entry a row.
+        has one entry a row: ``files`` the file that it lies in.
         """
         if not ids:
             raise CorpusError(f"{uri}: no shapes")
@@ -53,6 +59,7 @@ class RowCorpus:
         self._ids, self._sources, self._splits = list(ids), list(sources), splits
         self._labels = None if labels is None else [int(label) for label in labels]
         self._read, self._parts = read, parts
+        self._files = list(files)
         self._seed, self._repeat = seed, repeat
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -75,11 +82,20 @@ class RowCorpus:
 
     def fingerprint(self, index: int) -> str:
         points = np.ascontiguousarray(self._read(self._inside(index)))
-        digest = hashlib.sha256(f"{points.dtype.str} {points.shape} {self.label(index)}".encode())
+        label = self.label(index)
+        named = None if label is None else self.label_names[label] if self.label_names else label
+        split = None if self._splits is None else self._splits[index]
+        facts = [ROWS_VERSION, points.dtype.str, points.shape, named, split]
+        digest = hashlib.sha256(json.dumps(facts).encode("utf-8", "surrogatepass"))
         digest.update(points.tobytes())
         if self._parts is not None:
             digest.update(np.ascontiguousarray(self._parts[index], dtype="<i2").tobytes())
         return digest.hexdigest()
+
+    def stamp(self, index: int) -> str | None:
+        """Of the file that the row lies in: one that is written anew is compared row by row."""
+        path = self._files[self._inside(index)]
+        return file_stamp(path)
 
     def __getitem__(self, index: int) -> Shape:
         points = self._read(self._inside(index))

@@ -108,6 +108,9 @@ class SyntheticCorpus:
         _, place = self._place(index)
         return place % len(self.categories)
 
+    def stamp(self, index: int) -> str | None:
+        return None
+
     def fingerprint(self, index: int) -> str:
         settings = {key: value for key, value in self.identity.items() if key != "split"}
         return identity_hash({**settings, "id": self.id(index)})

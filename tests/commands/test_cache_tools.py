@@ -14,6 +14,7 @@ import cli.cache_tools
 import teacher_cache
 from cli.own_recipe import experiment_by_recipe
 from pipeline.build import build_cache
+from pipeline.corpora import open_corpus
 from teacher_cache import config as settings
 from teacher_cache.testing import build
 from tests.support.builds import small_build, tree
@@ -111,13 +112,16 @@ def test_merge_makes_the_cache_that_the_whole_corpus_has(tmp_path: Path, capsys)
     for shard in (0, 1):  # the second part: what the first one has not
         (whole / "receipts" / f"{shard:06d}.json").unlink()
     config = settings.CacheConfig(format="zarr", shapes_per_shard=5)
+    corpus = open_corpus("synthetic:?count=23&seed=1", points=64)
+    made_of = {corpus.id(index): corpus.fingerprint(index) for index in range(23)}
     cache = teacher_cache.open(whole, allow_incomplete=True)
     writer = teacher_cache.create_cache(
         tmp_path / "part" / "b", cache.recipe, cache.schema, config, label_names=cache.label_names
     )
     for shard, start in enumerate(range(0, 13, 5)):
         records = [cache.read([row], depth=True).record(0) for row in range(start, min(start + 5, 13))]
-        teacher_cache.write_shard(writer.handle, shard, records)
+        shapes = [(record.id, made_of[record.id]) for record in records]
+        teacher_cache.write_shard(writer.handle, shard, records, shapes=shapes)
     writer.finish(planned=13)
     sources = (tmp_path / "part" / "a", tmp_path / "part" / "b")
     outcome = run(capsys, "cache", "merge", *sources, "--root", tmp_path / "found" / "caches")

@@ -138,6 +138,7 @@ def test_cache_repair_says_what_it_cannot_mend(smoke, capsys, tmp_path):
     assert outcome.code == 1
     assert "notes.txt: not a file of this cache" in outcome.out
     (strange / "logs" / "config.toml").unlink()
+    (strange / "label" / "c.0").unlink()
     assert "name the experiment it was built from" in run(capsys, "cache", "repair", strange).err
 
 

@@ -38,7 +38,7 @@ def damage(data: bytes, draw: st.DataObject) -> bytes:
 def read(path: Path) -> None:
     """Read one file as a corpus would; only ShapeError may come out."""
     try:
-        points = sample_geometry(read_geometry(path), count=64, seed=0, id="x", source=str(path), repeat=True)
+        points, _ = sample_geometry(read_geometry(path), count=64, seed=0, id="x", source=str(path), repeat=True)
     except ShapeError as refused:
         _blames(refused, path)
         return

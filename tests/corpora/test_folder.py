@@ -92,7 +92,9 @@ def test_links_are_followed_but_never_in_a_circle(tmp_path):
     (root / "self").symlink_to(root)
     (root / "broken.off").symlink_to(tmp_path / "gone")
     corpus = open_corpus(f"folder:{root}", points=64)
-    assert [corpus.id(i) for i in range(len(corpus))] == ["chair/a.off"]
+    assert [corpus.id(i) for i in range(len(corpus))] == ["broken.off", "chair/a.off"]
+    with pytest.raises(ShapeError, match=r"broken.off: is a link to '.*gone', which is not there"):
+        corpus[0]
 
 
 def test_seed_id_and_nothing_else_decide_the_points(tmp_path):

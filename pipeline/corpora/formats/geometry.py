@@ -90,14 +90,14 @@ class Format:
 
 def sample_geometry(
     geometry: Cloud | Surface, *, count: int, seed: int, id: str, source: str, repeat: bool
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Exactly ``count`` checked points: a surface sampled by area, a cloud cut to size; by numbers that depend on
     (seed, id) only.
 
-    ->  [count, 3] float32 in random order. Raises ShapeError.
+    ->  [count, 3] float32 in random order, and the part of each point [count] int, or None. Raises ShapeError.
     """
     if isinstance(geometry, Cloud):
-        return fit_points(geometry.points, None, count=count, seed=seed, id=id, source=source, repeat=repeat)[0]
+        return fit_points(geometry.points, geometry.parts, count=count, seed=seed, id=id, source=source, repeat=repeat)
     vertices, faces = geometry.vertices, geometry.faces
     if len(faces) == 0 or len(vertices) == 0:
         raise ShapeError(source, "the mesh has no triangles")
@@ -109,9 +109,9 @@ def sample_geometry(
     scale = float(used) or 1.0  # areas of the scaled mesh neither overflow nor vanish
     uniform = shape_generator(seed, id, "surface").random((count, 3))
     try:
-        points, _ = sample_surface(vertices / scale, faces, uniform)
+        points, chosen = sample_surface(vertices / scale, faces, uniform)
     except ValueError as error:
         raise ShapeError(source, f"the mesh cannot be sampled: {error}") from error
     cloud = (points * scale).astype(np.float32)
     check_shape(cloud, source)
-    return cloud
+    return cloud, None if geometry.parts is None else geometry.parts[chosen]

@@ -1,0 +1,193 @@
+"""What became of a corpus since its cache was built: shapes that changed, came or went.
+
+The truth is a hash of what each shape was made from, which receipts hold (`Corpus.fingerprint`). The fast path is a
+digest of sizes and times of a shard's files (`Corpus.stamp`), kept in logs/ where no promise depends on it: while it
+stays, the shard's files are not read. Whatever else happened to them, a touch or a copy, is settled by the hashes.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from pipeline.corpora import Corpus, ShapeError
+from pipeline.corpora.faults import patiently
+from pipeline.errors import BuildError
+from teacher_cache.location import join
+from teacher_cache.manifest import Receipt
+from teacher_cache.storage import Storage
+
+__all__ = ["STAMPS", "Changes", "Stamps", "compare_corpus", "made_of", "refuse_stale", "stamps_digest"]
+
+logger = logging.getLogger(__name__)
+
+STAMPS = "logs/stamps.json"  # of a cache
+SHOWN = 3
+_MAX_STAMPS = 1 << 28  # bytes; a line a shard takes about 80
+
+
+def made_of(corpus: Corpus, index: int) -> str:
+    """The fingerprint of a shape; of one that cannot be read, a hash of the reason. Raises MachineFault."""
+    try:
+        return patiently(lambda: corpus.fingerprint(index), corpus.source(index))
+    except ShapeError as error:
+        return hashlib.sha256(f"unreadable: {error.reason}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def stamps_digest(stamps: Iterable[tuple[str, str | None]]) -> str:
+    """One hash of (shape id, stamp) pairs, in their order; "" where a shape has no stamp."""
+    digest = hashlib.sha256()
+    for id, stamp in stamps:
+        if stamp is None:
+            return ""
+        digest.update(f"{id}\0{stamp}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+class Stamps:
+    """logs/stamps.json: by shard, the receipt it is about and the digest of its files' stamps.
+
+    Lost or damaged it costs a reading of the corpus, no more. Several builders may write it: the last one wins.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._known: dict[str, list[str]] = {}
+        try:
+            data = storage.read(STAMPS)
+            known = json.loads(data) if len(data) <= _MAX_STAMPS else {}
+            self._known = {
+                shard: pair
+                for shard, pair in known.items()
+                if isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)
+            }
+        except FileNotFoundError:
+            pass
+        except (ValueError, AttributeError, RecursionError):
+            logger.info("%s cannot be read; files are compared by content", join(storage.location, STAMPS))
+        self._saved = dict(self._known)
+
+    def vouch_for(self, receipt: Receipt, digest: str) -> bool:
+        """Whether this shard's files looked like this when their content was last compared."""
+        return bool(digest) and self._known.get(str(receipt.shard)) == [receipt.sha256, digest]
+
+    def note(self, receipt: Receipt, digest: str) -> None:
+        """Remember how a shard's files look, whose content is what the receipt says."""
+        if digest:
+            self._known[str(receipt.shard)] = [receipt.sha256, digest]
+
+    def save(self) -> None:
+        """Write what has been noted, if anything; where nothing can be written, the next build compares again."""
+        if self._known == self._saved:
+            return
+        try:
+            self._storage.write_documents({STAMPS: json.dumps(self._known, sort_keys=True).encode()})
+        except OSError as error:
+            logger.info("%s cannot be written: %s", join(self._storage.location, STAMPS), error)
+        self._saved = dict(self._known)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """How a corpus differs from what the committed shards of its cache were made from.
+
+    changed  ids of shapes that are in both, and made from something else now, those in quarantine excepted
+    gone     ids of shapes that the corpus does not have any more
+    came     shapes that no committed shard holds
+    unknown  shapes in shards without fingerprints, as 0.1.0 wrote them: whether they changed cannot be told
+    shards   that hold changed or gone shapes
+    """
+
+    changed: tuple[str, ...]
+    gone: tuple[str, ...]
+    came: int
+    unknown: int
+    shards: tuple[int, ...]
+
+    @property
+    def stale(self) -> bool:
+        """Whether records of the cache are not those of the corpus as it is."""
+        return bool(self.changed or self.gone)
+
+    def lines(self) -> list[str]:
+        """What a person wants to know, a line each."""
+        said = []
+        for what, ids in (
+            ("changed since the cache was built", self.changed),
+            ("are not in the corpus any more", self.gone),
+        ):
+            if ids:
+                shown = ", ".join(map(repr, ids[:SHOWN])) + (
+                    f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
+                )
+                said.append(f"{len(ids)} shape{'s' if len(ids) > 1 else ''} {what}: {shown}")
+        if said and self.came:
+            said.append(f"{self.came} shapes are new")
+        return said
+
+
+def compare_corpus(
+    corpus: Corpus,
+    ids: Sequence[str],
+    receipts: Mapping[int, Receipt],
+    stamps: Stamps,
+    *,
+    poses: int = 1,
+    content: bool = False,
+    threads: int = 1,
+) -> Changes:
+    """Compare a corpus with the committed shards of its cache.
+
+    ids      of the corpus, in its order.
+    poses    records of each shape, which stand together.
+    content  read and hash every file, instead of those only whose size or time differs.
+    threads  that read.
+
+    O(shapes) stat calls where nothing changed. Raises MachineFault.
+    """
+    places = {id: index for index, id in enumerate(ids)}
+    changed: list[str] = []
+    gone: list[str] = []
+    shards: list[int] = []
+    held = unknown = 0
+    with ThreadPoolExecutor(max(1, threads), thread_name_prefix="compare") as pool:
+        for shard in sorted(receipts):
+            receipt = receipts[shard]
+            refused = {item.id for item in receipt.quarantined}
+            here = [*receipt.ids[::poses], *(item.id for item in receipt.quarantined)]
+            held += sum(id in places for id in here)
+            lost = [id for id in here if id not in places]
+            gone += lost
+            known = [(id, sha256) for id, sha256 in receipt.shapes if id in places]
+            unknown += len(here) - len(lost) - len(known)
+            looks = stamps_digest((id, corpus.stamp(places[id])) for id, _ in known) if known else ""
+            odd: list[str] = []
+            if content or not stamps.vouch_for(receipt, looks):
+                now = pool.map(lambda id: made_of(corpus, places[id]), [id for id, _ in known])
+                odd = [id for (id, then), found in zip(known, now, strict=True) if found != then]
+            stale = [id for id in odd if id not in refused]  # of refused ones `quarantine` finds whether they are mended
+            if not stale and not lost and known:
+                stamps.note(receipt, looks)
+            changed += stale
+            if stale or lost:
+                shards.append(shard)
+    return Changes(
+        changed=tuple(changed),
+        gone=tuple(gone),
+        came=len(ids) - held,
+        unknown=unknown,
+        shards=tuple(shards),
+    )
+
+
+def refuse_stale(changes: Changes, location: object) -> None:
+    """Raise BuildError where records of the cache are not those of the corpus any more."""
+    if changes.stale:
+        lines = "\n  ".join(changes.lines())
+        raise BuildError(
+            f"{location}: the cache is not of this corpus any more:\n  {lines}\n"
+            f"  Rebuild the {len(changes.shards)} shards that hold them with --changed rebuild (build.changed), bring "
+            "the old files back, or build into another cache.root."
+        )

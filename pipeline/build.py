@@ -21,8 +21,8 @@ from pipeline.job import Failure, Job, elsewhere
 from pipeline.lanes import Lanes
 from pipeline.plan import plan_shards, surplus_shards
 from pipeline.poses import check_ids, shapes_of
-from pipeline.quarantine import note_refused, release_mended
 from pipeline.provenance import software
+from pipeline.quarantine import note_refused, release_mended
 from pipeline.recipe import recipe_for
 from pipeline.schedulers import cores, crew_for, on_cluster, on_threads
 from pipeline.tally import BuildProgress, BuildReport, Result, Tally

@@ -167,7 +167,9 @@ def compare_corpus(
             if content or not stamps.vouch_for(receipt, looks):
                 now = pool.map(lambda id: made_of(corpus, places[id]), [id for id, _ in known])
                 odd = [id for (id, then), found in zip(known, now, strict=True) if found != then]
-            stale = [id for id in odd if id not in refused]  # of refused ones `quarantine` finds whether they are mended
+            stale = [
+                id for id in odd if id not in refused
+            ]  # of refused ones `quarantine` finds whether they are mended
             if not stale and not lost and known:
                 stamps.note(receipt, looks)
             changed += stale

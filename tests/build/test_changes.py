@@ -307,7 +307,7 @@ def test_a_worker_of_other_software_is_refused(tmp_path: Path, corpus: Path, mon
     other = dict(provenance.software()) | {"code": "0" * 64, "torch": "1.0"}
     monkeypatch.setattr("pipeline.build.software", lambda: other)  # the driver's; workers are processes of their own
     with pytest.raises(
-        BuildError, match=r"(?s)cannot take part.*other software.*code: .* 0+ there\n  torch: .* 1.0 there"
+        BuildError, match=r"(?s)this worker runs other software.*code: .* 0+ there\n  torch: .* 1.0 there"
     ):
         build(tmp_path, corpus, scheduler="processes")
 

@@ -56,6 +56,14 @@ def test_an_epoch_visits_each_shape_once_and_its_poses_change(posed: Any) -> Non
     assert not np.array_equal(visited(posed, 0), visited(posed, 0, seed=1))
 
 
+def test_seed_and_epoch_each_reach_the_choice_of_poses(posed: Any) -> None:
+    """Of 3^24 choices, two alike are no chance."""
+    chosen = {
+        (seed, epoch): tuple(sorted(visited(posed, epoch, seed=seed).tolist())) for seed in (0, 1) for epoch in (0, 1)
+    }
+    assert len(set(chosen.values())) == 4
+
+
 def test_the_number_of_steps_does_not_change_with_the_poses(posed: Any, cache: Any) -> None:
     assert len(parts(posed)) == len(parts(cache)) == 3
     with pytest.raises(DataError, match=r"the cache has 24 shapes, fewer than trainer\.batch_size = 32"):

@@ -10,6 +10,7 @@ import click
 from cli.cache_tools import compact, convert, gc, merge
 from cli.options import CachePath, LocalPath, config_argument, config_options
 from cli.own_recipe import CONFIG_COPY, experiment_by_recipe
+from cli.terminal import echo
 
 if TYPE_CHECKING:
     from cli.experiment import Experiment
@@ -64,14 +65,14 @@ def build(
     extra += ["build.check='content'"] if check_content else []
     experiment = load_experiment(config, [*overrides, *extra])
     if print_config:
-        click.echo(to_toml(experiment), nl=False)
+        echo(to_toml(experiment), nl=False)
         return
     from pipeline.errors import TooManyRefused
 
     try:
-        click.echo(build_from(experiment).path)
+        echo(build_from(experiment).path)
     except TooManyRefused as error:
-        click.echo(error.path)  # it is there all the same
+        echo(error.path)  # it is there all the same
         raise
 
 
@@ -129,17 +130,17 @@ def build_from(experiment: "Experiment") -> "BuildReport":
         if progress is not None:
             progress.__exit__(None, None, None)
     if report.already_complete:
-        click.echo(f"cache complete: {report.shapes} shapes in {report.path}", err=True)
+        echo(f"cache complete: {report.shapes} shapes in {report.path}", err=True)
         return report
     storage_at(report.path).write_documents({CONFIG_COPY: to_toml(experiment).encode()})
     rate = f"{report.shapes / report.seconds:.1f} shapes/s" if report.built == report.shards else "resumed"
-    click.echo(
+    echo(
         f"cache built: {report.shapes} shapes, {report.shards} shards in {human_seconds(report.seconds)} ({rate})",
         err=True,
     )
     work = ", ".join(f"{stage} {share:.0%}" for stage, share in report.shares.items())
     busy = "" if report.taught is None else f"; the teacher took {report.taught:.0%} of {report.teachers} lanes' time"
-    click.echo(f"its work: {work}{busy}", err=True)
+    echo(f"its work: {work}{busy}", err=True)
     _say_quarantine(report.quarantined)
     return report
 
@@ -156,34 +157,34 @@ def info(path: "Location") -> None:
     planned = f" of {(found.planned - refused) // poses + refused} planned" if found.planned >= 0 else ""
     state = "complete" if found.complete else "NOT complete: run its build again to finish it"
     schema = found.schema
-    click.echo(f"cache        {found.path}")
-    click.echo(f"state        {state}")
-    click.echo(f"format       {found.format}, version {found.recipe.format_version}")
-    click.echo(f"recipe       {found.recipe.hash}")
-    click.echo(f"shapes       {found.records // poses}{planned}, {refused} quarantined")
-    click.echo(f"poses        {poses} of each shape, {found.records} records")
-    click.echo(f"labels       {len(found.label_names)}")
-    click.echo(
+    echo(f"cache        {found.path}")
+    echo(f"state        {state}")
+    echo(f"format       {found.format}, version {found.recipe.format_version}")
+    echo(f"recipe       {found.recipe.hash}")
+    echo(f"shapes       {found.records // poses}{planned}, {refused} quarantined")
+    echo(f"poses        {poses} of each shape, {found.records} records")
+    echo(f"labels       {len(found.label_names)}")
+    echo(
         f"record       {schema.points} points, {schema.views} views of {schema.image_side} x {schema.image_side} "
         f"pixels, {schema.tokens} tokens of {schema.channels} channels"
     )
     if (basis := opened.basis) is not None:
-        click.echo(
+        echo(
             f"basis        {basis.sha256[:12]}, {basis.channels} of the teacher's {basis.teacher_channels} channels, "
             f"{100 * basis.kept:.2f}% of the variance of {basis.shapes} shapes"
         )
-    click.echo(
+    echo(
         f"size         {found.bytes / 1e6:.1f} MB in {found.shards} shards, "
         f"{found.bytes_per_record * poses / 1e3:.1f} kB a shape"
     )
     for part in ("corpus", "projection", "teacher", "storage"):
-        click.echo(f"\n[{part}]")
+        echo(f"\n[{part}]")
         for key, value in getattr(found.recipe, part).items():
-            click.echo(f"  {key} = {value}")
+            echo(f"  {key} = {value}")
     if found.quarantined:
-        click.echo("\nquarantined")
+        echo("\nquarantined")
         for item in found.quarantined:
-            click.echo(f"  {item.id}: {item.source}: {item.reason}")
+            echo(f"  {item.id}: {item.source}: {item.reason}")
 
 
 @cache.command(epilog="Example: i2p cache verify caches/synthetic-0f3a9c21d7be && rsync ...")
@@ -204,11 +205,11 @@ def verify(path: "Location") -> None:
     if progress is not None:
         progress.__exit__(None, None, None)
     for problem in problems:
-        click.echo(problem)
+        echo(problem)
     if problems:
-        click.echo(f"{len(problems)} problems in {path}", err=True)
+        echo(f"{len(problems)} problems in {path}", err=True)
         raise SystemExit(1)
-    click.echo(f"sound: {path}", err=True)
+    echo(f"sound: {path}", err=True)
 
 
 @cache.command(
@@ -251,20 +252,20 @@ def repair(
         if stale := _stale_shards(experiment, path, refuse=changed == "refuse"):
             # Their receipts may go with the damage below, and with them what tells that these shapes changed.
             taken_back = [problem for problem in problems if _mendable(problem)]
-            click.echo(f"{len(stale)} shards are built again with the files as they are now", err=True)
+            echo(f"{len(stale)} shards are built again with the files as they are now", err=True)
             problems = [*taken_back, *(stale_problem(shard) for shard in stale)]
     # A damaged manifest hides what is damaged below it, so a second look can find more than the first.
     while any(_mendable(problem) for problem in problems) and rounds < REPAIR_ROUNDS:
         shards = teacher_cache.withdraw(path, problems)
-        click.echo(f"{len(problems)} problems; building {len(shards)} shards again", err=True)
+        echo(f"{len(problems)} problems; building {len(shards)} shards again", err=True)
         build_from(replace(experiment, build=replace(experiment.build, max_refused=1.0)))  # it was settled at the build
         problems, rounds = teacher_cache.verify(path), rounds + 1
     for problem in problems:
-        click.echo(problem)
+        echo(problem)
     if problems:
-        click.echo(f"{len(problems)} problems are left in {path}", err=True)
+        echo(f"{len(problems)} problems are left in {path}", err=True)
         raise SystemExit(1)
-    click.echo(f"sound: {path}", err=True)
+    echo(f"sound: {path}", err=True)
 
 
 def _stale_shards(experiment: "Experiment", path: "Location", *, refuse: bool) -> tuple[int, ...]:
@@ -279,7 +280,7 @@ def _stale_shards(experiment: "Experiment", path: "Location", *, refuse: bool) -
     if refuse:
         refuse_stale(changes, path)
     for line in changes.lines():
-        click.echo(line, err=True)
+        echo(line, err=True)
     return changes.shards if changes.stale else ()
 
 
@@ -296,7 +297,7 @@ def _say_what_runs(experiment: "Experiment", path: "Location", config: str | Non
     noted = f"places noted in the cache's {CONFIG_COPY}, checked against its recipe" if config is None else config
     weights = experiment.teacher.weights or experiment.teacher.pretrained
     workers = f", {experiment.build.workers} workers" if experiment.build.workers else ""
-    click.echo(
+    echo(
         f"repairing {path} ({noted}):\n  corpus    {experiment.corpus.uri}\n"
         f"  teacher   {experiment.teacher.architecture}, weights {weights}\n"
         f"  build     {experiment.build.scheduler}{workers}",
@@ -341,15 +342,15 @@ def list_all(root: "Location") -> None:
         state = "complete" if info.complete else "unfinished"
         teacher = recipe.teacher.get("architecture", "?")
         random = " (random)" if "random_seed" in recipe.teacher else ""
-        click.echo(
+        echo(
             f"{info.path.rpartition('/')[2]:<32} {state:<10} {shapes:>8} shapes {info.bytes / 1e6:>9.1f} MB  "
             f"{info.format:<10} {recipe.storage.get('features', '?'):<8} "
             f"{recipe.corpus.get('kind', '?')}, {teacher}{random}"
         )
     for fault in faults:
-        click.echo(f"cannot be read: {fault}", err=True)
+        echo(f"cannot be read: {fault}", err=True)
     if not found and not faults:
-        click.echo(f"no caches in {root}", err=True)
+        echo(f"no caches in {root}", err=True)
     if faults:
         raise SystemExit(1)
 
@@ -374,14 +375,14 @@ def render(path: "Location", shapes: tuple[int, ...], out: Path) -> None:
     names = opened.label_names
     titles = [names[record.label] if 0 <= record.label < len(names) else record.id for record in records]
     record_sheet(records, out, titles=titles)
-    click.echo(out)
+    echo(out)
 
 
 def _say_when_random(experiment: "Experiment") -> None:
     if experiment.teacher.random:
         # The room warns too; a person should read it in plain words, once.
         logging.getLogger("pipeline.teacher").setLevel(logging.ERROR)
-        click.echo(
+        echo(
             "note: this experiment names a RANDOM teacher: its cache exercises the path, but holds no 2D knowledge",
             err=True,
         )
@@ -390,10 +391,8 @@ def _say_when_random(experiment: "Experiment") -> None:
 def _say_quarantine(quarantined: Any) -> None:
     if not quarantined:
         return
-    click.echo(
-        f"{len(quarantined)} shapes could not be used and are listed in the manifest (i2p cache info):", err=True
-    )
+    echo(f"{len(quarantined)} shapes could not be used and are listed in the manifest (i2p cache info):", err=True)
     for item in quarantined[:REASONS_SHOWN]:
-        click.echo(f"  {item.source}: {item.reason}", err=True)
+        echo(f"  {item.source}: {item.reason}", err=True)
     if len(quarantined) > REASONS_SHOWN:
-        click.echo(f"  ... and {len(quarantined) - REASONS_SHOWN} more", err=True)
+        echo(f"  ... and {len(quarantined) - REASONS_SHOWN} more", err=True)

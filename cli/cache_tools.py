@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import CachePath
+from cli.terminal import echo
 
 if TYPE_CHECKING:
     from teacher_cache import Findings, RecordBatch, Rewritten
@@ -97,8 +98,8 @@ def compact(path: str, threads: int) -> None:
     with _progress("compacting") as show:
         made = teacher_cache.compact(path, threads=threads, on_progress=show)
     if made is None:
-        click.echo(f"its shards are full already: {path}", err=True)
-        click.echo(path)
+        echo(f"its shards are full already: {path}", err=True)
+        echo(path)
         return
     _say(made, f"{made.shards} shards")
 
@@ -155,33 +156,33 @@ def gc(path: "Location", unknown: bool, yes: bool) -> None:
         pieces = findings.abandoned
         size = sum(piece.bytes for piece in pieces)
         if not yes and not sys.stdin.isatty():
-            click.echo("nothing was removed: there is no terminal to ask on; give --yes to remove these", err=True)
+            echo("nothing was removed: there is no terminal to ask on; give --yes to remove these", err=True)
             raise SystemExit(2)
         if yes or click.confirm(f"Remove these {len(pieces)} pieces, {size / 1e6:.1f} MB?", err=True):
             with _progress("removing", unit="pieces") as show:
                 show(0, len(pieces))
                 removed, kept = teacher_cache.gc(pieces, on_progress=lambda done: show(done, len(pieces)))
             freed = sum(piece.bytes for piece in removed)
-            click.echo(f"removed {len(removed)} pieces, {freed / 1e6:.1f} MB", err=True)
+            echo(f"removed {len(removed)} pieces, {freed / 1e6:.1f} MB", err=True)
             for piece in kept:
-                click.echo(f"stays, since a build uses it by now: {piece.cache}/{piece.path}", err=True)
+                echo(f"stays, since a build uses it by now: {piece.cache}/{piece.path}", err=True)
         else:
-            click.echo("nothing was removed", err=True)
+            echo("nothing was removed", err=True)
     if findings.faults:
         raise SystemExit(1)
 
 
 def _show(findings: "Findings", path: "Location") -> None:
     for piece in findings.abandoned:
-        click.echo(f"{piece.bytes / 1e6:>10.3f} MB  {piece.cache}/{piece.path}  ({WHAT[piece.kind]})")
+        echo(f"{piece.bytes / 1e6:>10.3f} MB  {piece.cache}/{piece.path}  ({WHAT[piece.kind]})")
     for fault in findings.faults:
-        click.echo(f"cannot be read: {fault}", err=True)
+        echo(f"cannot be read: {fault}", err=True)
     if findings.busy:
-        click.echo(f"left alone: {findings.busy} locks of builds that are running", err=True)
+        echo(f"left alone: {findings.busy} locks of builds that are running", err=True)
     if not findings.caches:
-        click.echo(f"no caches in {path}", err=True)
+        echo(f"no caches in {path}", err=True)
     elif not findings.abandoned:
-        click.echo(f"nothing is abandoned in {findings.caches} caches", err=True)
+        echo(f"nothing is abandoned in {findings.caches} caches", err=True)
 
 
 @contextmanager
@@ -207,8 +208,8 @@ def _progress(title: str, unit: str = "shards") -> Iterator[Callable[[int, int],
 
 def _say(made: "Rewritten", more: str) -> None:
     state = "complete already" if not made.written else f"{made.written} of {made.shards} shards written"
-    click.echo(f"{state}: {made.records} records, {made.bytes / 1e6:.1f} MB, {more}", err=True)
-    click.echo(made.path)
+    echo(f"{state}: {made.records} records, {made.bytes / 1e6:.1f} MB, {more}", err=True)
+    echo(made.path)
 
 
 def _find_untouched(cache: Any) -> "FindUntouched":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.options import LocalPath
+from cli.terminal import echo
 
 if TYPE_CHECKING:
     from trainer.checkpoint import Header
@@ -28,17 +29,17 @@ def info(path: Path) -> None:
     found = find_checkpoint(path)
     header = read_header(found)
     weights = {name: read_tensors(found, header, name) for name in header.files}
-    click.echo(f"checkpoint  {found}")
+    echo(f"checkpoint  {found}")
     _describe(header)
     for name, tensors in weights.items():
         numbers = sum(tensor.numel() for tensor in tensors.values())
-        click.echo(f"{name:<24}{numbers:>12} numbers in {len(tensors)} tensors, {header.files[name]['bytes']} bytes")
+        echo(f"{name:<24}{numbers:>12} numbers in {len(tensors)} tensors, {header.files[name]['bytes']} bytes")
     for key, value in header.metrics.items():
-        click.echo(f"{key:<24}{value}")
+        echo(f"{key:<24}{value}")
     for section, settings in header.config.items():
-        click.echo(f"\n[{section}]")
+        echo(f"\n[{section}]")
         for key, value in settings.items():
-            click.echo(f"  {key} = {value}")
+            echo(f"  {key} = {value}")
 
 
 @checkpoint.command(
@@ -63,7 +64,7 @@ def import_(file: Path, out: Path, overrides: tuple[str, ...]) -> None:
 
     sections = {name: cls for of_kind in SECTIONS.values() for name, cls in of_kind.items()}
     converted = import_reference(file, out, settings=parse_settings(overrides, sections))
-    click.echo(f"checkpoint  {converted.path}")
+    echo(f"checkpoint  {converted.path}")
     _describe(converted.header)
     _note(converted.notes)
 
@@ -83,23 +84,23 @@ def export(path: Path, out: Path, teacher: Path | None, prefix: bool | None) -> 
     from trainer.reference_checkpoint import export_reference
 
     converted = export_reference(path, out, teacher=teacher, prefix=prefix)
-    click.echo(f"file        {converted.path}")
+    echo(f"file        {converted.path}")
     _describe(converted.header)
     _note(converted.notes)
 
 
 def _describe(header: "Header") -> None:
-    click.echo(f"kind        {header.kind}")
+    echo(f"kind        {header.kind}")
     if header.origin is not None:
-        click.echo(f"origin      {header.origin['file']}, sha256 {header.origin['sha256']}")
+        echo(f"origin      {header.origin['file']}, sha256 {header.origin['sha256']}")
     steps = f"{header.step} steps" if header.origin is None else "steps not known"
-    click.echo(f"state       {header.epoch} epochs, {steps}")
+    echo(f"state       {header.epoch} epochs, {steps}")
     if header.cache:
-        click.echo(f"cache       {header.cache['records']} shapes, recipe {header.cache['recipe']}")
+        echo(f"cache       {header.cache['records']} shapes, recipe {header.cache['recipe']}")
     if header.teacher.get("channels"):
-        click.echo(f"teacher     {header.teacher['views']} views, {header.teacher['channels']} channels")
+        echo(f"teacher     {header.teacher['views']} views, {header.teacher['channels']} channels")
 
 
 def _note(notes: Iterable[str]) -> None:
     for note in notes:
-        click.echo(f"note        {note}")
+        echo(f"note        {note}")

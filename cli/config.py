@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from cli.experiment import SECTIONS, Experiment
+from teacher_cache.foreign import decode_text, misnomer
 
 __all__ = [
     "ConfigError",
@@ -137,7 +138,7 @@ def _layered(config: str, problems: list[str]) -> dict[str, dict[str, Any]]:
     if path.suffix == ".toml" or path.is_file():
         if not path.is_file():
             raise ConfigError(config, ["no such file"])
-        top = _parse(path.read_text(encoding="utf-8"), config)
+        top = _parse(read_config(path), config)
     else:
         top = _parse(preset_text(config), config)
     base: dict[str, dict[str, Any]] = {}
@@ -153,6 +154,18 @@ def _layered(config: str, problems: list[str]) -> dict[str, dict[str, Any]]:
         else:
             problems.append(f"{key} = {table!r} stands outside any section; sections: {', '.join(SECTIONS)}")
     return base
+
+
+def read_config(path: Path) -> str:
+    """The text of a settings file. Raises ConfigError for what is no text."""
+    data = path.read_bytes()
+    found = misnomer(data)
+    if found is not None and data.strip():
+        raise ConfigError(str(path), [f"{found}; expected settings in TOML"])
+    try:
+        return decode_text(data)
+    except ValueError as error:
+        raise ConfigError(str(path), [str(error)]) from None
 
 
 def _parse(text: str, source: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from cli.options import LocalPath
+from cli.terminal import echo
 
 __all__ = ["corpus"]
 
@@ -28,12 +29,12 @@ def info(uri: str, points: int, check: bool) -> None:
 
     shapes = open_corpus(uri, points=points)
     labels = Counter(label for i in range(len(shapes)) if (label := shapes.label(i)) is not None)
-    click.echo(f"corpus    {shapes.uri}")
-    click.echo(f"shapes    {len(shapes)}, {points} points each")
-    click.echo(f"labels    {len(shapes.label_names)} classes, {sum(labels.values())} shapes labelled")
+    echo(f"corpus    {shapes.uri}")
+    echo(f"shapes    {len(shapes)}, {points} points each")
+    echo(f"labels    {len(shapes.label_names)} classes, {sum(labels.values())} shapes labelled")
     width = max((len(name) for name in shapes.label_names), default=0)
     for label, name in enumerate(shapes.label_names):
-        click.echo(f"  {name:<{width}}  {labels[label]}")
+        echo(f"  {name:<{width}}  {labels[label]}")
     if not check:
         return
     bad = []
@@ -44,9 +45,9 @@ def info(uri: str, points: int, check: bool) -> None:
             except ShapeError as error:
                 bad.append(error)
             progress.update(i + 1, unusable=len(bad))
-    click.echo(f"unusable  {len(bad)}")
+    echo(f"unusable  {len(bad)}")
     for unusable in bad:
-        click.echo(f"  {unusable}")
+        echo(f"  {unusable}")
     if bad:
         raise SystemExit(1)
 
@@ -68,10 +69,10 @@ def render(uri: str, out: Path, count: int, first: int, points: int) -> None:
         try:
             chosen.append(shapes[i])
         except ShapeError as error:
-            click.echo(f"left out: {error}", err=True)
+            echo(f"left out: {error}", err=True)
     if not chosen:
         raise click.ClickException(f"{uri} has no usable shape from index {first} on; it holds {len(shapes)}")
     names = shapes.label_names
     titles = [shape.id if shape.label is None else names[shape.label] for shape in chosen]
     contact_sheet(chosen, out, titles=titles)
-    click.echo(out)
+    echo(out)

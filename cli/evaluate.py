@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from cli.options import LocalPath
+from cli.terminal import echo
 
 __all__ = ["evaluate"]
 
@@ -62,4 +63,4 @@ def evaluate(
         encoders = evaluator.baselines(model, seed=seed, device=ranks.device)
         encoders["trained"] = model_encoder(model.to(ranks.device), ranks.device)
         result = evaluator.compare(encoders).to_json()
-    click.echo(json.dumps(result, indent=1) if as_json else table(result))
+    echo(json.dumps(result, indent=1) if as_json else table(result))

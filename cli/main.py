@@ -6,11 +6,14 @@ usage or configuration; 130 interrupted.
 
 import importlib
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 
 import click
+
+from cli.terminal import EscapingFormatter, echo
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -67,11 +70,16 @@ def cli(verbose: int, quiet: bool, debug: bool) -> None:
     i2p cache build shapenet       only the cache, for a real corpus
     """
     level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    logging.basicConfig(
-        level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(EscapingFormatter("%(levelname)s %(name)s: %(message)s"))
+    # Other libraries speak when something is wrong; with -vv all they have to say is shown, with -q nothing but errors.
+    others = logging.ERROR if quiet else logging.INFO if verbose > 1 else logging.WARNING
+    logging.basicConfig(level=others, handlers=[handler], force=True)
     for room in ("cli", "pipeline", "teacher_cache", "trainer", "cuda"):
         logging.getLogger(room).setLevel(level)
+    # Dask gives its loggers handlers and levels of its own, here and in the processes it starts. That a connection ends
+    # when a cluster is closed is no news; what a worker dies of, the build tells itself.
+    os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "info" if verbose > 1 else "critical")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -86,18 +94,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, click.exceptions.Abort):
         if debug:
             traceback.print_exc()
-        click.echo("interrupted; run the same command again to go on", err=True)
+        echo("interrupted; run the same command again to go on", err=True)
         code = EXIT_INTERRUPTED
     except click.ClickException as error:
         error.show()
         code = error.exit_code
     except Exception as error:
         if debug or not _expected(error):
-            traceback.print_exc()
+            echo(traceback.format_exc(), err=True, nl=False)
         if not _expected(error):
-            click.echo("this is a bug: please report it with the lines above", err=True)
+            echo("this is a bug: please report it with the lines above", err=True)
         else:
-            click.echo(f"error: {error}", err=True)
+            echo(f"error: {error}", err=True)
         code = EXIT_USAGE if _is_configuration(error) else EXIT_FAILED
     sys.exit(code if isinstance(code, int) else 0)
 

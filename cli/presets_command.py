@@ -3,6 +3,7 @@
 import click
 
 from cli.config import preset_names, preset_text
+from cli.terminal import echo
 
 __all__ = ["presets"]
 
@@ -12,9 +13,9 @@ __all__ = ["presets"]
 def presets(name: str | None) -> None:
     """List the presets with what each is for, or print the TOML of one."""
     if name is not None:
-        click.echo(preset_text(name), nl=False)
+        echo(preset_text(name), nl=False)
         return
     width = max(map(len, preset_names()))
     for preset in preset_names():
         first = preset_text(preset).splitlines()[0].lstrip("# ")
-        click.echo(f"{preset:<{width}}  {first}")
+        echo(f"{preset:<{width}}  {first}")

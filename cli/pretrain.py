@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import CachePath, LocalPath, config_argument, config_options
+from cli.terminal import echo
 
 if TYPE_CHECKING:
     from cli.experiment import Experiment
@@ -37,7 +38,7 @@ def pretrain(
 
     experiment = load_experiment(config, overrides)
     if print_config:
-        click.echo(to_toml(experiment), nl=False)
+        echo(to_toml(experiment), nl=False)
         return
     launch = place_in_launch()
     if cache_path is not None:  # noted, so that the run's own config.toml repeats the run
@@ -101,15 +102,15 @@ def _train(experiment: "Experiment", opened: Any, run_dir: Path, rank: int) -> N
         return
     drawn = curves(run_dir, run_dir / "curves.png")
     if report.resumed_from == report.epochs:
-        click.echo(f"complete already: {report.epochs} epochs", err=True)
+        echo(f"complete already: {report.epochs} epochs", err=True)
     else:
-        click.echo(f"trained {report.epochs - report.resumed_from} epochs in {human_seconds(report.seconds)}", err=True)
+        echo(f"trained {report.epochs - report.resumed_from} epochs in {human_seconds(report.seconds)}", err=True)
     if report.evaluation is not None:
-        click.echo(table(report.evaluation))
-    click.echo(f"encoder     {report.checkpoint}")
+        echo(table(report.evaluation))
+    echo(f"encoder     {report.checkpoint}")
     if drawn:
-        click.echo(f"curves      {run_dir / 'curves.png'}")
-    click.echo(
+        echo(f"curves      {run_dir / 'curves.png'}")
+    echo(
         f"log         {run_dir / 'train.jsonl'}"
         + (f", {run_dir / 'tensorboard'}" if experiment.trainer.tensorboard else "")
     )

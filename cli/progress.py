@@ -4,7 +4,7 @@ import sys
 import time
 from types import TracebackType
 
-import click
+from cli.terminal import echo, escaped
 
 __all__ = ["Progress"]
 
@@ -60,9 +60,9 @@ class Progress:
         if self._quiet:
             return
         if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
+            self._bar.write(escaped(text), file=sys.stderr)
         else:
-            click.echo(text, err=True)
+            echo(text, err=True)
 
     def _line(self) -> None:
         if self._quiet:
@@ -73,7 +73,7 @@ class Progress:
         left = (self.total - self.done) / rate if rate > 0 else float("inf")
         eta = "done" if self.done >= self.total else f"about {human_seconds(left)} left"
         notes = f", {self._notes}" if getattr(self, "_notes", "") else ""
-        click.echo(f"{self.title}: {self.done}/{self.total} {self.unit}, {rate:.1f}/s, {eta}{notes}", err=True)
+        echo(f"{self.title}: {self.done}/{self.total} {self.unit}, {rate:.1f}/s, {eta}{notes}", err=True)
 
 
 def human_seconds(seconds: float) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from cli.options import LocalPath
+from cli.terminal import echo
 
 __all__ = ["teacher"]
 
@@ -60,14 +61,14 @@ def train(config: str, out: Path | None, overrides: tuple[str, ...]) -> None:
         if progress_of:
             progress_of["bar"].__exit__(None, None, None)
     if not progress_of:
-        click.echo(f"complete already: {learning.all_steps} steps", err=True)
+        echo(f"complete already: {learning.all_steps} steps", err=True)
     else:
         bar = progress_of["bar"]
-        click.echo(f"trained {bar.done - bar.initial} steps in {human_seconds(bar.seconds)}", err=True)
+        echo(f"trained {bar.done - bar.initial} steps in {human_seconds(bar.seconds)}", err=True)
     contrastive_curve(folder / "log.jsonl", folder / "curve.png")
-    click.echo(f"teacher     {path} ({path.stat().st_size / _MIB:.1f} MiB)")
-    click.echo(f"curve       {folder / 'curve.png'}")
-    click.echo(f"measure it  i2p teacher eval --architecture {learning.architecture} --weights {path}", err=True)
+    echo(f"teacher     {path} ({path.stat().st_size / _MIB:.1f} MiB)")
+    echo(f"curve       {folder / 'curve.png'}")
+    echo(f"measure it  i2p teacher eval --architecture {learning.architecture} --weights {path}", err=True)
 
 
 @teacher.command(
@@ -134,17 +135,17 @@ def evaluate(
     if problems:
         raise ConfigError("the options", problems)
     result = score_teacher(config, projection, named, points=points, seeds=seeds)
-    click.echo(json.dumps(result, indent=1) if as_json else scores_table(result))
+    echo(json.dumps(result, indent=1) if as_json else scores_table(result))
 
 
 def _text(config: str) -> str:
-    from cli.config import ConfigError
+    from cli.config import ConfigError, read_config
 
     path = Path(config)
     if path.suffix == ".toml":
         if not path.is_file():
             raise ConfigError(config, ["no such file"])
-        return path.read_text(encoding="utf-8")
+        return read_config(path)
     known = resources.files("cli") / "teachers"
     names = sorted(file.name.removesuffix(".toml") for file in known.iterdir() if file.name.endswith(".toml"))
     if config not in names:

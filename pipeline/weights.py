@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import TeacherError
+from teacher_cache.foreign import misnomer, without_wrappers
 
 __all__ = ["TowerWeights", "download_weights", "openai_architecture", "read_weights"]
 
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 OPENAI_MARKERS = frozenset({"input_resolution", "context_length", "vocab_size"})
 OPENAI_HEAD_WIDTH = 64
 HUB_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # in the order open_clip tries them
+INSIDE = ("state_dict", "model_state_dict", "model")  # where a training checkpoint has its weights
 _KEYS_SHOWN = 4
 
 
@@ -52,9 +54,12 @@ def read_weights(path: str | Path) -> TowerWeights:
     if not path.is_file():
         raise TeacherError(f"teacher.weights = {str(path)!r} is not a file; name a .safetensors, .pt or .bin file")
     with path.open("rb") as file:
-        head = file.read(9)
-    # eight bytes of length, then a JSON object; torch.load would take an empty file of that name for safetensors too
-    if head[8:9] == b"{" or (not head and path.suffix == ".safetensors"):
+        head = file.read(1024)
+    found = misnomer(head)
+    if found is not None:
+        raise TeacherError(f"{path}: {found}.")
+    # safetensors: eight bytes of length, then a JSON object
+    if head[8:9] == b"{":
         state = _read_safetensors(path)
     else:
         state = _read_torch(path)
@@ -148,7 +153,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
-            towers = [name for name in names if name.startswith(("visual.", "module.visual."))] or names
+            prefix = without_wrappers(names)
+            towers = [name for name in names if name.startswith(f"{prefix}visual.")] or names
             wanted = set(towers) | (OPENAI_MARKERS & set(names))
             return {name: file.get_tensor(name) for name in names if name in wanted}
     except SafetensorError as error:
@@ -182,14 +188,21 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _unwrap(state: Any, path: Path) -> dict[str, Any]:
-    """The state dict itself: training checkpoints keep it under `state_dict`, data-parallel ones prefix `module.`."""
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
+    """The state dict itself: training checkpoints keep it under a name of their own, and wrappers prefix all names."""
+    while isinstance(state, Mapping):
+        inner = next((state[key] for key in INSIDE if isinstance(state.get(key), Mapping)), None)
+        if inner is None:
+            break
+        state = inner
     if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
         raise TeacherError(f"{path}: holds a {type(state).__name__} without tensors; expected a state dict.")
-    if all(key.startswith("module.") for key in state):
-        return {key.removeprefix("module."): value for key, value in state.items()}
-    return dict(state)
+    names = [key for key in state if isinstance(key, str)]
+    if len(names) < len(state):
+        raise TeacherError(f"{path}: holds names that are no text; expected a state dict.")
+    prefix = without_wrappers(names)
+    if prefix:
+        logger.info("%s: all names begin with %r, which is taken off", path, prefix)
+    return {name.removeprefix(prefix): state[name] for name in names}
 
 
 def _refuse_layout(state: Mapping[str, Any], path: Path) -> NoReturn:

@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from teacher_cache.foreign import misnomer, without_wrappers
 from trainer.checkpoint import CheckpointError
 
 __all__ = ["PREFIX", "TEACHER", "ReferenceFile", "read_reference", "read_teacher", "write_reference"]
@@ -99,6 +100,8 @@ def read_teacher(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if path.suffix == ".safetensors":
+        if path.is_file():
+            _check_kind(path)
         try:
             found = load_file(path)
         except (safetensors.SafetensorError, OSError) as error:
@@ -148,6 +151,7 @@ def some(names: Any) -> str:
 def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} is not a file; expected a checkpoint of the reference, usually NAME.pth.")
+    _check_kind(path)
     zipped = zipfile.is_zipfile(path)
     with path.open("rb") as stream:
         if not zipped and stream.read(2) == b"PK":
@@ -180,6 +184,14 @@ def _load(path: Path) -> dict[str, Any]:
     return _own(content)
 
 
+def _check_kind(path: Path) -> None:
+    """Raise CheckpointError for what is no weights file at all, with what it is."""
+    with path.open("rb") as stream:
+        found = misnomer(stream.read(1024))
+    if found is not None:
+        raise CheckpointError(f"{path} {found}.")
+
+
 def _is_program(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
@@ -202,11 +214,12 @@ def _state(state: dict[Any, Any], path: Path) -> tuple[str, dict[str, Tensor]]:
             f"{path}: its weights should be names and tensors; got {some(odd)} of other types. Expected the weights "
             f"under one of {', '.join(WEIGHTS)}, or a bare state dict."
         )
-    prefix = PREFIX if all(name.startswith(PREFIX) for name in state) else ""
-    plain = {name.removeprefix(PREFIX): value.detach() for name, value in state.items()}
+    prefix = without_wrappers(list(state))
+    bare = prefix or PREFIX  # where some names have it and others do not, they are told apart by that
+    plain = {name.removeprefix(bare): value.detach() for name, value in state.items()}
     if len(plain) < len(state):
-        double = [name for name in state if name.startswith(PREFIX) and name.removeprefix(PREFIX) in state]
-        raise CheckpointError(f"{path}: with and without `{PREFIX}`, both are there: {some(double)}. Expected one.")
+        double = [name for name in state if name.startswith(bare) and name.removeprefix(bare) in state]
+        raise CheckpointError(f"{path}: with and without `{bare}`, both are there: {some(double)}. Expected one.")
     _check_storage(plain, path)
     return prefix, plain
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import LocalPath
+from cli.terminal import echo
 
 if TYPE_CHECKING:
     from cli.study.plan import Run
@@ -70,7 +71,7 @@ def guidance(
         failed = _carry_out(missing, results, workers, len(runs))
     _report(list(results.values()), out, len(runs), seconds=time.perf_counter() - began if missing else 0.0)
     if failed:
-        click.echo(f"{len(failed)} of {len(runs)} runs failed; run the same command again to try them again", err=True)
+        echo(f"{len(failed)} of {len(runs)} runs failed; run the same command again to try them again", err=True)
         raise SystemExit(1)
 
 
@@ -124,11 +125,11 @@ def _report(results: Sequence[Mapping[str, Any]], out: Path, total: int, *, seco
     replace_file(path, (json.dumps(summary, indent=1) + "\n").encode())
     replace_file(out / "study.md", (table + "\n").encode())
     picture(summary, out / "study.png")
-    click.echo(table)
+    echo(table)
     if len(results) < total:
-        click.echo(f"{len(results)} of {total} runs have ended", err=True)
-    click.echo(f"{human_seconds(summary['seconds'])} in all, caches included", err=True)
-    click.echo(f"written: {out / 'study.md'}, study.json, study.png", err=True)
+        echo(f"{len(results)} of {total} runs have ended", err=True)
+    echo(f"{human_seconds(summary['seconds'])} in all, caches included", err=True)
+    echo(f"written: {out / 'study.md'}, study.json, study.png", err=True)
 
 
 def _teacher(text: str) -> tuple[str, tuple[str, ...]]:

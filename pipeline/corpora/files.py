@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.corpora.base import CorpusError, Shape, ShapeError
+from pipeline.corpora.entrance import check_ids
 from pipeline.corpora.faults import check_present, file_stamp, patiently, read_file
 from pipeline.corpora.formats.geometry import Cloud, Format, Malformed, ReadOptions, Surface, sample_geometry
 from pipeline.corpora.formats.gltf import read_gltf
@@ -154,6 +155,8 @@ class FileCorpus:
         """
         if not entries:
             raise CorpusError(f"{uri}: no shapes")
+        if beside:  # names that a list gave
+            check_ids([entry.id for entry in entries], uri)
         self.uri = uri
         self.identity = dict(identity)
         self.label_names = tuple(label_names)

@@ -262,12 +262,12 @@ def _patterns(text: str) -> list[re.Pattern[str]]:
 
 
 def _is_text(name: str) -> bool:
-    """Whether a file's name can be written down (Linux allows any bytes)."""
+    """Whether a file's name can be written down on a line (Linux allows any bytes)."""
     try:
         name.encode()
     except UnicodeEncodeError:
         return False
-    return True
+    return "\n" not in name and "\r" not in name
 
 
 def _check_ids(entries: Sequence[Entry], uri: str) -> None:

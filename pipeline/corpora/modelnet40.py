@@ -10,18 +10,22 @@ Text   modelnet40_train.txt and modelnet40_test.txt list names like airplane_000
 import hashlib
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pipeline.corpora.base import Corpus, CorpusError, ShapeError
+from pipeline.corpora.entrance import check_names, check_regular, check_unpacked, checked_labels
 from pipeline.corpora.faults import patiently, read_file
 from pipeline.corpora.files import Entry, FileCorpus
 from pipeline.corpora.options import Options
 from pipeline.corpora.rows import RowCorpus
+from teacher_cache.foreign import decode_text
 
 __all__ = ["open_modelnet40"]
 
 SPLITS = ("train", "test")
+MAX_BYTES = 8 * 2**30  # of one file's clouds, which are held in memory
 
 
 def open_modelnet40(root: Path, options: Options, points: int) -> Corpus:
@@ -50,8 +54,8 @@ def _lines(path: Path) -> list[str]:
     if not path.exists():
         raise CorpusError(f"{path}: expected this list, it is not there. Is the download complete?")
     try:
-        return [line.strip() for line in read_file(path).decode("utf-8").splitlines() if line.strip()]
-    except (ShapeError, UnicodeDecodeError) as error:
+        return [line.strip() for line in decode_text(read_file(path)).splitlines() if line.strip()]
+    except (ShapeError, ValueError) as error:
         raise CorpusError(f"{path}: the list cannot be read: {error}. Is the download complete?") from error
 
 
@@ -62,13 +66,13 @@ def _digest(*texts: str) -> str:
 def _open_text(
     folder: Path, wanted: tuple[str, ...], identity: dict, uri: str, points: int, seed: int, repeat: bool
 ) -> FileCorpus:
-    names = _lines(folder / "modelnet40_shape_names.txt")
+    names = check_names(_lines(folder / "modelnet40_shape_names.txt"), "class", str(folder))
     number = {name: k for k, name in enumerate(names)}
     entries, listed = [], []
     for split in wanted:
         for name in _lines(folder / f"modelnet40_{split}.txt"):
             kind = name.rpartition("_")[0]
-            if kind not in number:
+            if kind not in number or Path(name).name != name:
                 raise CorpusError(
                     f"{folder / f'modelnet40_{split}.txt'}: {name!r} is of no class in modelnet40_shape_names.txt"
                 )
@@ -104,7 +108,7 @@ def _open_hdf5(
                 places.append((file, row))
     count = max(labels, default=-1) + 1
     named = folder / "shape_names.txt"
-    names = _lines(named) if named.is_file() else [f"class {k}" for k in range(count)]
+    names = check_names(_lines(named), "class", str(named)) if named.is_file() else [f"class {k}" for k in range(count)]
     if count > len(names):
         raise CorpusError(f"{named}: {len(names)} names; the labels run to {count - 1}")
     content = _digest(
@@ -135,6 +139,20 @@ def _open_hdf5(
     )
 
 
+def _check_inside(file: Any, name: str, path: Path) -> None:
+    """Raise CorpusError for a dataset that is not stored in this file itself: it could name any file of the machine."""
+    import h5py
+
+    link = file.get(name, getlink=True)
+    found = file.get(name) if isinstance(link, h5py.HardLink) else None
+    if link is not None and found is None:
+        raise CorpusError(
+            f"{path}: '{name}' is a link, to elsewhere perhaps; it is not followed. Copy the data into it."
+        )
+    if isinstance(found, h5py.Dataset) and (found.external or found.is_virtual):
+        raise CorpusError(f"{path}: '{name}' is stored in other files, which are not read. Copy the data into it.")
+
+
 class _File:
     """One HDF5 file: its labels at once, its points (50 MB) when the first of them is asked for; then they stay."""
 
@@ -145,8 +163,12 @@ class _File:
         self._points: np.ndarray | None = None
         self._lock = threading.Lock()
 
+        check_regular(path)
+
         def head() -> np.ndarray:
             with h5py.File(path, "r") as file:
+                for name in ("data", "label"):
+                    _check_inside(file, name, path)
                 data, label = file.get("data"), file.get("label")
                 if not isinstance(data, h5py.Dataset) or not isinstance(label, h5py.Dataset):
                     raise CorpusError(
@@ -158,21 +180,18 @@ class _File:
                         f"{path}: dataset 'data' has shape {self.shape} and type {data.dtype}; "
                         "expected (n, points, 3) floating point"
                     )
+                check_unpacked(data.nbytes, data.id.get_storage_size(), "dataset 'data'", str(path), MAX_BYTES)
                 return np.asarray(label).reshape(-1) if label.size == self.shape[0] else np.empty(0)
 
         try:
             numbers = patiently(head, str(path))
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise CorpusError(f"{path}: cannot be read as HDF5: {error}. Is the download complete?") from error
-        if (
-            len(numbers) != self.shape[0]
-            or numbers.dtype.kind not in "fiu"
-            or not ((numbers == np.floor(numbers)) & (numbers >= 0)).all()
-        ):
+        if len(numbers) != self.shape[0]:
             raise CorpusError(
                 f"{path}: dataset 'label' does not hold one whole number for each of the {self.shape[0]} clouds"
             )
-        self.labels = numbers.astype(np.int64)
+        self.labels = checked_labels(numbers, f"{path}: dataset 'label'", names=None, least=0)
 
     def row(self, row: int) -> np.ndarray:
         """The points of one cloud [N, 3]."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.corpora.base import CorpusError
+from pipeline.corpora.entrance import check_names, check_regular, check_unpacked, checked_labels, text_array
 from pipeline.corpora.faults import patiently
 from pipeline.corpora.formats.geometry import Malformed
 from pipeline.corpora.formats.numpy_files import ZIP_ERRORS, array_from_npy
@@ -33,6 +34,7 @@ def open_npz(path: Path, options: Options, points: int) -> RowCorpus:
     seed = options.integer("seed", 0, low=0)
     pad = options.choice("pad", ("refuse", "repeat"), "refuse")
     options.finish()
+    check_regular(path)
     arrays, content = patiently(lambda: _load(path), str(path))
 
     def fail(reason: str) -> CorpusError:
@@ -54,17 +56,27 @@ def open_npz(path: Path, options: Options, points: int) -> RowCorpus:
     for key, array in (("label", label), ("part", part)):
         if array is not None and array.dtype.kind not in "iu":
             raise fail(f"'{key}' is of type {array.dtype}; expected integers")
-    names = _names(arrays.get("label_names"), label)
-    if label is not None and len(label) and not (label.min() >= -1 and label.max() < len(names)):
-        raise fail(f"labels run from {label.min()} to {label.max()}; there are {len(names)} label names")
-    splits = arrays["split"].tolist() if "split" in arrays else None
+    given = arrays.get("label_names")
+    if label is not None and len(label):
+        low, high = label.min(), label.max()
+        if given is not None and not (low >= -1 and high < len(given)):
+            raise fail(f"labels run from {low} to {high}; there are {len(given)} label names")
+        label = checked_labels(label, str(path), names=None if given is None else len(given))
+    if part is not None and part.size:
+        checked_labels(part.reshape(-1), f"{path}: part", names=None, least=-(2**15))
+    names = _names(given, label, path)
+    splits = text_array(arrays["split"], "'split'", str(path)) if "split" in arrays else None
     rows = np.arange(n)
     if wanted != "all":
         held = sorted(set(splits or []))
         if wanted not in held:
             raise fail(f"no shapes of split {wanted!r}; its splits are {', '.join(held) or '(none)'}")
-        rows = np.flatnonzero(arrays["split"] == wanted)
-    ids = arrays["ids"].tolist() if "ids" in arrays else [f"{path.stem}/{row:06d}" for row in range(n)]
+        rows = np.flatnonzero(np.asarray(splits) == wanted)
+    ids = (
+        text_array(arrays["ids"], "'ids'", str(path))
+        if "ids" in arrays
+        else [f"{path.stem}/{row:06d}" for row in range(n)]
+    )
     identity = {"kind": "npz", "content": content, "points": points, "seed": seed, "split": wanted, "pad": pad}
     return RowCorpus(
         uri=options.uri,
@@ -80,14 +92,14 @@ def open_npz(path: Path, options: Options, points: int) -> RowCorpus:
         seed=seed,
         repeat=pad == "repeat",
         parts=None if part is None else part[rows],
-        part_names=_names(arrays.get("part_names"), part),
+        part_names=_names(arrays.get("part_names"), part, path),
     )
 
 
-def _names(given: np.ndarray | None, numbers: np.ndarray | None) -> list[str]:
+def _names(given: np.ndarray | None, numbers: np.ndarray | None, path: Path) -> list[str]:
     """The names given, or the numbers themselves as names."""
     if given is not None:
-        return [str(name) for name in given.tolist()]
+        return check_names(text_array(given, "a list of names", str(path)), "name", str(path))
     return [] if numbers is None or not numbers.size else [str(k) for k in range(int(numbers.max()) + 1)]
 
 
@@ -103,13 +115,15 @@ def _load(path: Path) -> tuple[dict[str, np.ndarray], str]:
                 key = info.filename.removesuffix(".npy")
                 if key not in ("points", "label", "part", *TEXT_KEYS):
                     continue
-                if info.file_size > MAX_ARRAY_BYTES:
-                    raise CorpusError(
-                        f"{path}: '{key}' unpacks to {info.file_size} bytes; "
-                        f"more than {MAX_ARRAY_BYTES} is refused. Split the file"
-                    )
+                check_unpacked(info.file_size, info.compress_size, f"'{key}'", str(path), MAX_ARRAY_BYTES)
+                if key in arrays:
+                    raise CorpusError(f"{path}: holds two arrays '{key}'")
                 content.update(f"{key} {info.file_size} {info.CRC:08x}\n".encode())
-                arrays[key] = array_from_npy(archive.read(info), kinds="U" if key in TEXT_KEYS else "fiu")
+                with archive.open(info) as member:
+                    data = member.read(info.file_size + 1)  # the directory may lie about the size
+                if len(data) != info.file_size:
+                    raise CorpusError(f"{path}: '{key}' does not unpack to the size that the directory promises")
+                arrays[key] = array_from_npy(data, kinds="U" if key in TEXT_KEYS else "fiu")
     except ZIP_ERRORS as error:
         raise CorpusError(f"{path}: not a whole NPZ file: {error}") from error
     except Malformed as error:

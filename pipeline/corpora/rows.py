@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.corpora.base import CorpusError, Shape, ShapeError
 from pipeline.corpora.check import fit_points
+from pipeline.corpora.entrance import check_ids
 from pipeline.corpora.faults import file_stamp
 
 __all__ = ["RowCorpus"]
@@ -48,9 +49,7 @@ class RowCorpus:
         """
         if not ids:
             raise CorpusError(f"{uri}: no shapes")
-        if len(set(ids)) != len(ids):
-            twice = next(id for k, id in enumerate(ids) if id in set(ids[:k]))
-            raise CorpusError(f"{uri}: id {twice!r} stands twice; ids must be unique")
+        check_ids(ids, uri)
         self.uri = uri
         self.identity = dict(identity)
         self.label_names = tuple(label_names)

@@ -11,6 +11,7 @@ from pipeline.corpora.base import CorpusError, ShapeError
 from pipeline.corpora.faults import read_file
 from pipeline.corpora.files import Entry, FileCorpus
 from pipeline.corpora.options import Options
+from teacher_cache.foreign import decode_text
 
 __all__ = ["SYNSETS", "open_shapenet55"]
 
@@ -141,6 +142,6 @@ def _cloud_folder(root: Path, uri: str) -> Path:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return [line.strip() for line in read_file(path).decode("utf-8").splitlines() if line.strip()]
-    except (ShapeError, UnicodeDecodeError) as error:
+        return [line.strip() for line in decode_text(read_file(path)).splitlines() if line.strip()]
+    except (ShapeError, ValueError) as error:
         raise CorpusError(f"{path}: the list cannot be read: {error}") from error

@@ -19,6 +19,7 @@ from pipeline.corpora.surface import sample_surface, triangle_areas
 
 __all__ = ["GENERATOR_VERSION", "Attributes", "SyntheticCorpus", "open_synthetic"]
 
+MAX_COUNT = 10**7  # shapes; their ids alone take a gigabyte
 GENERATOR_VERSION = (
     1  # part of the identity: raise it whenever a category or a primitive draws anything else than before
 )
@@ -192,7 +193,7 @@ def open_synthetic(options: Options, points: int) -> SyntheticCorpus:
     """``synthetic:?count=2000&seed=0&split=train|test|all&categories=chair,table&rotate=none|yaw|so3``."""
     corpus = SyntheticCorpus(
         uri=options.uri,
-        count=options.integer("count", 2000, low=1),
+        count=options.integer("count", 2000, low=1, high=MAX_COUNT),
         points=points,
         seed=options.integer("seed", 0, low=0, high=2**32 - 1),
         split=options.choice("split", ("train", "test", "all"), "train"),

@@ -16,6 +16,8 @@ from pipeline.corpora.options import Options
 from teacher_cache.errors import StorageError
 from teacher_cache.location import local_path
 
+MAX_POINTS = 10**7
+
 __all__ = ["KINDS", "open_corpus", "place_of", "reopen", "split_uris"]
 
 KINDS = {
@@ -35,6 +37,8 @@ def open_corpus(uri: str, *, points: int) -> Corpus:
     """
     if points < MIN_DISTINCT:
         raise CorpusError(f"points = {points}; a shape needs at least {MIN_DISTINCT} points")
+    if points > MAX_POINTS:
+        raise CorpusError(f"points = {points}; at most {MAX_POINTS} of one shape are stored")
     kind, location, options = _parse(uri)
     match kind:
         case "synthetic":

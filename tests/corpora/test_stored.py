@@ -123,7 +123,7 @@ def test_modelnet40_hdf5(tmp_path):
     [
         ({"data": np.zeros((5, 128, 6), np.float32)}, r"dataset 'data' has shape \(5, 128, 6\)"),
         ({"label": np.zeros((4, 1), np.uint8)}, "one whole number for each of the 5 clouds"),
-        ({"label": np.full((5, 1), 0.5)}, "one whole number for each of the 5 clouds"),
+        ({"label": np.full((5, 1), 0.5)}, "label 0.5 of shape 0; expected a whole number"),
         ({"label": np.full((5, 1), 7)}, "2 names; the labels run to 7"),
         ({"label": None}, "holds data; expected the datasets 'data' and 'label'"),
     ],

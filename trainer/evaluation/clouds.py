@@ -1,6 +1,7 @@
 """Labelled clouds to evaluate on, read once through the corpora's one door."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from trainer.augment import renormalised
 from trainer.draws import record_uniforms
 from trainer.evaluation import EvaluationError
 
-__all__ = ["LabelledClouds", "check_corpora", "read_clouds"]
+__all__ = ["LabelledClouds", "check_classes", "check_corpora", "read_clouds"]
 
 logger = logging.getLogger(__name__)
 
@@ -82,12 +83,30 @@ def check_corpora(train: str, test: str, *, points: int) -> None:
     Raises EvaluationError unless both are labelled and a label number means the same class in both, CorpusError for one
     that does not open.
     """
-    names = [_labelled(uri, points).label_names for uri in (train, test)]
+    corpora = [_labelled(uri, points) for uri in (train, test)]
+    names = [corpus.label_names for corpus in corpora]
     if names[0] != names[1]:
         only = sorted(set(names[0]) ^ set(names[1]))
         difference = f"{only} are in one only" if only else "their order differs"
         raise EvaluationError(
             f"the classes of {train} and {test} differ: {difference}. Name two splits of one labelled corpus."
+        )
+    known, asked = ({corpus.label(index) for index in range(len(corpus))} - {None} for corpus in corpora)
+    _refuse_unknown([names[1][label] for label in sorted(asked - known)], train, test)  # type: ignore[type-var,index]
+
+
+def check_classes(train: LabelledClouds, test: LabelledClouds) -> None:
+    """Raise EvaluationError naming the classes that only the test split has: nothing could be fitted for them."""
+    unknown = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))
+    _refuse_unknown([test.label_names[label] for label in unknown], train.uri, test.uri)
+
+
+def _refuse_unknown(classes: Sequence[str], train: str, test: str) -> None:
+    if classes:
+        more = f" and {len(classes) - 5} more" if len(classes) > 5 else ""
+        raise EvaluationError(
+            f"{test} has shapes of {', '.join(map(repr, classes[:5]))}{more}, of which {train} has none: no fit could "
+            "ever name them. Add such shapes to the training split, or leave those classes out of both."
         )
 
 

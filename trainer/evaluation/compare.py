@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from trainer.config import EvaluationConfig
-from trainer.evaluation.clouds import LabelledClouds, check_corpora, read_clouds
+from trainer.evaluation.clouds import LabelledClouds, check_classes, check_corpora, read_clouds
 from trainer.evaluation.encoders import (
     Encoder,
     coordinate_statistics,
@@ -76,6 +76,7 @@ class Evaluator:
         self.config = config
         self.train = read_clouds(config.train, points=config.stored_points)
         self.test = read_clouds(config.test, points=config.stored_points)
+        check_classes(self.train, self.test)  # a class may have lost its only shape to a broken file
 
     def compare(self, encoders: Mapping[str, Encoder], *, seeds: int | None = None) -> Comparison:
         """Score every encoder on the same draws. `seeds` overrides the configured number; the reference protocol has no

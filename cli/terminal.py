@@ -1,0 +1,34 @@
+"""Text on its way to a terminal or a log: names that others chose cannot move the cursor, or forge or hide a line.
+
+Ids, labels, paths and reasons come from files of strangers. Control characters and the marks that turn the direction of
+writing are shown as escapes wherever they leave the program; only line ends and tabs of our own texts stay.
+"""
+
+import logging
+import re
+from typing import Any
+
+import click
+
+__all__ = ["EscapingFormatter", "echo", "escaped"]
+
+# C0 but tab and newline, DEL, C1, line and paragraph separators, bidirectional marks, embeddings and isolates, and
+# halves of surrogate pairs, by which Python keeps bytes of file names that are no text.
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+
+
+def escaped(text: str) -> str:
+    """``text`` with what could steer a terminal written out: ESC becomes ``\\x1b``."""
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def echo(message: Any = "", *, err: bool = False, nl: bool = True) -> None:
+    """`click.echo` of escaped text."""
+    click.echo(escaped(str(message)), err=err, nl=nl)
+
+
+class EscapingFormatter(logging.Formatter):
+    """Log lines, escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escaped(super().format(record))

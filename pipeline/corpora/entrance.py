@@ -1,0 +1,113 @@
+"""Names and numbers that enter with stored sets: checked once, where they enter, so that nothing later meets them."""
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.corpora.base import CorpusError
+
+__all__ = ["MAX_CLASSES", "check_ids", "check_names", "check_regular", "check_unpacked", "checked_labels", "text_array"]
+
+MAX_CLASSES = 1 << 16  # far beyond any labelled set; a larger number is no label
+MAX_ID_BYTES = 1024
+MAX_EXPANSION, FREE_BYTES = 64, 64 * 2**20  # clouds pack to a half or a third; more than 64 times is no cloud
+_FORBIDDEN = {*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+
+
+def check_regular(path: Path) -> None:
+    """Raise CorpusError for a pipe, socket or device, without opening it."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return  # whoever opens it says why
+    if not stat.S_ISREG(mode):
+        raise CorpusError(f"{path}: is no regular file (a folder, pipe, socket or device)")
+
+
+def check_ids(ids: Sequence[Any], source: str) -> None:
+    """Raise CorpusError unless ids are unique names that can be written down and shown: 1..1024 bytes of UTF-8 without
+    control characters, no absolute path, no ``..`` within.
+    """
+    for place, id in enumerate(ids):
+        fault = _fault_of(id)
+        if fault:
+            raise CorpusError(f"{source}: id {str(id)[:40]!a} of shape {place} {fault}; rename it")
+    if len(set(ids)) < len(ids):
+        twice = next(id for id, times in Counter(ids).items() if times > 1)
+        raise CorpusError(f"{source}: id {twice!r} stands twice; ids must be unique")
+
+
+def check_names(names: Sequence[Any], what: str, source: str) -> list[str]:
+    """Names of classes or parts as text. Raises CorpusError for one that cannot be shown, or comes twice."""
+    found = [str(name) for name in names]
+    for name in found:
+        fault = _fault_of(name)
+        if fault and not fault.startswith("is a path"):
+            raise CorpusError(f"{source}: {what} {name[:40]!a} {fault}; rename it")
+    if len(set(found)) < len(found):
+        twice = next(name for name, times in Counter(found).items() if times > 1)
+        raise CorpusError(f"{source}: {what} {twice!r} stands twice")
+    return found
+
+
+def checked_labels(labels: np.ndarray, source: str, *, names: int | None, least: int = -1) -> np.ndarray:
+    """Labels [n] as int64.
+
+    names  how many there are; None: not known, then at most MAX_CLASSES.
+    least  -1 where that means no label.
+
+    Raises CorpusError for what is no whole number in range: infinite, NaN, fractions, too large, negative.
+    """
+    if labels.dtype.kind not in "fiu":
+        raise CorpusError(f"{source}: labels are of type {labels.dtype}; expected whole numbers")
+    most = MAX_CLASSES if names is None else names
+    whole = np.isfinite(labels) & (labels == np.floor(labels)) & (labels >= least) & (labels < most)
+    if not whole.all():
+        row = int(np.flatnonzero(~whole)[0])
+        limit = f"there are {names} names" if names is not None else f"at most {MAX_CLASSES} classes are meant"
+        raise CorpusError(
+            f"{source}: label {labels[row]!s} of shape {row}; expected a whole number from {least}, {limit}"
+        )
+    return labels.astype(np.int64)
+
+
+def check_unpacked(size: int, packed: int, what: str, source: str, most: int) -> None:
+    """Raise CorpusError for an array that claims more bytes than its packed bytes can mean, or than `most`."""
+    if size > most:
+        raise CorpusError(f"{source}: {what} unpacks to {size} bytes; more than {most} is refused. Split the file")
+    if size > MAX_EXPANSION * packed + FREE_BYTES:
+        raise CorpusError(
+            f"{source}: {what} unpacks from {packed} to {size} bytes; no cloud packs so small, so it is refused"
+        )
+
+
+def text_array(array: np.ndarray, what: str, source: str) -> list[str]:
+    """A NumPy array of text [n] as strings. Raises CorpusError for code points that are none."""
+    codes = (
+        np.ascontiguousarray(array).view(np.dtype("u4").newbyteorder(array.dtype.byteorder)) if array.size else array
+    )
+    if array.size and array.dtype.itemsize and ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
+        raise CorpusError(f"{source}: {what} holds code points that no character has; the file is damaged")
+    return [str(text) for text in array.tolist()]
+
+
+def _fault_of(id: Any) -> str:
+    """What is wrong with a name; "" for nothing."""
+    if not isinstance(id, str) or not id:
+        return "is empty" if isinstance(id, str) else "is no text"
+    try:
+        size = len(id.encode())
+    except UnicodeEncodeError:
+        return "cannot be written as UTF-8"
+    if size > MAX_ID_BYTES:
+        return f"has {size} bytes; at most {MAX_ID_BYTES} are allowed"
+    if any(ord(letter) in _FORBIDDEN for letter in id):
+        return "holds control characters"
+    if id.startswith("/") or ".." in id.split("/"):
+        return "is a path that leads out of the corpus"
+    return ""

@@ -1,0 +1,62 @@
+"""What a file from elsewhere really is, and text as people save it."""
+
+__all__ = ["decode_text", "misnomer", "without_wrappers"]
+
+WRAPPERS = ("module.", "_orig_mod.", "model.")  # put before every name by data parallelism, torch.compile and Lightning
+_MARKS = (
+    (b"\xff\xfe\0\0", "utf-32"),
+    (b"\0\0\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+    (b"\xef\xbb\xbf", "utf-8-sig"),
+)
+
+
+def misnomer(data: bytes) -> str | None:
+    """What a file is instead of what its name says, with the remedy, by its first kilobyte; None if nothing shows."""
+    head = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not data:
+        return "is empty; fetch it again"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer and not the file itself; run `git lfs pull` in the clone it lies in"
+    if b"/annex/objects/" in head[:512]:
+        return "is a git-annex pointer and not the file itself; run `git annex get` on it"
+    if head.startswith((b"<!doctype html", b"<html", b"<head")):
+        return "is a web page (HTML), as is saved when a link leads to a download page; fetch the file itself"
+    if head.startswith((b"<?xml", b"<error")):
+        return "is XML, as a store answers when a file cannot be had; fetch the file itself"
+    if head.startswith(b"\x1f\x8b"):
+        return "is compressed with gzip; unpack it first"
+    if not data[:1024].strip(b"\0"):
+        return "begins with zeros, as after a power failure; fetch it again"
+    return None
+
+
+def decode_text(data: bytes) -> str:
+    """Text in UTF-8, with or without a byte order mark, or in UTF-16 or UTF-32 with theirs; any line ends.
+
+    Raises ValueError with what is wrong, and the remedy.
+    """
+    name = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(name)
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"line {line} is not in the encoding {name.removesuffix('-sig').upper()}: save the file as UTF-8 (some "
+            "editors save in code pages such as cp1252)"
+        ) from None
+    if "\0" in text:
+        raise ValueError(f"line {text[: text.index(chr(0))].count(chr(10)) + 1} holds zero bytes: the file is damaged")
+    return text
+
+
+def without_wrappers(names: list[str]) -> str:
+    """The longest prefix, made of WRAPPERS in any order, that all names have; "" for none."""
+    prefix = ""
+    while names:
+        found = next((w for w in WRAPPERS if all(name.startswith(prefix + w) for name in names)), None)
+        if found is None:
+            break
+        prefix += found
+    return prefix

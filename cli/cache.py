@@ -111,6 +111,10 @@ def build_from(experiment: "Experiment") -> "BuildReport":
         progress.update(state.shapes_done, shards=shards, quarantined=state.quarantined)
 
     _say_when_random(experiment)
+    warnings = logging.getLogger("pipeline.teacher")
+    level = warnings.level
+    if experiment.teacher.random:  # the room warns too; a person has just read it in plain words, once
+        warnings.setLevel(logging.ERROR)
     try:
         report = build_cache(
             experiment.corpus,
@@ -125,6 +129,7 @@ def build_from(experiment: "Experiment") -> "BuildReport":
         storage_at(error.path).write_documents({CONFIG_COPY: to_toml(experiment).encode()})
         raise
     finally:
+        warnings.setLevel(level)
         if fitting is not None:
             fitting.__exit__(None, None, None)
         if progress is not None:
@@ -380,8 +385,6 @@ def render(path: "Location", shapes: tuple[int, ...], out: Path) -> None:
 
 def _say_when_random(experiment: "Experiment") -> None:
     if experiment.teacher.random:
-        # The room warns too; a person should read it in plain words, once.
-        logging.getLogger("pipeline.teacher").setLevel(logging.ERROR)
         echo(
             "note: this experiment names a RANDOM teacher: its cache exercises the path, but holds no 2D knowledge",
             err=True,

@@ -1,0 +1,158 @@
+"""The models compute what their definition says, at sizes that all differ; at the paper's some agree by accident.
+
+Golden losses and recorded arrays only say that something is other than it was, and at one set of sizes.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.support.models import tiny_batch
+from tests.support.plain_models import plain_classifier, plain_feature, plain_losses, plain_segmenter
+from trainer.batchnorm import BatchNorm
+from trainer.classifier import Classifier, classification_loss
+from trainer.draws import Draws
+from trainer.head_config import ClassifierConfig, SegmentationConfig
+from trainer.model import I2PMAE
+from trainer.model_config import MaskingConfig, ModelConfig
+from trainer.segmentation import PartSegmenter
+
+POINTS = 75
+SIZES = ModelConfig(
+    groups=(34, 19, 9),
+    neighbours=(8, 5, 4),
+    embed_first=(10, 14),
+    encoder_dims=(12, 21, 39),
+    encoder_depths=(1, 3, 2),
+    decoder_dims=(39, 27),
+    decoder_depths=(2, 1),
+    decoder_up_blocks=(2,),
+    heads=3,
+    mlp_ratio=2.0,
+    drop_path=0.4,
+)
+THREE_STAGES = ModelConfig(
+    groups=(30, 22, 15, 7),
+    neighbours=(6, 7, 5, 4),
+    embed_first=(9, 11),
+    encoder_dims=(10, 16, 18, 26),
+    encoder_depths=(2, 1, 1, 1),
+    decoder_dims=(26, 14, 22),
+    decoder_depths=(1, 2, 1),
+    decoder_up_blocks=(0, 1),
+    heads=2,
+    mlp_ratio=3.0,
+    drop_path=0.3,
+)
+
+
+def unlike_fresh(module: nn.Module) -> nn.Module:
+    """With norms, biases and running statistics that are not those of a fresh module."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, value in [*module.named_parameters(), *module.named_buffers()]:
+            if not value.is_floating_point():
+                continue
+            drawn = torch.rand(value.shape, generator=generator)
+            if name.endswith("running_var"):
+                value.copy_(0.5 + drawn)
+            elif value.ndim == 1 and name.endswith("weight"):
+                value.copy_(0.7 + 0.6 * drawn)
+            elif value.ndim == 1:
+                value.copy_(0.4 * drawn - 0.2)
+            else:
+                value.copy_((2 * drawn - 1) * (3 / value[0].numel()) ** 0.5)
+    return module
+
+
+def student(config: ModelConfig) -> I2PMAE:
+    model = I2PMAE(config, MaskingConfig(ratio=0.6), teacher_channels=6)
+    return unlike_fresh(model).eval()  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="module", params=[SIZES, THREE_STAGES], ids=["two stages", "three stages"])
+def config(request: pytest.FixtureRequest) -> ModelConfig:
+    return request.param
+
+
+@pytest.mark.parametrize("layout", ["packed", "static"])
+def test_losses_are_those_of_the_definition(config, layout):
+    from dataclasses import replace
+
+    model = student(replace(config, layout=layout))
+    points, maps = tiny_batch(batch=3, points=POINTS)
+    moved = points * torch.tensor([0.9, 1.1, 1.0]) + 0.05
+    order = torch.stack(
+        [torch.randperm(config.groups[-1], generator=torch.Generator().manual_seed(b)) for b in range(3)]
+    )
+    with torch.no_grad():
+        found = model(moved, points, maps, None, mask_order=order)
+    expected = plain_losses(model, moved, points, maps, order)
+    # float32 against float64: 3e-7 was seen
+    assert (found.loss_3d.item(), found.loss_2d.item()) == pytest.approx(expected, rel=2e-5)
+    assert found.total.item() == pytest.approx(sum(expected), rel=2e-5)
+    assert found.normalised(found.count_3d, found.count_2d, 0.25).item() == pytest.approx(
+        expected[0] + 0.25 * expected[1], rel=2e-5
+    )
+
+
+def test_drop_path_is_that_of_the_definition(config):
+    """Each branch of each block by its own number, scaled up where it is kept."""
+    model = student(config).train()
+    for module in model.modules():
+        if isinstance(module, BatchNorm):
+            module.eval()
+    points, maps = tiny_batch(batch=3, points=POINTS)
+    draws = Draws.for_records(range(3), config, seed=0, epoch=0)
+    order = torch.arange(config.groups[-1]).expand(3, -1)
+    with torch.no_grad():
+        found = model(points, points, maps, draws, mask_order=order)
+    expected = plain_losses(model, points, points, maps, order, draws.drop_path)
+    assert (found.loss_3d.item(), found.loss_2d.item()) == pytest.approx(expected, rel=2e-5)
+    assert plain_losses(model, points, points, maps, order) != pytest.approx(expected, rel=1e-3)
+
+
+def test_the_evaluation_feature_is_that_of_the_definition(config):
+    model = student(config)
+    points, _ = tiny_batch(batch=3, points=POINTS)
+    with torch.no_grad():
+        found = model.encode(points).double().numpy()
+    np.testing.assert_allclose(found, plain_feature(model, points).numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["sum", "concat"])
+def test_the_classifier_is_that_of_the_definition(pooling):
+    head = ClassifierConfig(classes=5, neighbours=(9, 6, 5), radius=(0.5, 0, 0.9), pooling=pooling, hidden=(17, 13))
+    model = unlike_fresh(Classifier(SIZES, head)).eval()
+    points, _ = tiny_batch(batch=3, points=POINTS)
+    with torch.no_grad():
+        found = model(points).double().numpy()
+    np.testing.assert_allclose(found, plain_classifier(model, points).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_segmenter_is_that_of_the_definition():
+    head = SegmentationConfig(
+        parts=7, categories=4, neighbours=(9, 6, 5), radius=(0.6, 0.8, 0), embedding=11, propagation=(15, 23),
+        hidden=(31, 19, 8),
+    )  # fmt: skip
+    model = unlike_fresh(PartSegmenter(SIZES, head)).eval()
+    points, _ = tiny_batch(batch=3, points=POINTS)
+    category = torch.tensor([3, 0, 2])
+    with torch.no_grad():
+        found = model(points, category).double().numpy()
+    np.testing.assert_allclose(found, plain_segmenter(model, points, category).numpy(), rtol=1e-4, atol=2e-5)
+
+
+def test_the_classification_loss_by_hand():
+    """Of 3 classes with smoothing 0.2: 0.8 on the label, 0.1 on each other."""
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 3.0]])
+    logs = logits.double().log_softmax(1)
+    expected = -(0.8 * logs[0, 0] + 0.1 * logs[0, 1] + 0.1 * logs[0, 2]) / 2
+    expected -= (0.8 * logs[1, 1] + 0.1 * logs[1, 0] + 0.1 * logs[1, 2]) / 2
+    found = classification_loss(logits, torch.tensor([0, 1]), smoothing=0.2)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert math.isclose(classification_loss(logits, torch.tensor([0, 1]), smoothing=0.0).item(),
+                        -(logs[0, 0] + logs[1, 1]).item() / 2, rel_tol=1e-6)  # fmt: skip

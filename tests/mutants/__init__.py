@@ -1,0 +1,1 @@
+"""Hand-made faults, to see that the tests bite: python -m tests.mutants."""

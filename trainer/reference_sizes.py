@@ -1,5 +1,6 @@
 """What the names and shapes of the reference's weights say about the model they belong to."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -278,18 +279,32 @@ def _encoder(entries: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, A
         for i in range(levels)
     )
     embed = "h_encoder.token_embed.0.first_conv"
-    hidden = _rows(entries, ["h_encoder.encoder_blocks.0.blocks.0.mlp.fc1.bias"], (4 * dims[0],), 0)
     determined = {
         "encoder_dims": dims,
         "encoder_depths": tuple(
             _count(entries, rf"h_encoder\.encoder_blocks\.{i}\.blocks\.(\d+)\.") for i in range(levels)
         ),
         "embed_first": tuple(_rows(entries, [f"{embed}.{j}.bias"], (128, 256), i) for i, j in enumerate((0, 3))),
-        "mlp_ratio": hidden / dims[0],
+        "mlp_ratio": _mlp_ratio(entries, dims[0]),
     }
     sizes = {"groups": paper.groups, "neighbours": paper.neighbours} if levels == paper.levels else {}
     quirks = {f.name: getattr(paper, f.name) for f in fields(paper) if f.name not in ("groups", "neighbours")}
     return determined, {**{key: value for key, value in quirks.items() if key not in determined}, **sizes}
+
+
+def _mlp_ratio(entries: Mapping[str, Tensor], finest: int) -> float:
+    """The ratio of the fewest decimals that gives the hidden width of every block, which is rounded down.
+
+    The finest level's alone where none does: then some block is misshapen, and that can be told.
+    """
+    first = re.compile(r"(?:h_encoder\.encoder_blocks|h_decoder)\.\d+\.blocks\.\d+\.mlp\.fc1\.weight")
+    shapes = {tuple(value.shape) for name, value in entries.items() if first.fullmatch(name) and value.ndim == 2}
+    least = max((hidden / width for hidden, width in shapes if width), default=0.0)
+    for scale in (1, 10, 100, 1000, 10_000, 100_000):
+        ratio = math.ceil(least * scale) / scale
+        if ratio > 0 and all(int(width * ratio) == hidden for hidden, width in shapes):
+            return ratio
+    return _rows(entries, ["h_encoder.encoder_blocks.0.blocks.0.mlp.fc1.bias"], (4 * finest,), 0) / finest
 
 
 def _count(entries: Iterable[str], pattern: str, *, least: int = 1) -> int:

@@ -30,6 +30,8 @@ def _write(path: Path, entries: dict[str, Any], **others: Any) -> Path:
         {},
         {"encoder_depths": (2, 1, 3), "decoder_depths": (2, 1), "decoder_up_blocks": (2,), "mlp_ratio": 2.0},
         {"decoder_up_blocks": (0,), "embed_first": (20, 12)},
+        {"mlp_ratio": 1.7},  # 12, 20 and 26 times that, rounded down
+        {"mlp_ratio": 2.35},
         {"decoder_dims": (26,), "decoder_depths": (3,), "decoder_up_blocks": ()},
         {"groups": (48, 24, 12, 6), "neighbours": (8, 4, 4, 3), "encoder_dims": (6, 16, 22, 40),
          "encoder_depths": (1, 1, 1, 1), "decoder_dims": (40, 22, 16), "decoder_depths": (1, 2, 1),

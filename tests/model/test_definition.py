@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.models import tiny_batch
+from tests.support.models import SIZES, THREE_STAGES, tiny_batch
 from tests.support.plain_models import plain_classifier, plain_feature, plain_losses, plain_segmenter
 from trainer.batchnorm import BatchNorm
 from trainer.classifier import Classifier, classification_loss
@@ -21,32 +21,6 @@ from trainer.model_config import MaskingConfig, ModelConfig
 from trainer.segmentation import PartSegmenter
 
 POINTS = 75
-SIZES = ModelConfig(
-    groups=(34, 19, 9),
-    neighbours=(8, 5, 4),
-    embed_first=(10, 14),
-    encoder_dims=(12, 21, 39),
-    encoder_depths=(1, 3, 2),
-    decoder_dims=(39, 27),
-    decoder_depths=(2, 1),
-    decoder_up_blocks=(2,),
-    heads=3,
-    mlp_ratio=2.0,
-    drop_path=0.4,
-)
-THREE_STAGES = ModelConfig(
-    groups=(30, 22, 15, 7),
-    neighbours=(6, 7, 5, 4),
-    embed_first=(9, 11),
-    encoder_dims=(10, 16, 18, 26),
-    encoder_depths=(2, 1, 1, 1),
-    decoder_dims=(26, 14, 22),
-    decoder_depths=(1, 2, 1),
-    decoder_up_blocks=(0, 1),
-    heads=2,
-    mlp_ratio=3.0,
-    drop_path=0.3,
-)
 
 
 def unlike_fresh(module: nn.Module) -> nn.Module:

@@ -7,7 +7,7 @@ import pytest
 from cli.parity.compare import OK, PAST
 from cli.parity.recorded import Recorded
 from cli.parity.runner import run_section
-from tests.support.recording import CONFIG, RECORDED, record
+from tests.support.recording import APART, NEAR, RECORDED, record
 
 # What config.json notes about the reference's behaviour, which our own arrays cannot know.
 NOTES = {
@@ -20,10 +20,10 @@ NOTES = {
 }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, settings):
+@pytest.fixture(scope="module", params=[NEAR, APART], ids=["near", "apart"])
+def folder(request, tmp_path_factory, settings):
     folder = tmp_path_factory.mktemp("other") / "reference"
-    record(folder, settings)
+    record(folder, settings, request.param)
     return folder
 
 
@@ -39,7 +39,7 @@ def test_that_folder_with_another_size_in_its_config_is_refused(folder, tmp_path
     for path in folder.iterdir():
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / "config.json").unlink()
-    config = json.loads(json.dumps(CONFIG))
+    config = json.loads((folder / "config.json").read_text())["config"]
     config["pre"]["mask_ratio"] = 0.5
     (tmp_path / "config.json").write_text(json.dumps({"config": config}))
     result = run_section("pretrain", Recorded(tmp_path), settings)

@@ -22,6 +22,33 @@ TINY = ModelConfig(
     drop_path=0.2,
 )
 TINY_CHANNELS = 6
+SIZES = ModelConfig(
+    groups=(34, 19, 9),
+    neighbours=(8, 5, 4),
+    embed_first=(10, 14),
+    encoder_dims=(12, 21, 39),
+    encoder_depths=(1, 3, 2),
+    decoder_dims=(39, 27),
+    decoder_depths=(2, 1),
+    decoder_up_blocks=(2,),
+    heads=3,
+    mlp_ratio=2.0,
+    drop_path=0.4,
+)
+THREE_STAGES = ModelConfig(
+    groups=(30, 22, 15, 7),
+    neighbours=(6, 7, 5, 4),
+    embed_first=(9, 11),
+    encoder_dims=(10, 16, 18, 26),
+    encoder_depths=(2, 1, 1, 1),
+    decoder_dims=(26, 14, 22),
+    decoder_depths=(1, 2, 1),
+    decoder_up_blocks=(0, 1),
+    heads=2,
+    mlp_ratio=3.0,
+    drop_path=0.3,
+)
+"""Students in which no two sizes agree that agree in the paper's: widths that do not double, depths, neighbours."""
 
 
 def tiny_model(seed: int = 0, masking: MaskingConfig | None = None, **settings: Any) -> I2PMAE:

@@ -1,7 +1,7 @@
 """A folder laid out like the recorded one at other sizes. Its arrays are our own: it tests that no size is assumed."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,30 @@ from trainer.model import I2PMAE
 from trainer.optim import build_optimizer
 from trainer.segmentation import PartSegmenter, segmentation_loss
 
-IMAGE, PATCH = 64, 16
-SIDE = IMAGE // PATCH
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a folder is recorded at: pixels of an image and of a patch, and config.json's sizes."""
+
+    image: int
+    patch: int
+    config: dict[str, Any]
+
+    @property
+    def side(self) -> int:
+        """Patches along an image."""
+        return self.image // self.patch
+
+
+def _sizes(image: int, patch: int, encoder: dict[str, Any], clip: dict[str, int], **own: dict[str, Any]) -> Sizes:
+    config: dict[str, Any] = {"proj": {"blob": 300, "stick": 77}, "clip": clip, "salt": "B"}
+    return Sizes(image, patch, config | {name: encoder | section for name, section in own.items()})
+
+
 ENCODER = {"encoder_dims": [16, 24, 64], "encoder_depths": [1, 2, 1], "num_groups": [40, 20, 10], "num_heads": 4}
-CONFIG: dict[str, Any] = {
-    "proj": {"blob": 300, "stick": 77},
-    "clip": {"embed_dim": 20, "layers": 2, "width": 64},
-    "pre": ENCODER
-    | {
+NEAR = _sizes(
+    64, 16, ENCODER, {"embed_dim": 20, "layers": 2, "width": 64},
+    pre={
         "group_sizes": [6, 5, 4],
         "decoder_dims": [64, 24],
         "decoder_depths": [2, 1],
@@ -40,11 +56,25 @@ CONFIG: dict[str, Any] = {
         "local_radius": [0, 0, 0],
         "mask_ratio": 0.6,
     },
-    "fine": ENCODER
-    | {"group_sizes": [9, 5, 4], "radius_mn": [0.4, 0.7, 1.0], "radius_scan": [0.5, 0, 2], "smooth": 0.1},
-    "seg": ENCODER | {"group_sizes": [7, 5, 4], "local_radius": [0.5, 0.8, 1.2], "mlp": [24, 20], "head": [32, 24, 16]},
-    "salt": "B",
-}
+    fine={"group_sizes": [9, 5, 4], "radius_mn": [0.4, 0.7, 1.0], "radius_scan": [0.5, 0, 2], "smooth": 0.1},
+    seg={"group_sizes": [7, 5, 4], "local_radius": [0.5, 0.8, 1.2], "mlp": [24, 20], "head": [32, 24, 16]},
+)  # fmt: skip
+"""The recorded folder's forms at other sizes."""
+APART = _sizes(
+    50, 10, {"encoder_dims": [18, 30, 48], "encoder_depths": [3, 1, 2], "num_groups": [43, 29, 11], "num_heads": 3},
+    {"embed_dim": 13, "layers": 3, "width": 128},
+    pre={
+        "group_sizes": [5, 8, 7],
+        "decoder_dims": [48, 30],
+        "decoder_depths": [1, 3],
+        "decoder_up_blocks": [0],
+        "local_radius": [0, 0, 0],
+        "mask_ratio": 0.35,
+    },
+    fine={"group_sizes": [12, 4, 9], "radius_mn": [0, 0.7, 0.8], "radius_scan": [0.6, 0.5, 0], "smooth": 0.3},
+    seg={"group_sizes": [4, 10, 6], "local_radius": [0, 0.9, 0.7], "mlp": [19, 27], "head": [14, 33, 21]},
+)  # fmt: skip
+"""No two sizes agree that agree in the recorded folder: neither widths, depths nor group sizes of levels."""
 RECORDED = ("projection", "backprojection", "teacher", "grouping", "pretrain", "finetune", "partseg")
 
 
@@ -86,16 +116,16 @@ class Recorder(Recorded):
         self.arrays = self.recordings.__getitem__  # type: ignore[assignment]
 
 
-def record(folder: Path, settings: Experiment) -> None:
+def record(folder: Path, settings: Experiment, sizes: Sizes = NEAR) -> None:
     """Write everything that the RECORDED sections read, at sizes of our own choice, with what we compute from it.
 
     What config.json notes about the reference's behaviour is left empty.
     """
     folder.mkdir()
     generator = torch.Generator().manual_seed(3)
-    (folder / "config.json").write_text(json.dumps({"config": CONFIG}))
-    _write_checkpoints(folder, settings)
-    recorder = Recorder(folder, _inputs(generator))
+    (folder / "config.json").write_text(json.dumps({"config": sizes.config}))
+    _write_checkpoints(folder, settings, sizes)
+    recorder = Recorder(folder, _inputs(generator, sizes))
     for name in RECORDED:
         section = SECTIONS[name](recorder, settings, torch.device("cpu"))
         _train(section)
@@ -109,7 +139,7 @@ def record(folder: Path, settings: Experiment) -> None:
         write_arrays(folder / f"{stem}.npz", recording.values)
 
 
-def _inputs(generator: torch.Generator) -> dict[str, dict[str, np.ndarray]]:
+def _inputs(generator: torch.Generator, sizes: Sizes) -> dict[str, dict[str, np.ndarray]]:
     """Inputs, and an array of the right shape wherever sizes are read off a result."""
 
     def cloud(*shape: int) -> np.ndarray:
@@ -122,7 +152,7 @@ def _inputs(generator: torch.Generator) -> dict[str, dict[str, np.ndarray]]:
     def whole(bound: int, *shape: int) -> np.ndarray:
         return torch.randint(bound, shape, generator=generator).numpy()
 
-    image = np.zeros((IMAGE, IMAGE), np.float32)
+    image = np.zeros((sizes.image, sizes.image), np.float32)
     grouping = {"pts": cloud(2, 400)}
     for prefix in ("skip", "plain"):
         for level, (groups, k) in enumerate(((50, 5), (20, 3))):
@@ -130,7 +160,9 @@ def _inputs(generator: torch.Generator) -> dict[str, dict[str, np.ndarray]]:
             grouping[f"{prefix}__knn_l{level}"] = np.zeros((2, groups, k))
     for level in (0, 1):
         grouping |= {f"skip__{kind}_l{level}_first3": image for kind in ("neigh", "neigh_ori")}
-    order = np.stack([np.random.default_rng(seed).permutation(CONFIG["pre"]["num_groups"][-1]) for seed in range(3)])
+    order = np.stack(
+        [np.random.default_rng(seed).permutation(sizes.config["pre"]["num_groups"][-1]) for seed in range(3)]
+    )
     classes = {"modelnet40": 7, "scanobjectnn": 5}
     finetune = {f"{name}__pts": cloud(5, 150) for name in classes}
     finetune |= {f"{name}__label": whole(count, 5) for name, count in classes.items()}
@@ -138,8 +170,8 @@ def _inputs(generator: torch.Generator) -> dict[str, dict[str, np.ndarray]]:
         "projection": {"blob__pts": cloud(300), "stick__pts": cloud(77) * np.float32([1, 0.1, 0.2]), "blob__img": image}
         | {"stick__sum": image, "stick__sigmoid": image, "duo__pts": cloud(3, 50)},
         "backprojection": {"pts": cloud(3, 120), "query_idx": whole(120, 3, 30), "upsampled_1_2_0": image}
-        | {"feats": numbers(3, 3, 5, SIDE, SIDE), "sal": numbers(3, 3, 1, SIDE, SIDE) / 200},
-        "teacher": {"imgs": numbers(3, 3, IMAGE, IMAGE)},
+        | {"feats": numbers(3, 3, 5, sizes.side, sizes.side), "sal": numbers(3, 3, 1, sizes.side, sizes.side) / 200},
+        "teacher": {"imgs": numbers(3, 3, sizes.image, sizes.image)},
         "grouping": grouping,
         "model_pretrain": {"pts": cloud(3, 200), "mask_ids": order},
         "finetune": finetune,
@@ -147,11 +179,11 @@ def _inputs(generator: torch.Generator) -> dict[str, dict[str, np.ndarray]]:
     }
 
 
-def _write_checkpoints(folder: Path, settings: Experiment) -> None:
-    clip, pre = CONFIG["clip"], CONFIG["pre"]
+def _write_checkpoints(folder: Path, settings: Experiment, sizes: Sizes) -> None:
+    clip, pre = sizes.config["clip"], sizes.config["pre"]
     vision = {
-        "image_size": IMAGE,
-        "patch_size": PATCH,
+        "image_size": sizes.image,
+        "patch_size": sizes.patch,
         "head_width": 64,
         "width": clip["width"],
         "layers": clip["layers"],
@@ -161,10 +193,10 @@ def _write_checkpoints(folder: Path, settings: Experiment) -> None:
     torch.save(teacher, folder / "teacher_openai.pt")
 
     encoder = {
-        "groups": tuple(ENCODER["num_groups"]),
-        "encoder_dims": tuple(ENCODER["encoder_dims"]),
-        "encoder_depths": tuple(ENCODER["encoder_depths"]),
-        "heads": ENCODER["num_heads"],
+        "groups": tuple(pre["num_groups"]),
+        "encoder_dims": tuple(pre["encoder_dims"]),
+        "encoder_depths": tuple(pre["encoder_depths"]),
+        "heads": pre["num_heads"],
         "embed_first": (20, 28),
     }
     decoder = {name: tuple(pre[name]) for name in ("decoder_dims", "decoder_depths", "decoder_up_blocks")}
@@ -173,11 +205,13 @@ def _write_checkpoints(folder: Path, settings: Experiment) -> None:
     beside = {f"module.clip_model.{name}": value for name, value in teacher.items()}
     _save(folder / "pretrain_ckpt.pth", student, **beside)
 
-    model = replace(settings.model, **encoder, decoder_dims=(64,), decoder_depths=(1,), decoder_up_blocks=())
+    model = replace(
+        settings.model, **encoder, decoder_dims=(pre["encoder_dims"][-1],), decoder_depths=(1,), decoder_up_blocks=()
+    )
     for name, base, classes in (("modelnet40", MODELNET40, 7), ("scanobjectnn", SCANOBJECTNN, 5)):
-        config = replace(base, classes=classes, hidden=(32, 20), neighbours=tuple(CONFIG["fine"]["group_sizes"]))
+        config = replace(base, classes=classes, hidden=(32, 20), neighbours=tuple(sizes.config["fine"]["group_sizes"]))
         _save(folder / f"finetune_ckpt_{name}.pth", Classifier(model, config))
-    seg = CONFIG["seg"]
+    seg = sizes.config["seg"]
     config = SegmentationConfig(
         parts=9,
         categories=4,

@@ -57,6 +57,21 @@ def test_a_pose_is_a_stretch_and_a_shift_of_each_axis_and_never_changes():
     assert not np.array_equal(in_pose(points, "a", 1), in_pose(points, "b", 1))
 
 
+def test_stretches_and_shifts_cover_their_ranges_on_every_axis_and_shifts_go_both_ways():
+    zeros, ones = np.zeros((1, 3), np.float32), np.ones((1, 3), np.float32)
+    shifts = np.concatenate([in_pose(zeros, f"s{i}", pose) for i in range(500) for pose in (1, 2)])  # [1000, 3]
+    factors = np.concatenate([in_pose(ones, f"s{i}", pose) for i in range(500) for pose in (1, 2)]) - shifts
+    for values, low, high in ((shifts, -SHIFT, SHIFT), (factors, *SCALE)):
+        for axis in range(3):
+            counts = np.histogram(values[:, axis], 10, (low, high))[0]
+            assert counts.sum() > 995  # factors are differences, so one at an end may have rounded across it
+            assert counts.min() > 60  # 100 expected, standard deviation 9.5
+    # Six numbers, all of their own: the correlation of two is 1 where they are one.
+    columns = np.concatenate([shifts, factors, shifts[::2].repeat(2, 0)], axis=1)[1::2]  # beside pose 2, its pose 1
+    apart = np.abs(np.corrcoef(columns.T) - np.eye(9))
+    assert apart.max() < 0.25  # 5.5 standard deviations of 500 independent pairs
+
+
 def test_the_ranges_are_the_trainers():
     assert (TrainerConfig().scale, TrainerConfig().shift) == (SCALE, SHIFT)
 

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.corpora import ShapeError
+from pipeline.shard import _quarantined as quarantine_entry
 from tests.support.builds import small_build, tree
 
 
@@ -52,3 +54,15 @@ def test_no_path_of_the_machine_is_in_an_entry_and_the_manifest_is_the_same_anyw
             assert entry.id.startswith("thing/")
         trees.append(tree(report.path))
     assert trees[0] == trees[1]
+
+
+@pytest.mark.parametrize("spelt", ["as given", "resolved"])
+def test_a_reason_that_names_files_names_them_within_the_corpus(tmp_path: Path, spelt: str) -> None:
+    """As one that wants a buffer or a material beside it does, whichever way its reader spelt the path."""
+    (tmp_path / "real" / "shapes").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    given = tmp_path / "link" / "shapes"
+    used = given if spelt == "as given" else given.resolve()
+    error = ShapeError(f"{used}/a/b.gltf", f"wants {used}/a/b.bin, and {used}/c.png")
+    entry = quarantine_entry("a/b", error, f"folder:{given}")
+    assert (entry.source, entry.reason) == ("a/b.gltf", "wants a/b.bin, and c.png")

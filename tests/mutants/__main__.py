@@ -44,14 +44,14 @@ def main() -> int:
     tree = _copy(options.folder / "tree")
     sound: dict[str, bool] = {}
     for number, mutant in enumerate(wanted, 1):
-        key = mutant.key()
+        key = mutant.key(tree)
         if options.again or key not in known:
             began = time.perf_counter()
             known[key] = _attempt(mutant, tree, sound)
             results.write_text(json.dumps(known, indent=1))
             seconds = f"{time.perf_counter() - began:.0f} s"
             print(f"{number}/{len(wanted)} {known[key]}: {mutant.fault} ({mutant.file}), {seconds}", flush=True)
-    return _report(wanted, known)
+    return _report({mutant: known[mutant.key(tree)] for mutant in wanted})
 
 
 def _copy(tree: Path) -> Path:
@@ -89,13 +89,14 @@ def _attempt(mutant: Mutant, tree: Path, sound: dict[str, bool]) -> str:
     if not sound[mutant.tests]:
         return "broken"
     path = tree / mutant.file
-    whole = path.read_bytes()
+    whole, status = path.read_bytes(), path.stat()
+    stamp = (status.st_atime_ns, status.st_mtime_ns)  # compiled code of the file stays good
     try:
-        path.write_text(mutated(mutant), encoding="utf-8")
+        path.write_text(mutated(mutant, tree), encoding="utf-8")
         code = _run(mutant, tree)
     finally:
         path.write_bytes(whole)
-        shutil.copystat(ROOT / mutant.file, path)
+        os.utime(path, ns=stamp)
     if code is None:
         return "hung"
     return {0: "survived", 1: "noticed"}.get(code, "broken")
@@ -122,17 +123,16 @@ def _words(tests: str) -> list[str]:
     return [*words.split(), *(["-k", expression] if expression else [])]
 
 
-def _report(wanted: list[Mutant], known: dict[str, str]) -> int:
-    found = [(mutant, known[mutant.key()]) for mutant in wanted]
-    survived = [mutant for mutant, result in found if result == "survived"]
-    broken = [mutant for mutant, result in found if result == "broken"]
-    noticed = sum(result in ("noticed", "hung") for _, result in found)
+def _report(found: dict[Mutant, str]) -> int:
+    survived = [mutant for mutant, result in found.items() if result == "survived"]
+    broken = [mutant for mutant, result in found.items() if result == "broken"]
+    noticed = sum(result in ("noticed", "hung") for result in found.values())
     print(f"{noticed} of {len(found)} faults are noticed")
     for mutant in broken:
         print(f"BROKEN    {mutant.fault} ({mutant.file}): its tests do not pass without the fault, or are not there")
     for mutant in survived:
         print(f"SURVIVES  {mutant.fault} ({mutant.file}): {mutant.survives or 'NOT EXPLAINED'}")
-    for mutant, result in found:
+    for mutant, result in found.items():
         if mutant.survives and result in ("noticed", "hung"):
             print(f"NOTICED   {mutant.fault} ({mutant.file}), though the catalogue explains why it survives: mend that")
     return int(bool(broken) or any(not mutant.survives for mutant in survived))

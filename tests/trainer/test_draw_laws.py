@@ -20,7 +20,7 @@ from trainer.config import TrainerConfig
 from trainer.data import Loader, Part
 from trainer.distributed import Ranks
 from trainer.draws import Draws
-from trainer.restore import new_model
+from trainer.restore import load_model, new_model
 from trainer.step import Stepper
 
 STILL = {"points": 0, "resample": False, "renormalise": False, "scale": (1.0, 1.0), "shift": 0.0}
@@ -135,6 +135,16 @@ def test_the_runs_seed_is_the_loaders_and_the_first_weights(cache: Any, tmp_path
     drawn = [name for name, value in weights[0].items() if value.is_floating_point() and value.std() > 1e-6]
     assert len(drawn) > 30
     assert all(not torch.equal(weights[0][name], weights[1][name]) for name in drawn)
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_a_run_begins_with_the_weights_of_its_seed(cache: Any, tmp_path: Path, seed: int) -> None:
+    """Seen after an epoch of steps too small to move them."""
+    rates = {"learning_rate": 1e-12, "warmup_learning_rate": 1e-13, "final_learning_rate": 1e-13}
+    train(cache, tmp_path, epochs=1, seed=seed, weight_decay=0.0, **rates)
+    expected = dict(new_model(TINY, MASKING, {"channels": 6, "views": 3}, seed=seed).named_parameters())
+    for name, value in load_model(tmp_path)[0].named_parameters():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-9)
 
 
 def test_the_default_augmentation_is_on() -> None:

@@ -1,12 +1,20 @@
-"""A run goes on with the cache it began with, or says which is another."""
+"""A run goes on with the cache and the settings it began with, or says which are others."""
 
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.training import train, training_cache
+from tests.support.training import MASKING, MODEL, train, trainer_config, training_cache
+from trainer import checkpoint
 from trainer.checkpoint import CheckpointError
+from trainer.restore import resume_problems, sections_of
+
+FREE = {  # may change from one part of a run to the next: docs/checkpoints.md
+    "epochs", "cache", "checkpoint_every", "checkpoint_steps", "damaged", "keep_checkpoints", "milestone_every",
+    "tensorboard", "readers", "prefetch", "device", "compile", "deterministic", "layout",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("format", ["zarr", "webdataset"])
@@ -33,3 +41,36 @@ def test_where_the_cache_lies_does_not_matter(tmp_path: Path) -> None:
     train(training_cache(tmp_path / "one", 16), tmp_path / "run", epochs=1)
     report = train(training_cache(tmp_path / "two", 16), tmp_path / "run", epochs=2)
     assert report.resumed_from == 1
+
+
+@pytest.fixture(scope="module")
+def header(cache: Any, tmp_path_factory: pytest.TempPathFactory) -> checkpoint.Header:
+    report = train(cache, tmp_path_factory.mktemp("run"), epochs=1)
+    return checkpoint.read_header(report.checkpoint)
+
+
+def _other(value: Any) -> Any:
+    """Another value of its kind."""
+    match value:
+        case bool():
+            return not value
+        case str():
+            return f"{value}-other"
+        case tuple():
+            return (*value[:-1], value[-1] + 1)
+    return value + 1
+
+
+@pytest.mark.parametrize("section", ["model", "masking", "trainer"])
+def test_every_setting_that_shapes_a_run_stops_it_where_it_changed(header: checkpoint.Header, section: str) -> None:
+    parts = {"model": MODEL, "masking": MASKING, "trainer": trainer_config(epochs=1)}
+    same = {**sections_of(**parts), "evaluation": header.config["evaluation"]}
+    assert resume_problems(header, same, header.cache, header.teacher) == []
+    for field in fields(parts[section]):  # type: ignore[arg-type]
+        changed = replace(parts[section], **{field.name: _other(getattr(parts[section], field.name))})  # type: ignore[type-var]
+        now = {**same, **sections_of(**{section: changed})}
+        named = [
+            line for line in resume_problems(header, now, header.cache, header.teacher)
+            if line.startswith(f"{section}.{field.name} was ")
+        ]  # fmt: skip
+        assert len(named) == (field.name not in FREE), field.name

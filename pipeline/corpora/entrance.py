@@ -3,18 +3,35 @@
 import os
 import stat
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.corpora.base import CorpusError
+from pipeline.corpora.check import MIN_DISTINCT
 
-__all__ = ["MAX_CLASSES", "check_ids", "check_names", "check_regular", "check_unpacked", "checked_labels", "text_array"]
+__all__ = [
+    "MAX_CLASSES",
+    "MAX_PARTS",
+    "check_ids",
+    "check_names",
+    "check_regular",
+    "check_size",
+    "check_unpacked",
+    "checked_labels",
+    "held_names",
+    "name_fault",
+    "text_array",
+    "unpacking_fault",
+]
 
 MAX_CLASSES = 1 << 16  # far beyond any labelled set; a larger number is no label
+MAX_PARTS = 1 << 15  # part labels are int16
 MAX_ID_BYTES = 1024
+SHOWN = 8
 MAX_EXPANSION, FREE_BYTES = 64, 64 * 2**20  # clouds pack to a half or a third; more than 64 times is no cloud
 _FORBIDDEN = {*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
 
@@ -34,7 +51,7 @@ def check_ids(ids: Sequence[Any], source: str) -> None:
     control characters, no absolute path, no ``..`` within.
     """
     for place, id in enumerate(ids):
-        fault = _fault_of(id)
+        fault = name_fault(id) or _way_out(id)
         if fault:
             raise CorpusError(f"{source}: id {str(id)[:40]!a} of shape {place} {fault}; rename it")
     if len(set(ids)) < len(ids):
@@ -46,8 +63,8 @@ def check_names(names: Sequence[Any], what: str, source: str) -> list[str]:
     """Names of classes or parts as text. Raises CorpusError for one that cannot be shown, or comes twice."""
     found = [str(name) for name in names]
     for name in found:
-        fault = _fault_of(name)
-        if fault and not fault.startswith("is a path"):
+        fault = name_fault(name)
+        if fault:
             raise CorpusError(f"{source}: {what} {name[:40]!a} {fault}; rename it")
     if len(set(found)) < len(found):
         twice = next(name for name, times in Counter(found).items() if times > 1)
@@ -65,6 +82,8 @@ def checked_labels(labels: np.ndarray, source: str, *, names: int | None, least:
     """
     if labels.dtype.kind not in "fiu":
         raise CorpusError(f"{source}: labels are of type {labels.dtype}; expected whole numbers")
+    if labels.dtype.kind == "f":
+        labels = labels.astype(np.float64)  # in which the limits are exact: float16 ends below them
     most = MAX_CLASSES if names is None else names
     whole = np.isfinite(labels) & (labels == np.floor(labels)) & (labels >= least) & (labels < most)
     if not whole.all():
@@ -76,18 +95,41 @@ def checked_labels(labels: np.ndarray, source: str, *, names: int | None, least:
     return labels.astype(np.int64)
 
 
+def unpacking_fault(size: int, packed: int, most: int) -> str:
+    """What is wrong with an array that claims `size` bytes and has `packed`; "" for nothing.
+
+    packed  bytes that are there, never more than the file has: a directory may claim any number.
+    """
+    if size > most:
+        return f"unpacks to {size} bytes; more than {most} is refused. Split the file"
+    if size > MAX_EXPANSION * packed + FREE_BYTES:
+        return f"unpacks from {packed} to {size} bytes; no cloud packs so small, so it is refused"
+    return ""
+
+
 def check_unpacked(size: int, packed: int, what: str, source: str, most: int) -> None:
     """Raise CorpusError for an array that claims more bytes than its packed bytes can mean, or than `most`."""
-    if size > most:
-        raise CorpusError(f"{source}: {what} unpacks to {size} bytes; more than {most} is refused. Split the file")
-    if size > MAX_EXPANSION * packed + FREE_BYTES:
-        raise CorpusError(
-            f"{source}: {what} unpacks from {packed} to {size} bytes; no cloud packs so small, so it is refused"
-        )
+    fault = unpacking_fault(size, packed, most)
+    if fault:
+        raise CorpusError(f"{source}: {what} {fault}")
+
+
+def check_size(clouds: int, points: int, source: str) -> None:
+    """Raise CorpusError for stored clouds of fewer points than a shape needs: no byte might back their number."""
+    if clouds and points < MIN_DISTINCT:
+        raise CorpusError(f"{source}: holds {clouds} clouds of {points} points; a shape needs at least {MIN_DISTINCT}")
+
+
+def held_names(names: Iterable[str]) -> str:
+    """The first names of what a file holds, for a message; "" for none."""
+    shown = [str(name)[:40] for name in islice(names, SHOWN + 1)]
+    return ascii(", ".join(shown[:SHOWN]))[1:-1] + (", ..." if len(shown) > SHOWN else "")
 
 
 def text_array(array: np.ndarray, what: str, source: str) -> list[str]:
-    """A NumPy array of text [n] as strings. Raises CorpusError for code points that are none."""
+    """A NumPy array of text [n] as strings. Raises CorpusError for code points that are none, and another shape."""
+    if array.ndim != 1:
+        raise CorpusError(f"{source}: {what} has shape {array.shape}; expected a list of text")
     codes = (
         np.ascontiguousarray(array).view(np.dtype("u4").newbyteorder(array.dtype.byteorder)) if array.size else array
     )
@@ -96,7 +138,7 @@ def text_array(array: np.ndarray, what: str, source: str) -> list[str]:
     return [str(text) for text in array.tolist()]
 
 
-def _fault_of(id: Any) -> str:
+def name_fault(id: Any) -> str:
     """What is wrong with a name; "" for nothing."""
     if not isinstance(id, str) or not id:
         return "is empty" if isinstance(id, str) else "is no text"
@@ -108,6 +150,8 @@ def _fault_of(id: Any) -> str:
         return f"has {size} bytes; at most {MAX_ID_BYTES} are allowed"
     if any(ord(letter) in _FORBIDDEN for letter in id):
         return "holds control characters"
-    if id.startswith("/") or ".." in id.split("/"):
-        return "is a path that leads out of the corpus"
     return ""
+
+
+def _way_out(id: str) -> str:
+    return "is a path that leads out of the corpus" if id.startswith("/") or ".." in id.split("/") else ""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pipeline.corpora.base import MachineFault, ShapeError
+from pipeline.corpora.entrance import FREE_BYTES, MAX_EXPANSION
 
 __all__ = ["check_present", "file_stamp", "is_machine_fault", "machine_fault_in", "patiently", "read_file"]
 
@@ -109,8 +110,12 @@ def check_present(path: Path) -> None:
 
 def _bytes(path: Path) -> bytes:
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
             raise ShapeError(str(path), "is no regular file (a folder, pipe, socket or device)")
+        if status.st_size > FREE_BYTES and not _is_backed(path, status.st_size):
+            reason = f"claims {status.st_size} bytes, nearly all of them holes that were never written"
+            raise ShapeError(str(path), f"{reason}; was the copy cut short?")
         return path.read_bytes()
     except OSError as error:
         if error.errno in _DENIED and _closed(path):
@@ -120,6 +125,27 @@ def _bytes(path: Path) -> bytes:
         if is_machine_fault(error):
             raise
         raise ShapeError(str(path), f"cannot be read: {error.strerror or error}") from error
+
+
+def _is_backed(path: Path, size: int) -> bool:
+    """Whether a file's bytes were written: one of 400 bytes may claim a terabyte, and would be read whole."""
+    if not hasattr(os, "SEEK_DATA"):
+        return True
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        at = data = 0
+        while at < size:
+            try:
+                start = os.lseek(file, at, os.SEEK_DATA)
+                at = os.lseek(file, start, os.SEEK_HOLE)
+            except OSError as error:
+                return error.errno != errno.ENXIO  # nothing but a hole from here on; else a disk that knows of none
+            data += at - start
+            if data * MAX_EXPANSION + FREE_BYTES >= size:
+                return True
+        return False
+    finally:
+        os.close(file)
 
 
 def _closed(path: Path) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.corpora.base import CorpusError, Shape, ShapeError
-from pipeline.corpora.entrance import check_ids
+from pipeline.corpora.entrance import MAX_PARTS, check_ids, check_names, name_fault
 from pipeline.corpora.faults import check_present, file_stamp, patiently, read_file
 from pipeline.corpora.formats.geometry import Cloud, Format, Malformed, ReadOptions, Surface, sample_geometry
 from pipeline.corpora.formats.gltf import read_gltf
@@ -104,21 +104,32 @@ class Inspection:
     notes: Mapping[str, int]
 
 
-def part_table(entries: Sequence[Entry], reading: ReadOptions, named: Sequence[str]) -> tuple[str, ...]:
+def part_table(entries: Sequence[Entry], reading: ReadOptions, named: Sequence[str], uri: str) -> tuple[str, ...]:
     """Names of the parts of a whole corpus, so that a number means the same part in every shape.
 
     named  the user's own list; where it is empty every file is read, and the names found are sorted. Files whose parts
            are numbers have no names; neither has a file that cannot be read.
+
+    Raises CorpusError for names that cannot be shown or stand twice, and for more than part labels of 16 bits can tell
+    apart; MachineFault.
     """
-    if named:
-        return tuple(named)
     found: set[str] = set()
-    for entry in entries:
+    for entry in () if named else entries:
         try:
-            found.update(read_geometry(entry.path, reading).part_names)
+            if not _is_lost(entry):
+                # A name that cannot be shown is left out, and so refuses the shapes that have it, and no others.
+                found.update(name for name in read_geometry(entry.path, reading).part_names if not name_fault(name))
         except ShapeError:
             continue
-    return tuple(sorted(found))
+        if len(found) > MAX_PARTS:
+            raise CorpusError(
+                f"{uri}: more than {MAX_PARTS} parts, up to {entry.path}; they do not fit in part labels of 16 bits. "
+                "Say which are meant with part_names=, or take parts= from something coarser."
+            )
+    names = check_names(named or sorted(found), "part", uri)
+    if len(names) > MAX_PARTS:
+        raise CorpusError(f"{uri}: {len(names)} names in part_names=; at most {MAX_PARTS} fit in part labels")
+    return tuple(names)
 
 
 class FileCorpus:
@@ -195,7 +206,7 @@ class FileCorpus:
     def _files(self, entry: Entry) -> list[Path]:
         """The shape's own file first, and those that it names; where it cannot tell, its own."""
         try:
-            return files_of(entry.path)
+            return [entry.path] if _is_lost(entry) else files_of(entry.path)
         except (Malformed, ShapeError):
             return [entry.path]
 
@@ -207,6 +218,8 @@ class FileCorpus:
         )
         if self._up == "y":  # a quarter turn about x, exact: y up becomes z up
             points = np.stack([points[:, 0], -points[:, 2], points[:, 1]], axis=1)
+        if parts is None and self._reading.parts:
+            raise ShapeError(str(entry.path), f"holds no parts by parts={self._reading.parts}")
         if parts is not None:
             parts = self._numbered(parts, geometry.part_names, str(entry.path))
         return Shape(id=entry.id, points=points, label=entry.label, part_labels=parts, split=entry.split)
@@ -232,7 +245,7 @@ class FileCorpus:
                 held = ", ".join(self.part_names)[:80]
                 raise ShapeError(source, f"has a part {unknown[0][:40]!r}, which is none of part_names = {held}")
             parts = np.array([number[name] for name in names])[parts]
-        most = len(self.part_names) or 2**15
+        most = len(self.part_names) or MAX_PARTS
         if parts.min() < 0 or parts.max() >= most:
             raise ShapeError(source, f"part labels run from {parts.min()} to {parts.max()}; expected 0..{most - 1}")
         return parts.astype(np.int16)
@@ -240,8 +253,8 @@ class FileCorpus:
     def _present(self, index: int) -> Entry:
         """The entry; a file that a list names and that is not there is a ShapeError while all else of the corpus is."""
         entry = self._entry(index)
-        if entry.fault is not None and not os.path.isfile(entry.path):
-            raise ShapeError(str(entry.path), entry.fault)
+        if _is_lost(entry):
+            raise ShapeError(str(entry.path), str(entry.fault))
         if self._beside and not os.path.lexists(entry.path) and all(map(_stands, self._beside)):
             raise ShapeError(str(entry.path), f"is listed in {self._beside[0].name}, and is not there")
         return entry
@@ -250,6 +263,11 @@ class FileCorpus:
         if not 0 <= index < len(self._entries):
             raise IndexError(f"index {index} is outside 0..{len(self._entries) - 1}")
         return self._entries[index]
+
+
+def _is_lost(entry: Entry) -> bool:
+    """Whether what stood against a file when it was listed still does."""
+    return entry.fault is not None and not os.path.isfile(entry.path)
 
 
 def _stands(path: Path) -> bool:

@@ -1,8 +1,10 @@
 """``folder:DIR``: every mesh or cloud in a tree of folders, its label from a folder's name."""
 
+import errno
 import logging
 import os
 import re
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -32,6 +34,15 @@ SPLIT_FOLDERS = {
 MAX_DEPTH = 64  # folders within folders
 MAX_VISITS = 1000  # ways by which links may lead to one folder
 SHOWN = 3
+TABLES = frozenset({".npy", ".npz", ".xyz", ".pts", ".txt", ".csv", ".pcd"})  # where `columns=` means something
+_NOWHERE = {
+    errno.ENOENT: "which is not there",
+    errno.ENOTDIR: "a path through what is no folder",
+    errno.ELOOP: "which leads back to itself",
+    errno.ENAMETOOLONG: "a name too long for this disk",
+    errno.EACCES: "which this user may not enter",
+    errno.EPERM: "which this user may not enter",
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,10 @@ class _Found:
     @property
     def folders(self) -> tuple[str, ...]:
         return tuple(unicodedata.normalize("NFC", part) for part in self.parts[:-1])
+
+    @property
+    def suffix(self) -> str:
+        return os.path.splitext(self.parts[-1])[1].lower()
 
 
 def open_folder(root: Path, options: Options, points: int) -> FileCorpus:
@@ -77,26 +92,34 @@ def open_folder(root: Path, options: Options, points: int) -> FileCorpus:
     if not root.is_dir():
         raise CorpusError(f"{options.uri}: {root} is not a folder")
     reading = ReadOptions(columns=_list(columns), parts=parts)
-    if columns and len(reading.columns) != 3:
-        raise CorpusError(f"{options.uri}: columns={columns} names {len(reading.columns)} columns; expected x, y and z")
+    if columns and (len(set(reading.columns)) != 3 or len(reading.columns) != 3 or "" in reading.columns):
+        different = len(set(reading.columns) - {""})
+        raise CorpusError(f"{options.uri}: columns={columns} names {different} columns; expected x, y and z")
     if named and not parts:
         raise CorpusError(f"{options.uri}: part_names= names parts, and parts= does not say where they are")
     wanted = {f".{name}" for name in formats}
-    found, ignored, lost = _select(root, wanted, _patterns(match), _patterns(exclude), options.uri)
+    found, ignored, lost, nameless = _select(root, wanted, _patterns(match), _patterns(exclude), options.uri)
     if not found:
         raise CorpusError(
-            f"{options.uri}: no shapes in {root} ({ignored} other files); these are read: {' '.join(sorted(wanted))}"
+            f"{options.uri}: no shapes in {root} ({ignored + len(lost) + len(nameless)} other files); these are read: "
+            f"{' '.join(sorted(wanted))}"
+        )
+    tables = sorted(wanted & TABLES)
+    if columns and not any(item.suffix in TABLES for item in found):
+        raise CorpusError(
+            f"{options.uri}: columns={columns} says which columns are x, y and z; none of the files is "
+            f"a table ({' '.join(tables) or 'formats= leaves them out'})"
         )
     at = _split_level(found, level, options.uri)
     shapes = [(item, *_meaning(item, at, rule)) for item in found]
     # Labels are numbered over all splits, so that a number means the same in each.
     label_names = sorted({label for _, label, _ in shapes if label is not None})
     number = {name: k for k, name in enumerate(label_names)}
-    entries = [
+    everything = [
         Entry(item.id, root.joinpath(*item.parts), None if label is None else number[label], where, item.fault)
         for item, label, where in shapes
-        if split in ("all", where)
     ]
+    entries = [entry for entry in everything if split in ("all", entry.split)]
     if not entries:
         how = "" if at is not None else "; no level of folders is one of splits, split_level= can say which is"
         raise CorpusError(
@@ -106,9 +129,13 @@ def open_folder(root: Path, options: Options, points: int) -> FileCorpus:
     _check_ids(entries, options.uri)
     if ignored:
         logger.info("%s: %d files ignored (hidden, of another kind, or left out by a pattern)", options.uri, ignored)
-    if lost:
-        shown = ", ".join(lost[:SHOWN]) + (f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else "")
-        logger.warning("%s: %d links lead nowhere and are no shapes by their names: %s", options.uri, len(lost), shown)
+    for names, what in (
+        (lost, "links lead nowhere and are no shapes by their names"),
+        (nameless, "files are left out, for their names are no text that fits on a line"),
+    ):
+        if names:
+            shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+            logger.warning("%s: %d %s: %s", options.uri, len(names), what, shown)
     identity = {
         "kind": "folder",
         "name": root.resolve().name,
@@ -134,7 +161,8 @@ def open_folder(root: Path, options: Options, points: int) -> FileCorpus:
             if value != default
         },
     }
-    part_names = part_table(entries, reading, _list(named)) if parts else ()
+    # Over all splits, as labels are: a part must be one number in the shapes that train and those that test.
+    part_names = part_table(everything, reading, _list(named), options.uri) if parts else ()
     if part_names:
         identity["part_names"] = list(part_names)
     return FileCorpus(
@@ -145,7 +173,7 @@ def open_folder(root: Path, options: Options, points: int) -> FileCorpus:
         points=points,
         seed=seed,
         repeat=pad == "repeat",
-        ignored=ignored + len(lost),
+        ignored=ignored + len(lost) + len(nameless),
         reading=reading,
         part_names=part_names,
         up=up,
@@ -161,11 +189,14 @@ def _list(text: str) -> tuple[str, ...]:
 
 def _select(
     root: Path, wanted: set[str], match: Sequence[re.Pattern[str]], exclude: Sequence[re.Pattern[str]], uri: str
-) -> tuple[list[_Found], int, list[str]]:
-    """The shapes below root, how many other files there are, and links that lead nowhere."""
+) -> tuple[list[_Found], int, list[str], list[str]]:
+    """The shapes below root, how many other files there are, links that lead nowhere, and shapes whose names are no
+    text.
+    """
     found: list[_Found] = []
     ignored = 0
     lost: list[str] = []
+    nameless: list[str] = []
     for folder, names in _walk(root, uri):
         if isinstance(names, str):
             found.append(_Found((*folder, ""), names))
@@ -175,11 +206,12 @@ def _select(
             item = _Found((*folder, name), dangling)
             other = os.path.splitext(name)[1].lower() not in wanted
             if other and dangling is not None and not name.startswith("."):
-                lost.append("/".join(item.parts))
+                lost.append(ascii("/".join(item.parts))[1:-1])
+            elif not other and not name.startswith(".") and not _is_text(item.id):
+                nameless.append(ascii("/".join(item.parts))[1:-1])
             elif (
                 other
                 or name.startswith(".")
-                or not _is_text(item.id)
                 # Occupancy Networks keep query points, which lie off the surface, beside the cloud of the surface.
                 or (name == "points.npz" and "pointcloud.npz" in files)
                 or (match and not any(pattern.fullmatch(item.id) for pattern in match))
@@ -188,7 +220,7 @@ def _select(
                 ignored += 1
             else:
                 found.append(item)
-    return found, ignored, lost
+    return found, ignored, lost, nameless
 
 
 def _walk(root: Path, uri: str) -> Iterator[tuple[tuple[str, ...], list[tuple[str, str | None]] | str]]:
@@ -238,14 +270,22 @@ def _entries(path: Path) -> list[tuple[str, bool, str | None]]:
     try:
         with os.scandir(path) as entries:
             for entry in entries:
-                fault = None
-                is_folder = entry.is_dir()
-                if not is_folder and entry.is_symlink() and not os.path.exists(entry.path):
-                    fault = f"is a link to {os.readlink(entry.path)!r}, which is not there"
+                # A link is looked at by itself: where it leads says nothing about the folder that it lies in.
+                is_folder, fault = _behind_link(entry.path) if entry.is_symlink() else (entry.is_dir(), None)
                 found.append((entry.name, is_folder, fault))
     except PermissionError as error:
         raise _Closed(error.strerror) from None
     return sorted(found)
+
+
+def _behind_link(path: str) -> tuple[bool, str | None]:
+    """Whether a link leads to a folder, and why it leads nowhere. Raises OSError for faults of the machine."""
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode), None
+    except OSError as error:
+        if error.errno not in _NOWHERE:
+            raise
+        return False, f"is a link to {os.readlink(path)[:200]!a}, {_NOWHERE[error.errno]}"
 
 
 def _patterns(text: str) -> list[re.Pattern[str]]:
@@ -288,7 +328,15 @@ def _split_level(found: Sequence[_Found], wanted: str, uri: str) -> int | None:
     if wanted == "none":
         return None
     if wanted != "auto":
-        return int(wanted)
+        level = int(wanted)
+        names = {item.folders[level] for item in found if len(item.folders) > level}
+        if not any(name.lower() in SPLIT_FOLDERS for name in names):
+            held = f"are {', '.join(sorted(names)[:SHOWN])}" if names else "do not exist"
+            raise CorpusError(
+                f"{uri}: split_level={level} says that the folders of level {level} name splits; they {held}. "
+                f"Expected {', '.join(sorted(SPLIT_FOLDERS))}; the topmost level is 0."
+            )
+        return level
     depth = max(len(item.folders) for item in found)
     levels = []
     for level in range(depth):

@@ -10,14 +10,14 @@ Text   modelnet40_train.txt and modelnet40_test.txt list names like airplane_000
 import hashlib
 import threading
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from pipeline.corpora.base import Corpus, CorpusError, ShapeError
-from pipeline.corpora.entrance import check_names, check_regular, check_unpacked, checked_labels
+from pipeline.corpora.base import Corpus, CorpusError, MachineFault, ShapeError
+from pipeline.corpora.entrance import check_names, check_regular, check_size, checked_labels
 from pipeline.corpora.faults import patiently, read_file
 from pipeline.corpora.files import Entry, FileCorpus
+from pipeline.corpora.hdf5 import check_chunks, stored_dataset
 from pipeline.corpora.options import Options
 from pipeline.corpora.rows import RowCorpus
 from teacher_cache.foreign import decode_text
@@ -139,20 +139,6 @@ def _open_hdf5(
     )
 
 
-def _check_inside(file: Any, name: str, path: Path) -> None:
-    """Raise CorpusError for a dataset that is not stored in this file itself: it could name any file of the machine."""
-    import h5py
-
-    link = file.get(name, getlink=True)
-    found = file.get(name) if isinstance(link, h5py.HardLink) else None
-    if link is not None and found is None:
-        raise CorpusError(
-            f"{path}: '{name}' is a link, to elsewhere perhaps; it is not followed. Copy the data into it."
-        )
-    if isinstance(found, h5py.Dataset) and (found.external or found.is_virtual):
-        raise CorpusError(f"{path}: '{name}' is stored in other files, which are not read. Copy the data into it.")
-
-
 class _File:
     """One HDF5 file: its labels at once, its points (50 MB) when the first of them is asked for; then they stay."""
 
@@ -167,21 +153,18 @@ class _File:
 
         def head() -> np.ndarray:
             with h5py.File(path, "r") as file:
-                for name in ("data", "label"):
-                    _check_inside(file, name, path)
-                data, label = file.get("data"), file.get("label")
-                if not isinstance(data, h5py.Dataset) or not isinstance(label, h5py.Dataset):
-                    raise CorpusError(
-                        f"{path}: holds {', '.join(file) or 'nothing'}; expected the datasets 'data' and 'label'"
-                    )
+                data, label = (stored_dataset(file, name, path, MAX_BYTES) for name in ("data", "label"))
                 self.shape = tuple(int(size) for size in data.shape)
                 if len(self.shape) != 3 or self.shape[2] != 3 or data.dtype.kind != "f":
                     raise CorpusError(
                         f"{path}: dataset 'data' has shape {self.shape} and type {data.dtype}; "
                         "expected (n, points, 3) floating point"
                     )
-                check_unpacked(data.nbytes, data.id.get_storage_size(), "dataset 'data'", str(path), MAX_BYTES)
-                return np.asarray(label).reshape(-1) if label.size == self.shape[0] else np.empty(0)
+                check_size(self.shape[0], self.shape[1], str(path))
+                if label.size != self.shape[0]:
+                    return np.empty(0)
+                check_chunks(label, path)
+                return np.asarray(label).reshape(-1)
 
         try:
             numbers = patiently(head, str(path))
@@ -199,12 +182,23 @@ class _File:
 
         def whole() -> np.ndarray:
             with h5py.File(self.path, "r") as file:
-                return np.asarray(file["data"])
+                data = stored_dataset(file, "data", self.path, MAX_BYTES)
+                check_chunks(data, self.path)
+                points = np.asarray(data)
+            if points.shape != self.shape:
+                raise ShapeError(
+                    str(self.path), f"dataset 'data' has shape {points.shape}; it had {self.shape} when it was opened"
+                )
+            return points
 
         with self._lock:
             if self._points is None:
                 try:
                     self._points = patiently(whole, str(self.path))
+                except MachineFault:
+                    raise
+                except CorpusError as error:  # of what only the whole of the data shows
+                    raise ShapeError(str(self.path), str(error).removeprefix(f"{self.path}: ")) from error
                 except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
                     raise ShapeError(str(self.path), f"dataset 'data' cannot be read: {error}") from error
         return self._points[row]

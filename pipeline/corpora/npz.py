@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.corpora.base import CorpusError
-from pipeline.corpora.entrance import check_names, check_regular, check_unpacked, checked_labels, text_array
+from pipeline.corpora.entrance import MAX_PARTS, check_names, check_regular, check_size, checked_labels, text_array
 from pipeline.corpora.faults import patiently
 from pipeline.corpora.formats.geometry import Malformed
-from pipeline.corpora.formats.numpy_files import ZIP_ERRORS, array_from_npy
+from pipeline.corpora.formats.numpy_files import ZIP_ERRORS, array_from_npy, member_bytes
 from pipeline.corpora.options import Options
 from pipeline.corpora.rows import RowCorpus
 
@@ -49,6 +49,7 @@ def open_npz(path: Path, options: Options, points: int) -> RowCorpus:
             "expected (n, points, 3) of float16, float32 or float64"
         )
     n, N, _ = clouds.shape
+    check_size(n, N, str(path))
     for key, shape in (("label", (n,)), ("split", (n,)), ("ids", (n,)), ("part", (n, N))):
         if key in arrays and arrays[key].shape != shape:
             raise fail(f"'{key}' has shape {arrays[key].shape}; expected {shape} for {n} clouds of {N} points")
@@ -57,15 +58,19 @@ def open_npz(path: Path, options: Options, points: int) -> RowCorpus:
         if array is not None and array.dtype.kind not in "iu":
             raise fail(f"'{key}' is of type {array.dtype}; expected integers")
     given = arrays.get("label_names")
+    for key in ("label_names", "part_names"):
+        if key in arrays and arrays[key].ndim != 1:
+            raise fail(f"'{key}' has shape {arrays[key].shape}; expected a list of names")
     if label is not None and len(label):
         low, high = label.min(), label.max()
         if given is not None and not (low >= -1 and high < len(given)):
             raise fail(f"labels run from {low} to {high}; there are {len(given)} label names")
         label = checked_labels(label, str(path), names=None if given is None else len(given))
-    if part is not None and part.size:
-        checked_labels(part.reshape(-1), f"{path}: part", names=None, least=-(2**15))
+    if part is not None and part.size and not (part.min() >= -MAX_PARTS and part.max() < MAX_PARTS):
+        raise fail(f"part labels run from {part.min()} to {part.max()}; expected 0..{MAX_PARTS - 1}")
     names = _names(given, label, path)
     splits = text_array(arrays["split"], "'split'", str(path)) if "split" in arrays else None
+    check_names(sorted(set(splits or [])), "split", str(path))
     rows = np.arange(n)
     if wanted != "all":
         held = sorted(set(splits or []))
@@ -110,19 +115,19 @@ def _load(path: Path) -> tuple[dict[str, np.ndarray], str]:
     arrays: dict[str, np.ndarray] = {}
     content = hashlib.sha256()
     try:
+        held = path.stat().st_size
         with zipfile.ZipFile(path) as archive:
             for info in sorted(archive.infolist(), key=lambda info: info.filename):
                 key = info.filename.removesuffix(".npy")
                 if key not in ("points", "label", "part", *TEXT_KEYS):
                     continue
-                check_unpacked(info.file_size, info.compress_size, f"'{key}'", str(path), MAX_ARRAY_BYTES)
                 if key in arrays:
                     raise CorpusError(f"{path}: holds two arrays '{key}'")
                 content.update(f"{key} {info.file_size} {info.CRC:08x}\n".encode())
-                with archive.open(info) as member:
-                    data = member.read(info.file_size + 1)  # the directory may lie about the size
-                if len(data) != info.file_size:
-                    raise CorpusError(f"{path}: '{key}' does not unpack to the size that the directory promises")
+                try:
+                    data = member_bytes(archive, info, held, MAX_ARRAY_BYTES)
+                except Malformed as error:
+                    raise CorpusError(f"{path}: {error}") from error
                 arrays[key] = array_from_npy(data, kinds="U" if key in TEXT_KEYS else "fiu")
     except ZIP_ERRORS as error:
         raise CorpusError(f"{path}: not a whole NPZ file: {error}") from error

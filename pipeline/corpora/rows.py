@@ -100,7 +100,7 @@ class RowCorpus:
         points = self._read(self._inside(index))
         parts = None if self._parts is None else self._parts[index]
         id, source = self._ids[index], self._sources[index]
-        if parts is not None and self.part_names and not (parts.min() >= 0 and parts.max() < len(self.part_names)):
+        if parts is not None and not (parts.min() >= 0 and parts.max() < len(self.part_names)):
             raise ShapeError(
                 source,
                 f"part labels run from {parts.min()} to {parts.max()}; there are {len(self.part_names)} part names",

@@ -39,6 +39,16 @@ def open_corpus(uri: str, *, points: int) -> Corpus:
         raise CorpusError(f"points = {points}; a shape needs at least {MIN_DISTINCT} points")
     if points > MAX_POINTS:
         raise CorpusError(f"points = {points}; at most {MAX_POINTS} of one shape are stored")
+    try:
+        return _open(uri, points)
+    except OSError as error:  # of a place that cannot even be looked at; readers tell theirs apart by themselves
+        where = f" {os.fsdecode(error.filename)[:200]!a}" if isinstance(error.filename, str | bytes) else ""
+        raise CorpusError(
+            f"{uri}: expected to open it, the system said of{where}: {error.strerror or error}"
+        ) from error
+
+
+def _open(uri: str, points: int) -> Corpus:
     kind, location, options = _parse(uri)
     match kind:
         case "synthetic":
@@ -95,7 +105,12 @@ def place_of(uri: str) -> Path | None:
             f"{uri}: expected a place on this machine, found the URL {location}.\n"
             "  Corpora are read from folders: copy it, or mount the store."
         )
-    return Path(os.fsdecode(unquote_to_bytes(os.fsencode(location)))).expanduser()
+    path = Path(os.fsdecode(unquote_to_bytes(os.fsencode(location))))
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        name = path.parts[0]
+        raise CorpusError(f"{uri}: {name} is the home folder of nobody here; write ./{name} for that name") from error
 
 
 def _parse(uri: str) -> tuple[str, str, Options]:

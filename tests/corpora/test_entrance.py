@@ -3,14 +3,13 @@
 import os
 import stat
 import zipfile
+import zlib
 
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from pipeline.corpora import CorpusError, ShapeError, entrance, open_corpus
+from pipeline.corpora import CorpusError, ShapeError, entrance, faults, open_corpus
 from pipeline.corpora import npz as npz_module
 from tests.support.corpora import write_npz
 
@@ -188,26 +187,192 @@ def test_counts_that_no_bytes_back(tmp_path):
             open_corpus(hdf5(tmp_path / f"m{number}", change), points=64)
 
 
-# -- whatever the bytes ------------------------------------------------------------------------------------------------
+def test_labels_are_sized_before_they_are_read(tmp_path):
+    uri = hdf5(tmp_path / "m")
+    with h5py.File(tmp_path / "m" / "a.h5", "r+") as file:
+        del file["label"]
+        file.create_dataset("label", shape=(50_000_000, 1), dtype="i8", chunks=(1000, 1))
+    with pytest.raises(CorpusError, match="dataset 'label' unpacks from 0 to 400000000 bytes"):
+        open_corpus(uri, points=64)
 
 
-@settings(max_examples=80, deadline=None)
-@given(st.sampled_from(["npz", "modelnet40"]), st.data())
-def test_damaged_sets_are_read_or_refused(tmp_path_factory, kind, data):
-    folder = tmp_path_factory.mktemp("damaged")
-    if kind == "npz":
-        path = write_npz(folder / "x.npz", label=np.arange(6) % 2, ids=np.array(list("abcdef")))
-        uri = f"npz:{path}"
-    else:
-        uri = hdf5(folder / "m")
-        path = folder / "m" / "a.h5"
-    raw = bytearray(path.read_bytes())
-    for _ in range(data.draw(st.integers(1, 5))):
-        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
-    path.write_bytes(bytes(raw[: data.draw(st.sampled_from([len(raw), len(raw) // 2]))]))
-    try:
-        corpus = open_corpus(uri, points=64)
-        for index in range(min(len(corpus), 8)):
-            assert corpus[index].points.shape == (64, 3)
-    except (CorpusError, ShapeError):
-        pass
+def test_one_chunk_may_not_be_larger_than_its_bytes_can_mean(tmp_path, monkeypatch):
+    monkeypatch.setattr(entrance, "FREE_BYTES", 4096)
+
+    def wide(file, points):  # 7 kB of points in a chunk of 12 MB, which HDF5 unpacks whole
+        data = file.create_dataset(
+            "data", shape=points.shape, dtype="f4", maxshape=(6, None, 3), chunks=(1, 10**6, 3), compression="gzip"
+        )
+        data[:] = points
+
+    with pytest.raises(CorpusError, match="one chunk of dataset 'data' unpacks from"):
+        open_corpus(hdf5(tmp_path / "m", wide), points=64)
+
+
+def test_a_chunk_that_inflates_beyond_its_size_is_refused_uninflated(tmp_path):
+    def bomb(file, points):
+        data = file.create_dataset("data", shape=points.shape, dtype="f4", chunks=points.shape, compression="gzip")
+        data.id.write_direct_chunk((0, 0, 0), zlib.compress(bytes(50 * points.nbytes)))
+
+    corpus = open_corpus(hdf5(tmp_path / "m", bomb), points=64)
+    with pytest.raises(ShapeError, match="a chunk of 'data' inflates to more than its 7200 bytes"):
+        corpus[0]
+
+
+@pytest.mark.parametrize(
+    "packing",
+    [
+        {"compression": "gzip"},
+        {"compression": "gzip", "shuffle": True, "fletcher32": True},
+        {"compression": "lzf", "shuffle": True},
+        {"fletcher32": True},
+    ],
+)
+def test_every_usual_packing_is_read(tmp_path, packing):
+    def packed(file, points):
+        file.create_dataset("data", data=points, chunks=(4, 33, 3), **packing)
+
+    corpus = open_corpus(hdf5(tmp_path / "m", packed), points=100)
+    plain = open_corpus(hdf5(tmp_path / "plain"), points=100)
+    for index in range(6):
+        np.testing.assert_array_equal(corpus[index].points, plain[index].points)
+
+
+def test_filters_whose_growth_is_not_known_are_refused(tmp_path):
+    def scaled(file, points):
+        file.create_dataset("data", data=points, chunks=(6, 100, 3), scaleoffset=4)
+
+    with pytest.raises(CorpusError, match=r"packed by the filters \[6\]; pack it with `h5repack"):
+        open_corpus(hdf5(tmp_path / "m", scaled), points=64)
+
+
+def test_a_file_of_many_names_is_refused_in_one_line(tmp_path):
+    def many(file, points):
+        for number in range(500):
+            file.create_group(f"group{number:04d}")
+
+    with pytest.raises(CorpusError, match=r"holds group0000, .*group0007, \.\.\.; expected") as caught:
+        open_corpus(hdf5(tmp_path / "m", many), points=64)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("points", [0, 1, 31])
+@pytest.mark.parametrize("kind", ["npz", "modelnet40"])
+def test_clouds_of_too_few_points_are_refused_before_they_are_counted(tmp_path, kind, points):
+    clouds = np.zeros((6, points, 3), "f4")
+    np.savez(tmp_path / "x.npz", points=clouds)
+    uri = f"npz:{tmp_path / 'x.npz'}"
+    if kind == "modelnet40":
+        uri = hdf5(tmp_path / "m", lambda file, _: file.create_dataset("data", data=clouds))
+    with pytest.raises(CorpusError, match=rf"holds 6 clouds of {points} points; a shape needs at least 32"):
+        open_corpus(uri, points=64)
+
+
+# -- NPZ ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["label_names", "part_names"])
+@pytest.mark.parametrize("names", [np.array("abc"), np.array([["a", "b"], ["c", "d"]])])
+def test_names_that_are_no_list(tmp_path, key, names):
+    numbers = {"label": np.arange(6) % 2} if key == "label_names" else {"part": np.zeros((6, 128), int)}
+    with pytest.raises(CorpusError, match=rf"'{key}' has shape .*; expected a list of names"):
+        opened(write_npz(tmp_path / "x.npz", **{key: names}, **numbers))
+
+
+@pytest.mark.parametrize("value", [2**15, 40000, 2**40, -(2**40)])
+@pytest.mark.parametrize("names", [{}, {"part_names": np.array(["a", "b"])}])
+def test_part_labels_beyond_16_bits_do_not_wrap(tmp_path, value, names):
+    points = np.random.default_rng(0).normal(size=(6, 200, 3))
+    np.savez(tmp_path / "x.npz", points=points, part=np.full((6, 200), value), **names)
+    with pytest.raises(CorpusError, match=r"part labels run from .*; expected 0\.\.32767"):
+        opened(tmp_path / "x.npz")
+
+
+def test_negative_part_labels_refuse_their_shapes_with_names_and_without(tmp_path):
+    part = np.zeros((6, 200), int)
+    part[2, 7] = -1
+    points = np.random.default_rng(0).normal(size=(6, 200, 3))
+    for number, names in enumerate(({}, {"part_names": np.array(["a"])})):
+        np.savez(tmp_path / f"{number}.npz", points=points, part=part, **names)
+        corpus = opened(tmp_path / f"{number}.npz")
+        assert corpus[1].part_labels.tolist() == [0] * 64
+        with pytest.raises(ShapeError, match="part labels run from -1 to 0"):
+            corpus[2]
+    np.savez(tmp_path / "x.npz", points=points, part=np.full((6, 200), -7))
+    with pytest.raises(ShapeError, match="part labels run from -7 to -7"):
+        opened(tmp_path / "x.npz")[0]
+
+
+@pytest.mark.parametrize("word", ["", "a\nb", "\x1b[2J", "x" * 2000])
+def test_splits_are_words_that_can_be_shown(tmp_path, word):
+    with pytest.raises(CorpusError, match=r"split .*; rename it"):
+        opened(write_npz(tmp_path / "x.npz", split=np.array(["train"] * 5 + [word])))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("kind", ["npz", "folder"])
+def test_members_packed_as_numpy_packs_none_are_refused(tmp_path, kind, method):
+    path = write_npz(tmp_path / "x.npz")
+    with zipfile.ZipFile(path) as archive:
+        data = archive.read("points.npy")
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("points.npy", data)
+    with pytest.raises((CorpusError, ShapeError), match=rf"'points' is packed by method {method}"):
+        open_corpus(f"{kind}:{path if kind == 'npz' else tmp_path}", points=64)[0]
+
+
+@pytest.mark.parametrize("kind", ["npz", "folder"])
+def test_a_directory_that_claims_more_packed_bytes_than_the_file_has_is_not_believed(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(entrance, "FREE_BYTES", 4096)
+    np.savez_compressed(tmp_path / "x.npz", points=np.zeros((1, 300_000, 3) if kind == "npz" else (300_000, 3), "f4"))
+    raw = bytearray((tmp_path / "x.npz").read_bytes())
+    directory = raw.index(b"PK\1\2")
+    raw[directory + 20 : directory + 24] = (10**9).to_bytes(4, "little")  # its packed size
+    (tmp_path / "x.npz").write_bytes(bytes(raw))
+    with pytest.raises((CorpusError, ShapeError), match=r"'points' unpacks from .* no cloud packs so small"):
+        open_corpus(f"{kind}:{tmp_path / 'x.npz' if kind == 'npz' else tmp_path}", points=64)[0]
+
+
+def test_an_axis_that_is_a_truth_value_is_refused(tmp_path):
+    header = repr({"descr": "<f4", "fortran_order": False, "shape": (True, 3)}).ljust(117) + "\n"
+    (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header.encode() + bytes(12))
+    with pytest.raises(ShapeError, match="the NPY header has shape"):
+        open_corpus(f"folder:{tmp_path}", points=64)[0]
+
+
+@pytest.mark.parametrize("field", ["occupancies", "occ", "sdf", "inside", "SDF"])
+def test_points_with_a_field_measured_in_space_are_no_surface(tmp_path, field):
+    np.savez(tmp_path / "x.npz", points=np.random.default_rng(0).normal(size=(99, 3)), **{field: np.zeros(99)})
+    with pytest.raises(ShapeError, match=f"holds query points with {field}, which lie off the surface"):
+        open_corpus(f"folder:{tmp_path}", points=64)[0]
+
+
+# -- files and places --------------------------------------------------------------------------------------------------
+
+
+def test_a_file_of_holes_is_refused_unread(tmp_path, monkeypatch):
+    monkeypatch.setattr(faults, "FREE_BYTES", 2**16)
+    np.save(tmp_path / "whole.npy", np.random.default_rng(0).normal(size=(20_000, 3)))
+    with open(tmp_path / "hollow.npy", "wb") as file:
+        file.write((tmp_path / "whole.npy").read_bytes()[:200])
+        file.truncate(2**40)
+    corpus = open_corpus(f"folder:{tmp_path}", points=64)
+    assert len(corpus[1].points) == 64
+    with pytest.raises(ShapeError, match="claims 1099511627776 bytes, nearly all of them holes"):
+        corpus[0]
+
+
+@pytest.mark.parametrize("kind", ["folder", "npz", "modelnet40", "shapenet55"])
+@pytest.mark.parametrize("place", ["k" * 300, "k/" * 3000, "~nobody-of-this-name/x", "%00", "%ff"])
+def test_places_that_cannot_be_looked_at(kind, place):
+    with pytest.raises(CorpusError, match=f"^{kind}:"):
+        open_corpus(f"{kind}:{place}", points=64)
+
+
+def test_a_class_is_no_way_out_of_the_corpus(tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "modelnet40_shape_names.txt").write_text("..\n")
+    (tmp_path / "m" / "modelnet40_train.txt").write_text(".._1\n")
+    (tmp_path / ".._1.txt").write_text("".join(f"{k},{k * k},{k % 7}\n" for k in range(99)))
+    with pytest.raises(CorpusError, match="leads out of the corpus"):
+        open_corpus(f"modelnet40:{tmp_path / 'm'}", points=64)

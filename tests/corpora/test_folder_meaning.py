@@ -1,14 +1,18 @@
 """What folders and names mean: splits at one level, one form of Unicode, links, patterns, parts, axes."""
 
+import logging
 import os
+import stat
 import unicodedata
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline.corpora import CorpusError, ShapeError, open_corpus
+from pipeline.corpora import CorpusError, ShapeError, files, open_corpus
 from pipeline.corpora.files import FileCorpus
+from pipeline.corpora.formats.geometry import Format, Surface
 from tests.support.corpora import ball
 
 
@@ -207,3 +211,179 @@ def test_an_inspection_counts_what_a_file_holds(tmp_path):
     assert (cloud.kind, cloud.stored, cloud.faces, cloud.area) == ("cloud", 128, 0, 0.0)
     assert (mesh.kind, mesh.stored, mesh.faces, mesh.area) == ("mesh", 3, 1, 6.0)
     assert mesh.high.tolist() == [3, 4, 0]  # the vertex that no face uses does not count
+
+
+def test_a_link_that_leads_nowhere_is_no_fault_of_its_folder(tmp_path):
+    put(tmp_path, "car/0.npy")
+    for name, target in (("1.npy", "1.npy"), ("2.npy", "0.npy/x.npy"), ("3.npy", "k" * 300)):
+        (tmp_path / "car" / name).symlink_to(target)
+    corpus = open_corpus(f"folder:{tmp_path}", points=64)
+    assert [corpus.id(i) for i in range(len(corpus))] == [f"car/{k}.npy" for k in range(4)]
+    assert len(corpus[0].points) == 64
+    for index, reason in ((1, "leads back to itself"), (2, "through what is no folder"), (3, "too long for this disk")):
+        with pytest.raises(ShapeError, match=rf"is a link to .*{reason}"):
+            corpus[index]
+        with pytest.raises(ShapeError, match=reason):
+            corpus.fingerprint(index)
+        assert corpus.stamp(index)
+
+
+def test_a_link_into_a_closed_folder_closes_no_other(tmp_path, monkeypatch):
+    put(tmp_path, "set/car/0.npy", "closed/1.npy")
+    link = tmp_path / "set" / "car" / "1.npy"
+    link.symlink_to(tmp_path / "closed" / "1.npy")
+    real, scandir = os.stat, os.scandir
+
+    def closed(path, *arguments, **settings):
+        if os.fspath(path) == str(link):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *arguments, **settings)
+
+    class Item:  # of a folder; the kernel would say the same to who is not root
+        def __init__(self, entry):
+            self.name, self.path, self.is_symlink = entry.name, entry.path, entry.is_symlink
+
+        def is_dir(self):
+            return stat.S_ISDIR(closed(self.path).st_mode)
+
+    monkeypatch.setattr(os, "stat", closed)
+    monkeypatch.setattr(os, "scandir", lambda path: nullcontext([Item(entry) for entry in scandir(path)]))
+    corpus = open_corpus(f"folder:{tmp_path / 'set'}", points=64)
+    assert [corpus.id(i) for i in range(len(corpus))] == ["car/0.npy", "car/1.npy"]
+    assert len(corpus[0].points) == 64
+    with pytest.raises(ShapeError, match="which this user may not enter"):
+        corpus[1]
+
+
+def test_a_folder_that_cannot_be_listed_has_a_stamp(tmp_path, monkeypatch):
+    put(tmp_path, "box/0.npy", "lamp.v2/0.npy")
+    real = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "lamp.v2":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    corpus = open_corpus(f"folder:{tmp_path}", points=64)
+    assert corpus.id(1) == "lamp.v2/"
+    assert corpus.stamp(1)
+
+
+def test_a_shape_whose_name_is_no_text_is_named(tmp_path, caplog):
+    put(tmp_path, "car/0.npy", "car/two\nlines.npy")
+    with open(os.fsencode(tmp_path / "car") + b"/\xff.npy", "wb") as file:
+        file.write(b"x")
+    with caplog.at_level(logging.WARNING):
+        corpus = open_corpus(f"folder:{tmp_path}", points=64)
+    assert len(corpus) == 1
+    assert corpus.ignored == 2
+    assert r"2 files are left out" in caplog.text
+    assert r"car/two\nlines.npy, car/\udcff.npy" in caplog.text
+
+
+@pytest.mark.parametrize(("level", "said"), [(0, "they are bus, car"), (1, "they do not exist")])
+def test_a_split_level_that_names_no_split_is_refused(tmp_path, level, said):
+    put(tmp_path, "car/0.npy", "bus/1.npy")
+    with pytest.raises(CorpusError, match=rf"split_level={level} says .*{said}"):
+        open_corpus(f"folder:{tmp_path}?split_level={level}", points=64)
+
+
+@pytest.mark.parametrize("columns", ["1,1,2", "1,,2", "1,2,3,4", ","])
+def test_columns_are_three_and_differ(tmp_path, columns):
+    put(tmp_path, "a/0.npy")
+    with pytest.raises(CorpusError, match=r"names \d columns; expected x, y and z"):
+        open_corpus(f"folder:{tmp_path}?columns={columns}", points=64)
+
+
+def test_columns_of_a_corpus_without_tables_are_refused(tmp_path):
+    (tmp_path / "0.off").write_text("OFF\n3 1 0\n0 0 0\n3 0 0\n0 4 0\n3 0 1 2\n")
+    with pytest.raises(CorpusError, match="none of the files is a table"):
+        open_corpus(f"folder:{tmp_path}?columns=3,1,2", points=64)
+
+
+# -- parts, by a reader that stands for those of meshes ---------------------------------------------------------------
+
+
+@pytest.fixture
+def named_parts(monkeypatch):
+    """``.off`` files hold one triangle and a comment with the name of its part."""
+
+    def read(data, path, options):
+        name = data.decode("utf-8").partition("#")[2].strip()
+        corners, faces = np.array([[0.0, 0, 0], [3, 0, 0], [0, 4, 0]]), np.array([[0, 1, 2]])
+        return Surface(
+            corners, faces, np.zeros(1, np.int64) if options.parts and name else None, (name,) if name else ()
+        )
+
+    monkeypatch.setitem(files.READERS, ".off", Format(read, "off"))
+
+    def write(root: Path, **parts: str) -> None:
+        for where, name in parts.items():
+            path = root / f"{where.replace('_', '/')}.off"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"# {name}")
+
+    return write
+
+
+def parts_of(root: Path, query: str) -> dict[str, str]:
+    """Part of each shape by name, and that all its points have it."""
+    corpus = open_corpus(f"folder:{root}?{query}", points=64)
+    found = {}
+    for index in range(len(corpus)):
+        labels = corpus[index].part_labels
+        assert labels is not None
+        assert labels.dtype == np.int16
+        (number,) = set(labels.tolist())
+        found[corpus.id(index)] = corpus.part_names[number]
+    return found
+
+
+def test_a_number_is_one_part_in_all_splits(tmp_path, named_parts):
+    named_parts(tmp_path, train_0="wing", train_1="leg", test_0="wheel", test_1="wing")
+    tables = {open_corpus(f"folder:{tmp_path}?parts=group&split={s}", points=64).part_names for s in ("train", "test")}
+    assert tables == {("leg", "wheel", "wing")}
+    assert parts_of(tmp_path, "parts=group&split=test") == {"test/0.off": "wheel", "test/1.off": "wing"}
+    assert parts_of(tmp_path, "parts=group&part_names=wing,leg,wheel")["test/1.off"] == "wing"
+
+
+def test_a_table_of_parts_needs_no_file_that_is_not_there(tmp_path, named_parts):
+    named_parts(tmp_path, a_0="wing")
+    (tmp_path / "a" / "1.off").symlink_to(tmp_path / "gone.off")
+    corpus = open_corpus(f"folder:{tmp_path}?parts=group", points=64)
+    assert corpus.part_names == ("wing",)
+    with pytest.raises(ShapeError, match="which is not there"):
+        corpus[1]
+
+
+def test_a_shape_without_the_parts_asked_for_is_refused(tmp_path, named_parts):
+    named_parts(tmp_path, a_0="wing", a_1="")
+    corpus = open_corpus(f"folder:{tmp_path}?parts=group", points=64)
+    with pytest.raises(ShapeError, match="holds no parts by parts=group"):
+        corpus[1]
+    assert open_corpus(f"folder:{tmp_path}", points=64)[1].part_labels is None
+
+
+def test_a_part_whose_name_cannot_be_shown_refuses_its_shape_alone(tmp_path, named_parts):
+    named_parts(tmp_path, a_0="wing", a_1="w\x1b[2J")
+    corpus = open_corpus(f"folder:{tmp_path}?parts=group", points=64)
+    assert corpus.part_names == ("wing",)
+    with pytest.raises(ShapeError, match="which is none of part_names = wing"):
+        corpus[1]
+
+
+def test_more_parts_than_labels_can_tell_apart_are_refused(tmp_path, named_parts, monkeypatch):
+    monkeypatch.setattr(files, "MAX_PARTS", 2)
+    named_parts(tmp_path, a_0="wing", a_1="leg", a_2="wheel")
+    with pytest.raises(CorpusError, match=r"more than 2 parts, up to .*2\.off"):
+        open_corpus(f"folder:{tmp_path}?parts=group", points=64)
+    with pytest.raises(CorpusError, match="3 names in part_names=; at most 2"):
+        open_corpus(f"folder:{tmp_path}?parts=group&part_names=a,b,c", points=64)
+
+
+@pytest.mark.parametrize(("names", "said"), [("a,a", "part 'a' stands twice"), ("a,", "part '' is empty")])
+def test_part_names_are_names(tmp_path, named_parts, names, said):
+    named_parts(tmp_path, a_0="a")
+    with pytest.raises(CorpusError, match=said):
+        open_corpus(f"folder:{tmp_path}?parts=group&part_names={names}", points=64)

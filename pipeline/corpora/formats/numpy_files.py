@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.corpora.entrance import held_names, unpacking_fault
 from pipeline.corpora.formats.columns import (
     REMEDY,
     chosen_columns,
@@ -22,7 +23,7 @@ from pipeline.corpora.formats.columns import (
 )
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions
 
-__all__ = ["ZIP_ERRORS", "array_from_npy", "read_npy", "read_npz"]
+__all__ = ["ZIP_ERRORS", "array_from_npy", "member_bytes", "read_npy", "read_npz"]
 
 # What the standard library raises for a zip file that is damaged in one way or another.
 ZIP_ERRORS = (
@@ -40,6 +41,13 @@ _MOST = 2**40  # items along an axis: far below where an empty array of many row
 # CPython 3.11 counts the depth of syntax trees for all threads together (gh-106905): of two parsers at once, one
 # now and then raises SystemError over a header that is right.
 _parsing = threading.Lock()
+# Arrays beside points by which they are known as places in space where a field was measured: most lie off the surface.
+OFF_SURFACE = frozenset(
+    {
+        *("occupancies", "occupancy", "occ", "occs", "inside", "sdf", "sdfs", "tsdf", "udf", "udfs"),
+        *("signed_distance", "signed_distances"),
+    }
+)
 MAX_ARRAY_BYTES = 2**30  # one shape; a compressed array that claims more is refused before it is unpacked
 
 
@@ -61,7 +69,7 @@ def array_from_npy(data: bytes, *, kinds: str = "fiu") -> np.ndarray:
         fortran = bool(header["fortran_order"])
     except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError, OverflowError) as error:
         raise Malformed("the NPY header cannot be read") from error
-    if not isinstance(shape, tuple) or not all(isinstance(size, int) and size >= 0 for size in shape) or len(shape) > 8:
+    if not isinstance(shape, tuple) or not all(type(size) is int and size >= 0 for size in shape) or len(shape) > 8:
         raise Malformed(f"the NPY header has shape {str(shape)[:60]}")
     record = dtype.kind == "V" and dtype.names is not None and "V" in kinds
     if not record and (dtype.kind not in kinds or dtype.subdtype is not None):
@@ -83,34 +91,44 @@ def read_npy(data: bytes, path: Path, options: ReadOptions) -> Cloud:
     return _cloud(array_from_npy(data, kinds="fiuV"), options)
 
 
+def member_bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo, held: int, most: int) -> bytes:
+    """A member of a zip file of `held` bytes, unpacked to `most` bytes and to no more than its packed bytes justify.
+
+    Raises Malformed for one that claims more or is packed as NumPy packs none, and ZIP_ERRORS.
+    """
+    what = ascii(info.filename.removesuffix(".npy")[:40])
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # LZMA takes up to 4 GB for a dictionary
+        raise Malformed(f"{what} is packed by method {info.compress_type}; save it with numpy.savez_compressed")
+    fault = unpacking_fault(info.file_size, min(info.compress_size, held), most)
+    if fault:
+        raise Malformed(f"{what} {fault}")
+    with archive.open(info) as member:
+        data = member.read(info.file_size + 1)  # the directory may lie about the size
+    if len(data) != info.file_size:
+        raise Malformed(f"{what} does not unpack to the {info.file_size} bytes that the directory promises")
+    return data
+
+
 def read_npz(data: bytes, path: Path, options: ReadOptions) -> Cloud:
     """The array ``points``, or the only one there is: [n, 3 or more] numbers."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = archive.namelist()
-            held = ", ".join(name.removesuffix(".npy") for name in names[:8])[:100] or "nothing"
-            if "occupancies.npy" in names:
+            held = held_names(name.removesuffix(".npy") for name in names) or "nothing"
+            field = next((name for name in names if name.removesuffix(".npy").lower() in OFF_SURFACE), None)
+            if field is not None:
                 raise Malformed(
-                    f"holds query points with occupancies, which lie off the surface, and no cloud ({held})"
+                    f"holds query points with {field.removesuffix('.npy')}, which lie off the surface, and no cloud "
+                    f"({held})"
                 )
             if names.count("points.npy") > 1:
                 raise Malformed("holds two arrays 'points'")
             if "points.npy" not in names and len(names) != 1:
                 raise Malformed(f"has no array 'points'; it holds {held}")
             name = "points.npy" if "points.npy" in names else names[0]
-            size = archive.getinfo(name).file_size
-            if size > MAX_ARRAY_BYTES:
-                raise Malformed(
-                    f"{name.removesuffix('.npy')!r} unpacks to {size} bytes; more than {MAX_ARRAY_BYTES} is refused"
-                )
-            with archive.open(name) as member:
-                unpacked = member.read(size + 1)  # the directory may lie about the size
+            unpacked = member_bytes(archive, archive.getinfo(name), len(data), MAX_ARRAY_BYTES)
     except ZIP_ERRORS as error:
         raise Malformed(f"not a whole NPZ file: {error}") from error
-    if len(unpacked) != size:
-        raise Malformed(
-            f"{name.removesuffix('.npy')!r} does not unpack to the {size} bytes that the directory promises"
-        )
     return _cloud(array_from_npy(unpacked, kinds="fiuV"), options)
 
 

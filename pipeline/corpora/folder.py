@@ -338,18 +338,20 @@ def _split_level(found: Sequence[_Found], wanted: str, uri: str) -> int | None:
             )
         return level
     depth = max(len(item.folders) for item in found)
-    levels = []
+    levels, doubt = [], ""
     for level in range(depth):
         names = {item.folders[level].lower() for item in found if len(item.folders) > level}
         splits = names & set(SPLIT_FOLDERS)
         if splits == names:
             levels.append(level)
         elif len({SPLIT_FOLDERS[name] for name in splits}) > 1:
-            raise CorpusError(
+            doubt = doubt or (
                 f"{uri}: the folders of level {level} are {', '.join(sorted(splits))} and others "
                 f"({', '.join(sorted(names - splits)[:SHOWN])}); splits, or classes of these names? "
                 f"Say split_level={level} or split_level=none."
             )
+    if doubt and not levels:  # beside a level that is certain, such names are classes
+        raise CorpusError(doubt)
     if len(levels) > 1:
         raise CorpusError(
             f"{uri}: folders of the levels {' and '.join(map(str, levels))} are named like splits; say which level "

@@ -59,6 +59,16 @@ def test_above_a_level_of_splits_such_a_name_is_a_class(tmp_path):
     }
 
 
+def test_beside_a_level_of_splits_several_such_names_are_classes(tmp_path):
+    put(tmp_path, "test/train/0.npy", "train/test/0.npy", "train/car/0.npy", "train/train/0.npy")
+    assert meaning(tmp_path) == {
+        "test/train/0.npy": ("train", "test"),
+        "train/car/0.npy": ("car", "train"),
+        "train/test/0.npy": ("test", "train"),
+        "train/train/0.npy": ("train", "train"),
+    }
+
+
 def test_what_may_be_either_is_refused_with_how_to_say_it(tmp_path):
     put(tmp_path / "mixed", "train/0.npy", "test/0.npy", "car/0.npy")
     with pytest.raises(CorpusError, match=r"level 0 are test, train and others \(car\).*split_level=0 or"):

@@ -1,6 +1,7 @@
 """``i2p cache``: build a teacher cache, look into it, check it."""
 
 import logging
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -126,7 +127,8 @@ def build_from(experiment: "Experiment") -> "BuildReport":
             on_fit=show_fit,
         )
     except TooManyRefused as error:
-        storage_at(error.path).write_documents({CONFIG_COPY: to_toml(experiment).encode()})
+        with suppress(OSError):  # of a finished cache on a disk that is read only: what was refused is the news
+            storage_at(error.path).write_documents({CONFIG_COPY: to_toml(experiment).encode()})
         raise
     finally:
         warnings.setLevel(level)

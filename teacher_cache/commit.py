@@ -82,7 +82,10 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def open_log(path: Path) -> int:
-    """A descriptor that appends to a file of lines, made if absent. Raises CacheError for a link, pipe or device."""
+    """A descriptor that appends to a file of lines, made if absent. Raises CacheError for a link, pipe or device.
+
+    A file that has a second name (a hard link: a snapshot's, or somebody else's) is copied first.
+    """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         descriptor = os.open(path, flags, 0o666)
@@ -94,6 +97,10 @@ def open_log(path: Path) -> int:
         if descriptor >= 0:
             os.close(descriptor)
         raise CacheError(f"{path}: expected a file of lines, found a link, a pipe or a device.\n  Remove it.")
+    if os.fstat(descriptor).st_nlink > 1:
+        os.close(descriptor)
+        replace_file(path, path.read_bytes())
+        return os.open(path, flags, 0o666)
     return descriptor
 
 
@@ -185,7 +192,10 @@ def move_into_place(root: Path, folder: Path, files: Iterable[ShardFile]) -> Non
         if not target.parent.is_dir():
             target.parent.mkdir(parents=True, exist_ok=True)
             sync_directory(target.parent.parent)
-        os.replace(folder / staged_name(file.path), target)
+        try:
+            os.replace(folder / staged_name(file.path), target)
+        except IsADirectoryError as error:
+            raise CacheError(f"{target}: expected a file, found a folder.\n  Remove it.") from error
         if target.parent not in directories:
             directories.append(target.parent)
     for directory in directories:
@@ -218,9 +228,12 @@ def _holds(path: Path, data: bytes) -> bool:
         if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}:
             return False
         raise
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):  # asked first: a folder cannot be made a file, and its descriptor would stay
+        os.close(descriptor)
+        return False
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        return stat.S_ISREG(status.st_mode) and status.st_size == len(data) and file.read(len(data) + 1) == data
+        return status.st_size == len(data) and file.read(len(data) + 1) == data
 
 
 def sync_directory(path: Path) -> None:
@@ -245,9 +258,9 @@ def _acquire(path: Path) -> int:
         except FileNotFoundError:
             continue  # tmp/ was removed, empty, between the two calls
         except OSError as error:
-            if error.errno != errno.ELOOP:
+            if error.errno not in {errno.ELOOP, errno.EISDIR}:
                 raise
-            raise CacheError(f"{path}: expected a lock file, found a link.\n  Remove it.") from error
+            raise CacheError(f"{path}: expected a lock file, found a link or a folder.\n  Remove it.") from error
         try:
             if try_lock(descriptor, wait=True) and is_current(descriptor, path):
                 return descriptor

@@ -18,7 +18,7 @@ from teacher_cache import commit, layout
 from teacher_cache.errors import CacheError, ManifestError, StorageError
 from teacher_cache.location import localise
 from teacher_cache.manifest import Description, Manifest
-from teacher_cache.storage import VOLATILE
+from teacher_cache.storage import VOLATILE, storage_at
 
 __all__ = ["Abandoned", "Findings", "find_abandoned", "gc"]
 
@@ -128,7 +128,7 @@ def _workspaces(cache: Path, *, unknown: bool) -> tuple[list[Abandoned], int]:
     busy = 0
     for stem in sorted({path.name.removesuffix(".lock") for path in folder.iterdir()}):
         path, lock = folder / stem, folder / f"{stem}.lock"
-        if not commit.OWN_NAME.fullmatch(stem) or path.is_symlink() or lock.is_symlink():
+        if not commit.OWN_NAME.fullmatch(stem) or path.is_symlink() or lock.is_symlink() or lock.is_dir():
             if unknown:
                 kept = [each for each in (path, lock) if os.path.lexists(each)]
                 found += [_piece(cache, f"tmp/{each.name}", "unknown") for each in kept]
@@ -182,20 +182,20 @@ def _shard_lock(cache: Path, shard: int) -> Path:
 def _documents(cache: Path) -> tuple[Description | None, set[int]]:
     """What the cache is (None: its recipe was never written) and the shards its manifest lists. Raises CacheError."""
     try:
-        manifest = _decoded(cache / layout.MANIFEST, Manifest.decode)
+        manifest = _decoded(cache, layout.MANIFEST, Manifest.decode)
         if manifest is not None:
             return manifest.description, {entry.shard for entry in manifest.shards}
-        return _decoded(cache / layout.RECIPE, Description.decode), set()
+        return _decoded(cache, layout.RECIPE, Description.decode), set()
     except ManifestError as error:
         raise CacheError(f"{error}\n  Until it is mended, only abandoned workspaces are looked for here.") from error
 
 
-def _decoded(path: Path, decode: Callable[[bytes, str], Document]) -> Document | None:
+def _decoded(cache: Path, name: str, decode: Callable[[bytes, str], Document]) -> Document | None:
     try:
-        data = path.read_bytes()
+        data = storage_at(cache).read(name)  # bounded, and of a regular file: a pipe would wait, a device never end
     except FileNotFoundError:
         return None
-    return decode(data, str(path))
+    return decode(data, str(cache / name))
 
 
 def _shard_of(path: str, description: Description | None) -> int | None:

@@ -130,6 +130,51 @@ def test_a_manifest_that_is_a_device_is_replaced_and_not_read(tmp_path: Path) ->
     assert tree(tmp_path / "c") == before
 
 
+def test_a_log_with_a_second_name_is_copied_before_it_grows(tmp_path: Path) -> None:
+    writer = build(tmp_path / "c", CONFIG, count=7)
+    (tmp_path / "victim").write_bytes(b"precious\n")
+    log = tmp_path / "c" / "logs" / "build.jsonl"
+    log.parent.mkdir(exist_ok=True)
+    log.unlink(missing_ok=True)
+    os.link(tmp_path / "victim", log)
+    writer.log({"event": "done"})
+    writer.log({"event": "again"})
+    assert (tmp_path / "victim").read_bytes() == b"precious\n"
+    assert [line[:8] for line in log.read_bytes().splitlines()] == [b"precious", b'{"time":', b'{"time":']
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "receipts/000001.json"])
+def test_a_folder_in_a_files_place_is_named(tmp_path: Path, name: str) -> None:
+    build(tmp_path / "c", CONFIG, count=7)
+    path = tmp_path / "c" / name
+    path.unlink(missing_ok=True)
+    path.mkdir(parents=True)
+    with pytest.raises(CacheError, match=f"{name}: expected a file"):
+        commit.write_documents(tmp_path / "c", {name: b"x"})
+    assert not (tmp_path / "c" / "tmp").exists() or not os.listdir(tmp_path / "c" / "tmp")
+
+
+def test_a_lock_that_is_a_folder_is_named_by_builds_and_left_by_gc(tmp_path: Path) -> None:
+    build(tmp_path / "c", CONFIG, count=7)
+    lock = tmp_path / "c" / "tmp" / "shard-000003.lock"
+    lock.mkdir(parents=True)
+    with pytest.raises(CacheError, match=r"shard-000003\.lock: expected a lock file, found a link or a folder"):
+        go_on(tmp_path / "c")
+    assert [piece.kind for piece in find_abandoned(tmp_path / "c").abandoned if piece.path.startswith("tmp/")] == []
+    collect(tmp_path / "c")  # --unknown: asked for by name
+    assert not lock.exists()
+
+
+@pytest.mark.parametrize("plant", [os.mkfifo, lambda path: os.symlink("/dev/zero", path), os.mkdir])
+def test_gc_neither_waits_for_a_manifest_that_is_no_file_nor_reads_it(
+    tmp_path: Path, plant: Callable[[Path], Any]
+) -> None:
+    build(tmp_path / "c", CONFIG, count=7)
+    (tmp_path / "c" / "manifest.json").unlink()
+    plant(tmp_path / "c" / "manifest.json")
+    assert find_abandoned(tmp_path / "c").abandoned == ()
+
+
 def test_a_file_is_replaced_whole_and_its_link_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "other").write_bytes(b"precious")
     (tmp_path / "a.json").symlink_to(tmp_path / "other")

@@ -1,5 +1,6 @@
 """``i2p cache convert | merge | gc``, and what list and repair say of other caches than the quickstart's."""
 
+import errno
 import io
 import multiprocessing
 import re
@@ -356,3 +357,24 @@ def test_notes_that_lead_to_another_cache_are_refused(smoke, tmp_path: Path, cap
     assert outcome.code == 2
     assert said in outcome.err
     assert tree(made) == before
+
+
+def test_a_cache_that_cannot_be_written_says_that_too_much_was_refused(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not that its notes could not be written there, on a file system that is read only."""
+    from pipeline.errors import TooManyRefused
+    from teacher_cache.storage import LocalStorage
+
+    def refuses(*arguments: Any, **options: Any) -> Any:
+        raise TooManyRefused("9 of 10 shapes were refused", str(tmp_path))
+
+    def fails(*arguments: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("pipeline.build.build_cache", refuses)
+    monkeypatch.setattr(LocalStorage, "write_documents", fails)
+    outcome = run(capsys, "cache", "build", "smoke")
+    assert (outcome.code, outcome.out.strip()) == (1, str(tmp_path))
+    assert "9 of 10 shapes were refused" in outcome.err
+    assert "Read-only" not in outcome.err

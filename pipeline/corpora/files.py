@@ -14,7 +14,7 @@ from pipeline.corpora.base import CorpusError, Shape, ShapeError
 from pipeline.corpora.entrance import MAX_PARTS, check_ids, check_names, name_fault
 from pipeline.corpora.faults import check_present, file_stamp, patiently, read_file
 from pipeline.corpora.formats.geometry import Cloud, Format, Malformed, ReadOptions, Surface, sample_geometry
-from pipeline.corpora.formats.gltf import read_gltf
+from pipeline.corpora.formats.gltf import beside_gltf, read_gltf
 from pipeline.corpora.formats.numpy_files import read_npy, read_npz
 from pipeline.corpora.formats.obj import read_obj
 from pipeline.corpora.formats.off import read_off
@@ -26,7 +26,7 @@ from pipeline.corpora.surface import triangle_areas
 
 __all__ = ["READERS", "Entry", "FileCorpus", "Inspection", "files_of", "part_table", "read_geometry"]
 
-_GLTF = Format(read_gltf, "gltf")
+_GLTF = Format(read_gltf, "gltf", version=2, beside=beside_gltf)
 _TEXT = Format(read_text, "text", version=2)
 
 READERS: dict[str, Format] = {

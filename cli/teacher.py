@@ -40,12 +40,14 @@ def train(config: str, out: Path | None, overrides: tuple[str, ...]) -> None:
     from pipeline.tiny_clip.config import LearningConfig, ViewsConfig
     from pipeline.tiny_clip.train import StepReport, check_sizes, train_clip
     from pipeline.tiny_clip.views import draw_views
+    from teacher_cache.commit import refuse_links
 
     made = load_sections(config, _text(config), overrides, {"views": ViewsConfig, "learning": LearningConfig})
     views: ViewsConfig = made["views"]
     learning: LearningConfig = made["learning"]
     check_sizes(views, learning)  # before minutes are spent on drawing
     folder = out or Path("runs") / f"teacher-{Path(config).stem}"
+    refuse_links(folder, folder / "views" / "any")  # before anything is drawn into it
     with Progress("views", views.shapes, unit="shapes") as progress:
         draw_views(views, folder / "views", on_progress=progress.update)
     progress_of: dict[str, Any] = {}

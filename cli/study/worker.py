@@ -23,12 +23,14 @@ def do(run: Run, cache_path: "Location") -> dict[str, Any]:
     """Do one run, or go on with it; -> what result.json then holds."""
     import teacher_cache
     from cli.config import load_experiment
+    from teacher_cache.commit import refuse_links
     from trainer.config import EvaluationConfig
     from trainer.loop import pretrain
     from trainer.restore import load_model
     from trainer.run_dir import write_json
 
     began = time.perf_counter()
+    refuse_links(run.folder.parents[2], run.folder / "any")  # OUT/teacher/arm/seed: OUT itself may be a link
     experiment = load_experiment(run.config, run.overrides)
     opened: Any = teacher_cache.open(cache_path)
     result: dict[str, Any] = {"arm": run.arm, "teacher": run.teacher, "seed": run.seed}

@@ -159,6 +159,16 @@ WRONG = {
     ),
     "short.ply": (cube_text("ply-ascii")[:-20], "promises 14 lines"),
     "half.ply": (cube_ply()[:-3], "promises 6 of face, the file ends before"),
+    "digits.ply": (
+        cube_text("ply-ascii").replace(b"vertex 8", b"vertex " + b"9" * 5000),
+        "header line 'element vertex 9",
+    ),
+    "float.ply": (
+        cube_text("ply-ascii").replace(b"list uchar", b"list float"),
+        "length as float; expected a whole number",
+    ),
+    "nan.ply": (cube_text("ply-ascii").replace(b"4 0 1 3 2", b"4 nan 1 3 2"), "not a whole number"),
+    "fraction.ply": (cube_text("ply-ascii").replace(b"4 0 1 3 2", b"4 0.5 1 3 2"), "not a whole number"),
     "none.ply": (b"solid", "has no PLY header"),
     "strips.ply": (cube_text("ply-ascii").replace(b"vertex_indices", b"vertex_strips"), "no list vertex_indices"),
     "short.stl": (cube_stl()[:-1], r"promises 12 triangles \(684 bytes\), the file has 683"),

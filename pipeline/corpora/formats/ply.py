@@ -64,9 +64,13 @@ def _header(data: bytes) -> tuple[str, list[_Element], int]:
         match line.split():
             case ["format", name, _]:
                 form = name
-            case ["element", name, rows] if rows.isdecimal():
+            case ["element", name, rows] if (
+                rows.isdecimal() and len(rows) < 16
+            ):  # int() refuses 5,000 digits its own way
                 elements.append(_Element(name, int(rows), []))
             case ["property", "list", count, kind, name] if count in _TYPES and kind in _TYPES and elements:
+                if np.dtype(_TYPES[count]).kind == "f":  # a length may be NaN then
+                    raise Malformed(f"list {name[:40]} has its length as {count}; expected a whole number type")
                 elements[-1].properties.append(_Property(name, _TYPES[kind], _TYPES[count]))
             case ["property", kind, name] if kind in _TYPES and elements:
                 elements[-1].properties.append(_Property(name, _TYPES[kind], None))
@@ -109,10 +113,17 @@ def _read_ascii(
                     if k
                     else np.empty((0, 0))
                 )
-                if corners.size and not (np.isfinite(corners).all() and np.abs(corners).max() < 2**53):
-                    raise Malformed("a face names a vertex by something that is not a whole number")
-                polygons.append(corners.astype(np.int64))
+                polygons.append(_whole(corners))
     return vertices, polygons
+
+
+def _whole(corners: np.ndarray) -> np.ndarray:
+    """Corners as int64, of any stored type. Raises Malformed for fractions, NaN and what no file can hold."""
+    if corners.dtype.kind == "f":
+        with np.errstate(invalid="ignore"):
+            if not (np.isfinite(corners) & (corners == np.floor(corners)) & (np.abs(corners) < 2**53)).all():
+                raise Malformed("a face names a vertex by something that is not a whole number")
+    return corners.astype(np.int64)
 
 
 def _numbers(lines: list[str], columns: list[int]) -> np.ndarray:
@@ -120,7 +131,7 @@ def _numbers(lines: list[str], columns: list[int]) -> np.ndarray:
         return np.empty((0, len(columns)))
     try:
         return np.loadtxt(lines, usecols=columns, ndmin=2, comments=None)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise Malformed(f"a line is not made of numbers: {error}") from error
 
 
@@ -170,7 +181,7 @@ def _binary_lists(data: bytes, at: int, element: _Element, order: str) -> tuple[
     if stop <= len(data):
         table = np.frombuffer(data, dtype=record, count=element.rows, offset=at)
         if all((table[f"n{k}"] == lengths[k]).all() for k, prop in enumerate(element.properties) if prop.length):
-            return ([] if corners is None else [table[f"v{corners}"].astype(np.int64)]), stop
+            return ([] if corners is None else [_whole(table[f"v{corners}"])]), stop
     polygons: dict[int, list[np.ndarray]] = {}
     for _ in range(element.rows):
         row = at
@@ -187,7 +198,7 @@ def _binary_lists(data: bytes, at: int, element: _Element, order: str) -> tuple[
                 )
             row += np.dtype(prop.dtype).itemsize * length
         at = after
-    return [np.stack(rows).astype(np.int64) for rows in polygons.values()], at
+    return [_whole(np.stack(rows)) for rows in polygons.values()], at
 
 
 def _row_lengths(data: bytes, at: int, element: _Element, order: str) -> tuple[list[int], int | None]:

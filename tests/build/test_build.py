@@ -92,7 +92,7 @@ def test_more_shapes_add_shards_and_change_none(tmp_path, undisturbed):
 
 def test_a_corpus_that_lost_shapes_is_refused(tmp_path):
     small_build(tmp_path)
-    with pytest.raises(BuildError, match=r"13 shapes of the cache are not in the corpus any more"):
+    with pytest.raises(BuildError, match=r"13 shapes are not in the corpus any more"):
         small_build(tmp_path, corpus="synthetic:?count=10&seed=1")
 
 

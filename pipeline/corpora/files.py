@@ -31,9 +31,9 @@ _TEXT = Format(read_text, "text", version=2)
 
 READERS: dict[str, Format] = {
     ".off": Format(read_off, "off"),
-    ".obj": Format(read_obj, "obj"),
+    ".obj": Format(read_obj, "obj", version=2),
     ".ply": Format(read_ply, "ply"),
-    ".stl": Format(read_stl, "stl"),
+    ".stl": Format(read_stl, "stl", version=2),
     ".glb": _GLTF,
     ".gltf": _GLTF,
     ".npy": Format(read_npy, "npy", version=2),

@@ -1,35 +1,64 @@
 """Stereolithography, binary or ASCII."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.corpora.formats.geometry import Malformed, ReadOptions, Surface
-from pipeline.corpora.formats.tokens import table
 
 __all__ = ["read_stl"]
 
+_RECORD = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
+_UNKNOWN = (0, 0xFFFFFFFF)  # counts of writers that did not know it when they began
+_VERTEX = re.compile(r"\bvertex\s+(\S+)\s+(\S+)\s+(\S+)")
+
 
 def read_stl(data: bytes, path: Path, options: ReadOptions) -> Surface:
-    """Stereolithography, binary or ASCII."""
+    """Triangles of a binary file, or of all solids of an ASCII one, however its lines are broken."""
+    if options.parts:
+        raise Malformed(f"parts={options.parts} is asked for; an STL has none")
     if len(data) >= 84:
         count = int.from_bytes(data[80:84], "little")
-        if len(data) == 84 + 50 * count:
-            record = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
-            vertices = np.frombuffer(data, dtype=record, offset=84)["corners"].astype(np.float64).reshape(-1, 3)
-            return Surface(vertices, np.arange(len(vertices)).reshape(-1, 3))
-        if not data.lstrip()[:5].lower() == b"solid":
-            raise Malformed(
-                f"the header promises {count} triangles ({84 + 50 * count} bytes), the file has {len(data)} bytes"
-            )
-    text = data.decode("latin-1").lower()
-    if not text.lstrip().startswith("solid") or "endsolid" not in text:
+        if len(data) == 84 + 50 * count and count:
+            return _binary(data, count, {})
+    text = data.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text[:5].lower() == b"solid" and b"facet" in text.lower() and b"\0" not in text:
+        return _ascii(text.decode("latin-1").lower())
+    if len(data) < 84:
         raise Malformed("neither a binary STL nor a whole ASCII one (solid ... endsolid)")
-    corners = [
-        line.split(None, 1)[1]
-        for line in map(str.strip, text.splitlines())
-        if line.startswith("vertex ") and len(line) > 7
-    ]
-    if not corners or len(corners) % 3:
-        raise Malformed(f"holds {len(corners)} vertex lines; expected three a triangle")
-    return Surface(table(corners, 3, "vertex"), np.arange(len(corners)).reshape(-1, 3))
+    if count in _UNKNOWN and len(data) > 84 and (len(data) - 84) % 50 == 0:
+        return _binary(data, (len(data) - 84) // 50, {"counts of triangles not filled in": 1})
+    rest = data[84 + 50 * count :]
+    if count and rest and (len(rest) < 50 or not rest.strip(b"\0 \r\n\t")):
+        return _binary(data, count, {"bytes behind the last triangle": len(rest)})
+    raise Malformed(f"the header promises {count} triangles ({84 + 50 * count} bytes), the file has {len(data)} bytes")
+
+
+def _binary(data: bytes, count: int, notes: dict[str, int]) -> Surface:
+    corners = np.frombuffer(data, dtype=_RECORD, count=count, offset=84)["corners"]
+    return Surface(corners.astype(np.float64).reshape(-1, 3), np.arange(3 * count).reshape(-1, 3), notes=notes)
+
+
+def _ascii(text: str) -> Surface:
+    if "endsolid" not in text:
+        raise Malformed("neither a binary STL nor a whole ASCII one (solid ... endsolid)")
+    # names of solids may be any words, vertex and facet among them
+    text = re.sub(r"^[^\S\r\n]*(?:end)?solid\b[^\r\n]*", "", text, flags=re.MULTILINE)
+    *facets, rest = re.split(r"\bendfacet\b", text)
+    if re.search(r"\b(?:vertex|facet)\b", rest):
+        raise Malformed(f"facet {len(facets) + 1} has no endfacet; the file is truncated")
+    if not facets:
+        raise Malformed("holds no facets")
+    numbers: list[float] = []
+    for k, facet in enumerate(facets, 1):
+        found = _VERTEX.findall(facet)
+        if len(found) != 3 or facet.count("vertex") != 3:
+            raise Malformed(f"facet {k} has {facet.count('vertex')} vertices; expected three")
+        try:
+            if any("_" in word for corner in found for word in corner):
+                raise ValueError
+            numbers += [float(word) for corner in found for word in corner]
+        except ValueError:
+            raise Malformed(f"facet {k} has a vertex line that is not 3 numbers: {found}"[:160]) from None
+    return Surface(np.array(numbers).reshape(-1, 3), np.arange(3 * len(facets)).reshape(-1, 3))

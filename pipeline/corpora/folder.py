@@ -9,7 +9,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 from pipeline.corpora.base import CorpusError
@@ -58,7 +57,12 @@ class _Found:
 
     @property
     def id(self) -> str:
-        return "/".join(unicodedata.normalize("NFC", part) for part in self.parts)
+        return "/".join(self.parts)  # as the disk spells it: two spellings are two files
+
+    @property
+    def name(self) -> str:
+        """The id in the one form that patterns are compared in."""
+        return unicodedata.normalize("NFC", self.id)
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -126,7 +130,6 @@ def open_folder(root: Path, options: Options, points: int) -> FileCorpus:
             f"{options.uri}: none of the {len(found)} shapes in {root} lies in a folder named {split}{how}"
         )
     entries.sort(key=lambda entry: entry.id)
-    _check_ids(entries, options.uri)
     if ignored:
         logger.info("%s: %d files ignored (hidden, of another kind, or left out by a pattern)", options.uri, ignored)
     for names, what in (
@@ -214,8 +217,8 @@ def _select(
                 or name.startswith(".")
                 # Occupancy Networks keep query points, which lie off the surface, beside the cloud of the surface.
                 or (name == "points.npz" and "pointcloud.npz" in files)
-                or (match and not any(pattern.fullmatch(item.id) for pattern in match))
-                or any(pattern.fullmatch(item.id) for pattern in exclude)
+                or (match and not any(pattern.fullmatch(item.name) for pattern in match))
+                or any(pattern.fullmatch(item.name) for pattern in exclude)
             ):
                 ignored += 1
             else:
@@ -302,25 +305,12 @@ def _patterns(text: str) -> list[re.Pattern[str]]:
 
 
 def _is_text(name: str) -> bool:
-    """Whether a file's name can be written down on a line (Linux allows any bytes)."""
+    """Whether a file's name is text (Linux allows any bytes)."""
     try:
         name.encode()
     except UnicodeEncodeError:
         return False
-    return "\n" not in name and "\r" not in name
-
-
-def _check_ids(entries: Sequence[Entry], uri: str) -> None:
-    """Raise CorpusError for two files whose names are one in Unicode's composed form; `entries` are sorted."""
-    for one, other in pairwise(entries):
-        if one.id == other.id:
-            raise CorpusError(
-                f"{uri}: two files have the id {one.id!r}, spelled in two forms of Unicode: {str(one.path)!a} and "
-                f"{str(other.path)!a}. Rename or remove one."
-            )
-
-
-# -- what folders mean -------------------------------------------------------------------------------------------------
+    return True
 
 
 def _split_level(found: Sequence[_Found], wanted: str, uri: str) -> int | None:

@@ -182,6 +182,7 @@ WRONG = {
         "not a file beside it",
     ),
     "json.gltf": (b"{", "cannot be parsed as JSON"),
+    "raw.npy": (npy_header("|V4", "(6, 100)") + bytes(2400), "type .V4; expected numbers"),
     "object.npy": (npy_header("|O", "(64, 3)"), "type object; expected numbers"),
     "lies.npy": (npy_header("<f4", "(2000000000, 3)"), "promises .* 0 bytes follow"),
     "noise.npy": (bytes(range(256)), "does not start as a NPY file"),

@@ -137,6 +137,8 @@ def _cloud(array: np.ndarray, options: ReadOptions) -> Cloud:
     if array.dtype.names is not None:
         names = list(array.dtype.names)
         array = _records(array, names)
+    elif array.dtype.kind == "V":  # bytes without fields
+        raise Malformed(f"the array is of type {array.dtype}; expected numbers")
     if array.ndim == 2 and array.shape[0] == 3 and array.shape[1] > 4:
         raise Malformed(f"the array has shape {array.shape}, which looks transposed; save it as (n, 3)")
     if array.ndim != 2 or array.shape[1] < 3:

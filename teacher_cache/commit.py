@@ -27,6 +27,7 @@ __all__ = [
     "lock",
     "move_into_place",
     "open_log",
+    "read_regular",
     "refuse_links",
     "remove_abandoned",
     "replace_file",
@@ -79,6 +80,24 @@ def replace_file(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The bytes of a regular file, of which at most ``limit`` + 1 are read: more than ``limit`` came if so many come.
+
+    Raises FileNotFoundError also for a pipe, which would wait for a writer, and a device, which might never end.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # a socket
+            raise
+        raise FileNotFoundError(errno.ENOENT, "expected a regular file, found another kind", str(path)) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileNotFoundError(errno.ENOENT, "expected a regular file, found another kind", str(path))
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read(limit + 1)
 
 
 def open_log(path: Path) -> int:

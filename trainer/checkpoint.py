@@ -29,7 +29,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from teacher_cache.commit import sync_directory, write_file
+from teacher_cache.commit import read_regular, sync_directory, write_file
 
 __all__ = [
     "CheckpointDamaged",
@@ -175,12 +175,12 @@ def read_header(path: Path) -> Header:
     """The header of a checkpoint. Raises CheckpointError for anything but a sound header of this version."""
     file = path / HEADER
     try:
-        size = file.stat().st_size
-        if size > HEADER_LIMIT:
+        data = read_regular(file, HEADER_LIMIT)
+        if len(data) > HEADER_LIMIT:
             raise CheckpointError(
-                f"{file} has {size} bytes; expected at most {HEADER_LIMIT}. It is no checkpoint header."
+                f"{file} has {file.stat().st_size} bytes; expected at most {HEADER_LIMIT}. It is no checkpoint header."
             )
-        content = json.loads(file.read_bytes())
+        content = json.loads(data)
     except OSError as error:
         raise _unreadable(file, path, error) from None
     except (ValueError, RecursionError) as error:
@@ -237,11 +237,12 @@ def read_tensors(path: Path, header: Header, name: str = MODEL) -> dict[str, Ten
     if not isinstance(entry, dict):
         raise CheckpointError(f"{path / HEADER} lists no {name}. {_remedy(path)}")
     try:
-        blob = file.read_bytes()
+        size = file.stat().st_size  # compared before anything is read: the file may be far longer than it should be
+        blob = read_regular(file, size) if size == entry.get("bytes") else b""
     except OSError as error:
         raise _unreadable(file, path, error) from None
-    if len(blob) != entry.get("bytes"):
-        raise CheckpointDamaged(f"{file} has {len(blob)} bytes; {HEADER} says {entry.get('bytes')}. {_remedy(path)}")
+    if size != entry.get("bytes") or len(blob) != size:
+        raise CheckpointDamaged(f"{file} has {size} bytes; {HEADER} says {entry.get('bytes')}. {_remedy(path)}")
     if hashlib.sha256(blob).hexdigest() != entry.get("sha256"):
         raise CheckpointDamaged(f"{file} does not have the sha256 that {HEADER} gives: it is damaged. {_remedy(path)}")
     try:

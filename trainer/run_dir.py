@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from teacher_cache.commit import refuse_links, replace_file
+from teacher_cache.commit import read_regular, refuse_links, replace_file
 from trainer import checkpoint
 from trainer.data import Part
 from trainer.distributed import Ranks
@@ -23,6 +23,7 @@ __all__ = ["known_metrics", "not_finite", "owned", "save_batch", "write_json"]
 
 logger = logging.getLogger(__name__)
 
+_MAX_METRICS = 1 << 26  # bytes; a real file has some thousand
 WRITTEN = ("checkpoints", "tensorboard", "failure")  # folders of a run, written into and removed from
 
 
@@ -59,7 +60,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def known_metrics(path: Path) -> dict[str, Any]:
     """What metrics.json says; nothing where there is none, or where it is not whole (a warning names it then)."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular(path, _MAX_METRICS))
     except FileNotFoundError:
         return {}
     except (ValueError, RecursionError):

@@ -1,5 +1,7 @@
 """Links inside a run directory: nothing behind them is written, emptied or removed."""
 
+import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,8 @@ import pytest
 
 from teacher_cache.errors import CacheError
 from tests.support.training import train
+from trainer import checkpoint
+from trainer.run_dir import known_metrics
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "failure"])
@@ -67,3 +71,36 @@ def test_lines_that_are_no_events_are_dropped_and_told(cache: Any, tmp_path: Pat
     train(cache, tmp_path, epochs=1)
     assert log.read_bytes().splitlines()[: len(before)] == before
     assert "train.jsonl: 1 lines that are no events" in caplog.text
+
+
+PLANTED = [os.mkfifo, lambda path: os.symlink("/dev/zero", path)]
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+@pytest.mark.parametrize("name", ["checkpoint.json", "model.safetensors"])
+def test_a_checkpoint_that_is_a_pipe_or_a_device_is_damaged_and_not_waited_for(
+    tmp_path: Path, name: str, plant: Callable[[Path], Any]
+) -> None:
+    header = checkpoint.Header(epoch=1, step=1, config={}, cache={}, teacher={})
+    path = checkpoint.write_checkpoint(tmp_path, header, {}, {})
+    found = checkpoint.read_header(path)
+    (path / name).unlink()
+    plant(path / name)
+    if name == checkpoint.MODEL:  # as whoever plants a file of no size would note it
+        found.files[name]["bytes"] = 0
+    with pytest.raises(checkpoint.CheckpointDamaged, match=name):
+        checkpoint.read_header(path) if name == checkpoint.HEADER else checkpoint.read_tensors(path, found)
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+def test_metrics_that_are_a_pipe_or_a_device_are_as_if_absent(tmp_path: Path, plant: Callable[[Path], Any]) -> None:
+    plant(tmp_path / "metrics.json")
+    assert known_metrics(tmp_path / "metrics.json") == {}
+
+
+def test_a_weights_file_longer_than_its_header_says_is_not_read(tmp_path: Path) -> None:
+    header = checkpoint.Header(epoch=1, step=1, config={}, cache={}, teacher={})
+    path = checkpoint.write_checkpoint(tmp_path, header, {}, {})
+    os.truncate(path / checkpoint.MODEL, 1 << 42)  # sparse
+    with pytest.raises(checkpoint.CheckpointDamaged, match=f"has {1 << 42} bytes"):
+        checkpoint.read_tensors(path, checkpoint.read_header(path))

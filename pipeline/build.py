@@ -138,7 +138,10 @@ def build_cache(
             build.scheduler,
             "" if build.remote else f", {crew.processes} x {crew.lanes} lanes, {crew.in_work} shards in work",
         )
-        writer.log({"event": "build", "missing": len(tasks), "software": job.software})
+        try:
+            writer.log({"event": "build", "missing": len(tasks), "software": job.software})
+        except OSError as error:  # on a full disk the shards fail and say what to do, which a note must not hide
+            logger.warning("the build is not noted in the cache's log: %s", error)
         taken = partial(_take, tally, stamps, source, places, build.remote)
         if local:
             on_threads(job, Worker(source, loaded, Lanes(crew.lanes), writer.basis), tasks, crew, taken)

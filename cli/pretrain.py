@@ -26,40 +26,57 @@ __all__ = ["pretrain", "table"]
 @config_options
 @click.option("--cache", "cache_path", type=CachePath(),
               help="Train on this cache instead of the one CONFIG describes.")  # fmt: skip
+@click.option(
+    "--stale-cache",
+    type=click.Choice(["refuse", "train"]),
+    help="Short for --set trainer.stale_cache=...: what is done with a cache whose corpus changed.",
+)
 @click.option("--out", type=LocalPath(file_okay=False), help="Run directory. [default: runs/CONFIG]")
 def pretrain(
-    config: str, overrides: tuple[str, ...], print_config: bool, cache_path: "Location | None", out: Path | None
+    config: str,
+    overrides: tuple[str, ...],
+    print_config: bool,
+    cache_path: "Location | None",
+    stale_cache: str | None,
+    out: Path | None,
 ) -> None:
     """Pre-train an encoder as CONFIG (a preset or a TOML file) says; its cache is built first if it is not there."""
     import teacher_cache
+    from cli.cache import build_from
     from cli.config import load_experiment, to_toml
+    from cli.stale import check_corpus, finished_cache
     from teacher_cache.location import resolve
     from trainer.distributed import place_in_launch
 
-    experiment = load_experiment(config, overrides)
+    experiment = load_experiment(
+        config, [*overrides, *([f"trainer.stale_cache='{stale_cache}'"] if stale_cache else [])]
+    )
     if print_config:
         echo(to_toml(experiment), nl=False)
         return
-    launch = place_in_launch()
+    launch, named = place_in_launch(), True
     if cache_path is not None:  # noted, so that the run's own config.toml repeats the run
         experiment = replace(experiment, trainer=replace(experiment.trainer, cache=str(cache_path)))
     elif experiment.trainer.cache:
         cache_path = resolve(experiment.trainer.cache)
     else:
-        cache_path = _cache_of(experiment, launch.size)
+        _check_alone(launch.size)
+        cache_path = finished_cache(experiment) if experiment.trainer.stale_cache == "train" else None
+        if cache_path is None:
+            cache_path = build_from(experiment).path  # which compares the corpus itself
+        named = False
     opened = teacher_cache.open(cache_path)
+    if named and launch.rank == 0 and experiment.trainer.stale_cache == "refuse":
+        check_corpus(experiment, cache_path)
     _train(experiment, opened, out or Path("runs") / experiment.name, launch.rank)
 
 
-def _cache_of(experiment: "Experiment", ranks: int) -> "Location":
-    if ranks == 1:
-        from cli.cache import build_from
-
-        return build_from(experiment).path
-    raise click.UsageError(
-        "under torchrun, name a finished cache: build it first with `i2p cache build CONFIG`, "
-        "and give the path it prints as --cache"
-    )
+def _check_alone(ranks: int) -> None:
+    if ranks > 1:
+        raise click.UsageError(
+            "under torchrun, name a finished cache: build it first with `i2p cache build CONFIG`, "
+            "and give the path it prints as --cache"
+        )
 
 
 def _live_teacher(experiment: "Experiment", opened: Any) -> Any:

@@ -3,6 +3,7 @@
 Progress and resume come from the committed shards alone, so they survive any crash.
 """
 
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -13,9 +14,9 @@ from uuid import uuid4
 import torch
 
 from pipeline.basis import fit_basis
-from pipeline.changes import Changes, Stamps, compare_corpus, made_of, refuse_stale
+from pipeline.changes import Changes, Stamps, compare_corpus, made_of, refuse_stale, settled, stamps_digest
 from pipeline.config import BuildConfig, CorpusConfig, ProjectionConfig, TeacherConfig, conflicts
-from pipeline.corpora import Corpus, open_corpus
+from pipeline.corpora import Corpus, MachineFault, open_corpus
 from pipeline.errors import BuildError
 from pipeline.job import Failure, Job, elsewhere
 from pipeline.lanes import Lanes
@@ -23,7 +24,7 @@ from pipeline.plan import plan_shards, surplus_shards
 from pipeline.poses import check_ids, shapes_of
 from pipeline.provenance import software
 from pipeline.quarantine import note_refused, release_mended
-from pipeline.recipe import recipe_for
+from pipeline.recipe import corpus_recipe, recipe_for
 from pipeline.schedulers import cores, crew_for, on_cluster, on_threads
 from pipeline.tally import BuildProgress, BuildReport, Result, Tally
 from pipeline.teacher import Teacher, load_teacher, resolve_device, size_conflicts, teacher_conflicts
@@ -45,7 +46,7 @@ from teacher_cache.repair import sound_description
 from teacher_cache.storage import storage_at
 from teacher_cache.writer import noted_receipts
 
-__all__ = ["BuildProgress", "BuildReport", "build_cache", "cache_of", "changes_of"]
+__all__ = ["BuildProgress", "BuildReport", "build_cache", "cache_of", "changes_at", "changes_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -142,16 +143,19 @@ def build_cache(
             writer.log({"event": "build", "missing": len(tasks), "software": job.software})
         except OSError as error:  # on a full disk the shards fail and say what to do, which a note must not hide
             logger.warning("the build is not noted in the cache's log: %s", error)
-        taken = partial(_take, tally, stamps, source, places, build.remote)
-        if local:
-            on_threads(job, Worker(source, loaded, Lanes(crew.lanes), writer.basis), tasks, crew, taken)
-        else:
-            del loaded, fit
-            writer.storage.write_documents({job.mark: b""})
-            try:
-                on_cluster(elsewhere(job) if build.remote else job, tasks, build, crew, taken)
-            finally:
-                writer.storage.remove([job.mark])
+        taken = partial(_take, tally, stamps, source, places, None if local else writer)
+        try:
+            if local:
+                on_threads(job, Worker(source, loaded, Lanes(crew.lanes), writer.basis), tasks, crew, taken)
+            else:
+                del loaded, fit
+                writer.storage.write_documents({job.mark: b""})
+                try:
+                    on_cluster(elsewhere(job) if build.remote else job, tasks, build, crew, taken)
+                finally:
+                    writer.storage.remove([job.mark])
+        finally:
+            stamps.save()
     note_refused(writer, source, places, [item.id for item in tally.quarantined()], started)
     tally.check_usable()
     writer.finish(planned=tally.planned)
@@ -169,10 +173,30 @@ def changes_of(
     """
     source = open_corpus(corpus.uri, points=corpus.points)
     _, place = _place(source, corpus, projection, load_teacher(teacher, torch.device("cpu")), cache)
+    return _compared(place, source, corpus, content=content)
+
+
+def changes_at(place: Location, corpus: CorpusConfig, *, content: bool) -> Changes | None:
+    """How a corpus differs from what a cache was built from, whatever its teacher; None for a cache of another corpus.
+
+    Nothing is written but the cache's notes of how files looked, where they can be. Raises CorpusError where the corpus
+    cannot be opened, MachineFault, and CacheError where the cache cannot be read.
+    """
+    source = open_corpus(corpus.uri, points=corpus.points)
+    asked = corpus_recipe(source, points=corpus.points, poses=corpus.poses)
+    if json.loads(json.dumps(asked)) != dict(sound_description(place).recipe.corpus):
+        return None
+    return _compared(place, source, corpus, content=content)
+
+
+def _compared(place: Location, source: Corpus, corpus: CorpusConfig, *, content: bool) -> Changes:
     storage = storage_at(place)
     receipts = {receipt.shard: receipt for receipt, _ in noted_receipts(storage, sound_description(place))}
     ids = [source.id(index) for index in range(len(source))]
-    return compare_corpus(source, ids, receipts, Stamps(storage), poses=corpus.poses, content=content, threads=cores())
+    stamps = Stamps(storage)
+    changes = compare_corpus(source, ids, receipts, stamps, poses=corpus.poses, content=content, threads=cores())
+    stamps.save()
+    return changes
 
 
 def cache_of(
@@ -239,10 +263,11 @@ def _up_to_date(
     noted = {receipt.shard: receipt for receipt, _ in found}
     committed = {receipt.shard: receipt for receipt, whole in found if whole}
     changes = compare_corpus(source, ids, noted, stamps, poses=poses, content=build.check == "content", threads=cores())
+    stamps.save()  # what was read need not be read again, whatever comes of it
     if build.changed == "refuse":
         refuse_stale(changes, writer.directory)
     if changes.unknown:
-        logger.info(
+        logger.warning(
             "%s: %d shapes were built before their content was noted; whether they changed is not known",
             writer.directory,
             changes.unknown,
@@ -259,24 +284,38 @@ def _up_to_date(
 
 
 def _take(
-    tally: Tally, stamps: Stamps, source: Corpus, places: dict[str, int], elsewhere: bool, result: Result
+    tally: Tally, stamps: Stamps, source: Corpus, places: dict[str, int], elsewhere: CacheWriter | None, result: Result
 ) -> None:
     """Count a finished shard, and remember how its files looked.
 
-    elsewhere  whether a worker on another machine read it: one shape is then compared with the driver's own file.
+    elsewhere  given where another process read the shapes: they are then compared with the driver's own files, by size
+               and times, and by content where these differ, as they do on another machine's copy. Raises BuildError.
     """
-    tally.add(result)
     if isinstance(result, Failure):
+        tally.add(result)
         return
-    stamps.note(result.receipt, result.stamps)
-    if elsewhere and result.receipt.shapes:
-        id, read = result.receipt.shapes[0]
-        if made_of(source, places[id]) != read:
-            raise BuildError(
-                f"shard {result.receipt.shard}: a worker read another {id!r} than lies at "
-                f"{source.source(places[id])}.\n"
-                "  Give driver and workers the same files; `i2p cache build --check-content` finds what differs."
-            )
+    looks = result.stamps
+    if elsewhere is not None:
+        shapes = result.receipt.shapes
+        looks = stamps_digest((id, settled(source.stamp(places[id]))) for id, _ in shapes)
+        if not looks or looks != result.stamps:
+            try:
+                odd = [id for id, read in shapes if made_of(source, places[id]) != read]
+            except MachineFault as error:
+                raise BuildError(
+                    f"shard {result.receipt.shard} cannot be compared with the driver's files: {error}\n"
+                    f"  The {len(tally.receipts)} committed shards are kept; run the build again to go on."
+                ) from error
+            if odd:
+                elsewhere.withdraw([result.receipt.shard])
+                raise BuildError(
+                    f"shard {result.receipt.shard}: a worker read other files than the driver has, {len(odd)} of "
+                    f"{len(shapes)}, first {odd[0]!r} ({source.source(places[odd[0]])}); the shard is taken back.\n"
+                    "  Give driver and workers the same files, and run the build again."
+                )
+    stamps.note(result.receipt, looks)
+    stamps.save(now=False)
+    tally.add(result)
 
 
 def _place(

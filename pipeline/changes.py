@@ -8,6 +8,7 @@ stays, the shard's files are not read. Whatever else happened to them, a touch o
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,17 +16,21 @@ from dataclasses import dataclass
 from pipeline.corpora import Corpus, ShapeError
 from pipeline.corpora.faults import patiently
 from pipeline.errors import BuildError
+from teacher_cache import CacheError
 from teacher_cache.location import join
 from teacher_cache.manifest import Receipt
 from teacher_cache.storage import Storage
 
-__all__ = ["STAMPS", "Changes", "Stamps", "compare_corpus", "made_of", "refuse_stale", "stamps_digest"]
+__all__ = ["STAMPS", "Changes", "Stamps", "compare_corpus", "made_of", "refuse_stale", "settled", "stamps_digest"]
 
 logger = logging.getLogger(__name__)
 
 STAMPS = "logs/stamps.json"  # of a cache
 SHOWN = 3
+MANY = 1000  # shapes; to read that many again is worth a word
 _MAX_STAMPS = 1 << 28  # bytes; a line a shard takes about 80
+_SETTLED = 2 * 10**9  # ns; two writes closer than a file system's clock ticks (FAT: 2 s) leave one time
+_SAVED_EVERY = 30.0  # seconds
 
 
 def made_of(corpus: Corpus, index: int) -> str:
@@ -34,6 +39,16 @@ def made_of(corpus: Corpus, index: int) -> str:
         return patiently(lambda: corpus.fingerprint(index), corpus.source(index))
     except ShapeError as error:
         return hashlib.sha256(f"unreadable: {error.reason}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def settled(stamp: str | None) -> str | None:
+    """A stamp that was taken just now, or None where a file is so new that it may change again and keep its stamp."""
+    if stamp is None:
+        return None
+    changed = [part.partition(":")[0] for part in stamp.split()]
+    if not all(word.isdecimal() for word in changed):  # a file that cannot be looked at
+        return None
+    return stamp if max(map(int, changed), default=0) < time.time_ns() - _SETTLED else None
 
 
 def stamps_digest(stamps: Iterable[tuple[str, str | None]]) -> str:
@@ -68,6 +83,7 @@ class Stamps:
         except (ValueError, AttributeError, RecursionError):
             logger.info("%s cannot be read; files are compared by content", join(storage.location, STAMPS))
         self._saved = dict(self._known)
+        self._saved_at = time.monotonic()
 
     def vouch_for(self, receipt: Receipt, digest: str) -> bool:
         """Whether this shard's files looked like this when their content was last compared."""
@@ -78,13 +94,17 @@ class Stamps:
         if digest:
             self._known[str(receipt.shard)] = [receipt.sha256, digest]
 
-    def save(self) -> None:
-        """Write what has been noted, if anything; where nothing can be written, the next build compares again."""
-        if self._known == self._saved:
+    def save(self, *, now: bool = True) -> None:
+        """Write what has been noted, if anything; where nothing can be written, the next build compares again.
+
+        now  False: only if the last time is a while ago. So a killed build's shapes need not be read again.
+        """
+        if self._known == self._saved or (not now and time.monotonic() - self._saved_at < _SAVED_EVERY):
             return
+        self._saved_at = time.monotonic()
         try:
             self._storage.write_documents({STAMPS: json.dumps(self._known, sort_keys=True).encode()})
-        except OSError as error:
+        except (OSError, CacheError) as error:
             logger.info("%s cannot be written: %s", join(self._storage.location, STAMPS), error)
         self._saved = dict(self._known)
 
@@ -96,6 +116,7 @@ class Changes:
     changed  ids of shapes that are in both, and made from something else now, those in quarantine excepted
     gone     ids of shapes that the corpus does not have any more
     came     shapes that no committed shard holds
+    same     shapes that are in both, and of which nothing says that they changed
     unknown  shapes in shards without fingerprints, as 0.1.0 wrote them: whether they changed cannot be told
     shards   that hold changed or gone shapes
     """
@@ -103,6 +124,7 @@ class Changes:
     changed: tuple[str, ...]
     gone: tuple[str, ...]
     came: int
+    same: int
     unknown: int
     shards: tuple[int, ...]
 
@@ -114,17 +136,19 @@ class Changes:
     def lines(self) -> list[str]:
         """What a person wants to know, a line each."""
         said = []
-        for what, ids in (
-            ("changed since the cache was built", self.changed),
-            ("are not in the corpus any more", self.gone),
+        for one, more, ids in (
+            ("changed since the cache was built", "changed since the cache was built", self.changed),
+            ("is not in the corpus any more", "are not in the corpus any more", self.gone),
         ):
             if ids:
                 shown = ", ".join(map(repr, ids[:SHOWN])) + (
                     f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
                 )
-                said.append(f"{len(ids)} shape{'s' if len(ids) > 1 else ''} {what}: {shown}")
+                said.append(f"{_count(len(ids), 'shape')} {one if len(ids) == 1 else more}: {shown}")
         if said and self.came:
-            said.append(f"{self.came} shapes are new")
+            said.append(f"{_count(self.came, 'shape')} {'is' if self.came == 1 else 'are'} new")
+        if said and not self.same:
+            said.append("none of its shapes is as it was: is this another corpus under the old one's name?")
         return said
 
 
@@ -151,7 +175,7 @@ def compare_corpus(
     changed: list[str] = []
     gone: list[str] = []
     shards: list[int] = []
-    held = unknown = 0
+    held = unknown = read = 0
     with ThreadPoolExecutor(max(1, threads), thread_name_prefix="compare") as pool:
         for shard in sorted(receipts):
             receipt = receipts[shard]
@@ -162,9 +186,12 @@ def compare_corpus(
             gone += lost
             known = [(id, sha256) for id, sha256 in receipt.shapes if id in places]
             unknown += len(here) - len(lost) - len(known)
-            looks = stamps_digest((id, corpus.stamp(places[id])) for id, _ in known) if known else ""
+            looks = stamps_digest((id, settled(corpus.stamp(places[id]))) for id, _ in known) if known else ""
             odd: list[str] = []
             if content or not stamps.vouch_for(receipt, looks):
+                read += len(known)
+                if read >= MANY > read - len(known):
+                    logger.warning("the content of many files is compared, whose size or time the cache does not know")
                 now = pool.map(lambda id: made_of(corpus, places[id]), [id for id, _ in known])
                 odd = [id for (id, then), found in zip(known, now, strict=True) if found != then]
             stale = [
@@ -179,6 +206,7 @@ def compare_corpus(
         changed=tuple(changed),
         gone=tuple(gone),
         came=len(ids) - held,
+        same=held - len(changed),
         unknown=unknown,
         shards=tuple(shards),
     )
@@ -190,6 +218,10 @@ def refuse_stale(changes: Changes, location: object) -> None:
         lines = "\n  ".join(changes.lines())
         raise BuildError(
             f"{location}: the cache is not of this corpus any more:\n  {lines}\n"
-            f"  Rebuild the {len(changes.shards)} shards that hold them with --changed rebuild (build.changed), bring "
-            "the old files back, or build into another cache.root."
+            f"  Rebuild {_count(len(changes.shards), 'shard')} with --changed rebuild (build.changed), bring the old "
+            "files back, or build into another cache.root."
         )
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"

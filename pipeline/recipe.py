@@ -8,7 +8,12 @@ from pipeline.corpora import Corpus
 from pipeline.poses import pose_settings
 from teacher_cache import CacheConfig, Recipe
 
-__all__ = ["recipe_for"]
+__all__ = ["corpus_recipe", "recipe_for"]
+
+
+def corpus_recipe(corpus: Corpus, *, points: int, poses: int) -> dict[str, Any]:
+    """The part of a recipe that is about the corpus."""
+    return {**corpus.identity, "points": points, **pose_settings(poses)}
 
 
 def recipe_for(
@@ -28,7 +33,7 @@ def recipe_for(
     poses    stored of each shape.
     """
     return Recipe(
-        corpus={**corpus.identity, "points": points, **pose_settings(poses)},
+        corpus=corpus_recipe(corpus, points=points, poses=poses),
         projection={
             "image_side": projection.image_side,
             "patch_side": projection.patch_side,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cuda.geometry import ViewGeometry
 from pipeline.basis import in_basis
-from pipeline.changes import made_of, stamps_digest
+from pipeline.changes import made_of, settled, stamps_digest
 from pipeline.config import ProjectionConfig
 from pipeline.corpora import Corpus, CorpusError, MachineFault, Shape, ShapeError, normalise
 from pipeline.corpora.faults import machine_fault_in, patiently
@@ -51,7 +51,7 @@ class ShardReport:
     """A committed shard. Small: it crosses from worker to driver.
 
     receipt  what is in it
-    stamps   `stamps_digest` of its shapes' files as they were read; "" where shapes have no files
+    stamps   `stamps_digest` of its shapes' files as they were read; "" where shapes have no files, or brand-new ones
     seconds  spent in each of STAGES, added up over threads; `write` is zeroing, encoding, writing and committing
     wall     seconds from start to commit
     """
@@ -152,7 +152,7 @@ def _read_group(indices: Sequence[int], corpus: Corpus, poses: int) -> _Group:
     for index in indices:
         stamp = corpus.stamp(index)
         group.shapes.append((corpus.id(index), made_of(corpus, index)))
-        group.stamps.append(stamp)
+        group.stamps.append(settled(stamp))
         try:
             shape, points = patiently(partial(read_shape, corpus, index), corpus.source(index))
         except ShapeError as error:

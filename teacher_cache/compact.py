@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from teacher_cache import commit
+from teacher_cache import commit, layout
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError, RecipeMismatch, StorageError
 from teacher_cache.gc import find_abandoned
@@ -33,7 +33,8 @@ def compact(
 
     The bytes are those of one build of the same shapes in the same order: of a cache that grew at its corpus' end,
     those of building the grown corpus at once. While it works the cache takes twice its space. Close readers first, for
-    the shards that they have not opened yet move; a build must not run meanwhile, and one that does is refused.
+    the shards that they have not opened yet move. A build must not run meanwhile: one that does, or has committed
+    anything by the end, makes the call stop and change nothing.
 
     Raises StorageError for a URL, CacheError for a damaged cache or one that a build is working on, ManifestError for
     one that is not finished, FileNotFoundError where there is none.
@@ -45,12 +46,17 @@ def compact(
             "  Write it again under another root with `i2p cache convert --shapes-per-shard`."
         )
     place = place.resolve()  # what a link names is compacted where it lies
-    fresh, old = (place.with_name(f".{what}-{place.name}") for what in ("compacting", "compacted"))
+    fresh, old = _beside(place)
+    for folder in (fresh, old):
+        if folder.is_symlink():
+            raise CacheError(
+                f"{folder}: expected nothing here, or a folder of this command; found a link.\n  Remove it."
+            )
     _take_up(place, fresh, old)
     if not place.is_dir():
         raise FileNotFoundError(f"{place}: no such cache")
-    if find_abandoned(place).busy:
-        raise CacheError(f"{place}: a build is working on this cache.\n  Wait for it to end.")
+    _check_idle(place)
+    stands = _documents(place)
     cache = open_source(place)
     parts = parts_of(cache)
     config = CacheConfig.from_storage(dict(cache.recipe.storage))
@@ -76,10 +82,37 @@ def compact(
         except RecipeMismatch:  # a call that was stopped worked on the cache before it grew again
             shutil.rmtree(fresh)
     _carry_logs(place, fresh)
+    _check_idle(place)
+    if _documents(place) != stands:
+        raise CacheError(
+            f"{place}: a build has worked on this cache meanwhile; nothing was changed.\n"
+            "  Run it again when no build does."
+        )
     os.rename(place, old)
     commit.sync_directory(place.parent)
     _take_up(place, fresh, old)
     return Rewritten(path=place, records=made.records, shards=made.shards, written=made.written, bytes=made.bytes)
+
+
+def _beside(place: Path) -> tuple[Path, Path]:
+    """Where the new cache is written, and where the old one is set aside for as long as two renames take."""
+    return place.with_name(f".compacting-{place.name}"), layout.set_aside(place)
+
+
+def _check_idle(place: Path) -> None:
+    if find_abandoned(place).busy:
+        raise CacheError(f"{place}: a build is working on this cache.\n  Wait for it to end.")
+
+
+def _documents(place: Path) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """The manifest ("" where there is none), and size and time of each receipt: what every build changes."""
+    manifest, receipts = place / layout.MANIFEST, place / layout.RECEIPTS
+    data = manifest.read_bytes() if manifest.is_file() else b""
+    found = {}
+    for entry in os.scandir(receipts) if receipts.is_dir() else ():
+        status = entry.stat()
+        found[entry.name] = (status.st_size, status.st_mtime_ns)
+    return data, found
 
 
 def _take_up(place: Path, fresh: Path, old: Path) -> None:

@@ -42,7 +42,7 @@ def convert(
     on_progress     called with (shards done, shards in all), first before any work, in the calling thread.
 
     The new cache is what a build with its storage would have written, to the byte, where shards keep their shapes (the
-    same `shapes_per_shard`, or any over full shards without refused shapes). Elsewhere it holds the same shapes in the
+    same `shapes_per_shard`, or any over full shards). Elsewhere it holds the same shapes in the
     same order.
     Labels, quarantine and planned shapes are carried along. Interrupted anywhere, the same call goes on where it was.
 

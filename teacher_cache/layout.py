@@ -1,5 +1,6 @@
 """Where everything lies in a cache directory, and the two formats behind one pair of names."""
 
+from pathlib import Path
 from typing import Any, Protocol
 
 from teacher_cache import tar_shards, zarr_shards
@@ -19,6 +20,7 @@ __all__ = [
     "names_dimensions",
     "open_shard",
     "receipt_path",
+    "set_aside",
     "shard_format",
     "shard_paths",
 ]
@@ -42,6 +44,11 @@ class ShardReader(Protocol):
 
 def receipt_path(shard: int) -> str:
     return f"{RECEIPTS}/{shard:06d}.json"
+
+
+def set_aside(cache: Path) -> Path:
+    """Where `compact` keeps the old cache, from the moment it is out of its place until the new one is in it."""
+    return cache.with_name(f".compacted-{cache.name}")
 
 
 def shard_format(config: CacheConfig) -> Any:

@@ -61,6 +61,13 @@ class Receipt:
     def total_bytes(self) -> int:
         return sum(file.bytes for file in self.files)
 
+    def made_of_other(self, shapes: Iterable[tuple[str, str]]) -> list[str]:
+        """Ids of those among some (shape id, SHA-256 of what it was made from) that this shard has of something else;
+        what is not known of either side does not count.
+        """
+        own = dict(self.shapes)
+        return [id for id, made_of in shapes if own.get(id, made_of) != made_of]
+
     @cached_property
     def encoded(self) -> bytes:
         """The receipt's file."""
@@ -96,7 +103,7 @@ class Receipt:
         shapes = document.objects("shapes") if "shapes" in document.values else []
         if len(shapes) > MAX_SHAPES_PER_SHARD:
             raise ManifestError(f"{where}: expected at most {MAX_SHAPES_PER_SHARD} shapes, found {len(shapes)}")
-        return cls(
+        receipt = cls(
             shard=shard,
             shapes=tuple((item.text("id"), item.digest("sha256")) for item in shapes),
             ids=tuple(item.text("id") for item in records),
@@ -104,6 +111,11 @@ class Receipt:
             quarantined=tuple(_quarantined(item) for item in document.objects("quarantined")),
             files=files,
         )
+        held = {*receipt.ids, *(item.id for item in receipt.quarantined)}
+        known = {id for id, _ in receipt.shapes}
+        if len(known) != len(shapes) or not known <= held:
+            raise ManifestError(f"{where}: expected each of its shapes once, found others or one twice among 'shapes'")
+        return receipt
 
 
 @dataclass(frozen=True, kw_only=True)

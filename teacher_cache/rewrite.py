@@ -63,8 +63,8 @@ def in_turn(parts: Iterable[Part]) -> dict[int, list[Part]]:
 def refilled(parts: Iterable[Part], *, shapes_per_shard: int, poses: int) -> dict[int, list[Part]]:
     """Shapes in their order, as many to a shard as a build puts there; by shard, numbered from 0.
 
-    A shape that was refused takes a place, as in a build. Where it stood among the shapes of its shard is not recorded;
-    it is taken to have stood at the end.
+    A shape that was refused takes a place, as in a build. Where it stood among the shapes of its shard is known from
+    the list of what these were made from; without one, as in caches of 0.1.0, it is taken to have stood at the end.
 
     Raises CacheError when not all poses of a shape fit into a shard.
     """
@@ -74,13 +74,13 @@ def refilled(parts: Iterable[Part], *, shapes_per_shard: int, poses: int) -> dic
     shards: dict[int, list[Part]] = {}
     taken = 0  # places, counted over all shards
     for part in parts:
-        shapes = len(part.records) // poses
-        begin, end = 0, shapes + len(part.quarantined)
+        before = _usable_before(part, poses)
+        begin, end = 0, len(before) - 1
         while begin < end:
             shard, used = divmod(taken, size)
             stop = min(end, begin + size - used)
-            records = slice(min(begin, shapes) * poses, min(stop, shapes) * poses)
-            refused = slice(max(begin - shapes, 0), max(stop - shapes, 0))
+            records = slice(before[begin] * poses, before[stop] * poses)
+            refused = slice(begin - before[begin], stop - before[stop])
             piece = replace(
                 part, records=part.records[records], ids=part.ids[records], quarantined=part.quarantined[refused]
             )
@@ -88,6 +88,20 @@ def refilled(parts: Iterable[Part], *, shapes_per_shard: int, poses: int) -> dic
             taken += stop - begin
             begin = stop
     return shards
+
+
+def _usable_before(part: Part, poses: int) -> list[int]:
+    """For each place among the shapes of a part, and the end, how many shapes before it have records."""
+    usable, refused = list(part.ids[::poses]), [item.id for item in part.quarantined]
+    held = {*usable, *refused}
+    order = [id for id, _ in part.shapes if id in held]
+    bad = set(refused)
+    if [id for id in order if id not in bad] != usable or [id for id in order if id in bad] != refused:
+        order = [*usable, *refused]
+    before = [0]
+    for id in order:
+        before.append(before[-1] + (id not in bad))
+    return before
 
 
 def rewrite(
@@ -178,6 +192,12 @@ def _missing(shards: dict[int, list[Part]], committed: dict[int, Receipt], where
                 f"{where}: shard {shard} is committed with other shapes ({receipt.records} records, first "
                 f"{receipt.ids[:1]}) than the sources give it ({len(ids)} records, first {tuple(ids[:1])}): another "
                 "build, or other sources or another order of them, made it.\n  Choose another root."
+            )
+        odd = receipt.made_of_other(_shapes(parts))
+        if odd:
+            raise RecipeMismatch(
+                f"{where}: shard {shard} was made from sources as they were before their corpus changed: {len(odd)} "
+                f"shapes differ, first {odd[0]!r}.\n  Remove {where}, or choose another root."
             )
     more = sorted(set(committed) - set(shards))
     if more:

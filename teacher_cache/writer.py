@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,7 @@ def create_cache(
         others = storage.files()
         stored = _stored(storage) if others else None  # another builder may have begun meanwhile: those are its files
     if stored is None:
+        _check_not_set_aside(storage)
         if others:
             raise CacheError(
                 f"{storage.location}: expected an empty folder or a cache, found other files and no {layout.RECIPE}.\n"
@@ -210,18 +212,22 @@ def write_shard(
                  build that a shape has changed.
     replace      write it even if it is committed already (to repair); else the committed receipt comes back.
 
-    Raises SchemaError for a record that does not fit, RecipeMismatch when the committed shard holds other shapes,
-    OSError when the disk fails; then nothing is committed and what was written aside is removed.
+    Raises SchemaError for a record that does not fit, RecipeMismatch when the committed shard holds other shapes, or
+    the same made from something else, OSError when the disk fails; then nothing is committed and what was written aside
+    is removed.
     """
     description, storage = handle.description, storage_at(handle.directory)
     _check_records(records, quarantined, shard, description)
     expected = _shapes(records, quarantined)
+    others = {id for id, _ in shapes} - {*expected[0], *expected[1]}
+    if others:
+        raise SchemaError(f"shard {shard}: {min(others)!r} among `shapes` is neither a record nor in quarantine")
     found: Receipt | None = None
     made: Receipt | None = None
 
     def settled() -> bool:
         nonlocal found
-        found = None if replace else _committed(storage, shard, description, expected)
+        found = None if replace else _committed(storage, shard, description, expected, shapes)
         return found is not None
 
     def receipt(files: list[ShardFile]) -> bytes:
@@ -315,7 +321,11 @@ def _digest(id: str) -> bytes:
 
 
 def _committed(
-    storage: Storage, shard: int, description: Description, expected: tuple[list[str], list[str]]
+    storage: Storage,
+    shard: int,
+    description: Description,
+    expected: tuple[list[str], list[str]],
+    shapes: Sequence[tuple[str, str]],
 ) -> Receipt | None:
     try:
         receipt = read_receipt(storage, shard, description)
@@ -326,6 +336,13 @@ def _committed(
             f"{storage.location}: shard {shard} is committed with other shapes ({receipt.records} records, first "
             f"{receipt.ids[:1]}) than were given ({len(expected[0])} records, first {expected[0][:1]}).\n"
             "  Plan the build again from the committed receipts, or build into another folder."
+        )
+    odd = receipt.made_of_other(shapes)
+    if odd:
+        raise RecipeMismatch(
+            f"{storage.location}: shard {shard} was committed meanwhile by a builder that read other files: "
+            f"{len(odd)} shapes differ, first {odd[0]!r}.\n"
+            "  Give all builders the same corpus, and run the build again."
         )
     return receipt
 
@@ -356,6 +373,15 @@ def _check_records(
         if item.id in seen:
             raise SchemaError(f"shard {shard}: shape {item.id!r} is both a record and in quarantine, or there twice")
         seen.add(item.id)
+
+
+def _check_not_set_aside(storage: Storage) -> None:
+    """Raise CacheError where `compact` was killed between its two renames: the cache is whole, beside its place."""
+    if isinstance(storage.location, Path) and layout.set_aside(storage.location.resolve()).is_dir():
+        raise CacheError(
+            f"{storage.location}: this cache was being compacted when the machine stopped, and lies beside its place.\n"
+            f"  Run `i2p cache compact {storage.location}` to the end."
+        )
 
 
 def _stored(storage: Storage) -> Description | None:

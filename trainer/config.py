@@ -23,6 +23,8 @@ class TrainerConfig:
     epochs                 passes over the cache, at least 1
     cache                  folder or URL of a finished cache to train on; empty: the one that the experiment describes,
                            which is built first
+    stale_cache            what is done when files of the corpus changed or went since the cache was built: "refuse", or
+                           "train" on the finished cache as it is, without a look at the corpus
     teacher                whose maps are used: "cached", or those of a "live" teacher that looks at the augmented cloud
                            in every step (the reference's recipe); the cache then gives the clouds only
     batch_size             shapes in one optimiser step, over all ranks and accumulated parts
@@ -65,6 +67,7 @@ class TrainerConfig:
 
     epochs: int = 300
     cache: str = ""
+    stale_cache: Literal["refuse", "train"] = "refuse"
     teacher: Literal["cached", "live"] = "cached"
     batch_size: int = 64
     accumulation: int = 1

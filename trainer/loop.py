@@ -139,7 +139,7 @@ class _Run:
     ):
         self.run_dir, self.config, self.evaluation, self.ranks = run_dir, trainer, evaluation, ranks
         # Without the cache's place: runs of one experiment write the same checkpoints wherever their cache lies.
-        noted = replace(trainer, cache="")
+        noted = replace(trainer, cache="", stale_cache="refuse")
         self.sections = sections_of(model=model, masking=masking, trainer=noted, evaluation=evaluation)
         self.identity = {"recipe": cache.recipe.hash, "records": len(cache)}
         if cache.basis is not None:  # which a recipe does not say: what the 2D head has learnt is of this basis

@@ -34,6 +34,7 @@ Section = TypeVar("Section")
 _FREE = {
     "trainer.epochs",
     "trainer.cache",  # which records it holds is compared by its recipe
+    "trainer.stale_cache",
     "trainer.checkpoint_every",
     "trainer.checkpoint_steps",
     "trainer.damaged",  # nothing, while the cache is sound

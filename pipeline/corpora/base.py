@@ -128,8 +128,9 @@ class Corpus(Protocol):
         """
 
     def stamp(self, index: int) -> str | None:
-        """Size and time of the files of shape ``index``: cheap, and while it stays the fingerprint most likely does.
-        None where there are no files, and the fingerprint is as cheap. Raises MachineFault.
+        """`faults.file_stamp` of each file of shape ``index``, separated by blanks: cheap, and while it stays the
+        fingerprint most likely does. None where there are no files, and the fingerprint is as cheap. Raises
+        MachineFault.
         """
 
     def __getitem__(self, index: int) -> Shape:

@@ -95,12 +95,16 @@ def read_file(path: Path) -> bytes:
 
 
 def file_stamp(path: Path) -> str:
-    """Size and time of a file, as text; its error's name where it cannot be looked at: whoever reads it says more."""
+    """Time of the last change, size and time of a file, as text ``changed:size:modified`` in ns; its error's name where
+    it cannot be looked at: whoever reads it says more.
+
+    The first is st_ctime, which no program can set back: a content of the same size under an old date still shows.
+    """
     try:
         status = os.stat(path)
     except OSError as error:
         return errno.errorcode.get(error.errno or 0, "?")
-    return f"{status.st_size}:{status.st_mtime_ns}"
+    return f"{max(status.st_ctime_ns, status.st_mtime_ns)}:{status.st_size}:{status.st_mtime_ns}"
 
 
 def check_present(path: Path) -> None:

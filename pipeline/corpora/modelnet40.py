@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.corpora.base import Corpus, CorpusError, MachineFault, ShapeError
 from pipeline.corpora.entrance import check_names, check_regular, check_size, checked_labels
-from pipeline.corpora.faults import patiently, read_file
+from pipeline.corpora.faults import file_stamp, patiently, read_file
 from pipeline.corpora.files import Entry, FileCorpus
 from pipeline.corpora.hdf5 import check_chunks, stored_dataset
 from pipeline.corpora.options import Options
@@ -129,7 +129,7 @@ def _open_hdf5(
         label_names=names,
         ids=ids,
         sources=sources,
-        files=[file.path for file, _ in places],
+        stamps=[file.stamp for file, _ in places],
         labels=labels,
         splits=splits,
         read=read,
@@ -150,6 +150,7 @@ class _File:
         self._lock = threading.Lock()
 
         check_regular(path)
+        self.stamp = file_stamp(path)
 
         def head() -> np.ndarray:
             with h5py.File(path, "r") as file:
@@ -201,4 +202,7 @@ class _File:
                     raise ShapeError(str(self.path), str(error).removeprefix(f"{self.path}: ")) from error
                 except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
                     raise ShapeError(str(self.path), f"dataset 'data' cannot be read: {error}") from error
+                if file_stamp(self.path) != self.stamp:  # points of one file under labels and hashes of another
+                    self._points = None
+                    raise MachineFault(str(self.path), "it was written anew since it was opened", "Let it be finished.")
         return self._points[row]

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.corpora.base import CorpusError
 from pipeline.corpora.entrance import MAX_PARTS, check_names, check_regular, check_size, checked_labels, text_array
-from pipeline.corpora.faults import patiently
+from pipeline.corpora.faults import file_stamp, patiently
 from pipeline.corpora.formats.geometry import Malformed
 from pipeline.corpora.formats.numpy_files import ZIP_ERRORS, array_from_npy, member_bytes
 from pipeline.corpora.options import Options
@@ -35,6 +35,7 @@ def open_npz(path: Path, options: Options, points: int) -> RowCorpus:
     pad = options.choice("pad", ("refuse", "repeat"), "refuse")
     options.finish()
     check_regular(path)
+    stamp = file_stamp(path)
     arrays, content = patiently(lambda: _load(path), str(path))
 
     def fail(reason: str) -> CorpusError:
@@ -89,7 +90,7 @@ def open_npz(path: Path, options: Options, points: int) -> RowCorpus:
         label_names=names,
         ids=[ids[row] for row in rows],
         sources=[f"{path} row {row}" for row in rows],
-        files=[path] * len(rows),
+        stamps=[stamp] * len(rows),
         labels=None if label is None else label[rows],
         splits=None if splits is None else [splits[row] for row in rows],
         read=lambda index: clouds[rows[index]],

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ import numpy as np
 from pipeline.corpora.base import CorpusError, Shape, ShapeError
 from pipeline.corpora.check import fit_points
 from pipeline.corpora.entrance import check_ids
-from pipeline.corpora.faults import file_stamp
 
 __all__ = ["RowCorpus"]
 
@@ -40,12 +38,12 @@ class RowCorpus:
         points: int,
         seed: int,
         repeat: bool,
-        files: Sequence[Path],
+        stamps: Sequence[str],
         parts: np.ndarray | None = None,
         part_names: Sequence[str] = (),
     ) -> None:
         """``read(i)`` returns the stored points [M, 3] of row i, or raises ShapeError; ``parts`` is [n, M]; the rest
-        has one entry a row: ``files`` the file that it lies in.
+        has one entry a row: ``stamps`` the `file_stamp` of the file that it lies in, taken before that was opened.
         """
         if not ids:
             raise CorpusError(f"{uri}: no shapes")
@@ -58,7 +56,7 @@ class RowCorpus:
         self._ids, self._sources, self._splits = list(ids), list(sources), splits
         self._labels = None if labels is None else [int(label) for label in labels]
         self._read, self._parts = read, parts
-        self._files = list(files)
+        self._stamps = list(stamps)
         self._seed, self._repeat = seed, repeat
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -92,9 +90,9 @@ class RowCorpus:
         return digest.hexdigest()
 
     def stamp(self, index: int) -> str | None:
-        """Of the file that the row lies in: one that is written anew is compared row by row."""
-        path = self._files[self._inside(index)]
-        return file_stamp(path)
+        """Of the file that the row lies in, as it was opened: rows stay in memory, whatever becomes of the file. One
+        that is written anew is compared row by row."""
+        return self._stamps[self._inside(index)]
 
     def __getitem__(self, index: int) -> Shape:
         points = self._read(self._inside(index))

@@ -4,7 +4,9 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,14 @@ import numpy as np
 import pytest
 
 import teacher_cache
-from pipeline import provenance
+from pipeline import changes, provenance
 from pipeline.build import BuildReport, build_cache
 from pipeline.changes import STAMPS
 from pipeline.config import BuildConfig, CorpusConfig
-from pipeline.corpora import open_corpus
+from pipeline.corpora import MachineFault, open_corpus
 from pipeline.errors import BuildError
 from pipeline.plan import surplus_shards
+from pipeline.worker import release, run_task
 from teacher_cache import CacheConfig
 from tests.support.builds import POINTS, tree
 from tests.support.corpora import cube_text, write_npz
@@ -41,18 +44,17 @@ def corpus(tmp_path: Path) -> Path:
     return folder
 
 
-def build(tmp_path: Path, corpus: Path, *, root: str = "caches", uri: str = "", **settings: Any) -> BuildReport:
+def build(
+    tmp_path: Path, corpus: Path, *, root: str = "caches", uri: str = "", on_progress: Any = None, **settings: Any
+) -> BuildReport:
     return build_cache(
         CorpusConfig(uri=uri or f"folder:{corpus}", points=POINTS),
         TINY_PROJECTION,
         tiny_teacher(tmp_path),
         CacheConfig(root=str(tmp_path / root), shapes_per_shard=5),
-        BuildConfig(workers=1, max_refused=1.0, **settings) if _limits() else BuildConfig(workers=1, **settings),
+        BuildConfig(workers=1, max_refused=1.0, **settings),
+        on_progress=on_progress,
     )
-
-
-def _limits() -> bool:
-    return "max_refused" in BuildConfig.__dataclass_fields__
 
 
 def afresh(tmp_path: Path, corpus: Path) -> dict[str, str]:
@@ -64,6 +66,13 @@ def same_size_and_time(path: Path, content: np.ndarray) -> None:
     status = path.stat()
     np.save(path, content)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+
+
+@pytest.fixture
+def old_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of this very second count as old enough for their times to be trusted."""
+    monkeypatch.setattr("pipeline.changes._SETTLED", -(10**15))
 
 
 def test_a_changed_file_is_refused_or_rebuilt(tmp_path: Path, corpus: Path) -> None:
@@ -71,7 +80,7 @@ def test_a_changed_file_is_refused_or_rebuilt(tmp_path: Path, corpus: Path) -> N
     before = tree(cache)
     np.save(corpus / "box" / "03.npy", cloud(99))
     with pytest.raises(
-        BuildError, match=r"1 shape changed since the cache was built: 'box/03.npy'\n  Rebuild the 1 shards"
+        BuildError, match=r"1 shape changed since the cache was built: 'box/03.npy'\n  Rebuild 1 shard with"
     ):
         build(tmp_path, corpus)
     assert tree(cache) == before
@@ -81,7 +90,22 @@ def test_a_changed_file_is_refused_or_rebuilt(tmp_path: Path, corpus: Path) -> N
     assert build(tmp_path, corpus).already_complete
 
 
-def test_a_change_of_same_size_and_time_is_found_by_content(tmp_path: Path, corpus: Path) -> None:
+@pytest.mark.usefixtures("old_files")
+def test_a_change_under_the_old_size_and_date_is_found(tmp_path: Path, corpus: Path) -> None:
+    build(tmp_path, corpus)
+    same_size_and_time(corpus / "box" / "03.npy", cloud(99))
+    with pytest.raises(BuildError, match=r"1 shape changed since the cache was built: 'box/03.npy'"):
+        build(tmp_path, corpus)
+
+
+@pytest.mark.usefixtures("old_files")
+def test_a_change_that_no_stamp_shows_is_found_by_content(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on file systems that keep no time of change."""
+    monkeypatch.setattr(
+        "pipeline.corpora.files.file_stamp", lambda path: f"{path.stat().st_mtime_ns}:{path.stat().st_size}"
+    )
     cache = Path(build(tmp_path, corpus).path)
     same_size_and_time(corpus / "box" / "03.npy", cloud(99))
     assert build(tmp_path, corpus).already_complete  # what the fast path cannot see
@@ -92,6 +116,7 @@ def test_a_change_of_same_size_and_time_is_found_by_content(tmp_path: Path, corp
         build(tmp_path, corpus)
 
 
+@pytest.mark.usefixtures("old_files")
 def test_a_touch_changes_nothing(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = Path(build(tmp_path, corpus).path)
     before = tree(cache)
@@ -107,6 +132,7 @@ def test_a_touch_changes_nothing(tmp_path: Path, corpus: Path, monkeypatch: pyte
     assert build(tmp_path, corpus).already_complete
 
 
+@pytest.mark.usefixtures("old_files")
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"0": 7, "1": ["x"]}', b"\0" * 99])
 def test_stamps_that_are_lost_cost_a_reading_and_no_more(tmp_path: Path, corpus: Path, damage: bytes) -> None:
     cache = Path(build(tmp_path, corpus).path)
@@ -123,7 +149,7 @@ def test_shapes_that_went_are_refused_or_taken_out(tmp_path: Path, corpus: Path,
     cache = Path(build(tmp_path, corpus).path)
     for id in gone:
         (corpus / id).unlink()
-    with pytest.raises(BuildError, match=rf"{len(gone)} shapes? are not in the corpus any more"):
+    with pytest.raises(BuildError, match=rf"{len(gone)} shapes? (is|are) not in the corpus any more"):
         build(tmp_path, corpus)
     build(tmp_path, corpus, changed="rebuild")
     assert teacher_cache.verify(cache) == []
@@ -144,7 +170,7 @@ def test_shapes_that_came_are_added_as_ever(tmp_path: Path, corpus: Path) -> Non
 def test_a_moved_shape_went_and_came_and_its_label_with_it(tmp_path: Path, corpus: Path) -> None:
     build(tmp_path, corpus)
     (corpus / "box" / "03.npy").rename(corpus / "ball" / "03.npy")
-    with pytest.raises(BuildError, match=r"1 shape are not in .*: 'box/03.npy'\n  1 shapes are new"):
+    with pytest.raises(BuildError, match=r"1 shape is not in .*: 'box/03.npy'\n  1 shape is new"):
         build(tmp_path, corpus)
     cache = Path(build(tmp_path, corpus, changed="rebuild").path)
     opened = teacher_cache.open(cache)
@@ -298,6 +324,124 @@ def test_shards_that_move_up_when_a_corpus_shrinks(sizes: dict[int, int], ids: i
 
     found = surplus_shards([str(k) for k in range(ids)], {shard: Held(size) for shard, size in sizes.items()})  # type: ignore[misc]
     assert found == surplus
+
+
+# -- what stamps are worth ---------------------------------------------------------------------------------------------
+
+
+def test_brand_new_files_are_not_vouched_for_by_their_times(tmp_path: Path, corpus: Path, monkeypatch: Any) -> None:
+    """A second write within one tick of the clock leaves the same size and times."""
+    cache = Path(build(tmp_path, corpus).path)
+    assert not (cache / STAMPS).exists()
+    monkeypatch.setattr("pipeline.corpora.files.file_stamp", lambda path: f"{time.time_ns()}:80:1")
+    np.save(corpus / "box" / "03.npy", cloud(99))
+    with pytest.raises(BuildError, match="1 shape changed"):
+        build(tmp_path, corpus)
+
+
+@pytest.mark.usefixtures("old_files")
+def test_a_killed_build_need_not_read_again_what_is_committed(tmp_path: Path, corpus: Path, monkeypatch: Any) -> None:
+    def stop(progress: Any) -> None:
+        if progress.shards_done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path, corpus, on_progress=stop)
+    read: list[str] = []
+    real = changes.made_of
+    monkeypatch.setattr(changes, "made_of", lambda source, index: read.append(source.id(index)) or real(source, index))
+    build(tmp_path, corpus)
+    assert len(read) <= 5  # of a shard that was in work and committed itself after the end
+
+
+@pytest.mark.usefixtures("old_files")
+def test_a_refused_build_keeps_what_it_has_compared(tmp_path: Path, corpus: Path, monkeypatch: Any) -> None:
+    build(tmp_path, corpus)
+    for path in corpus.rglob("*.npy"):
+        os.utime(path)
+    np.save(corpus / "ball" / "00.npy", cloud(99))
+    read: list[str] = []
+    real = changes.made_of
+    monkeypatch.setattr(changes, "made_of", lambda source, index: read.append(source.id(index)) or real(source, index))
+    for expected in (COUNT, 5):  # all of them, then those of the shard that differs
+        read.clear()
+        with pytest.raises(BuildError, match="1 shape changed"):
+            build(tmp_path, corpus)
+        assert len(read) == expected
+
+
+def test_another_corpus_under_the_old_name_is_called_that(tmp_path: Path, corpus: Path) -> None:
+    build(tmp_path, corpus)
+    other = tmp_path / "elsewhere" / corpus.name
+    for place in ("box", "ball"):
+        (other / place).mkdir(parents=True)
+        np.save(other / place / "new.npy", cloud(1))
+    with pytest.raises(BuildError, match="another corpus under the old one's name"):
+        build(tmp_path, other)
+
+
+def test_rows_are_not_vouched_for_by_a_file_that_replaced_theirs(tmp_path: Path) -> None:
+    """Clouds of an HDF5 file are read when the first is asked for, and stay in memory; its labels were read before."""
+    import h5py
+
+    (tmp_path / "train_files.txt").write_text("data.h5\n")
+    (tmp_path / "test_files.txt").write_text("")
+
+    def write(seed: int) -> None:
+        with h5py.File(tmp_path / "new.h5", "w") as file:
+            file["data"] = np.random.default_rng(seed).normal(size=(3, 90, 3)).astype("f4")
+            file["label"] = np.zeros((3, 1), "u1")
+        os.replace(tmp_path / "new.h5", tmp_path / "data.h5")
+
+    write(0)
+    read_already = open_corpus(f"modelnet40:{tmp_path}", points=64)
+    opened_only = open_corpus(f"modelnet40:{tmp_path}", points=64)
+    then = (read_already.fingerprint(0), read_already.stamp(0))
+    write(1)
+    assert (read_already.fingerprint(1) == then[0], read_already.stamp(0)) == (False, then[1])
+    with pytest.raises(MachineFault, match="written anew since it was opened"):
+        opened_only.fingerprint(0)
+    now = open_corpus(f"modelnet40:{tmp_path}", points=64)
+    assert now.fingerprint(0) != then[0]
+    assert now.stamp(0) != then[1]
+
+
+# -- workers with files of their own ----------------------------------------------------------------------------------
+
+
+def _elsewhere(monkeypatch: pytest.MonkeyPatch, corpus: Path) -> None:
+    """Dask workers of another machine, where this folder is the corpus."""
+
+    def on_cluster(job: Any, tasks: Any, build: Any, crew: Any, taken: Any) -> None:
+        local = replace(job, corpus=replace(job.corpus, uri=f"folder:{corpus}"))
+        for task in tasks:
+            taken(run_task(local, task, lanes=1))
+        release(job.token)
+
+    monkeypatch.setattr("pipeline.build.on_cluster", on_cluster)
+
+
+def test_a_workers_own_copy_of_the_corpus_will_do(tmp_path: Path, corpus: Path, monkeypatch: Any) -> None:
+    copy = tmp_path / "machine" / corpus.name
+    shutil.copytree(corpus, copy)
+    _elsewhere(monkeypatch, copy)
+    report = build(tmp_path, corpus, scheduler="tcp://elsewhere:8786")
+    assert tree(Path(report.path)) == afresh(tmp_path, corpus)
+
+
+@pytest.mark.parametrize("id", ["ball/00.npy", "box/11.npy"])
+@pytest.mark.usefixtures("old_files")
+def test_a_worker_that_reads_another_file_is_found(tmp_path: Path, corpus: Path, id: str, monkeypatch: Any) -> None:
+    """Wherever in a shard it stands, and under the size and date of the driver's."""
+    copy = tmp_path / "machine" / corpus.name
+    shutil.copytree(corpus, copy)
+    same_size_and_time(copy / id, cloud(99))
+    with monkeypatch.context() as patch:
+        _elsewhere(patch, copy)
+        with pytest.raises(BuildError, match=f"a worker read other files than the driver has, 1 of [53], first '{id}'"):
+            build(tmp_path, corpus, scheduler="tcp://elsewhere:8786")
+    report = build(tmp_path, corpus)  # its shard was taken back
+    assert tree(Path(report.path)) == afresh(tmp_path, corpus)
 
 
 # -- software ----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import teacher_cache
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError, ManifestError, StorageError
+from teacher_cache.records import Quarantined
 from teacher_cache.testing import SMALL_SCHEMA, make_recipe, make_record, tree
 from teacher_cache.writer import create_cache, write_shard
 from tests.support.commands import run
@@ -94,9 +96,8 @@ def test_a_cache_that_grew_after_a_stop_is_compacted_anew(tmp_path: Path, monkey
             teacher_cache.compact(cache)
     config = CacheConfig(shapes_per_shard=4)
     writer = create_cache(cache, make_recipe(config), SMALL_SCHEMA, config)
-    write_shard(
-        writer.handle, 6, [make_record(9), make_record(10)], shapes=[(f"shape-{k}", f"{k:064x}") for k in (9, 10)]
-    )
+    records = [make_record(9), make_record(10)]
+    write_shard(writer.handle, 6, records, shapes=[(record.id, "0" * 64) for record in records])
     writer.finish()
     teacher_cache.compact(cache)
     assert [teacher_cache.open(cache)[i].id for i in range(11)] == [make_record(k).id for k in range(11)]
@@ -127,3 +128,98 @@ def test_the_command_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixt
     assert done.out.strip() == str(cache)
     assert "full already" in run(capsys, "cache", "compact", cache).err
     assert run(capsys, "cache", "compact", tmp_path / "absent").code != 0
+
+
+@FORMATS
+def test_a_build_that_commits_meanwhile_is_not_lost(tmp_path: Path, format: str) -> None:
+    cache = made(tmp_path / "c", format, GROWN)
+    config = CacheConfig(format=format, shapes_per_shard=4)  # type: ignore[arg-type]
+
+    def grow(done: int, total: int) -> None:
+        if done == 1:
+            writer = create_cache(cache, make_recipe(config), SMALL_SCHEMA, config)
+            write_shard(writer.handle, len(GROWN), [make_record(9)])
+
+    with pytest.raises(CacheError, match="a build has worked on this cache meanwhile"):
+        teacher_cache.compact(cache, threads=1, on_progress=grow)
+    create_cache(cache, make_recipe(config), SMALL_SCHEMA, config).finish()
+    assert len(teacher_cache.open(cache)) == 10
+    teacher_cache.compact(cache)
+    assert len(teacher_cache.open(cache)) == 10
+
+
+def test_a_cache_between_the_renames_is_not_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = made(tmp_path / "c", "zarr", GROWN)
+    real, calls = os.rename, []
+
+    def second_fails(source: Any, target: Any) -> None:
+        if Path(target) == cache:
+            raise KeyboardInterrupt
+        calls.append(real(source, target))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", second_fails)
+        with pytest.raises(KeyboardInterrupt):
+            teacher_cache.compact(cache)
+    assert not cache.exists()
+    with pytest.raises(CacheError, match="lies beside its place"):
+        made(cache, "zarr", (4,))
+    assert not cache.exists()
+    teacher_cache.compact(cache)
+    assert len(teacher_cache.open(cache)) == 9
+
+
+@pytest.mark.parametrize("name", [".compacting-c", ".compacted-c"])
+def test_links_in_its_way_are_refused(tmp_path: Path, name: str) -> None:
+    cache = made(tmp_path / "c", "zarr", GROWN)
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "data").write_text("x")
+    (tmp_path / name).symlink_to(theirs)
+    with pytest.raises(CacheError, match="found a link"):
+        teacher_cache.compact(cache)
+    assert [path.name for path in theirs.iterdir()] == ["data"]
+
+
+@FORMATS
+def test_refused_shapes_keep_their_place(tmp_path: Path, format: str) -> None:
+    """So that shards end where those of one build end."""
+    config = CacheConfig(format=format, shapes_per_shard=4)  # type: ignore[arg-type]
+    refused = {0, 3, 7}
+
+    def write(path: Path, sizes: tuple[int, ...]) -> Path:
+        writer = create_cache(path, make_recipe(config), SMALL_SCHEMA, config)
+        first = 0
+        for shard, size in enumerate(sizes):
+            numbers = range(first, first + size)
+            write_shard(
+                writer.handle,
+                shard,
+                [make_record(k) for k in numbers if k not in refused],
+                [Quarantined(id=make_record(k).id, source="s", reason="r") for k in numbers if k in refused],
+                shapes=[(make_record(k).id, f"{k:064x}") for k in numbers],
+            )
+            first += size
+        writer.finish()
+        return path
+
+    grown = write(tmp_path / "grown", (3, 3, 4))
+    teacher_cache.compact(grown)
+    assert tree(grown) == tree(write(tmp_path / "once", (4, 4, 2)))
+
+
+def test_what_a_stopped_call_wrote_of_files_that_changed_since_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = made(tmp_path / "c", "zarr", GROWN)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            teacher_cache.compact(cache)
+    config = CacheConfig(shapes_per_shard=4)
+    writer = create_cache(cache, make_recipe(config), SMALL_SCHEMA, config)
+    changed = replace(make_record(0), label=2)
+    write_shard(writer.handle, 0, [changed], shapes=[(changed.id, "f" * 64)], replace=True)
+    writer.finish()
+    teacher_cache.compact(cache)
+    assert teacher_cache.open(cache)[0].label == 2

@@ -30,9 +30,9 @@ _GLTF = Format(read_gltf, "gltf", version=2, beside=beside_gltf)
 _TEXT = Format(read_text, "text", version=2)
 
 READERS: dict[str, Format] = {
-    ".off": Format(read_off, "off"),
+    ".off": Format(read_off, "off", version=2),
     ".obj": Format(read_obj, "obj", version=2),
-    ".ply": Format(read_ply, "ply"),
+    ".ply": Format(read_ply, "ply", version=2),
     ".stl": Format(read_stl, "stl", version=2),
     ".glb": _GLTF,
     ".gltf": _GLTF,

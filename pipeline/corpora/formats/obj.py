@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions, Surface
-from pipeline.corpora.formats.polygons import fan_triangles
+from pipeline.corpora.formats.polygons import cut_polygons
 
 __all__ = ["read_obj"]
 
@@ -17,36 +17,50 @@ class _Elements(NamedTuple):
     xyz: np.ndarray  # [M, 3] float64
     sizes: np.ndarray  # [F] int64, corners of each polygon
     corners: np.ndarray  # [sum of sizes] int64, vertices from 0
+    points: np.ndarray  # [P] int64, vertices that p lines name
     owners: np.ndarray  # [F] int64 index into names
     names: tuple[str, ...]
     notes: dict[str, int]
 
 
 _PARTS = {"object": "o", "group": "g", "material": "usemtl"}
+_COUNTED = {
+    "l": "lines",
+    "curv": "free-form curves",
+    "curv2": "free-form curves",
+    "f": "faces of fewer than three corners",
+}
+_SURFACES = frozenset({"surf", "bzp", "bsp", "cdc"})  # the last three are those of the format's first version
 
 
 def read_obj(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
-    """v and f lines, any f form; a file without f lines is a cloud. Indices that count back do so from the vertex last
-    read. Texture, normals, curves and materials are not looked at; lines and points are counted.
+    """v and f lines, any f form. A file without f lines is a cloud: of the vertices that p lines name, or of all where
+    nothing names any. Indices that count back do so from the vertex last read. Texture, normals, weights and materials
+    are not looked at; lines and curves are counted. Free-form surfaces are refused, and files of nothing but lines.
     """
     if options.parts not in ("", *_PARTS):
         raise Malformed(f"parts={options.parts} is asked for; an OBJ has parts by object, group and material")
-    xyz, sizes, corners, owners, names, notes = _elements(_lines(data), _PARTS.get(options.parts, ""))
-    if not len(sizes):
-        if not len(xyz):
-            raise Malformed("holds neither triangles nor points")
-        return Cloud(xyz, notes=notes)
-    if corners.max() >= len(xyz):
-        raise Malformed(f"a face names vertex {int(corners.max()) + 1}; there are {len(xyz)}")
-    starts = np.cumsum(sizes) - sizes
-    triangles, parts = [], []
-    for k in np.unique(sizes):
-        polygons = np.flatnonzero(sizes == k)
-        triangles.append(fan_triangles(corners[starts[polygons, None] + np.arange(k)]))
-        parts.append(np.tile(owners[polygons], k - 2))
+    found = _elements(_lines(data), _PARTS.get(options.parts, ""))
+    if not len(found.sizes):
+        if not len(found.xyz) or (found.notes and not len(found.points)):
+            held = ", ".join(f"{count} {what}" for what, count in found.notes.items())
+            raise Malformed(f"holds neither triangles nor points{f' ({held})' if held else ''}")
+        points = found.xyz[np.unique(found.points)] if len(found.points) else found.xyz
+        return Cloud(points, notes=found.notes)
+    starts = np.cumsum(found.sizes) - found.sizes
+    groups, order = [], []
+    for k in np.unique(found.sizes):
+        polygons = np.flatnonzero(found.sizes == k)
+        groups.append(found.corners[starts[polygons, None] + np.arange(k)])
+        order.append(polygons)
+    cut = cut_polygons(found.xyz, groups)
+    notes = {**found.notes, **cut.notes}
+    if len(found.points):
+        notes["points beside the faces, not sampled"] = len(found.points)
     if not options.parts:
-        return Surface(xyz, np.concatenate(triangles), notes=notes)
-    return Surface(xyz, np.concatenate(triangles), parts=np.concatenate(parts), part_names=names, notes=notes)
+        return Surface(found.xyz, cut.faces, notes=notes)
+    parts = found.owners[np.concatenate(order)][cut.owners]
+    return Surface(found.xyz, cut.faces, parts=parts, part_names=found.names, notes=notes)
 
 
 def _lines(data: bytes) -> list[str]:
@@ -71,45 +85,59 @@ def _joined(match: re.Match[str]) -> str:
 
 
 def _elements(lines: list[str], part_word: str) -> _Elements:
-    vertices, sizes, corners, owners = array("d"), array("q"), array("q"), array("q")
+    vertices, sizes, corners, points, owners = array("d"), array("q"), array("q"), array("q"), array("q")
     names: dict[str, int] = {}
     owner = "none"
     notes: dict[str, int] = {}
+    last = (0, 0)  # the greatest index that was named, and the line that named it: its vertex may come later
+
+    def indices(words: list[str]) -> list[int]:
+        """Vertices from 0 that a line names. Raises ValueError."""
+        count = len(vertices) // 3
+        found = []
+        for text in words:
+            at = int(text.split("/", 1)[0])
+            at = at - 1 if at > 0 else count + at
+            if at < 0 or at >= 2**53 or text.startswith("0") or "_" in text:
+                raise ValueError
+            found.append(at)
+        return found
+
     for number, line in enumerate(lines, 1):
         words = line.split("#", 1)[0].split()
         if not words:
             continue
-        word = words[0]
+        word = "f" if words[0] == "fo" else words[0]  # as the format's first version calls it
         try:
             if word == "v":
                 if len(words) < 4 or "_" in line:
                     raise ValueError
                 vertices.extend((float(words[1]), float(words[2]), float(words[3])))
-            elif word in ("f", "fo"):  # fo is what the first version called it
-                if len(words) < 4:
-                    notes["faces of fewer than three corners"] = notes.get("faces of fewer than three corners", 0) + 1
-                    continue
-                count = len(vertices) // 3
-                for text in words[1:]:
-                    at = int(text.split("/", 1)[0])
-                    at = at - 1 if at > 0 else count + at
-                    if at < 0 or at >= 2**53 or text.startswith("0") or "_" in text:
-                        raise ValueError
-                    corners.append(at)
-                sizes.append(len(words) - 1)
-                owners.append(names.setdefault(owner, len(names)))
-            elif word in ("l", "p"):
-                kind = "lines" if word == "l" else "points named beside the faces"
-                notes[kind] = notes.get(kind, 0) + 1
+            elif word == "p" or (word == "f" and len(words) > 3):
+                named = indices(words[1:])
+                last = max(last, (max(named, default=-1) + 1, number))
+                if word == "p":
+                    points.extend(named)
+                else:
+                    corners.extend(named)
+                    sizes.append(len(named))
+                    owners.append(names.setdefault(owner, len(names)))
+            elif word in _COUNTED:
+                notes[_COUNTED[word]] = notes.get(_COUNTED[word], 0) + 1
+            elif word in _SURFACES:
+                raise Malformed(f"line {number}: holds free-form surfaces ({word}); export it as polygons")
             elif word == part_word:
                 owner = " ".join(words[1:]) or "none"
         except (ValueError, OverflowError):
             what = "is not three numbers" if word == "v" else "names a vertex that cannot be"
             raise Malformed(f"line {number}: {line.strip()[:60]!r} {what}") from None
+    if last[0] > len(vertices) // 3:
+        raise Malformed(f"line {last[1]} names vertex {last[0]}; there are {len(vertices) // 3}")
     return _Elements(
         np.array(vertices, np.float64).reshape(-1, 3),
         np.array(sizes, np.int64),
         np.array(corners, np.int64),
+        np.array(points, np.int64),
         np.array(owners, np.int64),
         tuple(names),
         notes,

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions, Surface
-from pipeline.corpora.formats.polygons import fan_triangles
+from pipeline.corpora.formats.polygons import MAX_CORNERS, cut_polygons
 from pipeline.corpora.formats.tokens import table, whole
 
 __all__ = ["read_off"]
@@ -42,10 +42,11 @@ def read_off(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
     if not faces:
         return Cloud(vertices)
     sizes = table(faces, 1, "face")[:, 0]
-    triangles = []
+    polygons = []
     for k in np.unique(sizes):
-        if not 1 <= k <= 10_000 or k != int(k):
+        if not 0 <= k <= MAX_CORNERS or k != int(k):
             raise Malformed(f"a face has {k:g} corners")
         rows = [faces[j] for j in np.flatnonzero(sizes == k)]
-        triangles.append(fan_triangles(whole(table(rows, int(k) + 1, "face")[:, 1:])))
-    return Surface(vertices, np.concatenate(triangles))
+        polygons.append(whole(table(rows, int(k) + 1, "face")[:, 1:]))
+    cut = cut_polygons(vertices, polygons)
+    return Surface(vertices, cut.faces, notes=cut.notes)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions, Surface
-from pipeline.corpora.formats.polygons import fan_triangles
+from pipeline.corpora.formats.polygons import MAX_CORNERS, cut_polygons
 
 __all__ = ["read_ply"]
 
@@ -46,10 +46,11 @@ def read_ply(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
         raise Malformed("has no vertex element with x, y and z")
     if not polygons and any(element.rows for element in elements if element.name in ("face", "tristrips")):
         raise Malformed("its faces have no list vertex_indices (or vertex_index) as their first property")
-    triangles = [fan_triangles(polygon) for polygon in polygons if polygon.shape[1] >= 3]
-    if not triangles:
-        return Cloud(vertices)
-    return Surface(vertices.astype(np.float64), np.concatenate(triangles))
+    vertices = vertices.astype(np.float64)
+    cut = cut_polygons(vertices, polygons)
+    if not len(cut.faces):
+        return Cloud(vertices, notes=cut.notes)
+    return Surface(vertices, cut.faces, notes=cut.notes)
 
 
 def _header(data: bytes) -> tuple[str, list[_Element], int]:
@@ -106,7 +107,7 @@ def _read_ascii(
         elif element.name == "face" and element.properties and _is_corners(element.properties[0]):
             sizes = _numbers(rows, [0])[:, 0]
             for k in np.unique(sizes):
-                if not 0 <= k <= 10_000 or k != int(k):
+                if not 0 <= k <= MAX_CORNERS or k != int(k):
                     raise Malformed(f"a face has {k:g} corners")
                 corners = (
                     _numbers([rows[j] for j in np.flatnonzero(sizes == k)], list(range(1, int(k) + 1)))

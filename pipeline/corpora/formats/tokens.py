@@ -18,6 +18,8 @@ def table(lines: list[str], columns: int, what: str) -> np.ndarray:
 
 
 def whole(numbers: np.ndarray) -> np.ndarray:
-    if not (np.isfinite(numbers).all() and (numbers == np.floor(numbers)).all() and np.abs(numbers).max() < 2**53):
+    if not (
+        np.isfinite(numbers).all() and (numbers == np.floor(numbers)).all() and np.abs(numbers).max(initial=0) < 2**53
+    ):
         raise Malformed("a face names a vertex by something that is not a whole number")
     return numbers.astype(np.int64)

@@ -6,7 +6,7 @@ Progress and resume come from the committed shards alone, so they survive any cr
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -23,7 +23,7 @@ from pipeline.lanes import Lanes
 from pipeline.plan import plan_shards, surplus_shards
 from pipeline.poses import check_ids, shapes_of
 from pipeline.provenance import software
-from pipeline.quarantine import note_refused, release_mended
+from pipeline.quarantine import release_mended
 from pipeline.recipe import corpus_recipe, recipe_for
 from pipeline.schedulers import cores, crew_for, on_cluster, on_threads
 from pipeline.tally import BuildProgress, BuildReport, Result, Tally
@@ -74,7 +74,7 @@ def build_cache(
     built, where `build.max_refused` is passed; CorpusError, TeacherError and CacheError as opening, loading and
     creating do.
     """
-    begun, started = time.perf_counter(), time.time()
+    begun = time.perf_counter()
     _check_settings(corpus, projection, teacher, cache, build)
     source = open_corpus(corpus.uri, points=corpus.points)
     local = build.scheduler == "threads"
@@ -104,9 +104,11 @@ def build_cache(
     )
     writer = _open_cache(source, corpus, projection, loaded, cache, fit)
     stamps = Stamps(writer.storage)
-    committed = _up_to_date(writer, source, ids, corpus.poses, build, stamps)
+    committed, suspects = _up_to_date(writer, source, ids, corpus.poses, build, stamps)
     places = {id: index for index, id in enumerate(ids)}
-    mended = release_mended(writer, source, places, committed, everything=build.retry_refused, threads=cores())
+    mended = release_mended(
+        writer, source, places, committed, None if build.retry_refused else suspects, threads=cores()
+    )
     for shard, some in sorted(mended.items()):
         logger.warning(
             "shard %d is built again: %d shapes that were refused can be used now, first %s", shard, len(some), some[0]
@@ -156,7 +158,6 @@ def build_cache(
                     writer.storage.remove([job.mark])
         finally:
             stamps.save()
-    note_refused(writer, source, places, [item.id for item in tally.quarantined()], started)
     tally.check_usable()
     writer.finish(planned=tally.planned)
     stamps.save()
@@ -254,8 +255,9 @@ def _open_cache(
 
 def _up_to_date(
     writer: CacheWriter, source: Corpus, ids: list[str], poses: int, build: BuildConfig, stamps: Stamps
-) -> dict[int, Receipt]:
-    """The committed shards that are of the corpus as it is; others are withdrawn, if the settings say so.
+) -> tuple[dict[int, Receipt], Mapping[int, tuple[str, ...]]]:
+    """The committed shards that are of the corpus as it is, and the refused shapes to try again, by shard; other shards
+    are withdrawn, if the settings say so.
 
     Raises BuildError where shapes changed or went, and build.changed is "refuse".
     """
@@ -272,7 +274,7 @@ def _up_to_date(
             writer.directory,
             changes.unknown,
         )
-    doomed = {shard for shard in changes.shards if shard in noted}
+    doomed = set(changes.shards)
     kept = {shard: receipt for shard, receipt in committed.items() if shard not in doomed}
     doomed |= set(surplus_shards(ids, shapes_of(kept, poses)))
     if doomed:
@@ -280,7 +282,7 @@ def _up_to_date(
             logger.warning("%s: %s", writer.directory, line)
         logger.warning("%s: %d shards are built again", writer.directory, len(doomed))
         writer.withdraw(sorted(doomed))
-    return {shard: receipt for shard, receipt in committed.items() if shard not in doomed}
+    return {shard: receipt for shard, receipt in committed.items() if shard not in doomed}, changes.suspects
 
 
 def _take(

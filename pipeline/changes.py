@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.corpora import Corpus, ShapeError
 from pipeline.corpora.faults import patiently
@@ -119,6 +119,7 @@ class Changes:
     same     shapes that are in both, and of which nothing says that they changed
     unknown  shapes in shards without fingerprints, as 0.1.0 wrote them: whether they changed cannot be told
     shards   that hold changed or gone shapes
+    suspects by shard, the quarantined ids that are made from something else now, or of which that cannot be told
     """
 
     changed: tuple[str, ...]
@@ -127,6 +128,7 @@ class Changes:
     same: int
     unknown: int
     shards: tuple[int, ...]
+    suspects: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def stale(self) -> bool:
@@ -175,6 +177,7 @@ def compare_corpus(
     changed: list[str] = []
     gone: list[str] = []
     shards: list[int] = []
+    suspects: dict[int, tuple[str, ...]] = {}
     held = unknown = read = 0
     with ThreadPoolExecutor(max(1, threads), thread_name_prefix="compare") as pool:
         for shard in sorted(receipts):
@@ -194,9 +197,10 @@ def compare_corpus(
                     logger.warning("the content of many files is compared, whose size or time the cache does not know")
                 now = pool.map(lambda id: made_of(corpus, places[id]), [id for id, _ in known])
                 odd = [id for (id, then), found in zip(known, now, strict=True) if found != then]
-            stale = [
-                id for id in odd if id not in refused
-            ]  # of refused ones `quarantine` finds whether they are mended
+            stale = [id for id in odd if id not in refused]
+            told = {id for id, _ in known}.difference(odd)
+            if untold := tuple(item.id for item in receipt.quarantined if item.id in places and item.id not in told):
+                suspects[shard] = untold
             if not stale and not lost and known:
                 stamps.note(receipt, looks)
             changed += stale
@@ -209,6 +213,7 @@ def compare_corpus(
         same=held - len(changed),
         unknown=unknown,
         shards=tuple(shards),
+        suspects=suspects,
     )
 
 

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 import teacher_cache
-from pipeline import quarantine
+from pipeline.changes import STAMPS
 from pipeline.config import BuildConfig
 from pipeline.corpora import MachineFault
 from pipeline.errors import TooManyRefused
-from pipeline.quarantine import REFUSED
 from tests.support.builds import small_build, tree
 from tests.support.commands import run
 from tests.support.corpora import ball
@@ -21,7 +20,6 @@ from tests.support.corpora import ball
 @pytest.fixture(autouse=True)
 def times_are_trusted(monkeypatch):
     """Files of a test are a moment old; let none of them count as written during the build."""
-    monkeypatch.setattr(quarantine, "_SETTLED", -3600.0)
     monkeypatch.setattr("pipeline.changes._SETTLED", -(10**15))
 
 
@@ -89,7 +87,7 @@ def test_refused_files_that_nobody_touched_are_not_read_again_unless_asked(tmp_p
 
 
 def test_times_within_the_build_are_not_trusted(tmp_path, monkeypatch):
-    monkeypatch.setattr(quarantine, "_SETTLED", 3600.0)
+    monkeypatch.setattr("pipeline.changes._SETTLED", 3600 * 10**9)
     uri = clouds(tmp_path / "a")
     small_build(tmp_path / "built", corpus=uri)
     reads = counted(monkeypatch)
@@ -101,7 +99,7 @@ def test_times_within_the_build_are_not_trusted(tmp_path, monkeypatch):
 def test_a_damaged_note_only_means_that_files_are_tried_again(tmp_path, monkeypatch, content):
     uri = clouds(tmp_path / "a")
     path = small_build(tmp_path / "built", corpus=uri).path
-    (path / REFUSED).write_bytes(content)
+    (path / STAMPS).write_bytes(content)
     reads = counted(monkeypatch)
     assert small_build(tmp_path / "built", corpus=uri).already_complete
     assert reads["03.npy"] >= 1

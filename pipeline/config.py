@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["BuildConfig", "CorpusConfig", "ProjectionConfig", "TeacherConfig", "conflicts"]
+__all__ = ["MAX_POINTS", "BuildConfig", "CorpusConfig", "ProjectionConfig", "TeacherConfig", "conflicts"]
 
 MIN_POINTS = 32  # a cloud with fewer distinct points is quarantined, so asking for fewer can only fail
 MAX_POINTS = 10**7  # of one shape: 120 MB as float32

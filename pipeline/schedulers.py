@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 CONNECT_SECONDS = 60  # for a scheduler and its first worker to answer
 SUBMITTED_AT_ONCE = 1000  # tasks in one message to a scheduler
 LONELY_SECONDS = 60  # between warnings that a cluster has no worker
+_OWN_PORT = "127.0.0.1:0"  # any that is free, for this machine alone
 _SAME = "Driver, scheduler and workers need the same Python, the same dask and the same version of this package."
 
 
@@ -243,7 +244,8 @@ def _local(crew: Crew, retries: int) -> Iterator[Any]:
             threads_per_worker=crew.in_work,
             processes=True,
             memory_limit=None,  # a shard's memory is bounded; a limit that kills workers is worse than swapping
-            dashboard_address=":0" if importlib.util.find_spec("bokeh") else None,
+            dashboard_address=_OWN_PORT if importlib.util.find_spec("bokeh") else None,
+            scheduler_kwargs={"dashboard_address": _OWN_PORT},  # its health pages; 8787 may be another cluster's
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):

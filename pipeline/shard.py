@@ -163,6 +163,7 @@ def _read_group(indices: Sequence[int], corpus: Corpus, poses: int) -> _Group:
                 group.labels.append(-1 if shape.label is None else int(shape.label))
                 group.clouds.append(in_pose(points, shape.id, pose))
         if corpus.stamp(index) != stamp:  # what was hashed may not be what was read
+            made_of(corpus, index)  # of a disk that went away it says so itself
             raise MachineFault(corpus.source(index), "it changed while it was read", "Run the build again.")
     return group
 

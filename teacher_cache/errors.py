@@ -5,6 +5,8 @@ damaged, cut short or made up raises one of these and nothing else; wrong argume
 IndexError, a failing disk raises OSError, and a store behind a URL that does not answer raises StorageError.
 """
 
+from collections.abc import Iterator
+
 __all__ = [
     "CacheError",
     "ManifestError",
@@ -13,7 +15,16 @@ __all__ = [
     "ShardDamaged",
     "StorageError",
     "UnsupportedVersion",
+    "causes",
 ]
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception, the one it was raised from, and so on."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
 
 
 class CacheError(Exception):

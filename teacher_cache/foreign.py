@@ -1,6 +1,6 @@
 """What a file from elsewhere really is, and text as people save it."""
 
-__all__ = ["decode_text", "misnomer", "without_wrappers"]
+__all__ = ["decode_text", "marked_encoding", "misnomer", "without_wrappers"]
 
 WRAPPERS = ("module.", "_orig_mod.", "model.")  # put before every name by data parallelism, torch.compile and Lightning
 _MARKS = (
@@ -32,12 +32,17 @@ def misnomer(data: bytes) -> str | None:
     return None
 
 
+def marked_encoding(data: bytes) -> str | None:
+    """The encoding that a byte order mark at the start names; None where there is none."""
+    return next((name for mark, name in _MARKS if data.startswith(mark)), None)
+
+
 def decode_text(data: bytes) -> str:
     """Text in UTF-8, with or without a byte order mark, or in UTF-16 or UTF-32 with theirs; any line ends.
 
     Raises ValueError with what is wrong, and the remedy.
     """
-    name = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    name = marked_encoding(data) or "utf-8"
     try:
         text = data.decode(name)
     except UnicodeDecodeError as error:

@@ -7,8 +7,10 @@ import asyncio
 import errno
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
+
+from teacher_cache.errors import causes
 
 __all__ = ["CONNECT_SECONDS", "STALL_SECONDS", "HttpStatus", "TooLarge", "client_options", "persist", "stream"]
 
@@ -161,7 +163,7 @@ def _seconds(text: str) -> float | None:
 
 def _passes(error: BaseException) -> bool:
     """Whether a failure may be gone at the next try: a busy server, a lost connection, a time-out."""
-    return any(_passes_itself(link) for link in _chain(error))
+    return any(_passes_itself(link) for link in causes(error))
 
 
 def _passes_itself(error: BaseException) -> bool:
@@ -182,10 +184,3 @@ def _status(error: BaseException) -> int | None:
             return value
     value = None if hasattr(error, "status") else getattr(error, "code", None)
     return value if isinstance(value, int) and 100 <= value < 600 else None
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    link: BaseException | None = error
-    while link is not None:
-        yield link
-        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)

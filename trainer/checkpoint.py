@@ -356,8 +356,8 @@ def _stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _unreadable(file: Path, path: Path, error: OSError) -> CheckpointError:
-    """Absent files are damage; a disk or a permission that fails is not."""
-    kind = CheckpointDamaged if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.EISDIR} else CheckpointError
+    """Absent files and links that lead nowhere are damage; a disk or a permission that fails is not."""
+    kind = CheckpointDamaged if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP} else CheckpointError
     return kind(f"{file} cannot be read: {error.strerror}. {_remedy(path)}")
 
 

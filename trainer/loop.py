@@ -35,7 +35,7 @@ from trainer.events import (
 )
 from trainer.model_config import MaskingConfig, ModelConfig
 from trainer.restore import new_model, resume_problems, sections_of, software_versions
-from trainer.run_dir import known_metrics, not_finite, owned, write_json
+from trainer.run_dir import known_json, not_finite, owned, write_json
 from trainer.schedule import learning_rate
 from trainer.step import LiveTeacher, Outcome, Stepper
 
@@ -317,7 +317,7 @@ class _Run:
         """Evaluate the last epoch in full, unless metrics.json says that this was done; -> the result, in rank 0."""
         if not self.ranks.main:
             return None
-        known = known_metrics(self.run_dir / "metrics.json")
+        known = known_json(self.run_dir / "metrics.json", "the evaluation")
         same = known.get("epoch") == self.epoch and known.get("evaluation_settings") == self.sections["evaluation"]
         if known.get("final") and same and "evaluation" in known:
             return known["evaluation"]

@@ -1,9 +1,11 @@
 """The directory a run owns while it lasts, and what it leaves there when it fails."""
 
+import errno
 import fcntl
 import json
 import logging
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +21,7 @@ from trainer.distributed import Ranks
 from trainer.errors import TrainingError
 from trainer.step import Outcome
 
-__all__ = ["known_metrics", "not_finite", "owned", "save_batch", "write_json"]
+__all__ = ["known_json", "not_finite", "owned", "save_batch", "write_json"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +39,7 @@ def owned(run_dir: Path, ranks: Ranks) -> Iterator[None]:
     run_dir.mkdir(parents=True, exist_ok=True)
     for folder in WRITTEN:
         refuse_links(run_dir, run_dir / folder / "any")
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    with os.fdopen(os.open(run_dir / ".lock", flags, 0o644), "r+") as lock:
+    with os.fdopen(_lock_file(run_dir / ".lock"), "r+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -52,13 +53,35 @@ def owned(run_dir: Path, ranks: Ranks) -> Iterator[None]:
         yield
 
 
+def _lock_file(path: Path) -> int:
+    """A descriptor of the lock file, made if absent. Raises TrainingError for a link, pipe, device or folder."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags, 0o644)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise
+        descriptor = -1
+    if descriptor < 0 or not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        if descriptor >= 0:
+            os.close(descriptor)
+        raise TrainingError(
+            f"{path}: expected the lock file of a run, found a link, a folder or a device.\n"
+            "  Remove it, or use another directory."
+        )
+    return descriptor
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replace a small JSON file, durably."""
     replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def known_metrics(path: Path) -> dict[str, Any]:
-    """What metrics.json says; nothing where there is none, or where it is not whole (a warning names it then)."""
+def known_json(path: Path, what: str) -> dict[str, Any]:
+    """Load a small JSON file of a run; {} where there is none, or where it is not whole (a warning names it then).
+
+    what  the work whose result it holds.
+    """
     try:
         content = json.loads(read_regular(path, _MAX_METRICS))
     except FileNotFoundError:
@@ -66,7 +89,7 @@ def known_metrics(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        logger.warning("%s is not whole, and written anew; the evaluation it held is done again", path)
+        logger.warning("%s is not whole, and written anew; %s is done again", path, what)
         return {}
     return content
 

@@ -113,6 +113,7 @@ def _report(results: Sequence[Mapping[str, Any]], out: Path, total: int, *, seco
     from cli.progress import human_seconds
     from cli.study.report import markdown, picture, summarise
     from teacher_cache.commit import replace_file
+    from trainer.run_dir import known_json
 
     if not results:
         raise click.ClickException(f"no run of this study has ended in {out}")
@@ -120,7 +121,7 @@ def _report(results: Sequence[Mapping[str, Any]], out: Path, total: int, *, seco
     table = markdown(summary)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "study.json"
-    earlier = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else 0.0
+    earlier = known_json(path, "the table").get("seconds", 0.0)
     summary["seconds"] = earlier + seconds
     replace_file(path, (json.dumps(summary, indent=1) + "\n").encode())
     replace_file(out / "study.md", (table + "\n").encode())

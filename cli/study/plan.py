@@ -92,10 +92,12 @@ def result_of(run: Run) -> dict[str, Any] | None:
 
     Raises ConfigError naming what differs for a result of other settings.
     """
+    from trainer.run_dir import known_json
+
     path = run.folder / "result.json"
-    if not path.is_file():
+    result = known_json(path, "the run")
+    if not result:
         return None
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     differences = list(_differences(result["settings"], json.loads(run.settings)))
     if differences:
         differences.append("name another --out, repeat the settings, or delete the folder")

@@ -14,12 +14,13 @@ import random
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from pipeline.corpora.base import MachineFault, ShapeError
 from pipeline.corpora.entrance import FREE_BYTES, MAX_EXPANSION
+from teacher_cache.errors import causes
 
 __all__ = ["check_present", "file_stamp", "is_machine_fault", "machine_fault_in", "patiently", "read_file"]
 
@@ -60,7 +61,7 @@ def is_machine_fault(error: BaseException) -> bool:
 
 def machine_fault_in(error: BaseException) -> BaseException | None:
     """The machine's fault that an exception was made from, or is; None where there is none."""
-    for link in _chain(error):
+    for link in causes(error):
         # A MemoryError further down is most often Python's own parser, which says so of text that nests too deep.
         if is_machine_fault(link) and (link is error or not isinstance(link, MemoryError)):
             return link
@@ -175,11 +176,3 @@ def _number(error: OSError) -> int | None:
         return error.errno
     found = _HDF5_NUMBER.search(str(error))
     return int(found.group(1)) or None if found else None
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An exception, what it was raised from, and so on."""
-    link: BaseException | None = error
-    while link is not None:
-        yield link
-        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)

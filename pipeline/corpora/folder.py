@@ -134,7 +134,7 @@ def open_folder(root: Path, options: Options, points: int) -> FileCorpus:
         logger.info("%s: %d files ignored (hidden, of another kind, or left out by a pattern)", options.uri, ignored)
     for names, what in (
         (lost, "links lead nowhere and are no shapes by their names"),
-        (nameless, "files are left out, for their names are no text that fits on a line"),
+        (nameless, "files are left out, for their names are not valid UTF-8"),
     ):
         if names:
             shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

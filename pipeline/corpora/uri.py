@@ -10,13 +10,12 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes
 
+from pipeline.config import MAX_POINTS
 from pipeline.corpora.base import Corpus, CorpusError
 from pipeline.corpora.check import MIN_DISTINCT
 from pipeline.corpora.options import Options
 from teacher_cache.errors import StorageError
 from teacher_cache.location import local_path
-
-MAX_POINTS = 10**7
 
 __all__ = ["KINDS", "open_corpus", "place_of", "reopen", "split_uris"]
 

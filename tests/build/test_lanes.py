@@ -13,8 +13,14 @@ from tests.support.limits import HANG
 
 
 def test_the_lowest_order_goes_first_and_equals_in_the_order_they_came():
-    lanes, gate, done = Lanes(1), threading.Event(), []
-    first = lanes.submit(9, gate.wait)  # holds the only lane while the others queue
+    lanes, held, gate, done = Lanes(1), threading.Event(), threading.Event(), []
+
+    def hold():
+        held.set()
+        gate.wait(timeout=HANG)
+
+    first = lanes.submit(9, hold)  # holds the only lane while the others queue
+    assert held.wait(timeout=HANG)
     others = [
         lanes.submit(order, lambda name=name: done.append(name)) for order, name in [(2, "c"), (1, "a"), (1, "b")]
     ]

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from teacher_cache.errors import CacheError
 from tests.support.training import train
 from trainer import checkpoint
-from trainer.run_dir import known_metrics
+from trainer.distributed import Ranks
+from trainer.errors import TrainingError
+from trainer.run_dir import known_json, owned
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "failure"])
@@ -31,7 +34,7 @@ def test_a_linked_file_of_a_run_is_replaced_or_refused(cache: Any, tmp_path: Pat
     victim.write_text("precious")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).symlink_to(victim)
-    with suppress(CacheError, OSError):
+    with suppress(CacheError, OSError, TrainingError):
         train(cache, tmp_path / "run", epochs=1)
     assert victim.read_text() == "precious"
 
@@ -92,10 +95,33 @@ def test_a_checkpoint_that_is_a_pipe_or_a_device_is_damaged_and_not_waited_for(
         checkpoint.read_header(path) if name == checkpoint.HEADER else checkpoint.read_tensors(path, found)
 
 
+@pytest.mark.parametrize("plant", [*PLANTED, Path.mkdir, lambda path: path.symlink_to("elsewhere")])
+def test_a_lock_that_is_no_file_is_refused_by_name(tmp_path: Path, plant: Callable[[Path], Any]) -> None:
+    plant(tmp_path / ".lock")
+    with (
+        pytest.raises(TrainingError, match=r"\.lock: expected the lock file"),
+        owned(tmp_path, Ranks(rank=0, size=1, device=torch.device("cpu"))),
+    ):
+        raise AssertionError("the run went on")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    "plant", [*PLANTED, Path.touch, lambda path: path.symlink_to("nowhere"), lambda path: path.symlink_to(path)]
+)
+def test_a_checkpoint_that_is_no_folder_is_set_aside(cache: Any, tmp_path: Path, plant: Callable[[Path], Any]) -> None:
+    train(cache, tmp_path / "run", epochs=1)
+    plant(tmp_path / "run" / "checkpoints" / "epoch-0007")
+    assert train(cache, tmp_path / "run", epochs=2).checkpoint.name == "epoch-0002"
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names[1:] == ["epoch-0001", "epoch-0002"]
+    assert names[0].startswith("damaged-epoch-0007-")
+
+
 @pytest.mark.parametrize("plant", PLANTED)
 def test_metrics_that_are_a_pipe_or_a_device_are_as_if_absent(tmp_path: Path, plant: Callable[[Path], Any]) -> None:
     plant(tmp_path / "metrics.json")
-    assert known_metrics(tmp_path / "metrics.json") == {}
+    assert known_json(tmp_path / "metrics.json", "the evaluation") == {}
 
 
 def test_a_weights_file_longer_than_its_header_says_is_not_read(tmp_path: Path) -> None:

@@ -21,16 +21,10 @@ from pipeline.corpora.formats.columns import (
     whole_parts,
 )
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions
+from teacher_cache.foreign import marked_encoding
 
 __all__ = ["decode_text", "read_text"]
 
-_MARKS = (
-    (b"\xff\xfe\0\0", "utf-32"),
-    (b"\0\0\xfe\xff", "utf-32"),
-    (b"\xff\xfe", "utf-16"),
-    (b"\xfe\xff", "utf-16"),
-    (b"\xef\xbb\xbf", "utf-8-sig"),
-)
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*(?:,\d+)?(?:[eE][+-]?\d+)?")
 _COMMENT = re.compile(r"\s*(#|//|%|!)")
@@ -58,15 +52,12 @@ def decode_text(data: bytes) -> str:
 
     Raises Malformed for what is no text.
     """
-    for mark, name in _MARKS:
-        if data.startswith(mark):
-            try:
-                text = data.decode(name)
-            except UnicodeDecodeError as error:
-                raise Malformed(
-                    f"starts with the mark of {name} and is not: {error.reason}; save it as UTF-8"
-                ) from error
-            break
+    name = marked_encoding(data)
+    if name is not None:
+        try:
+            text = data.decode(name)
+        except UnicodeDecodeError as error:
+            raise Malformed(f"starts with the mark of {name} and is not: {error.reason}; save it as UTF-8") from error
     else:
         if b"\0" in data:
             alike = data[1::2].count(0) > len(data) // 4 or data[::2].count(0) > len(data) // 4

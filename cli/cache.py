@@ -1,28 +1,20 @@
 """``i2p cache``: build a teacher cache, look into it, check it."""
 
-import logging
-from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import click
 
+from cli.build_cache import build_from
 from cli.cache_tools import compact, convert, gc, merge
 from cli.options import CachePath, LocalPath, config_argument, config_options
-from cli.own_recipe import CONFIG_COPY, experiment_by_recipe
+from cli.repair_cache import repair
 from cli.terminal import echo
 
 if TYPE_CHECKING:
-    from cli.experiment import Experiment
-    from pipeline.build import BuildReport
     from teacher_cache.location import Location
-    from teacher_cache.verify import Problem
 
-__all__ = ["build_from", "cache"]
-
-REASONS_SHOWN = 5
-REPAIR_ROUNDS = 3
+__all__ = ["cache"]
 
 
 @click.group()
@@ -30,7 +22,7 @@ def cache() -> None:
     """Build a teacher cache, look into it, check it."""
 
 
-for tool in (compact, convert, merge, gc):
+for tool in (compact, convert, merge, gc, repair):
     cache.add_command(tool)
 
 
@@ -75,81 +67,6 @@ def build(
     except TooManyRefused as error:
         echo(error.path)  # it is there all the same
         raise
-
-
-def build_from(experiment: "Experiment") -> "BuildReport":
-    """Build an experiment's cache with progress on standard error; a complete one is only reported."""
-    from cli.config import to_toml
-    from cli.progress import Progress, human_seconds
-    from pipeline.build import BuildProgress, build_cache
-    from pipeline.errors import TooManyRefused
-    from teacher_cache.storage import storage_at
-
-    progress: Progress | None = None
-    fitting: Progress | None = None
-
-    def show_fit(done: int, total: int) -> None:
-        nonlocal fitting
-        if fitting is None:
-            fitting = Progress("basis", total, unit="shapes")
-            fitting.write(f"fitting {experiment.cache.channels} channels to what the teacher says of {total} shapes")
-        fitting.update(done)
-
-    def show(state: BuildProgress) -> None:
-        nonlocal progress, fitting
-        if fitting is not None:
-            fitting.__exit__(None, None, None)
-            fitting = None
-        if progress is None:
-            if state.shards_done == state.shards_total:
-                return
-            progress = Progress("cache", state.shapes_total, unit="shapes", initial=state.shapes_done)
-            progress.write(
-                f"building the cache of {experiment.corpus.uri}: {state.shapes_done} of {state.shapes_total} shapes "
-                f"and {state.shards_done} of {state.shards_total} shards are there already"
-            )
-        shards = f"{state.shards_done}/{state.shards_total}"
-        progress.update(state.shapes_done, shards=shards, quarantined=state.quarantined)
-
-    _say_when_random(experiment)
-    warnings = logging.getLogger("pipeline.teacher")
-    level = warnings.level
-    if experiment.teacher.random:  # the room warns too; a person has just read it in plain words, once
-        warnings.setLevel(logging.ERROR)
-    try:
-        report = build_cache(
-            experiment.corpus,
-            experiment.projection,
-            experiment.teacher,
-            experiment.cache,
-            experiment.build,
-            on_progress=show,
-            on_fit=show_fit,
-        )
-    except TooManyRefused as error:
-        with suppress(OSError):  # of a finished cache on a disk that is read only: what was refused is the news
-            storage_at(error.path).write_documents({CONFIG_COPY: to_toml(experiment).encode()})
-        raise
-    finally:
-        warnings.setLevel(level)
-        if fitting is not None:
-            fitting.__exit__(None, None, None)
-        if progress is not None:
-            progress.__exit__(None, None, None)
-    if report.already_complete:
-        echo(f"cache complete: {report.shapes} shapes in {report.path}", err=True)
-        return report
-    storage_at(report.path).write_documents({CONFIG_COPY: to_toml(experiment).encode()})
-    rate = f"{report.shapes / report.seconds:.1f} shapes/s" if report.built == report.shards else "resumed"
-    echo(
-        f"cache built: {report.shapes} shapes, {report.shards} shards in {human_seconds(report.seconds)} ({rate})",
-        err=True,
-    )
-    work = ", ".join(f"{stage} {share:.0%}" for stage, share in report.shares.items())
-    busy = "" if report.taught is None else f"; the teacher took {report.taught:.0%} of {report.teachers} lanes' time"
-    echo(f"its work: {work}{busy}", err=True)
-    _say_quarantine(report.quarantined)
-    return report
 
 
 @cache.command(epilog="Example: i2p cache info caches/synthetic-0f3a9c21d7be")
@@ -220,121 +137,6 @@ def verify(path: "Location") -> None:
 
 
 @cache.command(
-    epilog="Examples: i2p cache repair caches/synthetic-0f3a9c21d7be; i2p cache repair PATH --config mine.toml"
-)
-@click.argument("path", type=CachePath())
-@click.option("--config", help="Experiment the cache was built from. [default: the cache's own recipe, with the places "
-              "of corpus and weights that it notes]")  # fmt: skip
-@click.option("--scheduler", help="As build.scheduler; never taken from the cache. [default: this machine]")
-@click.option("--workers", type=int, help="As build.workers.")
-@click.option("--changed", type=click.Choice(["refuse", "rebuild"]), default="rebuild", show_default=True,
-              help="Where the corpus changed since the cache was built: build those shards again too, so that "
-              "old and new never mix, or stop before anything is done.")  # fmt: skip
-def repair(
-    path: "Location",
-    config: str | None,
-    scheduler: str | None,
-    workers: int | None,
-    changed: Literal["refuse", "rebuild"],
-) -> None:
-    """Find what is damaged in a cache and build just that again; exit 1 when something is left."""
-    import teacher_cache
-    from cli.config import load_experiment
-    from teacher_cache.location import parent
-
-    problems = teacher_cache.verify(path)
-    rounds = 0
-    if any(_mendable(problem) for problem in problems):
-        if config is None:
-            experiment = experiment_by_recipe(path, scheduler=scheduler, workers=workers)
-        else:
-            extra = [f"build.scheduler={scheduler!r}"] if scheduler else []
-            extra += [f"build.workers={workers}"] if workers is not None else []
-            experiment = load_experiment(config, extra)
-            # Where the cache lies now, wherever that experiment once put it.
-            experiment = replace(experiment, cache=replace(experiment.cache, root=str(parent(path))))
-        experiment = replace(experiment, build=replace(experiment.build, changed=changed))
-        _say_what_runs(experiment, path, config)
-        _check_describes(experiment, path, config or CONFIG_COPY)
-        if stale := _stale_shards(experiment, path, refuse=changed == "refuse"):
-            # Their receipts may go with the damage below, and with them what tells that these shapes changed.
-            taken_back = [problem for problem in problems if _mendable(problem)]
-            echo(f"{len(stale)} shards are built again with the files as they are now", err=True)
-            problems = [*taken_back, *(stale_problem(shard) for shard in stale)]
-    # A damaged manifest hides what is damaged below it, so a second look can find more than the first.
-    while any(_mendable(problem) for problem in problems) and rounds < REPAIR_ROUNDS:
-        shards = teacher_cache.withdraw(path, problems)
-        echo(f"{len(problems)} problems; building {len(shards)} shards again", err=True)
-        build_from(replace(experiment, build=replace(experiment.build, max_refused=1.0)))  # it was settled at the build
-        problems, rounds = teacher_cache.verify(path), rounds + 1
-    for problem in problems:
-        echo(problem)
-    if problems:
-        echo(f"{len(problems)} problems are left in {path}", err=True)
-        raise SystemExit(1)
-    echo(f"sound: {path}", err=True)
-
-
-def _stale_shards(experiment: "Experiment", path: "Location", *, refuse: bool) -> tuple[int, ...]:
-    """Shards with shapes that changed or went since; said on standard error. Raises BuildError where refused."""
-    from pipeline.build import changes_of
-    from pipeline.changes import refuse_stale
-
-    changes = changes_of(
-        experiment.corpus, experiment.projection, experiment.teacher, experiment.cache,
-        content=experiment.build.check == "content",
-    )  # fmt: skip
-    if refuse:
-        refuse_stale(changes, path)
-    for line in changes.lines():
-        echo(line, err=True)
-    return changes.shards if changes.stale else ()
-
-
-def stale_problem(shard: int) -> "Problem":
-    """A shard that is sound, and of files that are not there any more."""
-    from teacher_cache.layout import receipt_path
-    from teacher_cache.verify import Problem
-
-    return Problem(file=receipt_path(shard), shard=shard, what="is of files that have changed since")
-
-
-def _say_what_runs(experiment: "Experiment", path: "Location", config: str | None) -> None:
-    """Before anything is built into a cache that somebody else may have made."""
-    noted = f"places noted in the cache's {CONFIG_COPY}, checked against its recipe" if config is None else config
-    weights = experiment.teacher.weights or experiment.teacher.pretrained
-    workers = f", {experiment.build.workers} workers" if experiment.build.workers else ""
-    echo(
-        f"repairing {path} ({noted}):\n  corpus    {experiment.corpus.uri}\n"
-        f"  teacher   {experiment.teacher.architecture}, weights {weights}\n"
-        f"  build     {experiment.build.scheduler}{workers}",
-        err=True,
-    )
-
-
-def _check_describes(experiment: "Experiment", path: "Location", source: str) -> None:
-    """Before anything is taken from a cache: would this experiment's build be of this cache? Raises ConfigError."""
-    import teacher_cache
-    from cli.config import ConfigError
-    from pipeline.build import cache_of
-    from teacher_cache.location import resolve
-
-    recipe, place = cache_of(experiment.corpus, experiment.projection, experiment.teacher, experiment.cache)
-    if resolve(place) == resolve(path):
-        return
-    try:
-        differing = teacher_cache.open(path, allow_incomplete=True).recipe.differences(recipe)
-    except teacher_cache.CacheError:
-        differing = []  # what is damaged cannot be compared
-    remedy = "name its own experiment" if differing else f"name its own experiment, or call the folder {place}"
-    raise ConfigError(source, [f"describes the cache {place}, not {path}; {remedy}", *differing])
-
-
-def _mendable(problem: Any) -> bool:
-    return not problem.foreign
-
-
-@cache.command(
     name="list", epilog="Examples: i2p cache list; i2p cache list /data/caches; i2p cache list s3://bucket/caches"
 )
 @click.argument("root", type=CachePath(), default="caches")
@@ -383,21 +185,3 @@ def render(path: "Location", shapes: tuple[int, ...], out: Path) -> None:
     titles = [names[record.label] if 0 <= record.label < len(names) else record.id for record in records]
     record_sheet(records, out, titles=titles)
     echo(out)
-
-
-def _say_when_random(experiment: "Experiment") -> None:
-    if experiment.teacher.random:
-        echo(
-            "note: this experiment names a RANDOM teacher: its cache exercises the path, but holds no 2D knowledge",
-            err=True,
-        )
-
-
-def _say_quarantine(quarantined: Any) -> None:
-    if not quarantined:
-        return
-    echo(f"{len(quarantined)} shapes could not be used and are listed in the manifest (i2p cache info):", err=True)
-    for item in quarantined[:REASONS_SHOWN]:
-        echo(f"  {item.source}: {item.reason}", err=True)
-    if len(quarantined) > REASONS_SHOWN:
-        echo(f"  ... and {len(quarantined) - REASONS_SHOWN} more", err=True)

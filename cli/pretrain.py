@@ -42,7 +42,7 @@ def pretrain(
 ) -> None:
     """Pre-train an encoder as CONFIG (a preset or a TOML file) says; its cache is built first if it is not there."""
     import teacher_cache
-    from cli.cache import build_from
+    from cli.build_cache import build_from
     from cli.config import load_experiment, to_toml
     from cli.stale import check_corpus, finished_cache
     from teacher_cache.location import resolve

@@ -357,7 +357,11 @@ def _stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _unreadable(file: Path, path: Path, error: OSError) -> CheckpointError:
     """Absent files and links that lead nowhere are damage; a disk or a permission that fails is not."""
-    kind = CheckpointDamaged if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP} else CheckpointError
+    kind = (
+        CheckpointDamaged
+        if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
+        else CheckpointError
+    )
     return kind(f"{file} cannot be read: {error.strerror}. {_remedy(path)}")
 
 

@@ -77,7 +77,7 @@ def guidance(
 
 def _carry_out(missing: Sequence["Run"], results: dict["Run", Any], workers: int, total: int) -> list[str]:
     """Build the caches that are needed, then do the runs, in processes; -> titles of those that failed."""
-    from cli.cache import build_from
+    from cli.build_cache import build_from
     from cli.progress import Progress
     from cli.study.plan import cache_settings, require_cache
     from cli.study.worker import do

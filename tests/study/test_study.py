@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.cache import build_from
+from cli.build_cache import build_from
 from cli.config import ConfigError
 from cli.study.arms import ARMS, TEACHERS
 from cli.study.plan import cache_settings, plan_runs, result_of

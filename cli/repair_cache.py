@@ -28,9 +28,9 @@ REPAIR_ROUNDS = 3
               "of corpus and weights that it notes]")  # fmt: skip
 @click.option("--scheduler", help="As build.scheduler; never taken from the cache. [default: this machine]")
 @click.option("--workers", type=int, help="As build.workers.")
-@click.option("--changed", type=click.Choice(["refuse", "rebuild"]), default="refuse", show_default=True,
-              help="Where the corpus changed since the cache was built: stop before anything is done, or build "
-              "the shards of changed shapes again too; old and new never mix.")  # fmt: skip
+@click.option("--changed", type=click.Choice(["refuse", "rebuild"]), default="rebuild", show_default=True,
+              help="Where the corpus changed since the cache was built: build those shards again too, so that "
+              "old and new never mix, or stop before anything is done.")  # fmt: skip
 def repair(
     path: "Location",
     config: str | None,

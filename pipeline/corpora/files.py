@@ -49,7 +49,7 @@ READERS: dict[str, Format] = {
 def files_of(path: Path) -> list[Path]:
     """The file and those beside it that belong to the same shape. Raises Malformed, ShapeError and MachineFault."""
     beside = READERS[path.suffix.lower()].beside
-    return [path] if beside is None else [path, *beside(read_file(path), path)]
+    return [path] if beside is None else [path, *beside(path)]
 
 
 def read_geometry(path: Path, options: ReadOptions | None = None) -> Surface | Cloud:

@@ -5,6 +5,7 @@ one), takes jobs from an iterator as they are needed, and ends at once.
 """
 
 import os
+import pickle
 import signal
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -89,7 +90,10 @@ def _serve(pipe: Connection) -> None:
             except Exception as error:
                 error.add_note(traceback.format_exc())  # which pickling loses
                 answer = True, error
-            pipe.send(answer)
+            try:
+                pipe.send(answer)
+            except (pickle.PicklingError, TypeError, AttributeError):  # by which pickle says that it cannot
+                pipe.send((True, RuntimeError(f"{answer[1]!r:.200} cannot be pickled")))
     except (EOFError, OSError):
         return
 
@@ -97,10 +101,11 @@ def _serve(pipe: Connection) -> None:
 def _killed(process: BaseProcess, what: str) -> MachineFault:
     process.join(10)
     code = process.exitcode
-    how = f"was killed by signal {-code}" if code is not None and code < 0 else f"died with exit code {code}"
-    return MachineFault(
-        what, f"a process that reads {how}", "Most often the memory was used up: take fewer processes (--workers 1)."
-    )
+    if code is not None and code < 0:
+        remedy = "Most often the memory was used up: take fewer processes (--workers 1)."
+        return MachineFault(what, f"a process that reads was killed by signal {-code}", remedy)
+    remedy = "What it wrote says why; a script that reads by processes needs `if __name__ == '__main__':`."
+    return MachineFault(what, f"a process that reads died with exit code {code}", remedy)
 
 
 @contextmanager

@@ -29,6 +29,14 @@ def die_at_five(job: int) -> int:
     return job
 
 
+def leave(job: int) -> int:
+    os._exit(3)
+
+
+def unsendable(job: int) -> object:
+    return lambda: job
+
+
 def linger(job: int) -> int:
     time.sleep(HANG if job else 0)
     return job
@@ -74,6 +82,18 @@ def test_an_error_is_raised_as_it_was_and_ends_all():
 def test_a_killed_process_is_the_machines_fault():
     with pytest.raises(MachineFault, match=r"the set: .*killed by signal 9.*(?s:.*)--workers 1"):
         list(spread(die_at_five, range(30), 2, what="the set"))
+    assert children() == []
+
+
+def test_a_process_that_dies_by_itself_says_so():
+    with pytest.raises(MachineFault, match=r"(?s)the set: .*died with exit code 3.*__main__"):
+        list(spread(leave, range(3), 2, what="the set"))
+    assert children() == []
+
+
+def test_what_cannot_be_pickled_is_an_error_with_a_name():
+    with pytest.raises(RuntimeError, match=r"unsendable.*cannot be pickled"):
+        list(spread(unsendable, range(3), 2, what="x"))
     assert children() == []
 
 

@@ -31,7 +31,7 @@ def info(uri: str, points: int, check: bool, workers: int | None, as_json: bool)
     from cli.corpus_report import contents, print_contents, print_report
     from cli.progress import Progress
     from pipeline.corpora import open_corpus
-    from pipeline.corpora.report import survey
+    from pipeline.corpora.survey import survey
 
     if workers is not None and not check:
         raise click.UsageError("--workers says how many processes read shapes; without --check none is read")

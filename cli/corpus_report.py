@@ -1,4 +1,4 @@
-"""How the report on a corpus is printed. What is counted, and how, is `pipeline.corpora.report`."""
+"""How the report on a corpus is printed. What is counted, and how, is `pipeline.corpora.survey`."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ def contents(corpus: "Corpus") -> dict[str, Any]:
     """What is known of a corpus whose shapes have not been read, as JSON values."""
     from dataclasses import asdict
 
-    from pipeline.corpora.report import groups_of
+    from pipeline.corpora.survey import groups_of
 
     groups = [asdict(group) for group in groups_of(corpus)]
     for group in groups:

@@ -12,7 +12,8 @@ from pipeline.corpora import CorpusError, MachineFault, open_corpus
 from pipeline.corpora.files import READERS
 from pipeline.corpora.formats.geometry import Format
 from pipeline.corpora.inspection import standing
-from pipeline.corpora.report import Group, Spread, survey
+from pipeline.corpora.report import Group, Spread
+from pipeline.corpora.survey import survey
 from tests.support.corpora import ball, cube_ply, cube_stl, cube_text
 
 

@@ -143,8 +143,11 @@ def _teacher(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _real(text: str) -> tuple[str, str, str]:
-    name, equals, pair = text.partition("=")
-    train, comma, test = pair.partition(",")
-    if not (equals and comma and name and train and test):
-        raise click.BadParameter(f"{text}: expected NAME=TRAIN,TEST", param_hint="--real")
-    return name, train, test
+    from pipeline.corpora.uri import split_uris
+
+    name, _, pair = text.partition("=")
+    uris = split_uris(pair)
+    if not name or len(uris) != 2:
+        hint = "NAME=TRAIN,TEST with two corpora, as in mine=folder:a,folder:b"
+        raise click.BadParameter(f"{text}: expected {hint}", param_hint="--real")
+    return name, uris[0], uris[1]

@@ -1,20 +1,19 @@
 """Processes that do runs: as many as are wanted, each with one thread, and a new one in the place of one that dies."""
 
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, TypeVar
 
+from pipeline.corpora.processes import single_threaded
+
 __all__ = ["WorkerError", "do_all"]
 
 Job = TypeVar("Job")
-
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 class WorkerError(Exception):
@@ -43,7 +42,7 @@ def do_all(
         finally:
             idle.put(worker)
 
-    with _single_threaded():
+    with single_threaded():
         pool = ThreadPoolExecutor(workers, thread_name_prefix="study")
         try:
             waiting = {pool.submit(do, arguments): job for job, arguments in jobs}
@@ -119,18 +118,3 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-@contextmanager
-def _single_threaded() -> Iterator[None]:
-    """Processes that start meanwhile use one thread each; libraries read this when they are loaded."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -9,9 +9,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from pipeline.corpora.inspection import Inspection
 
 __all__ = [
     "Corpus",
@@ -91,8 +94,8 @@ class Shape:
 class Corpus(Protocol):
     """An ordered set of shapes; indices run from 0 to len - 1 and mean the same shapes on every machine.
 
-    Everything but ``__getitem__`` and ``fingerprint`` is cheap (no file is read). A corpus may be used by several
-    threads at once and survives pickling.
+    Everything but ``__getitem__``, ``inspect`` and ``fingerprint`` is cheap (no file is read). A corpus may be used by
+    several threads at once and survives pickling.
     """
 
     @property
@@ -111,6 +114,10 @@ class Corpus(Protocol):
     def part_names(self) -> tuple[str, ...]:
         """Names of the parts, in order; empty when there are none."""
 
+    @property
+    def points(self) -> int:
+        """How many points each shape has."""
+
     def __len__(self) -> int: ...
 
     def id(self, index: int) -> str:
@@ -121,6 +128,15 @@ class Corpus(Protocol):
 
     def label(self, index: int) -> int | None:
         """Label of shape ``index`` (without reading it), or None."""
+
+    def split_of(self, index: int) -> str | None:
+        """Split of shape ``index`` (without reading it), or None."""
+
+    def format_of(self, index: int) -> str:
+        """What kind of file shape ``index`` lies in, a word for reports (without reading it)."""
+
+    def inspect(self, index: int) -> "Inspection":
+        """Read shape ``index`` and check it as ``__getitem__`` does, for a report on it. Raises what that raises."""
 
     def fingerprint(self, index: int) -> str:
         """SHA-256 (hex) of what shape ``index`` is made from: content of its files, their reader and its version, label

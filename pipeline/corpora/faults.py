@@ -88,11 +88,12 @@ def patiently(call: Callable[[], T], source: str) -> T:
     raise AssertionError("unreachable")
 
 
-def read_file(path: Path) -> bytes:
-    """The bytes of a regular file. Raises ShapeError for what is none or is closed to this user by its own mode,
-    MachineFault for what the machine is to blame for. Pipes, sockets and devices are not opened.
+def read_file(path: Path, *, first: int | None = None) -> bytes:
+    """The bytes of a regular file, or the first so many of them. Raises ShapeError for what is none or is closed to
+    this user by its own mode, MachineFault for what the machine is to blame for. Pipes, sockets and devices are not
+    opened.
     """
-    return patiently(lambda: _bytes(path), str(path))
+    return patiently(lambda: _bytes(path, first), str(path))
 
 
 def file_stamp(path: Path) -> str:
@@ -113,15 +114,19 @@ def check_present(path: Path) -> None:
     patiently(lambda: os.stat(path), str(path))
 
 
-def _bytes(path: Path) -> bytes:
+def _bytes(path: Path, first: int | None) -> bytes:
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             raise ShapeError(str(path), "is no regular file (a folder, pipe, socket or device)")
-        if status.st_size > FREE_BYTES and not _is_backed(path, status.st_size):
+        size = status.st_size if first is None else min(first, status.st_size)
+        if size > FREE_BYTES and not _is_backed(path, status.st_size):
             reason = f"claims {status.st_size} bytes, nearly all of them holes that were never written"
             raise ShapeError(str(path), f"{reason}; was the copy cut short?")
-        return path.read_bytes()
+        if first is None:
+            return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(size)
     except OSError as error:
         if error.errno in _DENIED and _closed(path):
             mode = stat.S_IMODE(os.stat(path).st_mode)

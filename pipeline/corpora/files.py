@@ -1,5 +1,6 @@
 """Any supported file as a geometry, and the corpus that is a list of such files."""
 
+import copy
 import hashlib
 import json
 import os
@@ -22,9 +23,9 @@ from pipeline.corpora.formats.pcd import read_pcd
 from pipeline.corpora.formats.ply import read_ply
 from pipeline.corpora.formats.stl import read_stl
 from pipeline.corpora.formats.text import read_text
-from pipeline.corpora.surface import triangle_areas
+from pipeline.corpora.inspection import DIGEST_BYTES, Inspection, inspect_cloud, inspect_mesh
 
-__all__ = ["READERS", "Entry", "FileCorpus", "Inspection", "files_of", "part_table", "read_geometry"]
+__all__ = ["READERS", "Entry", "FileCorpus", "files_of", "part_table", "read_geometry"]
 
 _GLTF = Format(read_gltf, "gltf", version=2, beside=beside_gltf)
 _TEXT = Format(read_text, "text", version=2)
@@ -49,16 +50,19 @@ READERS: dict[str, Format] = {
 def files_of(path: Path) -> list[Path]:
     """The file and those beside it that belong to the same shape. Raises Malformed, ShapeError and MachineFault."""
     beside = READERS[path.suffix.lower()].beside
-    return [path] if beside is None else [path, *beside(read_file(path), path)]
+    return [path] if beside is None else [path, *beside(path)]
 
 
-def read_geometry(path: Path, options: ReadOptions | None = None) -> Surface | Cloud:
+def read_geometry(path: Path, options: ReadOptions | None = None, *, held: bytes | None = None) -> Surface | Cloud:
     """Read a file by its extension. Raises ShapeError for whatever is wrong with it, MachineFault where it could not be
-    read through no fault of its own, and nothing else."""
+    read through no fault of its own, and nothing else.
+
+    held  its bytes, where they have been read already.
+    """
     reader = READERS[path.suffix.lower()].read
 
     def read() -> Surface | Cloud:
-        data = read_file(path)
+        data = read_file(path) if held is None else held
         if not data:
             raise ShapeError(str(path), "the file is empty")
         return reader(data, path, options or ReadOptions())
@@ -81,27 +85,6 @@ class Entry:
     label: int | None
     split: str | None
     fault: str | None = None
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What a report wants to know of one shape.
-
-    kind    "mesh" or "cloud"
-    stored  vertices that faces use, or points
-    faces   triangles; 0 for a cloud
-    area    of the triangles, float64, in squared units of the file; 0 for a cloud
-    low, high  corners of the box around them [3] float64, axes as in the file
-    notes   what was passed over or mended while reading, counted
-    """
-
-    kind: str
-    stored: int
-    faces: int
-    area: float
-    low: np.ndarray
-    high: np.ndarray
-    notes: Mapping[str, int]
 
 
 def part_table(entries: Sequence[Entry], reading: ReadOptions, named: Sequence[str], uri: str) -> tuple[str, ...]:
@@ -210,9 +193,42 @@ class FileCorpus:
         except (Malformed, ShapeError):
             return [entry.path]
 
+    def split_of(self, index: int) -> str | None:
+        return self._entry(index).split
+
+    def format_of(self, index: int) -> str:
+        return self._entry(index).path.suffix.lower().removeprefix(".") or "folder"
+
+    def entries(self, start: int, stop: int) -> list[Entry]:
+        """Shapes start..stop - 1, for `holding`."""
+        return self._entries[start:stop]
+
+    def holding(self, entries: Sequence[Entry]) -> "FileCorpus":
+        """This corpus with some of its entries alone, or none: what another process needs to read them."""
+        found = copy.copy(self)
+        found._entries = list(entries)
+        return found
+
     def __getitem__(self, index: int) -> Shape:
         entry = self._present(index)
-        geometry = read_geometry(entry.path, self._reading)
+        return self._sampled(entry, read_geometry(entry.path, self._reading))
+
+    def inspect(self, index: int) -> Inspection:
+        entry = self._present(index)
+        data = read_file(entry.path)
+        others = [read_file(path) for path in self._files(entry)[1:]]
+        digest = hashlib.sha256()
+        for content in (data, *others):
+            digest.update(f"{len(content)} ".encode())
+            digest.update(content)
+        geometry = read_geometry(entry.path, self._reading, held=data)
+        self._sampled(entry, geometry)
+        file, size = digest.digest()[:DIGEST_BYTES], len(data) + sum(map(len, others))
+        if isinstance(geometry, Surface):
+            return inspect_mesh(geometry, file=file, size=size)
+        return inspect_cloud(geometry, file=file, size=size)
+
+    def _sampled(self, entry: Entry, geometry: Surface | Cloud) -> Shape:
         points, parts = sample_geometry(
             geometry, count=self.points, seed=self._seed, id=entry.id, source=str(entry.path), repeat=self._repeat
         )
@@ -223,18 +239,6 @@ class FileCorpus:
         if parts is not None:
             parts = self._numbered(parts, geometry.part_names, str(entry.path))
         return Shape(id=entry.id, points=points, label=entry.label, part_labels=parts, split=entry.split)
-
-    def inspect(self, index: int) -> Inspection:
-        """What lies in the file of shape ``index``. Raises ShapeError and MachineFault."""
-        geometry = read_geometry(self._present(index).path, self._reading)
-        if isinstance(geometry, Surface):
-            used = geometry.vertices[np.unique(geometry.faces)]
-            faces, kind = len(geometry.faces), "mesh"
-            area = float(triangle_areas(geometry.vertices, geometry.faces).sum())
-        else:
-            used, faces, kind, area = geometry.points.astype(np.float64), 0, "cloud", 0.0
-        box = np.zeros((2, 3)) if not len(used) else np.stack([used.min(axis=0), used.max(axis=0)])
-        return Inspection(kind, len(used), faces, area, box[0], box[1], geometry.notes)
 
     def _numbered(self, parts: np.ndarray, names: Sequence[str], source: str) -> np.ndarray:
         """Parts of one file [N] as numbers of the corpus' table, int16."""

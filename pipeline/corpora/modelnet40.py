@@ -136,6 +136,7 @@ def _open_hdf5(
         points=points,
         seed=seed,
         repeat=repeat,
+        format="hdf5",
     )
 
 

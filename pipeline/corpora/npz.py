@@ -99,6 +99,7 @@ def open_npz(path: Path, options: Options, points: int) -> RowCorpus:
         repeat=pad == "repeat",
         parts=None if part is None else part[rows],
         part_names=_names(arrays.get("part_names"), part, path),
+        format="npz",
     )
 
 

@@ -10,6 +10,8 @@ import numpy as np
 from pipeline.corpora.base import CorpusError, Shape, ShapeError
 from pipeline.corpora.check import fit_points
 from pipeline.corpora.entrance import check_ids
+from pipeline.corpora.formats.geometry import Cloud
+from pipeline.corpora.inspection import Inspection, inspect_cloud
 
 __all__ = ["RowCorpus"]
 
@@ -41,9 +43,11 @@ class RowCorpus:
         stamps: Sequence[str],
         parts: np.ndarray | None = None,
         part_names: Sequence[str] = (),
+        format: str = "rows",
     ) -> None:
         """``read(i)`` returns the stored points [M, 3] of row i, or raises ShapeError; ``parts`` is [n, M]; the rest
         has one entry a row: ``stamps`` the `file_stamp` of the file that it lies in, taken before that was opened.
+        ``format`` names the kind of file, for reports.
         """
         if not ids:
             raise CorpusError(f"{uri}: no shapes")
@@ -58,6 +62,7 @@ class RowCorpus:
         self._read, self._parts = read, parts
         self._stamps = list(stamps)
         self._seed, self._repeat = seed, repeat
+        self._format = format
 
     def __reduce__(self) -> tuple[Any, ...]:
         from pipeline.corpora.uri import reopen
@@ -77,11 +82,21 @@ class RowCorpus:
         label = -1 if self._labels is None else self._labels[self._inside(index)]
         return None if label < 0 else label
 
+    def split_of(self, index: int) -> str | None:
+        return None if self._splits is None else self._splits[self._inside(index)]
+
+    def format_of(self, index: int) -> str:
+        return self._format
+
+    def inspect(self, index: int) -> Inspection:
+        self[index]
+        return inspect_cloud(Cloud(self._read(index)))
+
     def fingerprint(self, index: int) -> str:
         points = np.ascontiguousarray(self._read(self._inside(index)))
         label = self.label(index)
         named = None if label is None else self.label_names[label] if self.label_names else label
-        split = None if self._splits is None else self._splits[index]
+        split = self.split_of(index)
         facts = [ROWS_VERSION, points.dtype.str, points.shape, named, split]
         digest = hashlib.sha256(json.dumps(facts).encode("utf-8", "surrogatepass"))
         digest.update(points.tobytes())
@@ -106,8 +121,8 @@ class RowCorpus:
         cloud, part_labels = fit_points(
             points, parts, count=self.points, seed=self._seed, id=id, source=source, repeat=self._repeat
         )
-        split = None if self._splits is None else self._splits[index]
-        return Shape(id=id, points=cloud, label=self.label(index), part_labels=part_labels, split=split)
+        label, split = self.label(index), self.split_of(index)
+        return Shape(id=id, points=cloud, label=label, part_labels=part_labels, split=split)
 
     def _inside(self, index: int) -> int:
         if not 0 <= index < len(self._ids):

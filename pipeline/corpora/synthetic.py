@@ -13,6 +13,8 @@ import numpy as np
 
 from pipeline.corpora.base import Shape, identity_hash
 from pipeline.corpora.check import check_shape
+from pipeline.corpora.formats.geometry import Surface
+from pipeline.corpora.inspection import Inspection, inspect_mesh
 from pipeline.corpora.objects import CATEGORIES, Fact, Part, Sketch
 from pipeline.corpora.options import Options
 from pipeline.corpora.surface import sample_surface, triangle_areas
@@ -116,6 +118,17 @@ class SyntheticCorpus:
         settings = {key: value for key, value in self.identity.items() if key != "split"}
         return identity_hash({**settings, "id": self.id(index)})
 
+    def split_of(self, index: int) -> str | None:
+        return self._place(index)[0]
+
+    def format_of(self, index: int) -> str:
+        return "synthetic"
+
+    def inspect(self, index: int) -> Inspection:
+        vertices, faces, _ = _assemble(self._draw(*self._place(index))[0])
+        self[index]
+        return inspect_mesh(Surface(vertices @ self._pose(index).T, faces))
+
     def __getitem__(self, index: int) -> Shape:
         split, place = self._place(index)
         parts, _ = self._draw(split, place)
@@ -123,7 +136,7 @@ class SyntheticCorpus:
         uniform = self._generator(split, place, _SURFACE).random((self.points, 3))
         points, triangle = sample_surface(vertices, faces, uniform)
         if self.rotate != "none":
-            points = points @ _rotation(self.rotate, self._generator(split, place, _POSE)).T
+            points = points @ self._pose(index).T
         cloud = points.astype(np.float32)
         check_shape(cloud, self.source(index))
         numbers = self._part_numbers(self._category(place))
@@ -167,6 +180,12 @@ class SyntheticCorpus:
             return self.split, index
         block, rest = divmod(index, _EVERY)
         return ("test", block) if rest == _EVERY - 1 else ("train", block * (_EVERY - 1) + rest)
+
+    def _pose(self, index: int) -> np.ndarray:
+        """The rotation of shape ``index`` [3, 3]."""
+        if self.rotate == "none":
+            return np.eye(3)
+        return _rotation(self.rotate, self._generator(*self._place(index), _POSE))
 
     def _category(self, place: int) -> str:
         return self.categories[place % len(self.categories)]

@@ -331,7 +331,8 @@ def test_buffers_inside_and_beside(tmp_path):
     inline = "data:application/octet-stream;base64," + base64.b64encode(data).decode()
     for uri, files in (("a%20b.bin", ["a b.bin"]), ("in/c.bin", ["in/c.bin"]), (inline, [])):
         np.testing.assert_array_equal(corners(read_gltf(_text(uri), path, ReadOptions()))[0], TRIANGLE)
-        assert [file.relative_to(tmp_path.resolve()).as_posix() for file in beside_gltf(_text(uri), path)] == files
+        path.write_bytes(_text(uri))
+        assert [file.relative_to(tmp_path.resolve()).as_posix() for file in beside_gltf(path)] == files
 
 
 @pytest.mark.parametrize(

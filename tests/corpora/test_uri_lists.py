@@ -2,7 +2,9 @@
 
 import pytest
 
+from cli.study.command import _real
 from pipeline.corpora.uri import split_uris
+from tests.support.commands import run
 
 
 @pytest.mark.parametrize(
@@ -24,3 +26,33 @@ from pipeline.corpora.uri import split_uris
 )  # fmt: skip
 def test_commas_within_a_uri_do_not_split_it(text, uris):
     assert split_uris(text) == uris
+
+
+PAIR = "folder:a?formats=off,obj&split=train", "npz:b,c.npz?split=test"
+
+
+def test_a_study_takes_corpora_with_commas():
+    assert _real(f"mine={','.join(PAIR)}") == ("mine", *PAIR)
+
+
+def test_a_teacher_is_scored_on_corpora_with_commas(capsys, monkeypatch):
+    asked = []
+
+    def score(config, projection, named, **more):
+        asked.extend(named)
+        return {}
+
+    monkeypatch.setattr("cli.teacher_scores.score_teacher", score)
+    outcome = run(capsys, "teacher", "eval", "--corpus", f"mine={','.join(PAIR)}", "--json")
+    assert outcome.code == 0, outcome.err
+    assert asked[1:] == [("mine", *PAIR)]
+
+
+@pytest.mark.parametrize(
+    "text", ["mine=folder:a?formats=off,obj", "mine=folder:a,folder:b,folder:c", "=folder:a,folder:b"]
+)
+def test_other_than_two_corpora_are_refused(capsys, text):
+    for arguments in (("teacher", "eval", "--corpus", text), ("study", "guidance", "--real", text)):
+        outcome = run(capsys, *arguments)
+        assert outcome.code == 2
+        assert "expected NAME=TRAIN,TEST with two corpora" in outcome.err

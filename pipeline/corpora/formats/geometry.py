@@ -79,13 +79,14 @@ class Format:
               Malformed with a reason, whatever the bytes; never takes memory or time that they do not justify.
     name      of the reader; readers of several suffixes share one.
     version   raised whenever the same bytes come out as another geometry: it enters the identity of what was read.
-    beside    files that the bytes name and that belong to the shape, such as the buffers of a glTF; raises Malformed.
+    beside    files that a file names and that belong to the shape, such as the buffers of a glTF, by its path; opens it
+              and reads no more of it than it has to. Raises Malformed, ShapeError and MachineFault.
     """
 
     read: Callable[[bytes, Path, ReadOptions], Surface | Cloud]
     name: str
     version: int = 1
-    beside: Callable[[bytes, Path], Sequence[Path]] | None = None
+    beside: Callable[[Path], Sequence[Path]] | None = None
 
 
 def sample_geometry(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.corpora.faults import read_file
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions, Surface
 from pipeline.corpora.formats.gltf_buffers import Accessors, Buffers, external_files, items
 from pipeline.corpora.formats.gltf_nodes import Nodes, instance_matrices
@@ -91,9 +92,16 @@ def read_gltf(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
     )
 
 
-def beside_gltf(data: bytes, path: Path) -> Sequence[Path]:
-    """The buffer files that a glTF names."""
-    return external_files(_document(data, path)[0], path)
+def beside_gltf(path: Path) -> Sequence[Path]:
+    """The buffer files that a glTF names. Of a GLB its first chunk alone is read, which says so."""
+    head = read_file(path, first=20)
+    if head[:4] == b"glTF" and len(head) == 20:
+        length = int.from_bytes(head[12:16], "little")
+        text = read_file(path, first=20 + length)[20:]
+        if head[16:] != b"JSON" or len(text) != length:
+            raise Malformed("its first chunk is not JSON, or is cut short")
+        return external_files(_parsed(text.rstrip(b"\0 ")), path)
+    return external_files(_document(head if path.suffix.lower() == ".glb" else read_file(path), path)[0], path)
 
 
 # -- the document ------------------------------------------------------------------------------------------------------
@@ -107,6 +115,10 @@ def _document(data: bytes, path: Path) -> tuple[dict[str, Any], bytes | None]:
         text, blob = _chunks(data)
     elif path.suffix.lower() == ".glb":
         raise Malformed("does not start with glTF")
+    return _parsed(text), blob
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
     try:
         document = json.loads(text.decode("utf-8-sig"), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
@@ -117,7 +129,7 @@ def _document(data: bytes, path: Path) -> tuple[dict[str, Any], bytes | None]:
     version = asset.get("version") if isinstance(asset, dict) else None
     if not isinstance(version, str) or not version.startswith("2."):
         raise Malformed(f"is glTF {str(version)[:20]!r}; version 2 is read. Convert it (gltf-pipeline does)")
-    return document, blob
+    return document
 
 
 def _no_number(name: str) -> float:

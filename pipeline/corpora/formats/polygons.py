@@ -7,6 +7,7 @@ import mapbox_earcut
 import numpy as np
 
 from pipeline.corpora.formats.geometry import Malformed
+from pipeline.corpora.surface import triangle_areas
 
 __all__ = ["MAX_CORNERS", "Cut", "cut_polygons"]
 
@@ -86,6 +87,9 @@ def _turned(vertices: np.ndarray, polygons: np.ndarray) -> tuple[np.ndarray, np.
     """Polygons [F, k], begun at a corner whose fan covers them where there is one; whether it does [F], and the area of
     that fan [F] float64.
     """
+    if polygons.shape[1] == 3:  # covers itself; nearly all faces there are
+        with np.errstate(all="ignore"):
+            return polygons, np.ones(len(polygons), bool), triangle_areas(vertices, polygons)
     covered, sizes = _are_covered(vertices, polygons)
     if covered.all():
         return polygons, covered, sizes

@@ -1,0 +1,136 @@
+"""Work for several processes: fresh interpreters of one thread each, all gone when the caller is done or interrupted.
+
+Unlike the pools of the standard library it says when a process was killed (which is how a machine without memory ends
+one), takes jobs from an iterator as they are needed, and ends at once.
+"""
+
+import os
+import pickle
+import signal
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
+
+from pipeline.corpora.base import MachineFault
+
+__all__ = ["single_threaded", "spread"]
+
+Job = TypeVar("Job")
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def spread(function: Callable[[Job], Any], jobs: Iterable[Job], processes: int, *, what: str) -> Iterator[Any]:
+    """function(job) of each job, as they end, which is not their order.
+
+    function, jobs and results are pickled. At most one job a process is under way. `what` is read, for the message.
+
+    Raises what the function raises, and MachineFault for a process that was killed. Closing the iterator, or an
+    exception, ends the processes at once.
+    """
+    context = get_context("spawn")  # a fork of a process with threads is not safe
+    queue = iter(jobs)
+    crew: dict[Connection, BaseProcess] = {}
+    busy: set[Connection] = set()
+
+    def give(pipe: Connection) -> None:
+        for job in queue:
+            pipe.send(job)
+            busy.add(pipe)
+            return
+
+    try:
+        with single_threaded(), _interrupts_held():
+            for _ in range(processes):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_serve, args=(theirs,), daemon=True)
+                process.start()
+                theirs.close()  # so that the death of the process is the end of the pipe
+                crew[ours] = process
+        for pipe in crew:
+            try:
+                pipe.send(function)
+                give(pipe)
+            except OSError:
+                raise _killed(crew[pipe], what) from None
+        while busy:
+            for ready in wait(list(busy)):
+                pipe = next(pipe for pipe in busy if pipe is ready)
+                busy.remove(pipe)
+                try:
+                    failed, result = pipe.recv()
+                    if not failed:
+                        give(pipe)
+                except (EOFError, OSError):
+                    raise _killed(crew[pipe], what) from None
+                if failed:
+                    raise result
+                yield result
+    finally:
+        for pipe, member in crew.items():
+            pipe.close()
+            member.terminate()
+        for member in crew.values():
+            member.join()
+
+
+def _serve(pipe: Connection) -> None:
+    """The life of a process; it ends when nobody asks any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the first one decides
+    try:
+        function = pipe.recv()
+        while True:
+            job = pipe.recv()
+            try:
+                answer = False, function(job)
+            except Exception as error:
+                error.add_note(traceback.format_exc())  # which pickling loses
+                answer = True, error
+            try:
+                pipe.send(answer)
+            except (pickle.PicklingError, TypeError, AttributeError):  # by which pickle says that it cannot
+                pipe.send((True, RuntimeError(f"{answer[1]!r:.200} cannot be pickled")))
+    except (EOFError, OSError):
+        return
+
+
+def _killed(process: BaseProcess, what: str) -> MachineFault:
+    process.join(10)
+    code = process.exitcode
+    if code is not None and code < 0:
+        remedy = "Most often the memory was used up: take fewer processes (--workers 1)."
+        return MachineFault(what, f"a process that reads was killed by signal {-code}", remedy)
+    remedy = "What it wrote says why; a script that reads by processes needs `if __name__ == '__main__':`."
+    return MachineFault(what, f"a process that reads died with exit code {code}", remedy)
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Processes that start meanwhile use one thread each; libraries read this when they are loaded."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """SIGINT waits meanwhile, and never reaches processes that are started: the mask is inherited."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

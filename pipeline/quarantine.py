@@ -24,6 +24,7 @@ __all__ = ["REFUSED", "note_refused", "release_mended"]
 
 REFUSED = "logs/refused.json"
 _SETTLED = 2.0  # seconds before a build began since which a file must not have changed for its times to be trusted
+# Formats of the extra are not among them: their files may wait for a library, so they are tried again each time.
 _IN_ONE_FILE = {".off", ".obj", ".ply", ".stl", ".glb", ".npy", ".npz", ".xyz", ".pts", ".txt", ".csv", ".pcd"}
 
 

@@ -15,6 +15,7 @@ from pipeline.corpora.entrance import MAX_PARTS, check_ids, check_names, name_fa
 from pipeline.corpora.faults import check_present, file_stamp, patiently, read_file
 from pipeline.corpora.formats.geometry import Cloud, Format, Malformed, ReadOptions, Surface, sample_geometry
 from pipeline.corpora.formats.gltf import beside_gltf, read_gltf
+from pipeline.corpora.formats.las import read_las
 from pipeline.corpora.formats.numpy_files import read_npy, read_npz
 from pipeline.corpora.formats.obj import read_obj
 from pipeline.corpora.formats.off import read_off
@@ -28,6 +29,7 @@ __all__ = ["READERS", "Entry", "FileCorpus", "Inspection", "files_of", "part_tab
 
 _GLTF = Format(read_gltf, "gltf", version=2, beside=beside_gltf)
 _TEXT = Format(read_text, "text", version=2)
+_LAS = Format(read_las, "las")
 
 READERS: dict[str, Format] = {
     ".off": Format(read_off, "off", version=2),
@@ -43,6 +45,8 @@ READERS: dict[str, Format] = {
     ".txt": _TEXT,
     ".csv": _TEXT,
     ".pcd": Format(read_pcd, "pcd", version=2),
+    ".las": _LAS,
+    ".laz": _LAS,
 }
 
 

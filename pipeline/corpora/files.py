@@ -23,6 +23,7 @@ from pipeline.corpora.formats.pcd import read_pcd
 from pipeline.corpora.formats.ply import read_ply
 from pipeline.corpora.formats.stl import read_stl
 from pipeline.corpora.formats.text import read_text
+from pipeline.corpora.formats.threemf import read_3mf
 from pipeline.corpora.surface import triangle_areas
 
 __all__ = ["READERS", "Entry", "FileCorpus", "Inspection", "files_of", "part_table", "read_geometry"]
@@ -47,6 +48,7 @@ READERS: dict[str, Format] = {
     ".pcd": Format(read_pcd, "pcd", version=2),
     ".las": _LAS,
     ".laz": _LAS,
+    ".3mf": Format(read_3mf, "3mf"),
 }
 
 

@@ -24,6 +24,7 @@ from pipeline.corpora.formats.ply import read_ply
 from pipeline.corpora.formats.stl import read_stl
 from pipeline.corpora.formats.text import read_text
 from pipeline.corpora.formats.threemf import read_3mf
+from pipeline.corpora.formats.usd import beside_usd, read_usd
 from pipeline.corpora.surface import triangle_areas
 
 __all__ = ["READERS", "Entry", "FileCorpus", "Inspection", "files_of", "part_table", "read_geometry"]
@@ -31,6 +32,7 @@ __all__ = ["READERS", "Entry", "FileCorpus", "Inspection", "files_of", "part_tab
 _GLTF = Format(read_gltf, "gltf", version=2, beside=beside_gltf)
 _TEXT = Format(read_text, "text", version=2)
 _LAS = Format(read_las, "las")
+_USD = Format(read_usd, "usd", beside=beside_usd)
 
 READERS: dict[str, Format] = {
     ".off": Format(read_off, "off", version=2),
@@ -48,6 +50,10 @@ READERS: dict[str, Format] = {
     ".pcd": Format(read_pcd, "pcd", version=2),
     ".las": _LAS,
     ".laz": _LAS,
+    ".usd": _USD,
+    ".usda": _USD,
+    ".usdc": _USD,
+    ".usdz": _USD,
     ".3mf": Format(read_3mf, "3mf"),
 }
 

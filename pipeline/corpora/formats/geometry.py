@@ -31,10 +31,12 @@ class ReadOptions:
              that is certain
     parts    what becomes the part label of a face or point: "" for nothing, "group", "object", "material", "node", or
              the name of an integer property
+    up       the axis that is up, "y" or "z", which a file that names its own must not contradict; "file": as it says
     """
 
     columns: tuple[str, ...] = ()
     parts: str = ""
+    up: str = "file"
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import numpy as np
 
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions, Surface
 
-__all__ = ["call", "decode", "need", "told"]
+__all__ = ["MAX_MESSAGE", "call", "decode", "need", "told"]
 
 FREE_MEMORY = 2**30  # bytes that any file may take beyond what its decoder takes to start
 MEMORY_SHARE = 64  # more bytes for each byte of the file, as for what is packed elsewhere (entrance.unpacking_fault)
@@ -76,6 +76,7 @@ def call(module: str, function: str, data: bytes, path: Path, options: ReadOptio
         "path": str(path),
         "columns": options.columns,
         "parts": options.parts,
+        "up": options.up,
         "memory": FREE_MEMORY + MEMORY_SHARE * len(data),
         "seconds": FREE_SECONDS + len(data) // BYTES_A_SECOND,
     }
@@ -144,7 +145,7 @@ def _main() -> int:
         module = importlib.import_module(head["module"])
         getattr(module, "prepare", lambda: None)()  # imports what it needs, before memory is counted
         _limit(head["memory"], head["seconds"])
-        options = ReadOptions(columns=tuple(head["columns"]), parts=head["parts"])
+        options = ReadOptions(columns=tuple(head["columns"]), parts=head["parts"], up=head["up"])
         told_back = _packed(getattr(module, head["function"])(data, Path(head["path"]), options))
     except Malformed as error:
         told_back = _message({"malformed": str(error)})

@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.corpora.base import CorpusError, Shape, ShapeError
 from pipeline.corpora.entrance import MAX_PARTS, check_ids, check_names, name_fault
 from pipeline.corpora.faults import check_present, file_stamp, patiently, read_file
+from pipeline.corpora.formats.dae import read_dae
 from pipeline.corpora.formats.geometry import Cloud, Format, Malformed, ReadOptions, Surface, sample_geometry
 from pipeline.corpora.formats.gltf import beside_gltf, read_gltf
 from pipeline.corpora.formats.las import read_las
@@ -54,6 +55,7 @@ READERS: dict[str, Format] = {
     ".usda": _USD,
     ".usdc": _USD,
     ".usdz": _USD,
+    ".dae": Format(read_dae, "dae"),
     ".3mf": Format(read_3mf, "3mf"),
 }
 

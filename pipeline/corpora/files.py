@@ -14,6 +14,7 @@ from pipeline.corpora.base import CorpusError, Shape, ShapeError
 from pipeline.corpora.entrance import MAX_PARTS, check_ids, check_names, name_fault
 from pipeline.corpora.faults import check_present, file_stamp, patiently, read_file
 from pipeline.corpora.formats.dae import read_dae
+from pipeline.corpora.formats.e57 import read_e57
 from pipeline.corpora.formats.geometry import Cloud, Format, Malformed, ReadOptions, Surface, sample_geometry
 from pipeline.corpora.formats.gltf import beside_gltf, read_gltf
 from pipeline.corpora.formats.las import read_las
@@ -55,6 +56,7 @@ READERS: dict[str, Format] = {
     ".usda": _USD,
     ".usdc": _USD,
     ".usdz": _USD,
+    ".e57": Format(read_e57, "e57"),
     ".dae": Format(read_dae, "dae"),
     ".3mf": Format(read_3mf, "3mf"),
 }

@@ -10,7 +10,6 @@ import importlib.util
 import io
 import json
 import os
-import resource
 import signal
 import struct
 import subprocess
@@ -92,9 +91,9 @@ def call(module: str, function: str, data: bytes, path: Path, options: ReadOptio
     )
     if done.returncode == _MEMORY:
         raise Malformed(f"takes more than {head['memory']} bytes of memory; its {len(data)} bytes do not justify it")
-    if done.returncode == -signal.SIGXCPU:
+    if done.returncode == -getattr(signal, "SIGXCPU", 0) != 0:
         raise Malformed(f"takes more than {head['seconds']} s to read; its {len(data)} bytes do not justify it")
-    if done.returncode == -signal.SIGKILL:
+    if done.returncode == -getattr(signal, "SIGKILL", 0) != 0:
         raise MemoryError("the process that read the file was killed")
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
@@ -161,6 +160,10 @@ def _main() -> int:
 
 def _limit(memory: int, seconds: int) -> None:
     """Bound what this process may take from here on. Address space stands for memory: it is what can be bounded."""
+    try:
+        import resource
+    except ImportError:  # Windows bounds neither
+        return
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
     except (OSError, ValueError):

@@ -54,6 +54,14 @@ def test_a_geometry_comes_back_as_it_is():
     assert (found.part_names, found.notes) == (("a", "b"), {"x": 2})
 
 
+def test_files_of_the_working_folder_are_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "struct.py").write_text("raise SystemExit(9)")
+    (tmp_path / "numpy.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Malformed, match=r"^holds 12 bytes$"):
+        ask("refuse")
+
+
 def test_a_library_that_is_not_there_is_named_with_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "laspy", None)
     for name in ("laspy", "no_library_of_this_name"):

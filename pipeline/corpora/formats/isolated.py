@@ -80,10 +80,14 @@ def call(module: str, function: str, data: bytes, path: Path, options: ReadOptio
         "seconds": FREE_SECONDS + len(data) // BYTES_A_SECOND,
     }
     text = json.dumps(head).encode()
-    # The paths of this process, so that the other finds the same code; one thread, as many files are read at once.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
+    # The paths of this process and, by -P, no others: the same code. One thread, as many files are read at once.
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+        "OPENBLAS_NUM_THREADS": "1",
+    }
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.corpora.formats.isolated"],
+        [sys.executable, "-P", "-m", "pipeline.corpora.formats.isolated"],
         input=struct.pack("<Q", len(text)) + text + data,
         capture_output=True,
         env=environment,

@@ -188,7 +188,7 @@ def compare_corpus(
             lost = [id for id in here if id not in places]
             gone += lost
             known = [(id, sha256) for id, sha256 in receipt.shapes if id in places]
-            unknown += len(here) - len(lost) - len(known)
+            unknown += len(set(receipt.ids[::poses]).intersection(places).difference(id for id, _ in known))
             looks = stamps_digest((id, settled(corpus.stamp(places[id]))) for id, _ in known) if known else ""
             odd: list[str] = []
             if content or not stamps.vouch_for(receipt, looks):

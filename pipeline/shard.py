@@ -22,7 +22,7 @@ from cuda.geometry import ViewGeometry
 from pipeline.basis import in_basis
 from pipeline.changes import made_of, settled, stamps_digest
 from pipeline.config import ProjectionConfig
-from pipeline.corpora import Corpus, CorpusError, MachineFault, Shape, ShapeError, normalise
+from pipeline.corpora import Corpus, CorpusError, MachineFault, Shape, ShapeError, UnreadHere, normalise
 from pipeline.corpora.faults import machine_fault_in, patiently
 from pipeline.corpora.uri import place_of
 from pipeline.errors import BuildError
@@ -151,12 +151,13 @@ def _read_group(indices: Sequence[int], corpus: Corpus, poses: int) -> _Group:
     group = _Group(ids=[], labels=[], clouds=[], quarantined=[], shapes=[], stamps=[])
     for index in indices:
         stamp = corpus.stamp(index)
-        group.shapes.append((corpus.id(index), made_of(corpus, index)))
-        group.stamps.append(settled(stamp))
+        made, looks, told = made_of(corpus, index), settled(stamp), True
         try:
             shape, points = patiently(partial(read_shape, corpus, index), corpus.source(index))
         except ShapeError as error:
             group.quarantined.append(_quarantined(corpus.id(index), error, corpus.uri))
+            # Not what the shape is made from decided, but what is installed: without a fingerprint it is tried again.
+            told = not isinstance(error, UnreadHere)
         else:
             for pose in range(poses):
                 group.ids.append(pose_id(shape.id, pose))
@@ -165,6 +166,9 @@ def _read_group(indices: Sequence[int], corpus: Corpus, poses: int) -> _Group:
         if corpus.stamp(index) != stamp:  # what was hashed may not be what was read
             made_of(corpus, index)  # of a disk that went away it says so itself
             raise MachineFault(corpus.source(index), "it changed while it was read", "Run the build again.")
+        if told:
+            group.shapes.append((corpus.id(index), made))
+            group.stamps.append(looks)
     return group
 
 

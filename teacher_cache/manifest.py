@@ -42,8 +42,8 @@ class Receipt:
     ids, labels  of its records, in stored order.
     quarantined  the shapes of this shard that left no record.
     files        the shard's files, in the order the format lists them.
-    shapes       (shape id, SHA-256 of what the shape was made from), those in quarantine included; empty where it is
-                 not known, as in receipts of 0.1.0.
+    shapes       (shape id, SHA-256 of what the shape was made from), those in quarantine included but for those that
+                 a library was missing for; empty where it is not known, as in receipts of 0.1.0.
     """
 
     shard: int

@@ -6,6 +6,7 @@ from pipeline.corpora.base import (
     MachineFault,
     Shape,
     ShapeError,
+    UnreadHere,
     corpus_fingerprint,
     identity_hash,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "MachineFault",
     "Shape",
     "ShapeError",
+    "UnreadHere",
     "check_shape",
     "corpus_fingerprint",
     "identity_hash",

@@ -71,6 +71,10 @@ class ShapeError(Exception):
         return f"{self.source}: {self.reason}"
 
 
+class UnreadHere(ShapeError):
+    """A shape whose file needs a library that is not installed here: it may be sound, and is tried again."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shape:
     """One shape as it was read.

@@ -11,11 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.corpora.base import CorpusError, Shape, ShapeError
+from pipeline.corpora.base import CorpusError, Shape, ShapeError, UnreadHere
 from pipeline.corpora.entrance import MAX_PARTS, check_ids, check_names, name_fault
 from pipeline.corpora.faults import check_present, file_stamp, patiently, read_file
-from pipeline.corpora.formats.geometry import Cloud, Format, Malformed, ReadOptions, Surface, sample_geometry
+from pipeline.corpora.formats.dae import read_dae
+from pipeline.corpora.formats.e57 import read_e57
+from pipeline.corpora.formats.geometry import (
+    Cloud,
+    Format,
+    Malformed,
+    ReaderMissing,
+    ReadOptions,
+    Surface,
+    sample_geometry,
+)
 from pipeline.corpora.formats.gltf import beside_gltf, read_gltf
+from pipeline.corpora.formats.las import read_las
 from pipeline.corpora.formats.numpy_files import read_npy, read_npz
 from pipeline.corpora.formats.obj import read_obj
 from pipeline.corpora.formats.off import read_off
@@ -23,12 +34,16 @@ from pipeline.corpora.formats.pcd import read_pcd
 from pipeline.corpora.formats.ply import read_ply
 from pipeline.corpora.formats.stl import read_stl
 from pipeline.corpora.formats.text import read_text
+from pipeline.corpora.formats.threemf import read_3mf
+from pipeline.corpora.formats.usd import beside_usd, read_usd
 from pipeline.corpora.inspection import DIGEST_BYTES, Inspection, inspect_cloud, inspect_mesh
 
 __all__ = ["READERS", "Entry", "FileCorpus", "files_of", "part_table", "read_geometry"]
 
 _GLTF = Format(read_gltf, "gltf", version=2, beside=beside_gltf)
 _TEXT = Format(read_text, "text", version=2)
+_LAS = Format(read_las, "las")
+_USD = Format(read_usd, "usd", beside=beside_usd)
 
 READERS: dict[str, Format] = {
     ".off": Format(read_off, "off", version=2),
@@ -44,6 +59,15 @@ READERS: dict[str, Format] = {
     ".txt": _TEXT,
     ".csv": _TEXT,
     ".pcd": Format(read_pcd, "pcd", version=2),
+    ".las": _LAS,
+    ".laz": _LAS,
+    ".usd": _USD,
+    ".usda": _USD,
+    ".usdc": _USD,
+    ".usdz": _USD,
+    ".e57": Format(read_e57, "e57"),
+    ".dae": Format(read_dae, "dae"),
+    ".3mf": Format(read_3mf, "3mf"),
 }
 
 
@@ -71,7 +95,8 @@ def read_geometry(path: Path, options: ReadOptions | None = None, *, held: bytes
         return patiently(read, str(path))
     except Malformed as error:
         check_present(path)  # files beside it may be missing because the disk is
-        raise ShapeError(str(path), str(error)) from error
+        kind = UnreadHere if isinstance(error, ReaderMissing) else ShapeError
+        raise kind(str(path), str(error)) from error
 
 
 @dataclass(frozen=True)

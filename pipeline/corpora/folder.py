@@ -95,7 +95,7 @@ def open_folder(root: Path, options: Options, points: int) -> FileCorpus:
     options.finish()
     if not root.is_dir():
         raise CorpusError(f"{options.uri}: {root} is not a folder")
-    reading = ReadOptions(columns=_list(columns), parts=parts)
+    reading = ReadOptions(columns=_list(columns), parts=parts, up=up)
     if columns and (len(set(reading.columns)) != 3 or len(reading.columns) != 3 or "" in reading.columns):
         different = len(set(reading.columns) - {""})
         raise CorpusError(f"{options.uri}: columns={columns} names {different} columns; expected x, y and z")

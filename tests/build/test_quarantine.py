@@ -167,3 +167,31 @@ def test_the_command_exits_1_and_still_says_where_the_cache_is(tmp_path, capsys,
     outcome = run(capsys, *build, "--retry-refused")
     assert outcome.code == 0
     assert len(teacher_cache.open(outcome.out.strip())) == 5
+
+
+def test_a_shape_that_waited_for_a_library_leaves_quarantine_when_it_is_there(tmp_path, monkeypatch):
+    from pipeline.corpora import files
+    from pipeline.corpora.formats.geometry import Cloud, Format, ReaderMissing
+
+    uri = clouds(tmp_path / "a", bad=1)
+    for k in (5, 11):
+        np.save(tmp_path / "late.npy", ball(80, 40 + k))
+        (tmp_path / "late.npy").rename(tmp_path / "a" / "box" / f"{k:02d}.e57")
+
+    def missing(data, path, options):
+        raise ReaderMissing("is an E57 file, and nothing reads it")
+
+    def found(data, path, options):
+        return files.READERS[".npy"].read(data, path, options)
+
+    monkeypatch.setitem(files.READERS, ".e57", Format(missing, "e57"))
+    report = small_build(tmp_path / "built", corpus=uri)
+    assert {item.id for item in report.quarantined} == {"box/03.npy", "box/05.e57", "box/11.e57"}
+    reads = counted(monkeypatch)
+    assert small_build(tmp_path / "built", corpus=uri).already_complete
+    assert not reads["03.npy"]
+    assert isinstance(found((tmp_path / "a/box/05.e57").read_bytes(), tmp_path / "x.npy", files.ReadOptions()), Cloud)
+    monkeypatch.setitem(files.READERS, ".e57", Format(found, "e57"))
+    report = small_build(tmp_path / "built", corpus=uri)
+    assert {item.id for item in report.quarantined} == {"box/03.npy"}
+    assert tree(report.path) == tree(small_build(tmp_path / "whole", corpus=uri).path)

@@ -1,5 +1,6 @@
 """Clouds as people save them: one table of numbers in every spelling comes out right, or is refused by name."""
 
+import base64
 import io
 import struct
 import zipfile
@@ -283,6 +284,18 @@ def test_compressed_clouds_with_fields_of_many_sizes(tmp_path):
     cloud = read_geometry(tmp_path / "a.pcd", ReadOptions(parts="part"))
     np.testing.assert_array_equal(cloud.points, points)
     assert cloud.parts.tolist() == columns[0].tolist()
+
+
+def test_a_compressed_cloud_that_another_program_packed(tmp_path):
+    """70 points as pypcd4 1.5.1 stored them: 840 bytes in 65, most of them back references."""
+    body = base64.b64decode(
+        "QQAAAEgDAAABAABAAAGAPyAFAEAgAiADAIAgAwCgIAMAwCADQADg8xsAACEXQP8AwCAHQR9gACAL4PMTAYC/YQVhA+D/CwGAvw=="
+    )
+    (tmp_path / "a.pcd").write_bytes(pcd("x y z", "binary_compressed", body, n=70))
+    k = np.arange(70)
+    np.testing.assert_array_equal(
+        read_geometry(tmp_path / "a.pcd").points, np.stack([k % 7, k % 5 / 2, k % 3 - 1.0], axis=1)
+    )
 
 
 def test_back_references_of_lzf(tmp_path):

@@ -74,7 +74,7 @@ def test_ignored_files_are_counted(tmp_path, caplog):
 def test_an_empty_folder_says_what_is_read(tmp_path):
     put(tmp_path, "notes.md")
     with pytest.raises(
-        CorpusError, match=r"no shapes in .* \(1 other files\); these are read: \.csv \.glb \.gltf \.npy"
+        CorpusError, match=r"no shapes in .* \(1 other files\); these are read: \.3mf .*\.csv .*\.glb \.gltf .*\.npy"
     ):
         open_corpus(f"folder:{tmp_path}", points=64)
     with pytest.raises(CorpusError, match="does not exist"):

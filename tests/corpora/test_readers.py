@@ -200,6 +200,12 @@ WRONG = {
     ),
     "short.pcd": (pcd(ball(40), "binary")[:-9], "promises 40 points, the file ends before"),
     "few.pcd": (pcd(ball(40), "ascii")[:-60], "promises 40 points"),
+    **{f"noise.{name}": (bytes(range(256)), "starts neither as usda") for name in ("usd", "usda", "usdc", "usdz")},
+    "noise.e57": (bytes(range(256)), "does not start with ASTM-E57"),
+    "noise.dae": (bytes(range(256)), "is no XML"),
+    "noise.3mf": (bytes(range(256)), "not a whole 3MF file"),
+    "noise.las": (bytes(range(256)), "does not start with LASF"),
+    "short.laz": (b"LASF" + bytes(96), "of 100 bytes; it ends within its header"),
 }
 
 

@@ -14,13 +14,17 @@ from pipeline.corpora.base import ShapeError, shape_generator
 from pipeline.corpora.check import check_shape, fit_points
 from pipeline.corpora.surface import sample_surface
 
-__all__ = ["Cloud", "Format", "Malformed", "ReadOptions", "Surface", "sample_geometry"]
+__all__ = ["Cloud", "Format", "Malformed", "ReadOptions", "ReaderMissing", "Surface", "sample_geometry"]
 
 
 class Malformed(Exception):
     """The bytes are not what their extension says, or are damaged. Readers raise it; ``files.read_geometry`` names the
     file.
     """
+
+
+class ReaderMissing(Malformed):
+    """The library that reads such files is not installed; nothing is known to be wrong with the file."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,12 @@ class ReadOptions:
              that is certain
     parts    what becomes the part label of a face or point: "" for nothing, "group", "object", "material", "node", or
              the name of an integer property
+    up       the axis that is up, "y" or "z", which a file that names its own must not contradict; "file": as it says
     """
 
     columns: tuple[str, ...] = ()
     parts: str = ""
+    up: str = "file"
 
 
 @dataclass(frozen=True)

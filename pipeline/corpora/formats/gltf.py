@@ -30,6 +30,7 @@ HARMLESS = (
     "NV_materials_", "KHR_binary_glTF", "MSFT_lod", "GOOGLE_", "KHR_accessor_float16_none",
 )  # fmt: skip
 APPLIED = {"KHR_mesh_quantization", "EXT_mesh_gpu_instancing", DRACO}
+UNPACK = "unpack it (gltfpack does, without -c: gltfpack -i packed.glb -o plain.glb)"
 REMEDY = "export the file without it (gltf-transform and Blender can)"
 
 
@@ -161,16 +162,25 @@ def _chunks(data: bytes) -> tuple[bytes, bytes | None]:
 def _check_extensions(document: dict[str, Any]) -> None:
     """Refuse by name what a reader has to know and this one does not."""
     for name in document.get("extensionsRequired") or []:
+        if isinstance(name, str) and "meshopt" in name:
+            raise Malformed(f"is compressed by the extension {name[:60]}, which is not read here; {UNPACK}")
         if not isinstance(name, str) or (name not in APPLIED and not name.startswith(HARMLESS)):
             raise Malformed(f"requires the extension {str(name)[:60]}, which is not read here; {REMEDY}")
     for node in items(document, "nodes"):
         hidden = (node.get("extensions") or {}).get("KHR_node_visibility")
         if isinstance(hidden, dict) and hidden.get("visible") is False:
             raise Malformed(f"hides a node by the extension KHR_node_visibility, which is not read here; {REMEDY}")
+    buffers = items(document, "buffers")
     for view in items(document, "bufferViews"):
         for name in view.get("extensions") or {}:
-            if "meshopt" in name:
-                raise Malformed(f"is compressed by the extension {str(name)[:60]}, which is not read here; {REMEDY}")
+            # A file that does not require it holds the same view unpacked, in the buffer that the view itself names.
+            if "meshopt" in name and not _has_bytes(view.get("buffer"), buffers):
+                raise Malformed(f"is compressed by the extension {str(name)[:60]}, which is not read here; {UNPACK}")
+
+
+def _has_bytes(number: Any, buffers: list[dict[str, Any]]) -> bool:
+    """Whether a buffer of a view that is also packed holds anything itself. One without a uri never lies in the GLB."""
+    return type(number) is int and 0 <= number < len(buffers) and "uri" in buffers[number]
 
 
 # -- meshes ------------------------------------------------------------------------------------------------------------

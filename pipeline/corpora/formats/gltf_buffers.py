@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.corpora.base import ShapeError
 from pipeline.corpora.faults import read_file
-from pipeline.corpora.formats.geometry import Malformed
+from pipeline.corpora.formats.geometry import Malformed, ReaderMissing
 
 __all__ = ["Accessors", "Buffers", "external_files", "items"]
 
@@ -150,7 +150,7 @@ class Accessors:
         try:
             import DracoPy
         except ImportError as error:
-            raise Malformed(
+            raise ReaderMissing(
                 "is compressed by the extension KHR_draco_mesh_compression, and no decoder is installed: "
                 "pip install 'i2p-pretrain[formats]'"
             ) from error

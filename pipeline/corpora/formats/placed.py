@@ -1,0 +1,61 @@
+"""Meshes that a scene places, put together to one surface."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipeline.corpora.formats.geometry import Malformed, Surface
+
+__all__ = ["MAX_PLACED", "MAX_TRIANGLES", "Placed"]
+
+MAX_TRIANGLES = 30_000_000  # after instancing, which can make any number of a few bytes
+MAX_PLACED = 1_000_000  # meshes, counted as often as they are placed
+
+
+@dataclass
+class Placed:
+    """What has been placed so far; faces index the vertices of all that came before.
+
+    parts  whether the owners become parts.
+    """
+
+    parts: bool = False
+    notes: dict[str, int] = field(default_factory=dict)
+    _vertices: list[np.ndarray] = field(default_factory=list)
+    _faces: list[np.ndarray] = field(default_factory=list)
+    _owners: list[tuple[str, int]] = field(default_factory=list)
+    _count: int = 0
+    _triangles: int = 0
+
+    def note(self, reason: str, count: int) -> None:
+        if count:
+            self.notes[reason] = self.notes.get(reason, 0) + count
+
+    def add(self, vertices: np.ndarray, faces: np.ndarray, owner: str) -> None:
+        """Vertices [M, 3] float64 where they lie in the scene, faces [F, 3] int64 into them, and whose they are. Raises
+        Malformed for a face of a vertex that there is not, and for more than can be meant.
+        """
+        self._triangles += len(faces)
+        if self._triangles > MAX_TRIANGLES or len(self._faces) >= MAX_PLACED:
+            raise Malformed(f"places more than {MAX_TRIANGLES} triangles or {MAX_PLACED} meshes")
+        if faces.size and (faces.min() < 0 or faces.max() >= len(vertices)):
+            raise Malformed(f"a face of {owner!r} names vertex {int(faces.max())}; there are {len(vertices)}"[:200])
+        self._vertices.append(vertices)
+        self._faces.append(faces + self._count)
+        self._owners.append((owner, len(faces)))
+        self._count += len(vertices)
+
+    def surface(self) -> Surface:
+        """All of it. Raises Malformed where it is nothing."""
+        if not self._triangles:
+            only = ", ".join(f"{count} {reason}" for reason, count in self.notes.items())
+            raise Malformed(f"what it shows holds no triangles{f' ({only})' if only else ''}")
+        names = tuple(dict.fromkeys(name for name, _ in self._owners)) if self.parts else ()
+        number = {name: k for k, name in enumerate(names)}
+        return Surface(
+            np.concatenate(self._vertices),
+            np.concatenate(self._faces).astype(np.int64, copy=False),
+            parts=np.concatenate([np.full(n, number[name]) for name, n in self._owners]) if self.parts else None,
+            part_names=names,
+            notes=self.notes,
+        )

@@ -47,7 +47,8 @@ def cut_polygons(vertices: np.ndarray, groups: Sequence[np.ndarray]) -> Cut:
         if k > MAX_CORNERS:
             raise Malformed(f"a face has {k} corners; at most {MAX_CORNERS} are cut")
         if polygons.size and (polygons.min() < 0 or polygons.max() >= len(vertices)):
-            raise Malformed(f"a face names vertex {int(polygons.max())}; there are {len(vertices)}")
+            wrong = polygons[(polygons < 0) | (polygons >= len(vertices))][0]
+            raise Malformed(f"a face names vertex {wrong}; there are {len(vertices)}")
         numbers = np.arange(begin, begin + count)
         begin += count
         if k < 3:

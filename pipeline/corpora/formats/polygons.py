@@ -55,7 +55,8 @@ def cut_polygons(vertices: np.ndarray, groups: Sequence[np.ndarray]) -> Cut:
             _add(notes, "faces of fewer than three corners", count)
             continue
         polygons, covered, sizes = _turned(vertices, polygons)
-        fans = np.stack([polygons[:, [0, j, j + 1]] for j in range(1, k - 1)])  # [k - 2, F, 3]
+        corners = np.arange(1, k - 1)[:, None] * (0, 1, 1) + (0, 0, 1)  # 0, j, j + 1
+        fans = polygons[:, corners].transpose(1, 0, 2)  # [k - 2, F, 3]
         area += float(np.nansum(sizes))
         faces.append(fans[:, covered].reshape(-1, 3))
         owners.append(np.tile(numbers[covered], k - 2))

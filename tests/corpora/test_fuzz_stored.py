@@ -2,13 +2,9 @@
 
 import io
 import math
-import resource
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -17,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.corpora import CorpusError, MachineFault, ShapeError, faults, open_corpus
+from tests.support.fuzz import MEMORY, bounded_memory, flipped
 
 POINTS = np.random.default_rng(0).normal(size=(6, 100, 3)).astype("f4")
-MEMORY = 2**30  # beyond what the process has: files of some kilobytes need far less, and a threshold is 64 MB
 EXAMPLES = settings(max_examples=250, deadline=None)
 
 SHAPES = st.sampled_from(
@@ -55,18 +51,6 @@ GOOD = {
 @pytest.fixture(autouse=True)
 def no_second_try(monkeypatch):
     monkeypatch.setattr(faults, "PAUSES", ())
-
-
-@contextmanager
-def bounded_memory() -> Iterator[None]:
-    """Within, the process may grow by MEMORY; more is a MemoryError, and so a MachineFault."""
-    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    low, high = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, high))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (low, high))
 
 
 def read_or_refused(uri: str) -> int:
@@ -163,30 +147,6 @@ def hdf5_bytes(draw: st.DrawFn) -> bytes:
         out.create_dataset("data", data=POINTS.astype(kind), **packing)
         out["label"] = labels[draw(st.integers(0, len(labels) - 1))]
     return draw(flipped(file.getvalue()))
-
-
-@st.composite
-def flipped(draw: st.DrawFn, data: bytes) -> bytes:
-    """Bytes with some changed, cut out or doubled; often none."""
-    raw = bytearray(data)
-    for _ in range(draw(st.sampled_from([0, 0, 1, 1, 2, 5]))):
-        at = draw(st.integers(0, len(raw) - 1))
-        match draw(st.sampled_from(["bit", "byte", "ones", "zeros", "out", "in"])):
-            case "bit":
-                raw[at] ^= 1 << draw(st.integers(0, 7))
-            case "byte":
-                raw[at] = draw(st.integers(0, 255))
-            case "ones":
-                raw[at : at + 4] = b"\xff" * 4
-            case "zeros":
-                raw[at : at + 8] = bytes(8)
-            case "out":
-                del raw[at : at + draw(st.integers(1, 40))]
-            case "in":
-                raw[at:at] = raw[at : at + draw(st.integers(1, 100))]
-        if not raw:
-            break
-    return bytes(raw[: draw(st.sampled_from([len(raw)] * 9 + [len(raw) // 2]))])
 
 
 @EXAMPLES

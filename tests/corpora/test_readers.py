@@ -149,7 +149,7 @@ WRONG = {
     "counts.off": (b"OFF\nmany few\n", "expected two whole numbers"),
     "index.off": (OFF.replace(b"4 1 5 7 3", b"4 1 5 9 3"), "a face names vertex 9; there are 8"),
     "fraction.off": (OFF.replace(b"4 1 5 7 3", b"4 1 5 1.5 3"), "not a whole number"),
-    "letters.off": (OFF.replace(b"0 0 1", b"0 x 1"), "a vertex line is not 3 numbers"),
+    "letters.off": (OFF.replace(b"0 0 1", b"0 x 1"), r"line 4 \('0 x 1'\) is not made of numbers where a vertex"),
     "nan.off": (OFF.replace(b"0 0 1", b"0 nan 1"), "some vertices are not finite"),
     "flat.off": (b"OFF\n3 1 0\n0 0 0\n1 0 0\n2 0 0\n3 0 1 2\n", "the surface has area 0"),
     "huge.off": (OFF.replace(b"0 0 1", b"0 0 1e300"), "some vertices are not finite in float32"),

@@ -81,6 +81,41 @@ def test_vertices_alone_are_a_cloud(tmp_path):
     cloud = read_obj(b"v 1 2 3\nv 4 5 6\np 1 2\n", tmp_path / "a.obj", ReadOptions())
     assert isinstance(cloud, Cloud)
     assert cloud.points.tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert read_obj(b"v 1 2 3\nv 4 5 6\nvn 0 0 1\n", tmp_path / "a.obj", ReadOptions()).points.shape == (2, 3)
+
+
+def test_points_that_are_named_are_the_cloud_and_the_rest_is_not(tmp_path):
+    text = "v 1 2 3\nv 4 5 6\nv 7 8 9\np -1 1\nv 0 0 0\np 3 3\nl 1 4\n"
+    cloud = read_obj(text.encode(), tmp_path / "a.obj", ReadOptions())
+    assert isinstance(cloud, Cloud)
+    assert cloud.points.tolist() == [[1, 2, 3], [7, 8, 9]]
+    assert cloud.notes == {"lines": 1}
+
+
+def test_points_beside_faces_are_counted_and_no_part_of_the_surface(tmp_path):
+    surface = read_obj((obj() + "v 9 9 9\np 9 9\np 1\n").encode(), tmp_path / "a.obj", ReadOptions())
+    np.testing.assert_allclose(areas(surface), [12, 6, 4])
+    assert surface.notes == {"points beside the faces, not sampled": 3}
+
+
+@pytest.mark.parametrize(
+    ("lines", "held"),
+    [
+        ("l 1 2\nl 2 3\n", "2 lines"),
+        ("curv 0 1 1 2\ncurv2 1 2\n", "2 free-form curves"),
+        ("f 1 2\nl 1 2\n", "1 faces of fewer than three corners, 1 lines"),
+    ],
+)
+def test_a_file_of_nothing_but_lines_is_no_cloud_of_their_ends(tmp_path, lines, held):
+    with pytest.raises(Malformed, match=rf"holds neither triangles nor points \({held}\)"):
+        read_obj(f"v 0 0 0\nv 1 0 0\nv 0 1 0\n{lines}".encode(), tmp_path / "a.obj", ReadOptions())
+
+
+@pytest.mark.parametrize("word", ["surf", "bzp", "bsp", "cdc"])
+def test_free_form_surfaces_are_refused_by_line_beside_faces_too(tmp_path, word):
+    text = obj() + f"cstype bspline\ndeg 3 3\n{word} 0 1 0 1 1 2 3 4\nend\n"
+    with pytest.raises(Malformed, match=rf"line 17: holds free-form surfaces \({word}\); export it as polygons"):
+        read_obj(text.encode(), tmp_path / "a.obj", ReadOptions())
 
 
 @pytest.mark.parametrize(
@@ -93,7 +128,9 @@ def test_vertices_alone_are_a_cloud(tmp_path):
         ("v 0 0 0\nf 1 1 -2\n", "line 2"),
         ("v 0 \\\n0 0\nv 0 0 0\nf 1 1 x\n", "line 4"),
         ("v 0 0 0\nf 1 1 1.5\n", "line 2"),
-        ("v 0 0 0\nf 1 1 2\n", "names vertex 2; there are 1"),
+        ("v 0 0 0\nf 1 1 2\n", "line 2 names vertex 2; there are 1"),
+        ("f 1 1 7\nv 0 0 0\nf 1 1 8\nf 1 1 8\nf 1 1 7\nv 1 1 1\n", "line 4 names vertex 8; there are 2"),
+        ("v 0 0 0\np 1\np 1 2\n", "line 3 names vertex 2; there are 1"),
         ("v 0 0 0\nf 1 1 " + "9" * 5000, "line 2"),
         ("f 1 2 3\n", "there are 0"),
     ],

@@ -1,12 +1,16 @@
-"""PLY, ASCII or binary, a mesh or a cloud. Only the vertices' x, y, z and the faces' corners are read."""
+"""PLY, ASCII or binary: a mesh or a cloud. The format: Greg Turk, The PLY Polygon File Format (1994)."""
 
+import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.corpora.formats.columns import whole_parts
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions, Surface
 from pipeline.corpora.formats.polygons import MAX_CORNERS, cut_polygons
+from pipeline.corpora.formats.records import Binary, Element, Property, Rows, Source, Words, locate, skip
+from pipeline.corpora.formats.tokens import read_tokens
 
 __all__ = ["read_ply"]
 
@@ -17,208 +21,211 @@ _NAMES = {
     "u2": "ushort uint16",
     "i4": "int int32",
     "u4": "uint uint32",
+    "i8": "int64",
+    "u8": "uint64",
     "f4": "float float32",
     "f8": "double float64",
 }
 _TYPES = {name: dtype for dtype, names in _NAMES.items() for name in names.split()}
+_MAX_HEADER = 2**20
+_LINE = re.compile(rb"([^\r\n]*)(\r\n|\n|\r)")
+_CORNERS = ("vertex_indices", "vertex_index")
+_FACES = ("face", "tristrips")
+_LOOSE = 50  # bytes behind the last element that a writer may leave
 
 
-class _Property(NamedTuple):
-    name: str
-    dtype: str
-    length: str | None  # type of the length, for a list
-
-
-class _Element(NamedTuple):
-    name: str
-    rows: int
-    properties: list[_Property]
+class _Header(NamedTuple):
+    form: str
+    elements: list[Element]
+    body: int  # where it starts
 
 
 def read_ply(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
-    """The ``vertex`` element as points, and ``face`` (vertex_indices or vertex_index), where there is one, as
-    triangles.
+    """The ``vertex`` element as points; ``face`` or ``tristrips``, where there is one with rows, as triangles, of its
+    list vertex_indices (or vertex_index), wherever that stands among its properties.
+
+    Other elements and properties are passed over. ``parts`` is a plain property of the faces, or of the vertices: a
+    triangle then has the label of most of its corners.
     """
-    form, elements, start = _header(data)
-    reader = _read_ascii if form == "ascii" else _read_binary
-    vertices, polygons = reader(data, start, elements, "<" if form == "binary_little_endian" else ">")
-    if vertices is None:
-        raise Malformed("has no vertex element with x, y and z")
-    if not polygons and any(element.rows for element in elements if element.name in ("face", "tristrips")):
-        raise Malformed("its faces have no list vertex_indices (or vertex_index) as their first property")
-    vertices = vertices.astype(np.float64)
-    cut = cut_polygons(vertices, polygons)
-    if not len(cut.faces):
-        return Cloud(vertices, notes=cut.notes)
-    return Surface(vertices, cut.faces, notes=cut.notes)
+    header = _header(data)
+    elements = {element.name: element for element in header.elements}
+    faces = [elements[name] for name in _FACES if name in elements and elements[name].rows]
+    if "vertex" not in elements:
+        raise Malformed(f"has no vertex element; it has {', '.join(elements)[:80] or 'none at all'}")
+    if len(faces) > 1:
+        raise Malformed("holds both face and tristrips, which may be one surface twice; save it with one of them")
+    axes = [_only(elements["vertex"], axis) for axis in "xyz"]
+    corners = [_corner_list(element) for element in faces]
+    where, notes = _find(data, header, wanted={"vertex", *(element.name for element in faces)})
+    vertices = np.stack([where["vertex"].column(k).astype(np.float64) for k in axes], axis=1)
+    if not faces:
+        edges = elements.get("edge")
+        if edges and edges.rows:
+            raise Malformed(f"holds {edges.rows} edges and no faces; its vertices are their ends and no cloud")
+        return Cloud(vertices, parts=_labels(where["vertex"], options.parts), notes=notes)
+    rows = where[faces[0].name]
+    triangles, owners, found = (_polygons if faces[0].name == "face" else _strips)(vertices, rows, corners[0])
+    notes = {**notes, **found}
+    if not len(triangles):
+        held = ", ".join(f"{count} {what}" for what, count in notes.items())
+        raise Malformed(f"holds no triangles{f' ({held})' if held else ''}; a cloud has no {faces[0].name} element")
+    parts = None
+    if options.parts and any(prop.name == options.parts and not prop.length for prop in rows.element.properties):
+        labels = _labels(rows, options.parts)
+        parts = None if labels is None else labels[owners]
+    elif options.parts:
+        parts, mixed = _of_most(_labels(where["vertex"], options.parts, beside=rows.element), triangles)
+        if mixed:
+            notes["triangles whose corners are of several parts"] = mixed
+    return Surface(vertices, triangles, parts=parts, notes=notes)
 
 
-def _header(data: bytes) -> tuple[str, list[_Element], int]:
-    """Format, elements, and where the body starts."""
-    end = data.find(b"end_header", 0, 65536)
-    if not data.startswith(b"ply") or end < 0:
-        raise Malformed("has no PLY header (ply ... end_header)")
-    newline = data.find(b"\n", end)
-    start = newline + 1 if newline >= 0 else len(data)
+def _header(data: bytes) -> _Header:
+    begin = 3 if data.startswith(b"\xef\xbb\xbf") else 0
+    lines: list[str] = []
+    at, ends = begin, set()
+    while not lines or lines[-1] != "end_header":
+        match = _LINE.match(data, at, min(len(data), begin + _MAX_HEADER))
+        if match is None:
+            if data[at:].strip(b" \t") != b"end_header":
+                raise Malformed("has no PLY header (ply ... end_header)")
+            at = len(data)
+            break
+        if lines or match[1].strip():
+            lines.append(match[1].decode("latin-1").strip())
+        if lines and lines[0] != "ply":
+            raise Malformed("has no PLY header (ply ... end_header)")
+        ends.add(match[2])
+        at = match.end()
+        if lines[-1:] == ["end_header"] and ends == {b"\r", b"\r\n"}:
+            at -= 1  # all lines end in CR, and the body begins with a byte that looks like LF
     form, elements = "", []
-    for line in data[:end].decode("latin-1").splitlines()[1:]:
+    for line in lines[1:]:
         match line.split():
-            case ["format", name, _]:
+            case ["format", name, _] if not form:
                 form = name
             case ["element", name, rows] if (
-                rows.isdecimal() and len(rows) < 16
+                rows.isascii() and rows.isdecimal() and len(rows) < 16
             ):  # int() refuses 5,000 digits its own way
-                elements.append(_Element(name, int(rows), []))
+                elements.append(Element(name, int(rows), []))
             case ["property", "list", count, kind, name] if count in _TYPES and kind in _TYPES and elements:
-                if np.dtype(_TYPES[count]).kind == "f":  # a length may be NaN then
+                if _TYPES[count].startswith("f"):  # a length may be NaN then
                     raise Malformed(f"list {name[:40]} has its length as {count}; expected a whole number type")
-                elements[-1].properties.append(_Property(name, _TYPES[kind], _TYPES[count]))
+                elements[-1].properties.append(Property(name, _TYPES[kind], _TYPES[count]))
             case ["property", kind, name] if kind in _TYPES and elements:
-                elements[-1].properties.append(_Property(name, _TYPES[kind], None))
-            case [] | ["comment", *_] | ["obj_info", *_]:
+                elements[-1].properties.append(Property(name, _TYPES[kind]))
+            case [] | ["comment" | "obj_info" | "end_header", *_]:
                 pass
             case _:
                 raise Malformed(f"header line {line[:60]!r} is not understood")
     if form not in ("ascii", "binary_little_endian", "binary_big_endian"):
-        raise Malformed(f"format is {form!r}; expected ascii, binary_little_endian or binary_big_endian")
-    return form, elements, start
+        raise Malformed(f"format is {form[:40]!r}; expected ascii, binary_little_endian or binary_big_endian")
+    names = [element.name for element in elements]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise Malformed(f"its header describes two elements {twice[:40]}")
+    return _Header(form, elements, at)
 
 
-def _is_corners(prop: _Property) -> bool:
-    return prop.length is not None and prop.name in ("vertex_indices", "vertex_index")
+def _only(element: Element, name: str) -> int:
+    """The one plain property of a name."""
+    found = [k for k, prop in enumerate(element.properties) if prop.name == name]
+    if len(found) != 1 or element.properties[found[0]].length is not None:
+        held = ", ".join(prop.name for prop in element.properties)[:80] or "nothing"
+        what = "no plain property" if not found or len(found) == 1 else f"{len(found)} properties"
+        raise Malformed(f"its {element.name} element has {what} {name[:40]}; it has {held}")
+    return found[0]
 
 
-def _read_ascii(
-    data: bytes, start: int, elements: list[_Element], order: str
-) -> tuple[np.ndarray | None, list[np.ndarray]]:
-    lines = [line for line in data[start:].decode("latin-1").splitlines() if line.strip()]
-    if sum(element.rows for element in elements) > len(lines):
-        raise Malformed(
-            f"the header promises {sum(e.rows for e in elements)} lines, {len(lines)} follow; the file is truncated"
-        )
-    vertices, polygons, at = None, [], 0
-    for element in elements:
-        rows, at = lines[at : at + element.rows], at + element.rows
-        names = [prop.name for prop in element.properties]
-        if element.name == "vertex" and {"x", "y", "z"} <= set(names):
-            if any(prop.length for prop in element.properties):
-                raise Malformed("the vertex element holds a list, which is not supported")
-            vertices = _numbers(rows, [names.index(axis) for axis in "xyz"])
-        elif element.name == "face" and element.properties and _is_corners(element.properties[0]):
-            sizes = _numbers(rows, [0])[:, 0]
-            for k in np.unique(sizes):
-                if not 0 <= k <= MAX_CORNERS or k != int(k):
-                    raise Malformed(f"a face has {k:g} corners")
-                corners = (
-                    _numbers([rows[j] for j in np.flatnonzero(sizes == k)], list(range(1, int(k) + 1)))
-                    if k
-                    else np.empty((0, 0))
-                )
-                polygons.append(_whole(corners))
-    return vertices, polygons
+def _corner_list(element: Element) -> int:
+    found = [k for k in element.lists if element.properties[k].name in _CORNERS]
+    if len(found) != 1:
+        held = ", ".join(prop.name for prop in element.properties)[:80] or "nothing"
+        how_many = "two lists" if found else "no list"
+        raise Malformed(f"its {element.name} element has {how_many} vertex_indices (or vertex_index); it has {held}")
+    return found[0]
 
 
-def _whole(corners: np.ndarray) -> np.ndarray:
-    """Corners as int64, of any stored type. Raises Malformed for fractions, NaN and what no file can hold."""
-    if corners.dtype.kind == "f":
-        with np.errstate(invalid="ignore"):
-            if not (np.isfinite(corners) & (corners == np.floor(corners)) & (np.abs(corners) < 2**53)).all():
-                raise Malformed("a face names a vertex by something that is not a whole number")
-    return corners.astype(np.int64)
-
-
-def _numbers(lines: list[str], columns: list[int]) -> np.ndarray:
-    if not lines:
-        return np.empty((0, len(columns)))
+def _find(data: bytes, header: _Header, wanted: set[str]) -> tuple[dict[str, Rows], dict[str, int]]:
+    """Rows of the elements that are wanted, by name; and notes."""
+    source: Source
+    if header.form == "ascii":
+        tokens = read_tokens(data, header.body)
+        promised = sum(element.rows for element in header.elements if element.properties)
+        source = Words(tokens, by_lines=promised == len(tokens.firsts))
+        if promised > source.end:  # no row is less than a number
+            raise Malformed(f"the header promises {promised} lines, {len(tokens.firsts)} follow; the file is truncated")
+        at = 0
+    else:
+        source = Binary(data, "<" if header.form == "binary_little_endian" else ">")
+        at = header.body
+    found: dict[str, Rows] = {}
     try:
-        return np.loadtxt(lines, usecols=columns, ndmin=2, comments=None)
-    except (ValueError, OverflowError) as error:
-        raise Malformed(f"a line is not made of numbers: {error}") from error
-
-
-def _read_binary(
-    data: bytes, start: int, elements: list[_Element], order: str
-) -> tuple[np.ndarray | None, list[np.ndarray]]:
-    vertices, polygons, at = None, [], start
-    for element in elements:
-        if any(prop.length for prop in element.properties):
-            found, at = _binary_lists(data, at, element, order)
-            if element.name == "face":
-                polygons += found
-            elif element.name == "vertex":
-                raise Malformed("the vertex element holds a list, which is not supported")
-            continue
-        record = np.dtype([(f"{k} {prop.name}", order + prop.dtype) for k, prop in enumerate(element.properties)])
-        end = at + element.rows * record.itemsize
-        if end > len(data):
+        for element in header.elements:
+            if element.name in wanted:
+                found[element.name] = locate(source, at, element)
+                at = found[element.name].end
+            else:
+                at = skip(source, at, element)
+    except Malformed as error:
+        if header.form == "ascii" and promised > len(tokens.firsts):
             raise Malformed(
-                f"the header promises {element.rows} of {element.name}, the file ends before; it is truncated"
-            )
-        names = [prop.name for prop in element.properties]
-        if element.name == "vertex" and {"x", "y", "z"} <= set(names):
-            table = np.frombuffer(data, dtype=record, count=element.rows, offset=at)
-            vertices = np.stack([table[f"{names.index(axis)} {axis}"].astype(np.float64) for axis in "xyz"], axis=-1)
-        at = end
-    return vertices, polygons
+                f"the header promises {promised} lines, {len(tokens.firsts)} follow; the file is truncated"
+            ) from error
+        raise
+    if header.form == "ascii" and at < source.end:
+        raise Malformed(f"{source.where(at, header.elements[-1], header.elements[-1].rows)}: more than promised")
+    rest = data[at:] if header.form != "ascii" else b""
+    if len(rest) >= _LOOSE and rest.strip(b"\0 \r\n\t"):
+        raise Malformed(f"{len(rest)} bytes follow what its header promises")
+    return found, {"bytes behind the last element": len(rest)} if rest.strip() else {}
 
 
-def _binary_lists(data: bytes, at: int, element: _Element, order: str) -> tuple[list[np.ndarray], int]:
-    """Rows with lists: all of one length at a stride when they are, one by one when they are not."""
-    if element.rows == 0:
-        return [], at
-    lengths, end = _row_lengths(data, at, element, order)
-    if end is None:
-        raise Malformed(f"the header promises {element.rows} of {element.name}, the file ends before; it is truncated")
-    fields: list[tuple[Any, ...]] = []
-    corners = None
-    for k, (prop, length) in enumerate(zip(element.properties, lengths, strict=True)):
-        if prop.length is None:
-            fields.append((f"v{k}", order + prop.dtype))
-            continue
-        fields += [(f"n{k}", order + prop.length), (f"v{k}", order + prop.dtype, (length,))]
-        corners = k if _is_corners(prop) else corners
-    record = np.dtype(fields)
-    stop = at + element.rows * record.itemsize
-    if stop <= len(data):
-        table = np.frombuffer(data, dtype=record, count=element.rows, offset=at)
-        if all((table[f"n{k}"] == lengths[k]).all() for k, prop in enumerate(element.properties) if prop.length):
-            return ([] if corners is None else [_whole(table[f"v{corners}"])]), stop
-    polygons: dict[int, list[np.ndarray]] = {}
-    for _ in range(element.rows):
-        row = at
-        lengths, after = _row_lengths(data, at, element, order)
-        if after is None:
-            raise Malformed(
-                f"the header promises {element.rows} of {element.name}, the file ends before; it is truncated"
-            )
-        for prop, length in zip(element.properties, lengths, strict=True):
-            row += np.dtype(prop.length).itemsize if prop.length else 0
-            if _is_corners(prop):
-                polygons.setdefault(length, []).append(
-                    np.frombuffer(data, dtype=order + prop.dtype, count=length, offset=row)
-                )
-            row += np.dtype(prop.dtype).itemsize * length
-        at = after
-    return [_whole(np.stack(rows)) for rows in polygons.values()], at
+def _polygons(vertices: np.ndarray, rows: Rows, corners: int) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+    """Triangles [T, 3] int64, the row of each [T] int64, and notes."""
+    lengths = rows.lengths[:, rows.element.lists.index(corners)]
+    if lengths.max(initial=0) > MAX_CORNERS:
+        raise Malformed(f"a face has {lengths.max()} corners; at most {MAX_CORNERS} are read")
+    groups, order = rows.groups(corners)
+    cut = cut_polygons(vertices, groups)
+    return cut.faces, order[cut.owners], cut.notes
 
 
-def _row_lengths(data: bytes, at: int, element: _Element, order: str) -> tuple[list[int], int | None]:
-    """Numbers in each property of the row at ``at`` (1 for a plain one), and where the row ends; None past the end of
-    the data.
-    """
-    lengths: list[int] = []
-    for prop in element.properties:
-        length = 1
-        if prop.length is not None:
-            size = np.dtype(prop.length).itemsize
-            if at + size > len(data):
-                return lengths, None
-            length = int(np.frombuffer(data, dtype=order + prop.length, count=1, offset=at)[0])
-            at += size
-        if length < 0:
-            raise Malformed(f"a list has {length} entries")
-        lengths.append(length)
-        at += np.dtype(prop.dtype).itemsize * length
-        if at > len(data):
-            return lengths, None
-    return lengths, at
+def _strips(vertices: np.ndarray, rows: Rows, corners: int) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+    """As _polygons, of strips of triangles, which a corner of -1 ends."""
+    groups, order = rows.groups(corners)
+    lengths = rows.lengths[:, rows.element.lists.index(corners)][order]
+    sequence = np.concatenate([np.pad(group, ((0, 0), (0, 1)), constant_values=-1).reshape(-1) for group in groups])
+    owners = np.repeat(order, lengths + 1)
+    wrong = sequence[(sequence < -1) | (sequence >= len(vertices))]
+    if len(wrong):
+        raise Malformed(f"a strip names vertex {wrong[0]}; there are {len(vertices)}")
+    places = np.arange(len(sequence))
+    begins = np.maximum.accumulate(np.where(sequence == -1, places + 1, 0))  # of the strip that each corner is in
+    triples = np.stack([sequence[:-2], sequence[1:-1], sequence[2:]], axis=1)
+    whole = (triples >= 0).all(axis=1)
+    odd = ((places - begins)[:-2] % 2 == 1)[:, None]  # every other triangle turns the other way
+    triples = np.where(odd, triples[:, [1, 0, 2]], triples)
+    a, b, c = triples.T
+    seams = whole & ((a == b) | (b == c) | (a == c))  # how a strip turns a corner
+    kept = whole & ~seams
+    return triples[kept], owners[:-2][kept], {}
+
+
+def _labels(rows: Rows, parts: str, beside: Element | None = None) -> np.ndarray | None:
+    """Part labels [R] int64 out of the plain property ``parts``; None where none is asked for."""
+    if not parts:
+        return None
+    names = [prop.name for prop in rows.element.properties if prop.length is None]
+    if names.count(parts) != 1:
+        held = names + [prop.name for prop in beside.properties if prop.length is None] if beside else names
+        raise Malformed(f"parts={parts} is asked for; its properties are {', '.join(held)[:80]}")
+    return whole_parts(rows.column(_only(rows.element, parts)).astype(np.float64), parts)
+
+
+def _of_most(labels: np.ndarray | None, triangles: np.ndarray) -> tuple[np.ndarray | None, int]:
+    """The label of most corners of each triangle [T, 3], the first one's where all differ; and how many are mixed."""
+    if labels is None:
+        return None, 0
+    a, b, c = labels[triangles].T
+    return np.where(b == c, b, a), int(((a != b) | (b != c)).sum())

@@ -48,14 +48,16 @@ def cut_polygons(vertices: np.ndarray, groups: Sequence[np.ndarray]) -> Cut:
         if k > MAX_CORNERS:
             raise Malformed(f"a face has {k} corners; at most {MAX_CORNERS} are cut")
         if polygons.size and (polygons.min() < 0 or polygons.max() >= len(vertices)):
-            raise Malformed(f"a face names vertex {int(polygons.max())}; there are {len(vertices)}")
+            wrong = polygons[(polygons < 0) | (polygons >= len(vertices))][0]
+            raise Malformed(f"a face names vertex {wrong}; there are {len(vertices)}")
         numbers = np.arange(begin, begin + count)
         begin += count
         if k < 3:
             _add(notes, "faces of fewer than three corners", count)
             continue
         polygons, covered, sizes = _turned(vertices, polygons)
-        fans = np.stack([polygons[:, [0, j, j + 1]] for j in range(1, k - 1)])  # [k - 2, F, 3]
+        corners = np.arange(1, k - 1)[:, None] * (0, 1, 1) + (0, 0, 1)  # 0, j, j + 1
+        fans = polygons[:, corners].transpose(1, 0, 2)  # [k - 2, F, 3]
         area += float(np.nansum(sizes))
         faces.append(fans[:, covered].reshape(-1, 3))
         owners.append(np.tile(numbers[covered], k - 2))

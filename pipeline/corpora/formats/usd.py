@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.corpora.faults import read_file
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions, Surface
 from pipeline.corpora.formats.isolated import MAX_MESSAGE, call, need, told
 from pipeline.corpora.formats.isolated import decode as decode_apart

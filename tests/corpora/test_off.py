@@ -123,6 +123,7 @@ def test_a_stream_of_two_meanings_is_refused():
         (box() + "1 2 3 4 5\n", "numbers are not 8 vertices and 6 faces|15 lines follow"),
         (box().replace("\n1 2 0\n", "\n1 2 0 5\n"), r"line 9 \('1 2 0 5'\) has 4 numbers; a vertex here has 3"),
         (box(counts="999999999 999999999 0"), "promises 999999999 vertices .* 14 lines follow; the file is truncated"),
+        (box(counts="0 999999999999999 0"), "promises 0 vertices and 999999999999999 faces, 14 lines follow"),
         (box(counts="8 -6 0"), "expected two whole numbers"),
         (box(counts="8 1e300 0"), "expected two whole numbers"),
         ("OFF", "ends behind its keyword"),

@@ -111,6 +111,13 @@ def test_words_of_the_header_in_comments(form):
         np.testing.assert_allclose(areas(ply(made(form, DIALECTS["scalars around"], end, extra))), [12, 6, 4])
 
 
+def test_every_other_triangle_of_a_strip_is_turned_and_seams_are_none():
+    strips = [[[0, 1, 2, 3, 4]], [[5, 6, 7, -1, 3, 2, 1, 0]], [[0, 1, 2, 2, 7, 7, 6]], [[4, 5, -1, 6]], [[]]]
+    surface = ply(made("ascii", [VERTEX, ("tristrips", [INDICES.replace("uchar", "int")], strips)]))
+    expected = [[0, 1, 2], [0, 1, 2], [1, 2, 0], [2, 1, 3], [2, 3, 4], [3, 2, 1], [5, 6, 7]]
+    assert sorted(surface.faces.tolist()) == expected
+
+
 def test_a_body_that_begins_like_a_line_end_is_not_cut():
     elements = [("vertex", ["uchar a", "float x", "float y", "float z"], [[10, *corner] for corner in CORNERS])]
     for end in ("\n", "\r\n", "\r"):
@@ -128,10 +135,12 @@ def test_numbers_over_lines_and_blank_lines_are_a_stream():
 
 def test_small_pieces_give_the_same_numbers(monkeypatch):
     data = made("ascii", DIALECTS["lists around"], "\r\n")
-    whole = ply(data)
+    body = data.index(b"end_header") + 12
+    whole, stream = ply(data), tokens.read_tokens(data, body)
     for size in (7, 16, 33):
         monkeypatch.setattr(tokens, "_PIECE", size)
         assert ply(data).faces.tolist() == whole.faces.tolist()
+        assert all(np.array_equal(a, b) for a, b in zip(tokens.read_tokens(data, body), stream, strict=True))
         with pytest.raises(Malformed, match=r"line 24 \('2 7 7 4 2 x 7 6 8 "):
             ply(data.replace(b"4 2 3 7 6", b"4 2 x 7 6"))
 
@@ -202,6 +211,7 @@ def changed(old: str, new: str, name: str = "plain", form: str = "ascii") -> byt
         (made("ascii", [*DIALECTS["strips"], faces([INDICES])]), "holds both face and tristrips"),
         (made("big", [VERTEX, ("tristrips", [INDICES], [[[0, 1, 8]]])]), "a strip names vertex 8; there are 8"),
         (changed("4 2 3 7 6\n", "4 2 3 8 6\n"), "names vertex 8; there are 8"),
+        (changed("4 2 3 7 6\n", "4 2 3 1e20 6\n"), "something that is not a whole number .1e.20"),
         (changed("4 2 3 7 6\n", "4 2 3 -7 6\n"), "names vertex -7; there are 8"),
         (
             changed("4 2 3 7 6\n", "-4 2 3 7 6\n"),

@@ -100,7 +100,7 @@ def _read_binary(data: bytes, at: int, head: _Head) -> _Found:
     if min(M, F) < 0:
         raise Malformed(f"the counts after {head.word} BINARY are {M} and {F}")
     rows = locate(source, counts.end, Element("vertices", M, [Property("", "f4")] * head.widths[0]))
-    vertices = source.take(rows.starts, "f4", 3).astype(np.float64)
+    vertices = np.stack([rows.column(k) for k in range(3)], axis=1)
     lists = [Property("corners", "i4", "i4"), Property("colour", "f4", "i4")]
     faces = locate(source, rows.end, Element("faces", F, lists))
     if faces.lengths[:, 0].max(initial=0) > MAX_CORNERS:

@@ -57,7 +57,7 @@ def read_ply(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
     axes = [_only(elements["vertex"], axis) for axis in "xyz"]
     corners = [_corner_list(element) for element in faces]
     where, notes = _find(data, header, wanted={"vertex", *(element.name for element in faces)})
-    vertices = np.stack([where["vertex"].column(k).astype(np.float64) for k in axes], axis=1)
+    vertices = np.stack([where["vertex"].column(k) for k in axes], axis=1)
     if not faces:
         edges = elements.get("edge")
         if edges and edges.rows:
@@ -220,7 +220,7 @@ def _labels(rows: Rows, parts: str, beside: Element | None = None) -> np.ndarray
     if names.count(parts) != 1:
         held = names + [prop.name for prop in beside.properties if prop.length is None] if beside else names
         raise Malformed(f"parts={parts} is asked for; its properties are {', '.join(held)[:80]}")
-    return whole_parts(rows.column(_only(rows.element, parts)).astype(np.float64), parts)
+    return whole_parts(rows.column(_only(rows.element, parts)), parts)
 
 
 def _of_most(labels: np.ndarray | None, triangles: np.ndarray) -> tuple[np.ndarray | None, int]:

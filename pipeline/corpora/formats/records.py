@@ -133,8 +133,9 @@ class Rows(NamedTuple):
         return places if length is None else places + self.source.size(length)
 
     def column(self, k: int) -> np.ndarray:
-        """Values of a plain property: [R]."""
-        return self.source.take(self.places(k), self.element.properties[k].kind, 1)[:, 0]
+        """Values of a plain property: [R] float64."""
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            return self.source.take(self.places(k), self.element.properties[k].kind, 1)[:, 0].astype(np.float64)
 
     def groups(self, k: int) -> tuple[list[np.ndarray], np.ndarray]:
         """A list property, rows of one length together: arrays [F, n], and the rows [R] int64 in their order."""

@@ -37,7 +37,9 @@ def read_stl(data: bytes, path: Path, options: ReadOptions) -> Surface:
 
 def _binary(data: bytes, count: int, notes: dict[str, int]) -> Surface:
     corners = np.frombuffer(data, dtype=_RECORD, count=count, offset=84)["corners"]
-    return Surface(corners.astype(np.float64).reshape(-1, 3), np.arange(3 * count).reshape(-1, 3), notes=notes)
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        vertices = corners.astype(np.float64).reshape(-1, 3)
+    return Surface(vertices, np.arange(3 * count).reshape(-1, 3), notes=notes)
 
 
 def _ascii(text: str) -> Surface:

@@ -139,8 +139,8 @@ def table(result: Mapping[str, Any]) -> str:
         f"linear SVM on {result['test']['shapes']} shapes of {result['test']['uri']}",
         f"  fitted on {result['train']['shapes']} of {result['train']['uri']}; {result['classes']} classes, "
         f"{result['points']} points, {result['protocol']}, {result['seeds']} seed{'s' if result['seeds'] > 1 else ''}",
-        f"  {'features':<24}{'numbers':>8}{'accuracy':>12}",
-        f"  {'always the largest class':<24}{0:>8}{100 * result['chance']:>11.1f}%",
+        f"  {'':<24}{'feature':<8}{'numbers':>8}{'accuracy':>12}",
+        f"  {'always the largest class':<24}{'none':<8}{0:>8}{100 * result['chance']:>11.1f}%",
     ]
     titles = {
         "coordinates": "coordinate statistics",
@@ -149,7 +149,10 @@ def table(result: Mapping[str, Any]) -> str:
     }
     for name, row in result["rows"].items():
         spread = f" ± {100 * row['spread']:.1f}" if result["seeds"] > 1 else ""
-        lines.append(f"  {titles.get(name, name):<24}{row['dimensions']:>8}{100 * row['accuracy']:>11.1f}%{spread}")
+        feature = "none" if name == "coordinates" else row["feature"]
+        lines.append(
+            f"  {titles.get(name, name):<24}{feature:<8}{row['dimensions']:>8}{100 * row['accuracy']:>11.1f}%{spread}"
+        )
     skipped = result["train"]["skipped"] + result["test"]["skipped"]
     if skipped:
         lines.append(f"  {skipped} shapes could not be read and were left out")

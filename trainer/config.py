@@ -168,6 +168,9 @@ class EvaluationConfig:
     every          epochs between evaluations while training; 0: only after the last epoch
     stored_points  points read of each shape, at least `points`
     points         points of each shape the encoder sees, at least 32
+    feature        of the encoder: "levels" (maximum, mean, standard deviation over the tokens of every level), "top"
+                   (the maximum over the top level's, as in published numbers), or "auto": "levels", and "top" where
+                   protocol is "reference"
     protocol       "cross-validated": features standardised, C chosen on the training split, one score a seed;
                    "reference": raw features, C = `reference_c`, the first `points` points, one score
     grid           values of C tried by cross-validation
@@ -183,6 +186,7 @@ class EvaluationConfig:
     every: int = 0
     stored_points: int = 2048
     points: int = 1024
+    feature: Literal["auto", "levels", "top"] = "auto"
     protocol: Literal["cross-validated", "reference"] = "cross-validated"
     grid: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0)
     folds: int = 3
@@ -195,6 +199,13 @@ class EvaluationConfig:
     def enabled(self) -> bool:
         """True when there is something to evaluate on."""
         return bool(self.train and self.test)
+
+    @property
+    def model_feature(self) -> Literal["levels", "top"]:
+        """The feature that `feature` means."""
+        if self.feature != "auto":
+            return self.feature
+        return "top" if self.protocol == "reference" else "levels"
 
     def problems(self) -> Iterator[str]:
         yield from absurd(self)
@@ -211,6 +222,7 @@ class EvaluationConfig:
             yield f"points = {self.points} is fewer than {MIN_POINTS}"
         if self.stored_points < self.points:
             yield f"stored_points = {self.stored_points} is fewer than points = {self.points}"
+        yield from _not_one_of(self, "feature", ("auto", "levels", "top"))
         yield from _not_one_of(self, "protocol", ("cross-validated", "reference"))
         if not self.grid or not all(c > 0 for c in self.grid):
             yield f"grid = {self.grid} is not a list of positive values of C"

@@ -342,7 +342,7 @@ class _Run:
         encoders: dict[str, Encoder] = {}
         if final and self.evaluation.baselines:
             encoders |= self._evaluator.baselines(self.model, seed=self.config.seed, device=self.ranks.device)
-        encoders["trained"] = model_encoder(self.model, self.ranks.device)
+        encoders["trained"] = model_encoder(self.model, self.ranks.device, self.evaluation.model_feature)
         result = self._evaluator.compare(encoders, seeds=None if final else 1).to_json()
         emit(
             Evaluated(

@@ -21,6 +21,7 @@ from trainer.losses import LossOutput, chamfer_sum, squared_error_sum
 from trainer.maps import TeacherMaps
 from trainer.masking import draw_order, propagate, top_visible, weight_logits
 from trainer.model_config import MaskingConfig, ModelConfig
+from trainer.pooling import Feature, pooled_feature
 from trainer.tokenizer import Level, gather, neighbourhoods, tokenise
 
 __all__ = ["I2PMAE", "Plan", "Prediction"]
@@ -136,14 +137,20 @@ class I2PMAE(nn.Module):
         plan = self.plan(points, points_canonical, maps, draws, mask_order=mask_order)
         return self.losses(plan, self.network(plan, None if draws is None else draws.drop_path))
 
-    def encode(self, points: Tensor) -> Tensor:
-        """The evaluation feature: nothing masked, the largest value of each channel over the top level's tokens.
+    def encode(self, points: Tensor, feature: Feature = "levels") -> Tensor:
+        """One vector a cloud, with nothing masked.
 
-        points  [B, N, 3] float32, N at least groups[0].
-        ->      [B, encoder_dims[-1]]. Call it in evaluation mode; batch norms and drop path follow the module's mode.
+        points   [B, N, 3] float32, N at least groups[0].
+        feature  "levels": maximum, mean and standard deviation of each channel over the tokens of every level, finest
+                 level first; "top": the maximum over the top level's, which published numbers are of.
+        ->       [B, 3 * sum(encoder_dims)] or [B, encoder_dims[-1]] float32. Row i depends on cloud i alone, in
+                 evaluation mode; batch norms and drop path follow the module's mode.
+
+        Raises ValueError for a shape, a cloud with fewer points than groups, or another feature.
         """
         levels, tokens = self.plan_encoding(points)
-        return self.h_encoder(points, levels, tokens, None)[-1].amax(1)
+        encoded = self.h_encoder(points, levels, tokens, None)
+        return pooled_feature(encoded, [here.valid if here.uneven else None for here in tokens], feature)
 
     @torch.no_grad()
     @torch.compiler.disable

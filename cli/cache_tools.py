@@ -219,7 +219,7 @@ def _find_untouched(cache: Any) -> "FindUntouched":
     import torch
 
     from cuda.geometry import ViewGeometry
-    from pipeline.untouched import untouched_tokens
+    from cuda.untouched import untouched_tokens
 
     image_side, side = cache.schema.image_side, cache.schema.image_side // cache.schema.patch_side
 

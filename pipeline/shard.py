@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from cuda.geometry import ViewGeometry
+from cuda.untouched import untouched_tokens
 from pipeline.basis import in_basis
 from pipeline.changes import made_of, settled, stamps_digest
 from pipeline.config import ProjectionConfig
@@ -30,7 +31,6 @@ from pipeline.lanes import Lanes
 from pipeline.plan import ShardTask
 from pipeline.poses import in_pose, pose_id
 from pipeline.teacher import Teacher
-from pipeline.untouched import untouched_tokens
 from pipeline.views import VIEWS, render_views
 from teacher_cache.basis import Basis
 from teacher_cache.manifest import Receipt

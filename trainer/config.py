@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["EvaluationConfig", "TrainerConfig", "absurd"]
+__all__ = ["AlignmentConfig", "EvaluationConfig", "TrainerConfig", "absurd", "alignment_conflicts"]
 
 SEED_BOUND = 2**63
 MIN_POINTS = 32
@@ -157,6 +157,39 @@ class TrainerConfig:
             yield 'precision = "float16" needs a GPU, and device = "cpu"; use float32 or bfloat16'
         if not 0 <= self.seed < SEED_BOUND:
             yield f"seed = {self.seed} is outside 0..2^63-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentConfig:
+    """[alignment]: the loss of whole shapes, beside those of tokens; trainer.alignment says what it is.
+
+    weight       factor of the global loss in the sum; 0: off, and the student has no head for it
+    temperature  divides the cosines between answers and targets
+    negatives    shapes of the corpus, drawn once by the seed, that a shape is told from; 0: those of its batch. More
+                 than there are means all
+    """
+
+    weight: float = 0.0
+    temperature: float = 0.1
+    negatives: int = 0
+
+    def problems(self) -> Iterator[str]:
+        yield from absurd(self)
+        if not self.weight >= 0:
+            yield f"weight = {self.weight} is negative"
+        if not self.temperature > 0:
+            yield f"temperature = {self.temperature} is not positive"
+        if self.negatives < 0:
+            yield f"negatives = {self.negatives} is negative"
+
+
+def alignment_conflicts(alignment: AlignmentConfig, trainer: TrainerConfig) -> Iterator[str]:
+    """Faults between the two sections, with full names."""
+    if alignment.weight > 0 and not alignment.negatives and trainer.batch_size == 1:
+        yield (
+            f"alignment.weight = {alignment.weight} with trainer.batch_size = 1: a batch of one shape has no other to "
+            "be told from, so the loss is always 0; set alignment.negatives, or a weight of 0"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,6 +46,7 @@ def do(run: Run, cache_path: "Location") -> dict[str, Any]:
             run.folder,
             model=experiment.model,
             masking=experiment.masking,
+            alignment=experiment.alignment,
             trainer=experiment.trainer,
             evaluation=EvaluationConfig(),
             teacher=_live(experiment),

@@ -23,11 +23,11 @@ from cli.config import load_experiment
 from cli.experiment import Experiment
 from cuda.backproject import backproject
 from cuda.geometry import ViewGeometry
+from cuda.untouched import untouched_tokens
 from pipeline.basis import fit_basis
 from pipeline.build import build_cache
 from pipeline.corpora import open_corpus
 from pipeline.teacher import load_teacher
-from pipeline.untouched import untouched_tokens
 from teacher_cache.basis import Basis
 from teacher_cache.config import CacheConfig
 from teacher_cache.records import CacheSchema, RecordBatch, TeacherRecord

@@ -90,7 +90,8 @@ def info(path: "Location") -> None:
     echo(f"labels       {len(found.label_names)}")
     echo(
         f"record       {schema.points} points, {schema.views} views of {schema.image_side} x {schema.image_side} "
-        f"pixels, {schema.tokens} tokens of {schema.channels} channels"
+        f"pixels, {schema.tokens} tokens of {schema.channels} channels, "
+        f"{'a' if opened.stores_class else 'no'} class token of each view"
     )
     if (basis := opened.basis) is not None:
         echo(

@@ -53,6 +53,7 @@ threads_option = click.option(
 @click.option("--features", type=click.Choice(FEATURES), help="Coarser ones than SOURCE has.")
 @click.option("--steps", type=click.IntRange(7, 127), help="Of --features int8.")
 @click.option("--untouched", type=click.Choice(["zero"]), help="Features that no lookup reads. Changes no lookup.")
+@click.option("--class-token", type=click.Choice(["none"]), help="Leave out the class tokens.")
 @click.option("--depth", type=click.Choice(DEPTHS), help="Coarser images than SOURCE has, or none.")
 @threads_option
 def convert(source: "Location", root: str | None, threads: int, **storage: Any) -> None:
@@ -218,7 +219,7 @@ def _find_untouched(cache: Any) -> "FindUntouched":
     import torch
 
     from cuda.geometry import ViewGeometry
-    from pipeline.untouched import untouched_tokens
+    from cuda.untouched import untouched_tokens
 
     image_side, side = cache.schema.image_side, cache.schema.image_side // cache.schema.patch_side
 

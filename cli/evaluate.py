@@ -20,6 +20,8 @@ __all__ = ["evaluate"]
 @click.option("--test", required=True, metavar="URI", help="Labelled corpus it is scored on; the same labels.")
 @click.option("--stored-points", type=int, help="Points read of each shape. [default: --points]")
 @click.option("--points", type=int, default=1024, show_default=True, help="Points of each shape the encoder sees.")
+@click.option("--feature", type=click.Choice(["auto", "levels", "top"]), default="auto", show_default=True,
+              help="Of the encoder; auto: levels, and top with the reference protocol.")  # fmt: skip
 @click.option("--protocol", type=click.Choice(["cross-validated", "reference"]), default="cross-validated",
               show_default=True, help="How C is chosen; reference: fixed, raw features.")  # fmt: skip
 @click.option("--c", "reference_c", type=float, default=0.01, show_default=True, help="C of the reference protocol.")
@@ -32,6 +34,7 @@ def evaluate(
     test: str,
     stored_points: int | None,
     points: int,
+    feature: str,
     protocol: str,
     reference_c: float,
     seeds: int,
@@ -49,7 +52,7 @@ def evaluate(
 
     config = EvaluationConfig(
         train=train, test=test, stored_points=stored_points or points, points=points,
-        protocol=protocol, reference_c=reference_c, seeds=seeds,  # type: ignore[arg-type]
+        feature=feature, protocol=protocol, reference_c=reference_c, seeds=seeds,  # type: ignore[arg-type]
     )  # fmt: skip
     problems = list(config.problems())
     model, header = load_model(checkpoint)
@@ -61,6 +64,6 @@ def evaluate(
     with joined(device) as ranks:
         evaluator = Evaluator(config)
         encoders = evaluator.baselines(model, seed=seed, device=ranks.device)
-        encoders["trained"] = model_encoder(model.to(ranks.device), ranks.device)
+        encoders["trained"] = model_encoder(model.to(ranks.device), ranks.device, config.model_feature)
         result = evaluator.compare(encoders).to_json()
     echo(json.dumps(result, indent=1) if as_json else table(result))

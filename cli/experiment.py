@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pipeline.config import BuildConfig, CorpusConfig, ProjectionConfig, TeacherConfig, conflicts
 from teacher_cache.config import CacheConfig
-from trainer.config import EvaluationConfig, TrainerConfig, absurd
+from trainer.config import AlignmentConfig, EvaluationConfig, TrainerConfig, absurd, alignment_conflicts
 from trainer.model_config import MaskingConfig, ModelConfig
 
 __all__ = ["SECTIONS", "Experiment"]
@@ -18,9 +18,11 @@ SECTIONS: dict[str, type] = {
     "build": BuildConfig,
     "model": ModelConfig,
     "masking": MaskingConfig,
+    "alignment": AlignmentConfig,
     "trainer": TrainerConfig,
     "evaluation": EvaluationConfig,
 }
+_LOOK_THEMSELVES = ("alignment", "trainer", "evaluation")  # for absurd numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,7 @@ class Experiment:
     build: BuildConfig
     model: ModelConfig
     masking: MaskingConfig
+    alignment: AlignmentConfig
     trainer: TrainerConfig
     evaluation: EvaluationConfig
 
@@ -45,9 +48,10 @@ class Experiment:
         """Every fault, with the full name of the setting."""
         for section in SECTIONS:
             settings = getattr(self, section)
-            for problem in (*(() if section in ("trainer", "evaluation") else absurd(settings)), *settings.problems()):
+            for problem in (*(() if section in _LOOK_THEMSELVES else absurd(settings)), *settings.problems()):
                 yield f"{section}.{problem}"
         yield from conflicts(self.corpus, self.projection)
+        yield from alignment_conflicts(self.alignment, self.trainer)
         stored, seen = self.corpus.points, self.trainer.points or self.corpus.points
         if seen > stored:
             yield f"trainer.points = {seen} is more than the corpus.points = {stored} that are stored"

@@ -38,7 +38,7 @@ def experiment_by_recipe(path: "Location", *, scheduler: str | None = None, work
     from teacher_cache.config import CacheConfig
     from teacher_cache.location import parent
     from teacher_cache.repair import sound_description
-    from trainer.config import EvaluationConfig, TrainerConfig
+    from trainer.config import AlignmentConfig, EvaluationConfig, TrainerConfig
     from trainer.model_config import MaskingConfig, ModelConfig
 
     recipe = sound_description(path).recipe
@@ -62,6 +62,7 @@ def experiment_by_recipe(path: "Location", *, scheduler: str | None = None, work
             ),
             model=ModelConfig(),
             masking=MaskingConfig(),
+            alignment=AlignmentConfig(),
             trainer=TrainerConfig(),
             evaluation=EvaluationConfig(),
         )

@@ -15,6 +15,7 @@ from teacher_cache.records import TeacherRecord
 __all__ = ["GRID", "INK", "contrastive_curve", "curves", "pyplot", "record_sheet", "save_figure"]
 
 INK, GRID = "#222222", "#dddddd"
+_LOSSES = {"loss_3d": "3D loss (Chamfer)", "loss_2d": "2D loss (MSE)", "loss_global": "global loss (InfoNCE)"}
 EMPTY = 0.5  # the depth image where nothing was drawn
 CLOUD_SIDE = 220  # pixels
 
@@ -53,12 +54,14 @@ def curves(run_dir: Path, path: Path) -> bool:
     if not epochs:
         return False
     plt = pyplot()
-    shown = [name for name in ("loss_3d", "loss_2d") if any(line[name] for line in epochs)]
+    shown = [name for name in _LOSSES if any(line.get(name) for line in epochs)]
     panels = len(shown) + bool(scores)
     figure, axes = plt.subplots(1, panels, figsize=(4.2 * panels, 3.2), layout="constrained", squeeze=False)
     for axis, name in zip(axes[0], shown, strict=False):
-        axis.plot([line["epoch"] for line in epochs], [line[name] for line in epochs], color="#1f5fa8", marker=".")
-        axis.set_title({"loss_3d": "3D loss (Chamfer)", "loss_2d": "2D loss (MSE)"}[name], fontsize=10)
+        axis.plot(
+            [line["epoch"] for line in epochs], [line.get(name, 0.0) for line in epochs], color="#1f5fa8", marker="."
+        )
+        axis.set_title(_LOSSES[name], fontsize=10)
     if scores:
         _accuracies(axes[0][-1], scores)
     for axis in axes[0]:

@@ -108,6 +108,7 @@ def _train(experiment: "Experiment", opened: Any, run_dir: Path, rank: int) -> N
             run_dir,
             model=experiment.model,
             masking=experiment.masking,
+            alignment=experiment.alignment,
             trainer=experiment.trainer,
             evaluation=experiment.evaluation,
             teacher=_live_teacher(experiment, opened),
@@ -139,8 +140,8 @@ def table(result: Mapping[str, Any]) -> str:
         f"linear SVM on {result['test']['shapes']} shapes of {result['test']['uri']}",
         f"  fitted on {result['train']['shapes']} of {result['train']['uri']}; {result['classes']} classes, "
         f"{result['points']} points, {result['protocol']}, {result['seeds']} seed{'s' if result['seeds'] > 1 else ''}",
-        f"  {'features':<24}{'numbers':>8}{'accuracy':>12}",
-        f"  {'always the largest class':<24}{0:>8}{100 * result['chance']:>11.1f}%",
+        f"  {'':<26}{'feature':<8}{'numbers':>8}{'accuracy':>12}",
+        f"  {'always the largest class':<26}{'none':<8}{0:>8}{100 * result['chance']:>11.1f}%",
     ]
     titles = {
         "coordinates": "coordinate statistics",
@@ -149,7 +150,10 @@ def table(result: Mapping[str, Any]) -> str:
     }
     for name, row in result["rows"].items():
         spread = f" ± {100 * row['spread']:.1f}" if result["seeds"] > 1 else ""
-        lines.append(f"  {titles.get(name, name):<24}{row['dimensions']:>8}{100 * row['accuracy']:>11.1f}%{spread}")
+        feature = "none" if name == "coordinates" else row["feature"]
+        lines.append(
+            f"  {titles.get(name, name):<26}{feature:<8}{row['dimensions']:>8}{100 * row['accuracy']:>11.1f}%{spread}"
+        )
     skipped = result["train"]["skipped"] + result["test"]["skipped"]
     if skipped:
         lines.append(f"  {skipped} shapes could not be read and were left out")
@@ -163,6 +167,7 @@ class _Reporter:
         self._quiet, self._evaluates, self._on_start = quiet, evaluates, on_start
         self._progress: Any = None
         self._epochs = 0
+        self._global = False
 
     def __call__(self, event: "Event") -> None:
         from cli.progress import Progress, human_seconds
@@ -171,6 +176,7 @@ class _Reporter:
         match event:
             case RunStarted():
                 self._on_start()
+                self._global = bool(event.global_target)
                 self._epochs = event.epochs
                 total = event.epochs * event.steps_per_epoch
                 self._progress = Progress("training", total, unit="steps", initial=event.step, quiet=self._quiet)
@@ -181,11 +187,15 @@ class _Reporter:
                     f"{'es' if event.ranks > 1 else ''}"
                 )
             case StepDone():
-                self._progress.update(event.step, loss_3d=f"{event.loss_3d:.4f}", loss_2d=f"{event.loss_2d:.4f}")
+                losses = {"loss_3d": f"{event.loss_3d:.4f}", "loss_2d": f"{event.loss_2d:.4f}"}
+                if self._global:
+                    losses["loss_global"] = f"{event.loss_global:.4f}"
+                self._progress.update(event.step, **losses)
             case EpochDone():
                 self._progress.write(
                     f"epoch {event.epoch:>3}  loss 3D {event.loss_3d:.4f}  2D {event.loss_2d:.4f}  "
-                    f"lr {event.learning_rate:.2e}  {event.shapes_per_second:.0f} shapes/s  "
+                    + (f"global {event.loss_global:.4f}  " if self._global else "")
+                    + f"lr {event.learning_rate:.2e}  {event.shapes_per_second:.0f} shapes/s  "
                     f"{human_seconds(event.seconds)}, {event.waited:.1f} s of them waiting for data"
                     + (f", {event.skipped} damaged records left out" if event.skipped else "")
                 )

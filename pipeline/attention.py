@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["class_features", "patch_features", "token_features", "tower_problem"]
+__all__ = ["class_features", "class_problem", "patch_features", "token_features", "tower_problem", "view_features"]
 
 
 def tower_problem(tower: nn.Module) -> str | None:
@@ -31,6 +31,16 @@ def tower_problem(tower: nn.Module) -> str | None:
     return None
 
 
+def class_problem(tower: Any) -> str | None:
+    """Why what becomes of this tower's class token means nothing, or None where it is the image's feature."""
+    kind = getattr(tower, "pool_type", "tok")
+    if kind != "tok":
+        return (
+            f"its tower pools by {kind!r}, not by the class token, so nothing has taught it what to make of that token"
+        )
+    return None
+
+
 @torch.no_grad()
 def patch_features(tower: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     """Features of every patch, and how much the class token attends to it in the last block.
@@ -46,6 +56,22 @@ def patch_features(tower: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     tokens, query, key = _forward(tower, images)
     features = tower.ln_post(tokens[:, 1:]) @ tower.proj  # [M, T, C]
     return features.float(), _class_row(query, key)[:, 1:]
+
+
+@torch.no_grad()
+def view_features(tower: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What patch_features gives, to the bit, and the class token beside it, of one forward pass.
+
+    tower, images  as of patch_features.
+    ->             features [M, T, C], saliency [M, T], and the class token [M, C] after ln_post and the projection, not
+                   normalised, all float32. An image's class token does not depend on M, not even in its rounding.
+    """
+    tokens, query, key = _forward(tower, images)
+    features = tower.ln_post(tokens[:, 1:]) @ tower.proj  # [M, T, C]
+    # One product an image: BLAS picks the routine of a product, and so its rounding, by its number of rows.
+    classes = [row @ tower.proj for row in tower.ln_post(tokens[:, 0])]
+    stacked = torch.stack(classes) if classes else features.new_empty(0, features.shape[2])
+    return features.float(), _class_row(query, key)[:, 1:], stacked.float()
 
 
 @torch.no_grad()

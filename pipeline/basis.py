@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cuda.untouched import untouched_tokens
 from pipeline.config import ProjectionConfig
 from pipeline.corpora import Corpus, ShapeError, normalise
 from pipeline.errors import BuildError
 from pipeline.lanes import Lanes
 from pipeline.poses import in_pose
 from pipeline.teacher import Teacher
-from pipeline.untouched import untouched_tokens
 from pipeline.views import VIEWS, render_views
 from teacher_cache.basis import Basis
 

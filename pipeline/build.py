@@ -90,6 +90,11 @@ def build_cache(
             f"cache.channels = {cache.channels} is more than the {loaded.channels} channels of teacher.architecture = "
             f"{teacher.architecture}; 0 keeps them as they are"
         )
+    if cache.class_token != "none" and loaded.class_problem is not None:
+        raise BuildError(
+            f'cache.class_token = "{cache.class_token}", and teacher.architecture = {teacher.architecture} has no '
+            f'class token to store: {loaded.class_problem}.\n  Set cache.class_token = "none".'
+        )
     fit = partial(
         fit_basis,
         source,

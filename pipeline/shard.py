@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from cuda.geometry import ViewGeometry
+from cuda.untouched import untouched_tokens
 from pipeline.basis import in_basis
 from pipeline.changes import made_of, settled, stamps_digest
 from pipeline.config import ProjectionConfig
@@ -30,7 +31,6 @@ from pipeline.lanes import Lanes
 from pipeline.plan import ShardTask
 from pipeline.poses import in_pose, pose_id
 from pipeline.teacher import Teacher
-from pipeline.untouched import untouched_tokens
 from pipeline.views import VIEWS, render_views
 from teacher_cache.basis import Basis
 from teacher_cache.manifest import Receipt
@@ -194,9 +194,17 @@ def _teach_group(
         depth, lo, cell, offset = (_array(tensor) for tensor in (views.depth, *views.geometry))
         seconds["project"] = perf_counter() - clock
         clock = perf_counter()
-        said, looked = teacher.encode(views.images)
-        said = said if basis is None else in_basis(said, basis)
+        whole = None
+        if handle.description.storage.class_token == "none":
+            said, looked = teacher.encode(views.images)
+        else:
+            said, looked, whole = teacher.encode_views(views.images)
+        if basis is not None:
+            said = in_basis(said, basis)
+            # Image by image, as the teacher's are: a shape's bytes must not hang on how many were taught with it.
+            whole = whole if whole is None else torch.stack([in_basis(image, basis) for image in whole])
         features, saliency = (_array(tensor.unflatten(0, (-1, VIEWS))) for tensor in (said, looked))
+        class_token = None if whole is None else _array(whole.unflatten(0, (-1, VIEWS)))
         seconds["teacher"] = perf_counter() - clock
     clock = perf_counter()
     if handle.description.storage.untouched == "zero":
@@ -206,7 +214,7 @@ def _teach_group(
     keep_depth = handle.description.storage.depth != "none"
     records = []
     for row, (id, label, points) in enumerate(zip(group.ids, group.labels, group.clouds, strict=True)):
-        _check_finite(id, features[row], saliency[row])
+        _check_finite(id, features[row], saliency[row], *(() if class_token is None else (class_token[row],)))
         records.append(
             TeacherRecord(
                 id=id,
@@ -218,6 +226,7 @@ def _teach_group(
                 depth=depth[row] if keep_depth else None,
                 features=features[row],
                 saliency=saliency[row],
+                class_token=None if class_token is None else class_token[row],
             )
         )
     seconds["write"] = perf_counter() - clock
@@ -263,8 +272,8 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.cpu().numpy()
 
 
-def _check_finite(id: str, features: np.ndarray, saliency: np.ndarray) -> None:
-    bad = int((~np.isfinite(features)).sum() + (~np.isfinite(saliency)).sum())
+def _check_finite(id: str, *said: np.ndarray) -> None:
+    bad = sum(int((~np.isfinite(array)).sum()) for array in said)
     if bad:
         raise BuildError(
             f"shape {id!r}: {bad} numbers of the teacher's output are not finite; its points were, so the "

@@ -16,7 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.attention import class_features, patch_features, token_features, tower_problem
+from pipeline.attention import (
+    class_features,
+    class_problem,
+    patch_features,
+    token_features,
+    tower_problem,
+    view_features,
+)
 from pipeline.config import ProjectionConfig, TeacherConfig
 from pipeline.errors import TeacherError
 from pipeline.weights import TowerWeights, download_weights, openai_architecture, read_weights
@@ -86,6 +93,29 @@ class Teacher:
         for part, batch in self._batches("encode", images):
             features[part], saliency[part] = patch_features(self._tower, batch)
         return features, saliency
+
+    @property
+    def class_problem(self) -> str | None:
+        """Why this teacher's class token is not to be had, or None."""
+        return class_problem(self._tower)
+
+    def encode_views(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `encode` gives, to the bit, and of the same forward passes the class token of each image.
+
+        images  as of `encode`.
+        ->      features [M, T, C], saliency [M, T], and the class token [M, C] float32, where the features are: after
+                the last norm and the projection, not normalised. For OpenAI's towers that is CLIP's image feature.
+
+        Raises as `encode`, and TeacherError where `class_problem` says something.
+        """
+        if self.class_problem is not None:
+            raise TeacherError(f"no class token of this teacher: {self.class_problem}")
+        features = torch.empty(len(images), self.tokens, self.channels, device=self.device)
+        saliency = torch.empty(len(images), self.tokens, device=self.device)
+        whole = torch.empty(len(images), self.channels, device=self.device)
+        for part, batch in self._batches("encode_views", images):
+            features[part], saliency[part], whole[part] = view_features(self._tower, batch)
+        return features, saliency, whole
 
     def encode_class(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Look at images as wholes.

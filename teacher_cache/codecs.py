@@ -37,6 +37,7 @@ ZSTD_MAGIC = 0xFD2FB528
 # 0.5, an empty pixel, is exactly code 127: with 255 steps it would come back as 0.502 and no longer be told apart.
 DEPTH_STEPS = 254
 LEAST_NORMAL_HALF = 2.0**-14
+ATTRIBUTES = {"class": "class_token"}  # of a record, where a stored array's name is a word of Python's
 
 
 class BadBytes(ValueError):
@@ -55,14 +56,16 @@ def stored_dtypes(config: CacheConfig) -> dict[str, np.dtype[Any]]:
     if config.features == "int8":
         dtypes["scale"] = "<f4"
     dtypes["saliency"] = "<f4"
+    if config.class_token != "none":
+        dtypes["class"] = "<f2"
     if config.depth != "none":
         dtypes["depth"] = "|u1" if config.depth == "uint8" else "<f2"
     return {name: np.dtype(code) for name, code in dtypes.items()}
 
 
 def stored_shapes(schema: CacheSchema) -> dict[str, tuple[int, ...]]:
-    """Shape of every array that may be stored of a record: those of the schema, and the scales of int8 features."""
-    return schema.shapes | {"scale": (schema.views, schema.tokens)}
+    """Shape of every array that may be stored of a record: the schema's, scales of int8 features, class tokens."""
+    return schema.shapes | {"scale": (schema.views, schema.tokens), "class": schema.class_shape}
 
 
 def quantise(features: NDArray[Any], steps: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -103,7 +106,7 @@ def encode_record(record: TeacherRecord, config: CacheConfig) -> dict[str, NDArr
         features = record.features.astype(np.float16) if config.half_first else record.features
         derived["features"], derived["scale"] = quantise(features, config.steps)
     for name, dtype in stored_dtypes(config).items():
-        array = derived[name] if name in derived else getattr(record, name)
+        array = derived[name] if name in derived else getattr(record, ATTRIBUTES.get(name, name))
         if name == "depth" and dtype.kind == "u":
             array = np.rint(array.astype(np.float64) * DEPTH_STEPS)
         arrays[name] = np.ascontiguousarray(array, dtype=dtype)

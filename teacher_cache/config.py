@@ -8,12 +8,13 @@ from teacher_cache.errors import ManifestError, StorageError
 from teacher_cache.location import localise
 from teacher_cache.sealed import Fields
 
-__all__ = ["COMPRESSIONS", "DEPTHS", "FEATURES", "FORMATS", "UNTOUCHED", "CacheConfig"]
+__all__ = ["CLASS_TOKENS", "COMPRESSIONS", "DEPTHS", "FEATURES", "FORMATS", "UNTOUCHED", "CacheConfig"]
 
 FORMATS = ("zarr", "webdataset")
 FEATURES = ("float16", "float32", "int8")
 UNTOUCHED = ("keep", "zero")
 DEPTHS = ("uint8", "float16", "none")
+CLASS_TOKENS = ("none", "float16")
 COMPRESSIONS = ("zstd", "none")
 MAX_SHAPES_PER_SHARD = 65536
 MIN_STEPS, MAX_STEPS = 7, 127  # an int8 holds no more; with fewer than 7 targets are off by a tenth
@@ -41,6 +42,8 @@ class CacheConfig:
     sample            records that basis is fitted on, 1..1048576. Without `channels` there is no sample.
     untouched         features of patch tokens that no lookup at a stored point reads: "keep" them, or "zero" them,
                       which compresses to nothing and changes no lookup.
+    class_token       what the teacher makes of each view as a whole, for a loss of whole shapes: "float16" (rounded
+                      once), or "none".
     depth             depth images as stored: "uint8" (error at most 1/508), "float16" (at most 2^-12), "none".
     compression       "zstd" or "none", for every array of a record.
     level             zstd level, 1..19; without meaning when compression is "none".
@@ -56,6 +59,7 @@ class CacheConfig:
     channels: int = 0
     sample: int = SAMPLE
     untouched: Literal["keep", "zero"] = "keep"
+    class_token: Literal["none", "float16"] = "none"
     depth: Literal["uint8", "float16", "none"] = "uint8"
     compression: Literal["zstd", "none"] = "zstd"
     level: int = 3
@@ -74,6 +78,7 @@ class CacheConfig:
             ("format", FORMATS),
             ("features", FEATURES),
             ("untouched", UNTOUCHED),
+            ("class_token", CLASS_TOKENS),
             ("depth", DEPTHS),
             ("compression", COMPRESSIONS),
         ):
@@ -119,6 +124,8 @@ class CacheConfig:
             storage |= {"channels": self.channels, "sample": self.sample}
         if self.untouched != "keep":
             storage["untouched"] = self.untouched
+        if self.class_token != "none":
+            storage["class"] = self.class_token
         if self.compression == "zstd":
             storage["level"] = self.level  # without compression the level changes nothing, so it is not in the recipe
         return storage
@@ -141,6 +148,9 @@ class CacheConfig:
         if "untouched" in storage:
             keys.add("untouched")
             values.choice("untouched", ("zero",))  # "keep" has one spelling: its absence
+        if "class" in storage:
+            keys.add("class")
+            values.choice("class", ("float16",))  # "none" has one spelling: its absence
         if set(storage) != keys:
             raise ManifestError(f"recipe: storage: expected keys {sorted(keys)}, found {sorted(storage)}")
         return cls(
@@ -152,6 +162,7 @@ class CacheConfig:
             channels=values.integer("channels", 1, MAX_CHANNELS) if "channels" in storage else 0,
             sample=values.integer("sample", 1, MAX_SAMPLE) if "channels" in storage else cls.sample,
             untouched="zero" if "untouched" in storage else "keep",
+            class_token="float16" if "class" in storage else "none",
             depth=values.choice("depth", DEPTHS),  # type: ignore[arg-type]
             compression=compression,  # type: ignore[arg-type]
             level=values.integer("level", 1, MAX_LEVEL) if compression == "zstd" else cls.level,

@@ -17,7 +17,18 @@ __all__ = ["convert"]
 _FEATURES = {"float32": ("float32", "float16", "int8"), "float16": ("float16", "int8"), "int8": ("int8",)}
 _DEPTH = {"float16": ("float16", "none"), "uint8": ("uint8", "none"), "none": ("none",)}
 _UNTOUCHED = {"keep": ("keep", "zero"), "zero": ("zero",)}
-_SETTINGS = ("format", "shapes_per_shard", "features", "steps", "untouched", "depth", "compression", "level")
+_CLASS = {"float16": ("float16", "none"), "none": ("none",)}
+_SETTINGS = (
+    "format",
+    "shapes_per_shard",
+    "features",
+    "steps",
+    "untouched",
+    "class_token",
+    "depth",
+    "compression",
+    "level",
+)
 
 
 def convert(
@@ -35,8 +46,8 @@ def convert(
     root            folder, or URL, that holds caches: the new one is ``<root>/<name of the source>-<its own hash>``.
     storage         settings of `CacheConfig` that are to change; the others are the source's. Nothing is lost by
                     `format`, `shapes_per_shard`, `compression` and `level`. `features` may become coarser (float32,
-                    float16, int8 with `steps`), `depth` may become "none" and `untouched` "zero". Int8 made of float16
-                    says so in its recipe (`half_first`).
+                    float16, int8 with `steps`), `depth` and `class_token` may become "none" and
+                    `untouched` "zero". Int8 made of float16 says so in its recipe (`half_first`).
     find_untouched  for that: which tokens [B, V, T] of a batch no lookup reads.
     threads         shards in work at once; each holds the decoded records of one shard.
     on_progress     called with (shards done, shards in all), first before any work, in the calling thread.
@@ -87,7 +98,12 @@ def convert(
 
 def _refusals(old: CacheConfig, new: CacheConfig) -> Iterator[str]:
     """Why records stored as `old` says cannot be stored as `new` says; nothing where they can."""
-    for name, allowed in (("features", _FEATURES), ("depth", _DEPTH), ("untouched", _UNTOUCHED)):
+    for name, allowed in (
+        ("features", _FEATURES),
+        ("depth", _DEPTH),
+        ("untouched", _UNTOUCHED),
+        ("class_token", _CLASS),
+    ):
         before, after = getattr(old, name), getattr(new, name)
         if after not in allowed.get(before, ()):
             # Depth of both kinds is off by a rounding of its own; after two a recipe would promise the error of one.

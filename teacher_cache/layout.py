@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from teacher_cache import tar_shards, zarr_shards
 from teacher_cache.config import CacheConfig
 from teacher_cache.manifest import Description
@@ -37,6 +40,10 @@ class ShardReader(Protocol):
 
     def read_into(self, batch: RecordBatch, row: int, position: int) -> None:
         """Decode the record at ``position`` into row ``row``; depth only if the batch has it. Raises ShardDamaged."""
+
+    def read_class(self, position: int, out: NDArray[np.float16]) -> None:
+        """Decode the class tokens of the record at ``position`` into ``out`` [V, C]; of a cache that stores them only.
+        Raises ShardDamaged."""
 
     def load(self) -> None:
         """Open all files that reading records without depth needs. Raises ShardDamaged."""

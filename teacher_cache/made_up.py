@@ -48,6 +48,7 @@ def make_record(
         depth=depth.astype(np.float32),
         features=rng.normal(0, 0.3, shapes["features"]).astype(np.float32),
         saliency=rng.uniform(0, 0.02, shapes["saliency"]).astype(np.float32),
+        class_token=rng.normal(0, 0.5, schema.class_shape).astype(np.float32),  # drawn last: others are as ever
     )
 
 
@@ -136,6 +137,13 @@ def assert_same_record(found: TeacherRecord, expected: TeacherRecord, config: Ca
         a, b = getattr(found, name), getattr(expected, name)
         assert a.dtype == b.dtype, name
         np.testing.assert_array_equal(a, b, err_msg=name)
+    if config.class_token == "none":
+        assert found.class_token is None
+    else:
+        assert found.class_token is not None
+        assert expected.class_token is not None
+        assert found.class_token.dtype == np.float16
+        np.testing.assert_array_equal(found.class_token, expected.class_token.astype(np.float16), err_msg="class")
     assert found.features.dtype.name == config.feature_dtype
     if config.features == "int8":
         wanted = expected.features.astype(np.float64)

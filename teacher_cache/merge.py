@@ -181,7 +181,7 @@ def _differences(a: TeacherRecord, b: TeacherRecord) -> Iterator[str]:
     for name in ("id", "label"):
         if getattr(a, name) != getattr(b, name):
             yield name
-    for name in ("points", "lo", "cell", "offset", "depth", "features", "saliency"):
+    for name in ("points", "lo", "cell", "offset", "depth", "features", "saliency", "class_token"):
         one, two = getattr(a, name), getattr(b, name)
         if one is not None and one.tobytes() != two.tobytes():
             yield name

@@ -140,6 +140,10 @@ class Cache:
     def stores_depth(self) -> bool:
         return self._manifest.description.storage.depth != "none"
 
+    @property
+    def stores_class(self) -> bool:
+        return self._manifest.description.storage.class_token != "none"
+
     def read(
         self, indices: Sequence[int] | NDArray[np.integer[Any]], *, depth: bool = False, exact: bool = False
     ) -> RecordBatch:
@@ -169,9 +173,8 @@ class Cache:
             )
         storage = self._manifest.description.storage
         dtype = "float32" if exact and storage.features == "int8" else storage.feature_dtype
-        batch = RecordBatch.empty(rows.size, self.schema, dtype, depth=depth)
-        shards = np.searchsorted(self._ends, rows, side="right")
-        positions = rows - (self._ends - self.counts)[shards]
+        batch = RecordBatch.empty(rows.size, self.schema, dtype, depth=depth, class_token=self.stores_class)
+        shards, positions = self._places(rows)
 
         def decode(share: NDArray[np.int64]) -> None:
             for row in share.tolist():
@@ -185,6 +188,28 @@ class Cache:
             pool = self._open.pool(self._threads)
             list(pool.map(decode, np.array_split(np.arange(rows.size), parts)))
         return batch
+
+    def class_tokens(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float16]:
+        """The class tokens of records alone, [B, V, C] float16, in the order asked for; little is read for them.
+
+        Raises SchemaError where none are stored, IndexError and TypeError for indices, ShardDamaged.
+        """
+        if not self.stores_class:
+            raise SchemaError(
+                f"{self.path}: expected class tokens, this cache stores none (recipe: storage without class).\n"
+                "  Build it with cache.class_token = float16."
+            )
+        rows = self._resolve(indices)
+        out = np.empty((rows.size, *self.schema.class_shape), np.float16)
+        shards, positions = self._places(rows)
+        for row, (shard, position) in enumerate(zip(shards.tolist(), positions.tolist(), strict=True)):
+            self._open.get(self._manifest.shards[shard]).read_class(position, out[row])
+        return out
+
+    def _places(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of records, the number of the shard in the manifest and the position in it."""
+        shards = np.searchsorted(self._ends, rows, side="right")
+        return shards, rows - (self._ends - self.counts)[shards]
 
     def prepare(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> None:
         """Begin to fetch what will be read soon, in the background; returns at once.

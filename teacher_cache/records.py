@@ -51,8 +51,13 @@ class CacheSchema:
         return (self.image_side // self.patch_side) ** 2
 
     @property
+    def class_shape(self) -> tuple[int, int]:
+        """[V, C], of the class tokens that a cache may store beside the arrays of `shapes`."""
+        return self.views, self.channels
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each array of a record."""
+        """Shape of each array that every record has; depth may be left out."""
         V, S, T = self.views, self.image_side, self.tokens
         return {
             "points": (self.points, 3),
@@ -90,6 +95,7 @@ class TeacherRecord:
     depth     [V, S, S] float32 in 0..1, the sigmoid image, 0.5 where empty; None where the cache stores none.
     features  [V, T, C] float16 or float32.
     saliency  [V, T] float32.
+    class_token  [V, C] float16 or float32, each view's class token, in the features' channels; None where not stored.
     """
 
     id: str
@@ -101,6 +107,7 @@ class TeacherRecord:
     depth: NDArray[np.float32] | None
     features: NDArray[Any]
     saliency: NDArray[np.float32]
+    class_token: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +130,8 @@ class RecordBatch:
 
     label [B] int64, points [B, N, 3] float32, lo [B, V, 2] float32, cell [B, V] float32, offset [B, V, 2] int32,
     features [B, V, T, C] float32 where so stored, else float16,
-    saliency [B, V, T] float32, depth [B, V, S, S] float32 or None if not asked for.
+    saliency [B, V, T] float32, depth [B, V, S, S] float32 or None if not asked for,
+    class_token [B, V, C] float16 or None if not stored.
     """
 
     ids: list[str]
@@ -135,6 +143,7 @@ class RecordBatch:
     features: NDArray[Any]
     saliency: NDArray[np.float32]
     depth: NDArray[np.float32] | None = None
+    class_token: NDArray[np.float16] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -145,11 +154,14 @@ class RecordBatch:
             id=self.ids[row],
             label=int(self.label[row]),
             depth=None if self.depth is None else self.depth[row],
+            class_token=None if self.class_token is None else self.class_token[row],
             **{name: getattr(self, name)[row] for name in ("points", "lo", "cell", "offset", "features", "saliency")},
         )
 
     @classmethod
-    def empty(cls, size: int, schema: CacheSchema, features: str, *, depth: bool) -> "RecordBatch":
+    def empty(
+        cls, size: int, schema: CacheSchema, features: str, *, depth: bool, class_token: bool = False
+    ) -> "RecordBatch":
         """A batch of ``size`` rows to be filled."""
         shapes = schema.shapes
 
@@ -166,17 +178,21 @@ class RecordBatch:
             features=rows("features", features),
             saliency=rows("saliency", np.float32),
             depth=rows("depth", np.float32) if depth else None,
+            class_token=np.empty((size, *schema.class_shape), np.float16) if class_token else None,
         )
 
 
-def record_problems(record: TeacherRecord, schema: CacheSchema, *, features: str, depth: bool) -> Iterator[str]:
+def record_problems(
+    record: TeacherRecord, schema: CacheSchema, *, features: str, depth: bool, class_token: bool = False
+) -> Iterator[str]:
     """Every way in which a record does not fit: shapes, dtypes, values that are not finite or not in range."""
     size = len(record.id.encode("utf-8", errors="replace")) if isinstance(record.id, str) else 0
     if not 1 <= size <= MAX_ID_BYTES or "\0" in record.id or not _is_text(record.id):
         yield f"id has {size} bytes; expected 1..{MAX_ID_BYTES} bytes of UTF-8 without NUL"
     if not isinstance(record.label, int | np.integer) or not -1 <= record.label < _LABEL_LIMIT:
         yield f"label is {record.label!r}; expected an integer, -1 (none) or 0..{_LABEL_LIMIT - 1}"
-    for name, shape in schema.shapes.items():
+    shapes = schema.shapes | ({"class_token": schema.class_shape} if class_token else {})
+    for name, shape in shapes.items():
         array = getattr(record, name)
         allowed = _DTYPES.get(name, ("float32",))
         if name == "depth" and not depth:
@@ -192,9 +208,11 @@ def record_problems(record: TeacherRecord, schema: CacheSchema, *, features: str
             yield f"depth is in {array.min():.6g}..{array.max():.6g}; expected 0..1, the sigmoid image"
         elif name == "features" and features != "float32" and float(np.abs(array).max()) >= FLOAT16_OVERFLOW:
             yield f"features reach {np.abs(array).max():.6g}, beyond float16; store them as float32"
+        elif name == "class_token" and float(np.abs(array).max()) >= FLOAT16_OVERFLOW:
+            yield f"class_token reaches {np.abs(array).max():.6g}, beyond float16; store none (cache.class_token)"
 
 
-_DTYPES = {"offset": ("int32",), "features": ("float16", "float32")}
+_DTYPES = {"offset": ("int32",), "features": ("float16", "float32"), "class_token": ("float16", "float32")}
 
 
 def _is_text(value: str) -> bool:

@@ -120,16 +120,24 @@ class Shard:
         payloads = [data[offset - start : offset - start + size] for offset, size in extents.tolist()]
         try:
             values = self._parse(payloads[0])
-            stored: dict[str, NDArray[Any]] = {}
-            for name, payload in zip(wanted, payloads[1:], strict=True):
-                if crc32c(payload) != values.inner("crc32c").integer(name + self._suffix, 0, 2**32 - 1):
-                    raise BadBytes(f"member {name}{self._suffix} does not match its CRC-32C")
-                stored[name] = self._stored(name, payload)
+            stored = {
+                name: self._checked(name, payload, values) for name, payload in zip(wanted, payloads[1:], strict=True)
+            }
             self._decode(stored, batch, row)
             batch.ids[row] = values.text("id")
             batch.label[row] = values.integer("label", -1, _MAX_LABEL)
             for name in _GEOMETRY:
                 self._geometry(name, values, getattr(batch, name)[row])
+        except (BadBytes, ManifestError) as error:
+            raise self._file.damaged(str(error), position) from error
+
+    def read_class(self, position: int, out: NDArray[np.float16]) -> None:
+        columns = (0, 1 + list(self._dtypes).index("class"))
+        document, payload = (
+            self._file.read(offset, size, position) for offset, size in self._extents[position, columns, :].tolist()
+        )
+        try:
+            out[...] = self._checked("class", payload, self._parse(document))
         except (BadBytes, ManifestError) as error:
             raise self._file.damaged(str(error), position) from error
 
@@ -174,6 +182,12 @@ class Shard:
             raise BadBytes("its JSON does not match its own CRC-32C")
         return Fields(document, "its JSON")
 
+    def _checked(self, name: str, payload: NDArray[np.uint8], values: Fields) -> NDArray[Any]:
+        """The array of a member that has the CRC-32C that its record's JSON gives."""
+        if crc32c(payload) != values.inner("crc32c").integer(name + self._suffix, 0, 2**32 - 1):
+            raise BadBytes(f"member {name}{self._suffix} does not match its CRC-32C")
+        return self._stored(name, payload)
+
     def _stored(self, name: str, payload: NDArray[np.uint8]) -> NDArray[Any]:
         header, dtype, shape = self._headers[name], self._dtypes[name], self._shapes[name]
         size = len(header) + int(np.prod(shape)) * dtype.itemsize
@@ -193,6 +207,9 @@ class Shard:
             decode_features(stored["features"], stored["scale"], batch.features[row], self._config.steps)
         else:
             batch.features[row] = stored["features"]
+        if "class" in stored:
+            assert batch.class_token is not None
+            batch.class_token[row] = stored["class"]
         if "depth" in stored:
             assert batch.depth is not None
             decode_depth(stored["depth"], batch.depth[row])

@@ -362,7 +362,13 @@ def _check_records(
     seen: set[str] = set()
     for position, record in enumerate(records):
         problems = list(
-            record_problems(record, description.schema, features=config.features, depth=config.depth != "none")
+            record_problems(
+                record,
+                description.schema,
+                features=config.features,
+                depth=config.depth != "none",
+                class_token=config.class_token != "none",
+            )
         )
         if record.id in seen:
             problems.append("this id is in the shard twice")

@@ -62,6 +62,7 @@ _DIMENSIONS = {  # after "row"; equal names have equal sizes, as xarray demands
     "features": ("view", "token", "channel"),
     "scale": ("view", "token"),
     "saliency": ("view", "token"),
+    "class": ("view", "channel"),
     "depth": ("view", "image_row", "image_column"),
     "lo": ("view", "uv"),
     "cell": ("view",),
@@ -71,7 +72,17 @@ _DIMENSIONS = {  # after "row"; equal names have equal sizes, as xarray demands
 
 def paths(config: CacheConfig, shard: int) -> list[str]:
     """The shard's files: chunk ``shard`` of every array."""
-    ranks = {"points": 3, "features": 4, "scale": 3, "saliency": 3, "depth": 4, "lo": 3, "cell": 2, "offset": 3}
+    ranks = {
+        "points": 3,
+        "features": 4,
+        "scale": 3,
+        "saliency": 3,
+        "class": 3,
+        "depth": 4,
+        "lo": 3,
+        "cell": 2,
+        "offset": 3,
+    }
     names = [*stored_dtypes(config), *_SMALL, "id"]
     return [f"{name}/c.{shard}" + ".0" * (ranks.get(name, 1) - 1) for name in names]
 
@@ -162,10 +173,15 @@ class Shard:
             self._read_int8(position, batch.features[row])
         else:
             self._read_array("features", position, batch.features[row])
+        if batch.class_token is not None:
+            self._read_array("class", position, batch.class_token[row])
         if batch.depth is not None:
             stored = np.empty(self._shapes["depth"], self._dtypes["depth"])
             self._read_array("depth", position, stored)
             decode_depth(stored, batch.depth[row])
+
+    def read_class(self, position: int, out: NDArray[np.float16]) -> None:
+        self._read_array("class", position, out)
 
     def load(self) -> None:
         for name in self._dtypes:

@@ -81,8 +81,9 @@ class Header:
     versions    of this package, torch, numpy and python
     files       name -> {"bytes", "sha256"}; filled in by write_checkpoint
     kind        whose weights these are: "pretraining", or the fine-tuned "classifier" or "segmentation"
-    under_way   of a checkpoint within an epoch: "steps" of it that are done, their summed loss_3d, loss_2d and gradient
-                norm as "totals", damaged records "skipped" in them; None between epochs
+    under_way   of a checkpoint within an epoch: "steps" of it that are done, their summed loss_3d, loss_2d, gradient
+                norm and, with a global loss, loss_global as "totals", damaged records "skipped" in them; None between
+                epochs
     origin      for a checkpoint that was converted, from what; see trainer.reference_checkpoint. None for our own
     """
 
@@ -226,7 +227,7 @@ def _is_under_way(value: Any) -> bool:
         set(value) == {"steps", "skipped", "totals"}
         and all(type(count) is int and count >= 0 for count in counts)
         and isinstance(totals, list)
-        and [type(total) for total in totals] == [float] * 3
+        and [type(total) for total in totals] in ([float] * 3, [float] * 4)
     )
 
 

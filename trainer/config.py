@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["EvaluationConfig", "TrainerConfig", "absurd"]
+__all__ = ["AlignmentConfig", "EvaluationConfig", "TrainerConfig", "absurd", "alignment_conflicts"]
 
 SEED_BOUND = 2**63
 MIN_POINTS = 32
@@ -160,6 +160,39 @@ class TrainerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AlignmentConfig:
+    """[alignment]: the loss of whole shapes, beside those of tokens; trainer.alignment says what it is.
+
+    weight       factor of the global loss in the sum; 0: off, and the student has no head for it
+    temperature  divides the cosines between answers and targets
+    negatives    shapes of the corpus, drawn once by the seed, that a shape is told from; 0: those of its batch. More
+                 than there are means all
+    """
+
+    weight: float = 0.0
+    temperature: float = 0.1
+    negatives: int = 0
+
+    def problems(self) -> Iterator[str]:
+        yield from absurd(self)
+        if not self.weight >= 0:
+            yield f"weight = {self.weight} is negative"
+        if not self.temperature > 0:
+            yield f"temperature = {self.temperature} is not positive"
+        if self.negatives < 0:
+            yield f"negatives = {self.negatives} is negative"
+
+
+def alignment_conflicts(alignment: AlignmentConfig, trainer: TrainerConfig) -> Iterator[str]:
+    """Faults between the two sections, with full names."""
+    if alignment.weight > 0 and not alignment.negatives and trainer.batch_size == 1:
+        yield (
+            f"alignment.weight = {alignment.weight} with trainer.batch_size = 1: a batch of one shape has no other to "
+            "be told from, so the loss is always 0; set alignment.negatives, or a weight of 0"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """[evaluation]: what a linear SVM on the frozen encoder can tell, on labelled shapes.
 
@@ -168,6 +201,9 @@ class EvaluationConfig:
     every          epochs between evaluations while training; 0: only after the last epoch
     stored_points  points read of each shape, at least `points`
     points         points of each shape the encoder sees, at least 32
+    feature        of the encoder: "levels" (maximum, mean, standard deviation over the tokens of every level), "top"
+                   (the maximum over the top level's, as in published numbers), or "auto": "levels", and "top" where
+                   protocol is "reference"
     protocol       "cross-validated": features standardised, C chosen on the training split, one score a seed;
                    "reference": raw features, C = `reference_c`, the first `points` points, one score
     grid           values of C tried by cross-validation
@@ -183,6 +219,7 @@ class EvaluationConfig:
     every: int = 0
     stored_points: int = 2048
     points: int = 1024
+    feature: Literal["auto", "levels", "top"] = "auto"
     protocol: Literal["cross-validated", "reference"] = "cross-validated"
     grid: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0)
     folds: int = 3
@@ -195,6 +232,13 @@ class EvaluationConfig:
     def enabled(self) -> bool:
         """True when there is something to evaluate on."""
         return bool(self.train and self.test)
+
+    @property
+    def model_feature(self) -> Literal["levels", "top"]:
+        """The feature that `feature` means."""
+        if self.feature != "auto":
+            return self.feature
+        return "top" if self.protocol == "reference" else "levels"
 
     def problems(self) -> Iterator[str]:
         yield from absurd(self)
@@ -211,6 +255,7 @@ class EvaluationConfig:
             yield f"points = {self.points} is fewer than {MIN_POINTS}"
         if self.stored_points < self.points:
             yield f"stored_points = {self.stored_points} is fewer than points = {self.points}"
+        yield from _not_one_of(self, "feature", ("auto", "levels", "top"))
         yield from _not_one_of(self, "protocol", ("cross-validated", "reference"))
         if not self.grid or not all(c > 0 for c in self.grid):
             yield f"grid = {self.grid} is not a list of positive values of C"

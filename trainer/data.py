@@ -24,6 +24,7 @@ from cuda.geometry import ViewGeometry
 from teacher_cache.records import CacheSchema, RecordBatch
 from teacher_cache.shuffle import epoch_order
 from teacher_cache.stream import NothingSound, Stream, StreamBatch
+from trainer.alignment import wholes_of
 from trainer.augment import choose_points, choose_poses, renormalised, scale_and_shift
 from trainer.config import TrainerConfig
 from trainer.distributed import Ranks
@@ -64,6 +65,8 @@ class Part(NamedTuple):
     maps              the teacher's, in that frame; None where a live teacher is going to make them
     draws             the random numbers of the step
     skipped           damaged records that others stand in for
+    whole             [B, V, C] float32, what the teacher makes of each view as a whole; None without a global loss
+    shapes            [B] int64, numbers of the shapes; records that are poses of one shape have the same
     """
 
     ids: list[str]
@@ -73,6 +76,8 @@ class Part(NamedTuple):
     maps: TeacherMaps | None
     draws: Draws
     skipped: int = 0
+    whole: Tensor | None = None
+    shapes: np.ndarray | None = None
 
     def to(self, device: torch.device) -> "Part":
         """The same part on another device; asynchronous where its memory is pinned."""
@@ -81,6 +86,7 @@ class Part(NamedTuple):
             points_canonical=self.points_canonical.to(device, non_blocking=True),
             maps=None if self.maps is None else self.maps.to(device, non_blocking=True),
             draws=self.draws.to(device, non_blocking=True),
+            whole=None if self.whole is None else self.whole.to(device, non_blocking=True),
         )
 
     def pinned(self) -> "Part":
@@ -94,6 +100,7 @@ class Part(NamedTuple):
             points_canonical=self.points_canonical.pin_memory(),
             maps=maps,
             draws=Draws(*(part.pin_memory() for part in self.draws)),
+            whole=None if self.whole is None else self.whole.pin_memory(),
         )
 
 
@@ -101,12 +108,21 @@ class Loader:
     """One rank's share of every batch of every epoch."""
 
     def __init__(
-        self, cache: Records, model: ModelConfig, config: TrainerConfig, ranks: Ranks, *, live_teacher: bool = False
+        self,
+        cache: Records,
+        model: ModelConfig,
+        config: TrainerConfig,
+        ranks: Ranks,
+        *,
+        live_teacher: bool = False,
+        whole: bool = False,
     ):
-        """Raises DataError where the cache is too small for a batch, its clouds have too few points, or the batch does
+        """whole  parts carry what the global loss learns from, of the cache with a live teacher too.
+
+        Raises DataError where the cache is too small for a batch, its clouds have too few points, or the batch does
         not divide among ranks and accumulated parts."""
         self._cache, self._model, self._config, self._ranks = cache, model, config, ranks
-        self._live = live_teacher
+        self._live, self._whole = live_teacher, whole
         self._damaged: set[int] = set()  # records known to be damaged
         self.points = config.points or cache.schema.points
         shapes = len(cache) // cache.poses
@@ -194,7 +210,18 @@ class Loader:
             maps=None if self._live else _maps(batch, rows, self._cache.schema.image_side),
             draws=Draws.for_records(records, self._model, seed=seed, epoch=epoch),
             skipped=skipped,
+            whole=self._wholes(batch, rows) if self._whole else None,
+            shapes=records // self._cache.poses,
         )
+
+    def _wholes(self, batch: RecordBatch, rows: slice) -> Tensor:
+        schema = self._cache.schema
+        kept = {
+            name: getattr(batch, name)[rows]
+            for name in ("ids", "label", "points", "lo", "cell", "offset", "features", "saliency")
+        }
+        token = None if batch.class_token is None else batch.class_token[rows]
+        return torch.from_numpy(wholes_of(RecordBatch(**kept, class_token=token), schema.image_side, schema.patch_side))
 
 
 def _closing(batches: Stream) -> Generator[list[Part], None, None]:

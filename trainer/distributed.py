@@ -112,6 +112,20 @@ class Ranks:
                 dist.all_reduce(values)
         return values
 
+    def gather_rows(self, values: Tensor) -> Tensor:
+        """The rows of all ranks, rank by rank, on this rank's device: [B, ...] -> [ranks * B, ...].
+
+        Every rank gives as many rows. No gradient goes through.
+        """
+        if self.size == 1:
+            return values
+        # As bytes: not every transport carries booleans.
+        mine = values.detach().to(self.device).contiguous().view(torch.uint8)
+        with self._together():
+            found = [torch.empty_like(mine) for _ in range(self.size)]
+            dist.all_gather(found, mine)
+        return torch.cat(found).view(values.dtype)
+
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace every gradient by its sum over ranks. All ranks have gradients for the same parameters."""
         if self.size == 1:

@@ -43,7 +43,7 @@ class RunStarted(Event):
     """Training begins, or goes on from epoch `epoch`.
 
     epochs, steps_per_epoch  planned.   records  in the cache.   parameters  of the student.   ranks, device  where.
-    resumed  True when a checkpoint was found.
+    resumed  True when a checkpoint was found.   global_target  what the global loss learns from; "" without one.
     """
 
     epochs: int
@@ -54,13 +54,15 @@ class RunStarted(Event):
     ranks: int
     device: str
     resumed: bool
+    global_target: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepDone(Event):
     """One optimiser step over one whole batch.
 
-    loss_3d, loss_2d  over the whole batch; a loss that is switched off is 0.   gradient_norm  before clipping.
+    loss_3d, loss_2d, loss_global  over the whole batch, before weights; a loss that is switched off is 0.
+    gradient_norm  before clipping.
     seconds  of the whole step; waited: of these, the time for which the next batch was not ready.
     """
 
@@ -70,6 +72,7 @@ class StepDone(Event):
     gradient_norm: float
     seconds: float
     waited: float
+    loss_global: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +90,7 @@ class EpochDone(Event):
     waited: float
     shapes_per_second: float
     skipped: int = 0
+    loss_global: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +196,7 @@ def _scalars(event: Event) -> list[tuple[str, float]]:
             return [
                 ("loss/3d", event.loss_3d),
                 ("loss/2d", event.loss_2d),
+                ("loss/global", event.loss_global),
                 ("optimiser/learning_rate", event.learning_rate),
                 ("optimiser/gradient_norm", event.gradient_norm),
                 ("time/step_s", event.seconds),
@@ -201,6 +206,7 @@ def _scalars(event: Event) -> list[tuple[str, float]]:
             return [
                 ("epoch/loss_3d", event.loss_3d),
                 ("epoch/loss_2d", event.loss_2d),
+                ("epoch/loss_global", event.loss_global),
                 ("time/shapes_per_second", event.shapes_per_second),
                 ("epoch/skipped", float(event.skipped)),
             ]

@@ -1,6 +1,7 @@
 """How weights are drawn before the first step."""
 
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from trainer.blocks import Pointwise
 
 __all__ = ["initialise"]
 
+LAST = "align_head"
 SPREAD = 0.02  # standard deviation of the truncated normal; cut at +-2, so hardly ever
 
 
@@ -22,8 +24,21 @@ def initialise(model: nn.Module, rule: Literal["mixed", "xavier"], generator: to
               those of the decoder's blocks Xavier uniform with zero bias, the rest torch's default for their kind.
     "xavier"  Xavier uniform with zero bias throughout.
     Mask tokens are truncated normal 0.02 in both.
+
+    Weights under LAST are drawn when all others are, so these do not depend on whether the former are there.
     """
-    for name, module in model.named_modules():
+    modules = [(name, module) for name, module in model.named_modules() if not name.startswith(LAST)]
+    _draw(modules, rule, generator)
+    for name, value in model.named_parameters():
+        if name.rpartition(".")[2] == "mask_token":
+            nn.init.trunc_normal_(value, std=SPREAD, generator=generator)
+    _draw([(name, module) for name, module in model.named_modules() if name.startswith(LAST)], rule, generator)
+
+
+def _draw(
+    modules: Iterable[tuple[str, nn.Module]], rule: Literal["mixed", "xavier"], generator: torch.Generator | None
+) -> None:
+    for name, module in modules:
         if isinstance(module, nn.Linear | Pointwise):
             if rule == "xavier" or name.startswith("h_decoder."):
                 nn.init.xavier_uniform_(module.weight, generator=generator)
@@ -38,9 +53,6 @@ def initialise(model: nn.Module, rule: Literal["mixed", "xavier"], generator: to
         elif isinstance(module, nn.LayerNorm | BatchNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
-    for name, value in model.named_parameters():
-        if name.rpartition(".")[2] == "mask_token":
-            nn.init.trunc_normal_(value, std=SPREAD, generator=generator)
 
 
 def _zero(bias: torch.Tensor | None) -> None:

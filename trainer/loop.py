@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from trainer import checkpoint
+from trainer.alignment import Alignment, Wholes
 from trainer.checkpoint import CheckpointError, Header
-from trainer.config import EvaluationConfig, TrainerConfig
+from trainer.config import AlignmentConfig, EvaluationConfig, TrainerConfig, alignment_conflicts
 from trainer.data import Loader, Part, Records
 from trainer.distributed import Ranks, deterministic, joined
 from trainer.errors import TrainingError
@@ -44,7 +45,7 @@ __all__ = ["TrainReport", "TrainingCache", "TrainingError", "pretrain"]
 logger = logging.getLogger(__name__)
 
 
-class TrainingCache(Records, Protocol):
+class TrainingCache(Records, Wholes, Protocol):
     """A cache that can be trained on: `teacher_cache.Cache`."""
 
     @property
@@ -82,12 +83,15 @@ def pretrain(
     masking: MaskingConfig,
     trainer: TrainerConfig,
     evaluation: EvaluationConfig | None = None,
+    alignment: AlignmentConfig | None = None,
     teacher: LiveTeacher | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> TrainReport:
     """Train a student on a cache, or go on with the run that lies in `run_dir`.
 
     cache      of the shapes, and of the teacher's maps unless `teacher` is given.
+    alignment  the global loss; None: off. Its targets are of the cache, with a live teacher too; where the cache has no
+               class tokens something else stands in, and the log, train.jsonl and metrics.json say so.
     run_dir    made if absent. Receives train.jsonl, metrics.json, tensorboard/ and checkpoints/.
     teacher    looks at the student's augmented cloud in every step, as the reference does: given exactly where
                trainer.teacher is "live"; None: the cached maps.
@@ -101,8 +105,10 @@ def pretrain(
     directory, ValueError for settings with problems; EvaluationError and CorpusError for corpora to evaluate on that
     cannot serve, before training begins.
     """
-    evaluation = evaluation or EvaluationConfig()
-    _check_settings(trainer=trainer, evaluation=evaluation)
+    evaluation, alignment = evaluation or EvaluationConfig(), alignment or AlignmentConfig()
+    _check_settings(trainer=trainer, evaluation=evaluation, alignment=alignment)
+    for fault in alignment_conflicts(alignment, trainer):
+        raise ValueError(fault)
     if (teacher is not None) != (trainer.teacher == "live"):
         given = "none was given" if teacher is None else "one was given"
         raise ValueError(
@@ -119,7 +125,7 @@ def pretrain(
             from trainer.evaluation.clouds import check_corpora
 
             check_corpora(evaluation.train, evaluation.test, points=evaluation.stored_points)
-        run = _Run(cache, run_dir, model, masking, trainer, evaluation, teacher, ranks)
+        run = _Run(cache, run_dir, model, masking, trainer, evaluation, alignment, teacher, ranks)
         return run.go(on_event)
 
 
@@ -134,22 +140,32 @@ class _Run:
         masking: MaskingConfig,
         trainer: TrainerConfig,
         evaluation: EvaluationConfig,
+        alignment: AlignmentConfig,
         teacher: LiveTeacher | None,
         ranks: Ranks,
     ):
         self.run_dir, self.config, self.evaluation, self.ranks = run_dir, trainer, evaluation, ranks
         # Without the cache's place: runs of one experiment write the same checkpoints wherever their cache lies.
         noted = replace(trainer, cache="", stale_cache="refuse")
-        self.sections = sections_of(model=model, masking=masking, trainer=noted, evaluation=evaluation)
+        self.sections = sections_of(
+            model=model, masking=masking, alignment=alignment, trainer=noted, evaluation=evaluation
+        )
         self.identity = {"recipe": cache.recipe.hash, "records": len(cache)}
         if cache.basis is not None:  # which a recipe does not say: what the 2D head has learnt is of this basis
             self.identity["basis"] = cache.basis.sha256
         maker = cache.schema if teacher is None else teacher
         self.teacher_shape = {"channels": maker.channels, "views": maker.views}
-        self.loader = Loader(cache, model, trainer, ranks, live_teacher=teacher is not None)
-        self.model = new_model(model, masking, self.teacher_shape, seed=trainer.seed).to(ranks.device)
+        whole = alignment.weight > 0
+        self.loader = Loader(cache, model, trainer, ranks, live_teacher=teacher is not None, whole=whole)
+        fresh = new_model(model, masking, self.teacher_shape, seed=trainer.seed, whole=whole)
+        self.model = fresh.to(ranks.device)
         stands_for = 1.0 if cache.basis is None else cache.basis.teacher_channels / cache.basis.channels
-        self.stepper = Stepper(self.model, trainer, ranks, teacher, stands_for=stands_for)
+        self.alignment = None
+        if whole:
+            self.alignment = Alignment.of_cache(
+                alignment, cache, seed=trainer.seed, device=ranks.device, skip_damaged=trainer.damaged == "skip"
+            )
+        self.stepper = Stepper(self.model, trainer, ranks, teacher, stands_for=stands_for, alignment=self.alignment)
         self.names: dict[Tensor, str] = {value: name for name, value in self.model.named_parameters()}
         self.records = len(cache) // cache.poses  # that an epoch visits
         self.epoch = self.step = 0
@@ -186,6 +202,7 @@ class _Run:
                     ranks=self.ranks.size,
                     device=str(self.ranks.device),
                     resumed=resumed,
+                    global_target=self._global_target,
                 )
             )
             while self.epoch < self.config.epochs:
@@ -211,7 +228,7 @@ class _Run:
 
     def _begin_epoch(self) -> None:
         self._steps_done = 0  # of the epoch under way
-        self._totals = [0.0, 0.0, 0.0]  # loss_3d, loss_2d, gradient norm of these
+        self._totals = [0.0] * len(Outcome._fields)  # of these, in the order of Outcome
         self._skipped_before = 0  # damaged records skipped in these by all ranks, up to the checkpoint resumed from
         self._skipped = 0  # and since then, by this rank
 
@@ -236,7 +253,8 @@ class _Run:
         self.epoch, self.step, self.metrics = header.epoch, header.step, dict(header.metrics)
         if header.under_way is not None:
             self._steps_done = int(header.under_way["steps"])
-            self._totals = [float(total) for total in header.under_way["totals"]]
+            found_totals = [float(total) for total in header.under_way["totals"]]
+            self._totals = found_totals + [0.0] * (len(Outcome._fields) - len(found_totals))
             self._skipped_before = int(header.under_way["skipped"])
         logger.info("going on from %s, %d of %d epochs done", found, header.epoch, self.config.epochs)
         return True
@@ -272,9 +290,11 @@ class _Run:
                 if every and self.step % every == 0 and index + 1 < steps:
                     self._checkpoint(emit)
         self.epoch += 1
-        loss_3d, loss_2d, norm = (total / steps for total in self._totals)
+        means = Outcome(*(total / steps for total in self._totals))
         skipped = self._skipped_by_all()
-        self.metrics = {"loss_3d": loss_3d, "loss_2d": loss_2d, "learning_rate": rate}
+        self.metrics = {"loss_3d": means.loss_3d, "loss_2d": means.loss_2d, "learning_rate": rate}
+        if self.alignment is not None:
+            self.metrics["loss_global"] = means.loss_global
         if self.config.damaged == "skip":
             self.metrics["skipped"] = skipped
         self._begin_epoch()
@@ -283,10 +303,8 @@ class _Run:
             EpochDone(
                 epoch=self.epoch,
                 step=self.step,
-                loss_3d=loss_3d,
-                loss_2d=loss_2d,
+                **means._asdict(),
                 learning_rate=rate,
-                gradient_norm=norm,
                 seconds=seconds,
                 waited=waited_in_all,
                 shapes_per_second=(steps - first) * self.config.batch_size / seconds,
@@ -296,7 +314,7 @@ class _Run:
 
     def _require_finite(self, outcome: Outcome, parts: list[Part], rate: float) -> None:
         """Stop where training has blown up; a float16 gradient that overflows is the loss scaler's business."""
-        values = outcome if self.stepper.scaler is None else outcome[:2]
+        values = outcome if self.stepper.scaler is None else outcome._replace(gradient_norm=0.0)
         if all(abs(value) < float("inf") for value in values):
             return
         facts = {"epoch": self.epoch, "step": self.step + 1, "learning_rate": rate}
@@ -327,6 +345,8 @@ class _Run:
 
     def _write_metrics(self, result: Mapping[str, Any] | None, *, final: bool) -> None:
         content: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "final": final}
+        if self._global_target:
+            content["global_target"] = self._global_target
         content |= dict(sorted(self.metrics.items()))  # in the order that a checkpoint gives them back
         content |= {"evaluation_settings": self.sections["evaluation"], "evaluation": result}
         write_json(self.run_dir / "metrics.json", content)
@@ -342,7 +362,7 @@ class _Run:
         encoders: dict[str, Encoder] = {}
         if final and self.evaluation.baselines:
             encoders |= self._evaluator.baselines(self.model, seed=self.config.seed, device=self.ranks.device)
-        encoders["trained"] = model_encoder(self.model, self.ranks.device)
+        encoders["trained"] = model_encoder(self.model, self.ranks.device, self.evaluation.model_feature)
         result = self._evaluator.compare(encoders, seeds=None if final else 1).to_json()
         emit(
             Evaluated(
@@ -354,6 +374,10 @@ class _Run:
             )
         )
         return result
+
+    @property
+    def _global_target(self) -> str:
+        return "" if self.alignment is None else self.alignment.source
 
     def _skipped_by_all(self) -> int:
         """Damaged records skipped in the epoch under way, by all ranks."""
@@ -368,7 +392,8 @@ class _Run:
     def _checkpoint(self, emit: Callable[[Event], None]) -> None:
         """Write the state as it is, between epochs or between the steps of one."""
         config, skipped = self.config, self._skipped_by_all()
-        under_way = {"steps": self._steps_done, "totals": self._totals, "skipped": skipped}
+        totals = self._totals if self.alignment is not None else self._totals[:3]
+        under_way = {"steps": self._steps_done, "totals": totals, "skipped": skipped}
         if self.ranks.main:
             scaler = self.stepper.scaler
             header = Header(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cuda.backproject import backproject
+from trainer.alignment import AlignmentHead
 from trainer.blocks import Blocks, Pointwise, PositionEmbedding, drop_path_chances
 from trainer.decoder import Propagation, interpolation_weights
 from trainer.draws import Draws
@@ -21,6 +22,7 @@ from trainer.losses import LossOutput, chamfer_sum, squared_error_sum
 from trainer.maps import TeacherMaps
 from trainer.masking import draw_order, propagate, top_visible, weight_logits
 from trainer.model_config import MaskingConfig, ModelConfig
+from trainer.pooling import Feature, pooled_feature
 from trainer.tokenizer import Level, gather, neighbourhoods, tokenise
 
 __all__ = ["I2PMAE", "Plan", "Prediction"]
@@ -56,12 +58,14 @@ class Prediction(NamedTuple):
     decoded  [B, G, D], every token of the target level in index order, normed
     rec_3d   [H, K, 3] coordinates of hidden tokens' members relative to their centres; None when the target is off
     rec_2d   [M, K * V * C] features of visible tokens' members, views one after the other; None when off
+    whole    [B, V * C] the answer of the global loss, not scaled; None without its head
     """
 
     encoded: list[Tensor]
     decoded: Tensor
     rec_3d: Tensor | None
     rec_2d: Tensor | None
+    whole: Tensor | None = None
 
 
 class I2PMAE(nn.Module):
@@ -71,6 +75,7 @@ class I2PMAE(nn.Module):
     masking           which tokens are hidden.
     teacher_channels  C, the width of the teacher's features.
     views             V.
+    whole             with the head of the global loss (trainer.alignment).
 
     A head whose target is off does not exist. Parameters that no loss reaches (the norms of levels the decoder does not
     read) do not require a gradient, so that DistributedDataParallel does not wait for one.
@@ -78,7 +83,9 @@ class I2PMAE(nn.Module):
     Raises ValueError listing what is wrong with the settings. Source: I2P-MAE (Zhang et al. 2023, arXiv 2212.06785).
     """
 
-    def __init__(self, model: ModelConfig, masking: MaskingConfig, *, teacher_channels: int, views: int = 3):
+    def __init__(
+        self, model: ModelConfig, masking: MaskingConfig, *, teacher_channels: int, views: int = 3, whole: bool = False
+    ):
         super().__init__()
         problems = [f"model.{text}" for text in model.problems()] + [f"masking.{text}" for text in masking.problems()]
         if problems:
@@ -105,6 +112,7 @@ class I2PMAE(nn.Module):
             self.rec_head_3d = Pointwise(widths[-1], 3 * K)
         if model.targets != "3d":
             self.rec_head_2d = Pointwise(widths[-1], K * views * teacher_channels)
+        self.align_head = AlignmentHead(model.encoder_dims[-1], views * teacher_channels) if whole else None
         if model.merge_input == "raw":
             self.h_encoder.encoder_norms[: model.target_level].requires_grad_(False)
         self.initialise()
@@ -136,14 +144,20 @@ class I2PMAE(nn.Module):
         plan = self.plan(points, points_canonical, maps, draws, mask_order=mask_order)
         return self.losses(plan, self.network(plan, None if draws is None else draws.drop_path))
 
-    def encode(self, points: Tensor) -> Tensor:
-        """The evaluation feature: nothing masked, the largest value of each channel over the top level's tokens.
+    def encode(self, points: Tensor, feature: Feature = "levels") -> Tensor:
+        """One vector a cloud, with nothing masked.
 
-        points  [B, N, 3] float32, N at least groups[0].
-        ->      [B, encoder_dims[-1]]. Call it in evaluation mode; batch norms and drop path follow the module's mode.
+        points   [B, N, 3] float32, N at least groups[0].
+        feature  "levels": maximum, mean and standard deviation of each channel over the tokens of every level, finest
+                 level first; "top": the maximum over the top level's, which published numbers are of.
+        ->       [B, 3 * sum(encoder_dims)] or [B, encoder_dims[-1]] float32. Row i depends on cloud i alone, in
+                 evaluation mode; batch norms and drop path follow the module's mode.
+
+        Raises ValueError for a shape, a cloud with fewer points than groups, or another feature.
         """
         levels, tokens = self.plan_encoding(points)
-        return self.h_encoder(points, levels, tokens, None)[-1].amax(1)
+        encoded = self.h_encoder(points, levels, tokens, None)
+        return pooled_feature(encoded, [here.valid if here.uneven else None for here in tokens], feature)
 
     @torch.no_grad()
     @torch.compiler.disable
@@ -215,7 +229,11 @@ class I2PMAE(nn.Module):
             rec_3d = self.rec_head_3d(select(decoded, plan.hidden)).view(plan.target_3d.shape)
         if plan.target_2d is not None:
             rec_2d = self.rec_head_2d(select(decoded, plan.tokens[target].rows))
-        return Prediction(encoded, decoded, rec_3d, rec_2d)
+        whole = None
+        if self.align_head is not None:
+            top = plan.tokens[-1]
+            whole = self.align_head(encoded[-1], top.valid if top.uneven else None)
+        return Prediction(encoded, decoded, rec_3d, rec_2d, whole)
 
     def losses(self, plan: Plan, prediction: Prediction) -> LossOutput:
         """How far a prediction is from the plan's targets. The counts are those of loss_counts."""

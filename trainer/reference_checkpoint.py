@@ -29,6 +29,7 @@ from trainer.restore import section_from_json, sections_of, software_versions
 __all__ = ["Converted", "export_reference", "import_reference"]
 
 VIEWS = 3
+HEAD = "align_head."
 
 
 class Converted(NamedTuple):
@@ -121,6 +122,10 @@ def export_reference(
     state = OrderedDict((before + renamed.get(name, name), value) for name, value in entries.items())
     state.update((before + TEACHER + name, value) for name, value in frozen.items())
     notes = _differences(header)
+    if _aligned(header):
+        notes.append(
+            "without the head of the global loss, which the reference does not have; nor does it go on with it"
+        )
     if header.config["model"]["targets"] == "both" and header.kind == "pretraining" and not frozen:
         notes.append(f"without the teacher ({TEACHER}): enough to fine-tune from, not to go on with the pre-training")
     if not weights:
@@ -194,10 +199,17 @@ def _ordered(path: Path, header: Header) -> dict[str, Tensor]:
             f"{path} has no counterpart in the reference; nothing was written. {'; '.join(problems)}."
         )
     tensors = read_tensors(path, header, MODEL)
+    if _aligned(header):
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(HEAD)}
     faults = misfits(tensors, expected)
     if faults:
         raise CheckpointError(f"{path}: its weights do not fit its settings: {'; '.join(faults)}. It was altered.")
     return {name: tensors[name] for name in expected}
+
+
+def _aligned(header: Header) -> bool:
+    """Whether the model has the head of the global loss, which the reference has not."""
+    return bool(header.config.get("alignment", {}).get("weight"))
 
 
 def _teacher(file: str | Path, header: Header) -> dict[str, Tensor]:
@@ -228,6 +240,7 @@ def _optimizer(
 ) -> dict[str, Any] | None:
     """The optimiser's state by position, or None: without the teacher's parameters the positions would be others."""
     flat = read_tensors(path, header, OPTIMIZER) if OPTIMIZER in header.files else {}
+    flat = {key: value for key, value in flat.items() if not key.partition("/")[2].startswith(HEAD)}
     if header.origin is not None:
         groups = header.origin.get("optimizer_groups")
         if not groups or len(frozen) != header.origin.get("teacher_tensors"):

@@ -12,6 +12,7 @@ import torch
 
 from trainer.checkpoint import CheckpointError, Header, find_checkpoint, read_header, read_tensors
 from trainer.classifier import Classifier
+from trainer.config import AlignmentConfig
 from trainer.head_config import ClassifierConfig, SegmentationConfig
 from trainer.model import I2PMAE
 from trainer.model_config import MaskingConfig, ModelConfig
@@ -50,9 +51,14 @@ _FREE = {
 }
 
 
-def new_model(model: ModelConfig, masking: MaskingConfig, teacher: Mapping[str, int], *, seed: int) -> I2PMAE:
-    """A model with first weights drawn from `seed`, on the CPU, so that they are the same whatever it then runs on."""
-    network = I2PMAE(model, masking, teacher_channels=teacher["channels"], views=teacher["views"])
+def new_model(
+    model: ModelConfig, masking: MaskingConfig, teacher: Mapping[str, int], *, seed: int, whole: bool = False
+) -> I2PMAE:
+    """A model with first weights drawn from `seed`, on the CPU, so that they are the same whatever it then runs on.
+
+    whole  with the head of the global loss, which leaves the other first weights as they are without.
+    """
+    network = I2PMAE(model, masking, teacher_channels=teacher["channels"], views=teacher["views"], whole=whole)
     network.initialise(torch.Generator().manual_seed(seed))
     return network
 
@@ -72,7 +78,8 @@ def load_model(path: str | Path) -> tuple[I2PMAE, Header]:
     try:
         model = section_from_json(ModelConfig, header.config["model"])
         masking = section_from_json(MaskingConfig, header.config["masking"])
-        network = new_model(model, masking, header.teacher, seed=0)
+        alignment = section_from_json(AlignmentConfig, header.config.get("alignment", {}))  # runs before it had none
+        network = new_model(model, masking, header.teacher, seed=0, whole=alignment.weight > 0)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its settings make no model of this version: {error}") from None
     try:
@@ -139,8 +146,9 @@ def resume_problems(
 
     The evaluation may change at will, and so may what does not touch the course of training, `_FREE`.
     """
-    now = {name: section for name, section in sections.items() if name != "evaluation"}
-    then = {name: section for name, section in header.config.items() if name != "evaluation"}
+    off = {"alignment": asdict(AlignmentConfig())}  # as in runs before there was such a section
+    now = off | {name: section for name, section in sections.items() if name != "evaluation"}
+    then = off | {name: section for name, section in header.config.items() if name != "evaluation"}
     lines = [
         f"{key} was {_shown(old)}, is now {_shown(new)}"
         for key, old, new in _differences(

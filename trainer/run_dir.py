@@ -106,7 +106,7 @@ def not_finite(
     shown = ", ".join(ids[:4]) + (f" and {len(ids) - 4} more" if len(ids) > 4 else "")
     return TrainingError(
         f"the loss is not finite in step {facts['step']} (epoch {facts['epoch'] + 1}): loss_3d {outcome.loss_3d}, "
-        f"loss_2d {outcome.loss_2d}, gradient norm {outcome.gradient_norm}, "
+        f"loss_2d {outcome.loss_2d}, loss_global {outcome.loss_global}, gradient norm {outcome.gradient_norm}, "
         f"learning rate {facts['learning_rate']:.3g}; shapes {shown}.\n"
         f"The batch is saved in {folder}. Lower trainer.learning_rate, set trainer.clip_gradient, or use float32; "
         "the last checkpoint is not touched."
@@ -116,7 +116,8 @@ def not_finite(
 def save_batch(folder: Path, rank: int, parts: Sequence[Part], facts: Mapping[str, Any]) -> None:
     """Leave one rank's share of a batch for whoever wants to find out what is wrong with it.
 
-    rankR.safetensors: `<part>/<what>` for points, points_canonical, mask, drop_path and the teacher's maps;
+    rankR.safetensors: `<part>/<what>` for points, points_canonical, mask, drop_path, the teacher's maps and, with a
+    global loss, whole;
     rankR.json: `facts` and the shapes' ids.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -125,6 +126,8 @@ def save_batch(folder: Path, rank: int, parts: Sequence[Part], facts: Mapping[st
         found = {"points": part.points, "points_canonical": part.points_canonical, **part.draws._asdict()}
         if part.maps is not None:
             found |= {"features": part.maps.features, "saliency": part.maps.saliency, **part.maps.geometry._asdict()}
+        if part.whole is not None:
+            found["whole"] = part.whole
         tensors |= {f"{number}/{name}": value.cpu().contiguous() for name, value in found.items()}
     replace_file(folder / f"rank{rank}.safetensors", save(tensors))
     write_json(folder / f"rank{rank}.json", {**facts, "ids": [id for part in parts for id in part.ids]})

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from trainer.alignment import Alignment, Candidates, alignment_sum
 from trainer.config import TrainerConfig
 from trainer.data import Part
 from trainer.distributed import Ranks
@@ -40,6 +41,7 @@ class Outcome(NamedTuple):
     loss_3d: float
     loss_2d: float
     gradient_norm: float
+    loss_global: float = 0.0
 
 
 class Stepper:
@@ -47,6 +49,7 @@ class Stepper:
 
     stands_for  channels of the teacher for each channel of the maps, 1 or more where they are coordinates in a basis.
                 The 2D loss is a mean over the former, so fewer channels do not weigh more.
+    alignment   targets of the global loss, for a model with its head; None: there is none.
     """
 
     def __init__(
@@ -57,7 +60,9 @@ class Stepper:
         teacher: LiveTeacher | None,
         *,
         stands_for: float = 1.0,
+        alignment: Alignment | None = None,
     ):
+        self.alignment = alignment
         self.model, self.config, self.ranks, self.teacher = model, config, ranks, teacher
         self._stands_for = torch.tensor([1.0, stands_for], device=ranks.device)
         self.optimizer = build_optimizer(model, config)
@@ -77,19 +82,22 @@ class Stepper:
         plans = [self._plan(part) for part in parts]
         counts = torch.stack([torch.stack(self.model.loss_counts(plan)) for plan, _ in plans]).sum(0)  # [2]
         counts = self.ranks.sum(counts) * self._stands_for
-        sums = torch.zeros_like(counts)
+        sums, whole = torch.zeros_like(counts), _Whole(self.alignment, self.ranks, parts)
         self.optimizer.zero_grad(set_to_none=True)
-        for plan, drop_path in plans:
+        for index, (plan, drop_path) in enumerate(plans):
             with self._autocast():
-                output = self.model.losses(plan, self._network(plan, drop_path))
+                prediction = self._network(plan, drop_path)
+                output = self.model.losses(plan, prediction)
             loss = output.normalised(counts[0], counts[1], self.config.weight_2d)
+            if prediction.whole is not None:
+                loss = loss + whole.share(index, prediction.whole)
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
             sums += torch.stack((output.sum_3d, output.sum_2d)).detach()
         norm = self._update(rate)
         losses = self.ranks.sum(sums) / counts.clamp(min=1)
         # The one point where the host waits for the device, after the whole step has been handed to it.
-        loss_3d, loss_2d, gradient_norm = torch.cat((losses, norm.reshape(1))).tolist()
-        return Outcome(loss_3d, loss_2d, gradient_norm)
+        found = torch.cat((losses, norm.reshape(1), whole.mean().reshape(1))).tolist()
+        return Outcome(*found)
 
     def _plan(self, part: Part) -> tuple[Plan, Tensor | None]:
         part = part.to(self.ranks.device)
@@ -118,3 +126,34 @@ class Stepper:
     def _autocast(self) -> AbstractContextManager[None]:
         dtype = _AUTOCAST.get(self.config.precision)
         return torch.autocast(self.ranks.device.type, dtype=dtype, enabled=dtype is not None)
+
+
+class _Whole:
+    """The global loss of one step, part by part."""
+
+    def __init__(self, alignment: Alignment | None, ranks: Ranks, parts: Sequence[Part]):
+        self._alignment, self._ranks = alignment, ranks
+        self._sum = self._count = torch.zeros((), device=ranks.device)
+        if alignment is None:
+            return
+        self._own = []
+        for part in parts:
+            assert part.whole is not None
+            assert part.shapes is not None
+            shapes = torch.from_numpy(part.shapes)
+            self._own.append(alignment.candidates(part.whole.to(ranks.device), shapes.to(ranks.device)))
+        together = Candidates(*map(torch.cat, zip(*self._own, strict=True)))
+        self._others = alignment.others(together, ranks)
+        self._count = ranks.sum(together.known.sum().float())
+
+    def share(self, index: int, answers: Tensor) -> Tensor:
+        """The share of part `index` in the weighted loss of the whole batch."""
+        assert self._alignment is not None
+        config = self._alignment.config
+        found = alignment_sum(answers, self._own[index], self._others, config.temperature)
+        self._sum = self._sum + found.detach()
+        return config.weight * found / self._count.clamp(min=1)
+
+    def mean(self) -> Tensor:
+        """The loss over the whole batch, unweighted, [] float32; 0 without one."""
+        return self._ranks.sum(self._sum) / self._count.clamp(min=1)

@@ -27,9 +27,12 @@ BASELINE = "3d-random"
 """The arm without a teacher (Point-M2AE), which the others are compared with."""
 
 ARMS = (
-    Arm(BASELINE, ("masking.mode=random", "model.targets=3d"), "none"),
-    Arm("3d-saliency", ("model.targets=3d",)),
-    Arm("2d-random", ("masking.mode=random",)),
+    Arm(BASELINE, ("masking.mode=random", "model.targets=3d", "alignment.weight=0"), "none"),
+    Arm("3d-saliency", ("model.targets=3d", "alignment.weight=0")),
+    Arm("2d-random", ("masking.mode=random", "alignment.weight=0")),
+    Arm("global-random", ("masking.mode=random", "model.targets=3d")),
+    Arm("2d-global-random", ("masking.mode=random",)),
+    Arm("2d-saliency", ("alignment.weight=0",)),
     Arm("full", ()),
     Arm("full-raw", ("masking.saliency=raw", "masking.temperature=1.0"), "main"),
     Arm("full-sharp", ("masking.temperature=0.5",), "main"),

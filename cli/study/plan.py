@@ -19,7 +19,7 @@ UNTRAINED = "untrained"
 """The arm of first weights."""
 
 _NOT_OF_A_RUN = {"build", "evaluation"}
-_SCORING = ("stored_points", "points", "protocol", "grid", "folds", "reference_c")
+_SCORING = ("stored_points", "points", "feature", "protocol", "grid", "folds", "reference_c")
 _FREE = {"readers", "prefetch", "tensorboard", "keep_checkpoints", "checkpoint_every", "device"}
 
 

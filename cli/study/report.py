@@ -18,9 +18,10 @@ _COLOURS = ("#777777", "#c98a1b", "#1f5fa8", "#2f8f5b", "#b3452c")
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Rows of (arm, teacher), from the results of runs.
 
-    -> {"sets": names, "rows": [{"arm", "teacher", "seeds", "visible", "seconds", "sets": {name: {"mean", "spread",
-       "scores", "gain", "gain_error"}}}], "references": {name: {"largest class", "coordinates"}}}
+    -> {"sets": names, "rows": [{"arm", "teacher", "seeds", "visible", "seconds", "feature", "numbers", "sets": {name:
+       {"mean", "spread", "scores", "gain", "gain_error"}}}], "references": {name: {"largest class", "coordinates"}}}
 
+    A student has a row for each feature that was scored, those of the study's own feature first. numbers are in one.
     spread is the sample standard deviation over seeds (None for one). gain is the mean over seeds of the difference to
     the arm without a teacher at the same seed, gain_error its standard error; None where no seed has both.
     """
@@ -30,13 +31,15 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     names = list(dict.fromkeys(name for result in results for name in result["sets"]))
     base = {result["seed"]: result for result in rows.get((BASELINE, "none"), [])}
     summary: dict[str, Any] = {"sets": names, "rows": [], "references": {}}
-    for (arm, teacher), found in rows.items():
-        row: dict[str, Any] = {"arm": arm, "teacher": teacher, "seeds": len(found), "sets": {}}
-        row["visible"] = found[0].get("visible")
-        row["seconds"] = float(np.mean([result["seconds"] for result in found]))
-        for name in names:
-            row["sets"][name] = _cell(found, base, name)
-        summary["rows"].append(row)
+    for feature in _features(results):
+        for (arm, teacher), found in rows.items():
+            row: dict[str, Any] = {"arm": arm, "teacher": teacher, "seeds": len(found), "feature": feature, "sets": {}}
+            row["numbers"] = next(iter(found[0]["sets"].values()))["features"][feature]["numbers"]
+            row["visible"] = found[0].get("visible")
+            row["seconds"] = float(np.mean([result["seconds"] for result in found]))
+            for name in names:
+                row["sets"][name] = _cell(found, base, name, feature)
+            summary["rows"].append(row)
     for result in results:
         for name, scores in result["sets"].items():
             kept = {key: scores[key] for key in ("largest class", "coordinates") if key in scores}
@@ -44,13 +47,20 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return summary
 
 
-def _cell(found: Sequence[Mapping[str, Any]], base: Mapping[int, Mapping[str, Any]], name: str) -> dict[str, Any]:
-    scores = [float(result["sets"][name]["accuracy"]) for result in found]
-    pairs = [
-        result["sets"][name]["accuracy"] - base[result["seed"]]["sets"][name]["accuracy"]
-        for result in found
-        if result["seed"] in base
-    ]
+def _features(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Those that every result has a score of, in their order."""
+    found = [list(scores["features"]) for result in results for scores in result["sets"].values()]
+    return [name for name in found[0] if all(name in other for other in found)] if found else []
+
+
+def _cell(
+    found: Sequence[Mapping[str, Any]], base: Mapping[int, Mapping[str, Any]], name: str, feature: str
+) -> dict[str, Any]:
+    def accuracy(result: Mapping[str, Any]) -> float:
+        return float(result["sets"][name]["features"][feature]["accuracy"])
+
+    scores = [accuracy(result) for result in found]
+    pairs = [accuracy(result) - accuracy(base[result["seed"]]) for result in found if result["seed"] in base]
     return {
         "mean": float(np.mean(scores)),
         "spread": float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
@@ -68,16 +78,16 @@ def _order(result: Mapping[str, Any]) -> tuple[int, str, int]:
 def markdown(summary: Mapping[str, Any]) -> str:
     """The summary as one Markdown table; accuracies and gains in per cent."""
     names = summary["sets"]
-    head = ["arm", "teacher", "seeds", *(text for name in names for text in (name, "gain"))]
+    head = ["arm", "teacher", "seeds", "feature", "numbers", *(text for name in names for text in (name, "gain"))]
     head += ["salient / other tokens visible", "s a run"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for what in ("largest class", "coordinates"):
         values = [summary["references"].get(name, {}).get(what) for name in names]
         if any(value is not None for value in values):
             cells = [text for value in values for text in ("" if value is None else f"{100 * value:.1f}", "")]
-            lines.append("| " + " | ".join([what, "", "", *cells, "", ""]) + " |")
+            lines.append("| " + " | ".join([what, "", "", "", "", *cells, "", ""]) + " |")
     for row in summary["rows"]:
-        cells = [row["arm"], row["teacher"], str(row["seeds"])]
+        cells = [row["arm"], row["teacher"], str(row["seeds"]), row["feature"], str(row["numbers"])]
         for name in names:
             cell = row["sets"][name]
             cells.append(f"{100 * cell['mean']:.1f}" + _plus_minus(cell["spread"]))
@@ -97,7 +107,8 @@ def _plus_minus(value: float | None) -> str:
 def picture(summary: Mapping[str, Any], path: Path) -> None:
     """One panel a set: each arm a line of its seeds' accuracies, colours by teacher, the baseline dashed."""
     plt = pyplot()
-    rows, names = summary["rows"][::-1], summary["sets"]
+    first = summary["rows"][0]["feature"]
+    rows, names = [row for row in summary["rows"] if row["feature"] == first][::-1], summary["sets"]
     teachers = list(dict.fromkeys(row["teacher"] for row in summary["rows"]))
     figure, axes = plt.subplots(
         1, len(names), figsize=(2.2 + 3.4 * len(names), 1.2 + 0.34 * len(rows)), sharey=True, layout="constrained",

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,8 @@ from cli.study.plan import UNTRAINED, Run, cache_name
 if TYPE_CHECKING:
     from teacher_cache.location import Location
     from trainer.config import EvaluationConfig
-    from trainer.evaluation.compare import Evaluator
+    from trainer.evaluation.compare import Comparison, Evaluator
+    from trainer.pooling import Feature
 
 __all__ = ["do"]
 
@@ -44,6 +46,7 @@ def do(run: Run, cache_path: "Location") -> dict[str, Any]:
             run.folder,
             model=experiment.model,
             masking=experiment.masking,
+            alignment=experiment.alignment,
             trainer=experiment.trainer,
             evaluation=EvaluationConfig(),
             teacher=_live(experiment),
@@ -87,19 +90,38 @@ def _evaluator_of(run: Run, experiment: Any, name: str) -> "Evaluator":
     return _evaluator(replace(experiment.evaluation, train=train, test=test, seeds=1))
 
 
-def _score(run: Run, experiment: Any, model: Any, name: str) -> dict[str, float]:
+def _score(run: Run, experiment: Any, model: Any, name: str) -> dict[str, Any]:
     import torch
 
-    from trainer.evaluation.encoders import model_encoder
+    from trainer.evaluation.encoders import Encoder, model_encoder
 
-    found = _evaluator_of(run, experiment, name).compare({"trained": model_encoder(model, torch.device("cpu"))})
-    return {"accuracy": found.rows["trained"].accuracy}
+    encoders: dict[str, Encoder] = {
+        feature: model_encoder(model, torch.device("cpu"), feature) for feature in features_of(experiment.evaluation)
+    }
+    found = _evaluator_of(run, experiment, name).compare(encoders)
+    return _scores(found, list(encoders))
 
 
-def _untrained(run: Run, experiment: Any, opened: Any, name: str) -> dict[str, float]:
+def _scores(found: "Comparison", features: Sequence[str]) -> dict[str, Any]:
+    """Accuracy and width of each feature of one student; the first is what the study is about."""
+    rows = {feature: found.rows[feature] for feature in features}
+    return {
+        "accuracy": rows[features[0]].accuracy,
+        "features": {feature: {"accuracy": row.accuracy, "numbers": row.dimensions} for feature, row in rows.items()},
+    }
+
+
+def features_of(config: "EvaluationConfig") -> list["Feature"]:
+    """The features that a study scores: the evaluation's own, and the paper's beside it."""
+    own = config.model_feature
+    return [own] if own == "top" else [own, "top"]
+
+
+def _untrained(run: Run, experiment: Any, opened: Any, name: str) -> dict[str, Any]:
     """The student of this seed before training; with seed 0 also what needs no student."""
     import torch
 
+    from trainer.evaluation.encoders import ModelEncoder
     from trainer.restore import new_model
 
     schema = opened.schema
@@ -109,8 +131,12 @@ def _untrained(run: Run, experiment: Any, opened: Any, name: str) -> dict[str, f
     encoders = evaluator.baselines(fresh, seed=run.seed, device=torch.device("cpu"))
     if run.seed:
         del encoders["coordinates"]
+    untrained = encoders.pop("untrained")
+    assert isinstance(untrained, ModelEncoder)
+    features = features_of(experiment.evaluation)
+    encoders |= {feature: replace(untrained, feature=feature) for feature in features}
     found = evaluator.compare(encoders)
-    scores = {"accuracy": found.rows["untrained"].accuracy, "largest class": found.chance}
+    scores = _scores(found, features) | {"largest class": found.chance}
     if "coordinates" in found.rows:
         scores["coordinates"] = found.rows["coordinates"].accuracy
     return scores

@@ -58,6 +58,40 @@ def test_records_are_what_the_stages_give_one_by_one(tmp_path, undisturbed, form
 
 
 @pytest.mark.parametrize("format", FORMATS)
+def test_class_tokens_are_the_teachers_and_leave_all_else_as_it_is(tmp_path, undisturbed, format):
+    stored = small_build(tmp_path, format=format, workers=2, cache={"class_token": "float16"})
+    cache = teacher_cache.open(stored.path)
+    teacher = load_teacher(tiny_teacher(tmp_path))
+    for index in (0, 7, COUNT - 1):
+        views = render_views(torch.from_numpy(cache[index].points)[None], TINY_PROJECTION)
+        whole, _ = teacher.encode_class(views.images)
+        np.testing.assert_allclose(cache[index].class_token, whole.numpy(), rtol=1e-3, atol=1e-6)  # of float16
+        features, saliency, again = teacher.encode_views(views.images)
+        assert np.array_equal(cache[index].class_token, again.numpy().astype(np.float16))
+        assert all(map(torch.equal, (features, saliency), teacher.encode(views.images)))
+    plain = teacher_cache.convert(stored.path, tmp_path / "plain", class_token="none")
+    assert tree(plain.path) == tree(undisturbed[format].path)
+
+
+def test_class_tokens_are_of_the_caches_channels_and_of_each_pose(tmp_path):
+    storage = {"class_token": "float16", "channels": 5, "sample": 4, "shapes_per_shard": 6}
+    built = small_build(tmp_path, poses=2, corpus="synthetic:?count=6&seed=1", cache=storage)
+    cache = teacher_cache.open(built.path)
+    teacher = load_teacher(tiny_teacher(tmp_path))
+    for index in (0, 1, len(cache) - 1):
+        views = render_views(torch.from_numpy(cache[index].points)[None], TINY_PROJECTION)
+        whole = cache.basis.project(teacher.encode_class(views.images)[0].numpy())
+        np.testing.assert_allclose(cache[index].class_token, whole, rtol=2e-3, atol=1e-4)
+
+
+def test_a_teacher_that_pools_by_no_class_token_builds_without_and_is_refused_with(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.teacher.Teacher.class_problem", property(lambda self: "its tower pools by 'avg'"))
+    assert teacher_cache.open(small_build(tmp_path).path)[0].class_token is None
+    with pytest.raises(BuildError, match=r"no class token to store: its tower pools by 'avg'.\n  Set cache"):
+        small_build(tmp_path, cache={"class_token": "float16"})
+
+
+@pytest.mark.parametrize("format", FORMATS)
 def test_workers_change_no_byte(tmp_path, undisturbed, format):
     assert tree(small_build(tmp_path, format=format, workers=2).path) == tree(undisturbed[format].path)
 

@@ -106,6 +106,25 @@ def test_batch_size_splits_what_encode_is_given(tmp_path):
     assert saliency.shape == (0, 16)
 
 
+def test_an_images_class_token_does_not_depend_on_how_many_there_are(tmp_path):
+    teacher = load_teacher(tiny_teacher(tmp_path, batch_size=64))
+    whole = teacher.encode_views(images(7))[2]
+    tokens = teacher.encode_tokens(images(7))[:, 0]
+    torch.testing.assert_close(whole, tokens, rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(whole, teacher.encode_class(images(7))[0], rtol=1e-5, atol=2e-6)
+    assert [part.shape for part in teacher.encode_views(images(0))] == [(0, 16, 8), (0, 16), (0, 8)]
+
+
+@pytest.mark.parametrize("kind", ["avg", "none"])
+def test_a_tower_that_does_not_pool_by_its_class_token_has_none_to_give(tmp_path, kind):
+    teacher = load_teacher(tiny_teacher(tmp_path))
+    assert teacher.class_problem is None
+    teacher._tower.pool_type = kind
+    assert teacher.encode(images(2))[0].shape == (2, 16, 8)
+    with pytest.raises(TeacherError, match=f"no class token of this teacher: its tower pools by '{kind}'"):
+        teacher.encode_views(images(2))
+
+
 def test_encode_keeps_no_gradient(tmp_path):
     teacher = load_teacher(tiny_teacher(tmp_path))
     features, saliency = teacher.encode(images(1).requires_grad_())

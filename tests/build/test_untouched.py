@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 import teacher_cache
 from cuda.backproject import backproject
 from cuda.geometry import ViewGeometry
+from cuda.untouched import untouched_tokens
 from pipeline.config import ProjectionConfig
 from pipeline.corpora import normalise
-from pipeline.untouched import untouched_tokens
 from pipeline.views import render_views
 from tests.support.builds import small_build
 

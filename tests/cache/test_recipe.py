@@ -29,6 +29,7 @@ CONFIG = CacheConfig()
         ("features", "int8", True),
         ("channels", 64, True),
         ("untouched", "zero", True),
+        ("class_token", "float16", True),
         ("depth", "none", True),
         ("compression", "none", True),
         ("level", 4, True),
@@ -56,6 +57,7 @@ def test_every_field_of_the_config_is_in_the_table_above() -> None:
         "channels",
         "sample",
         "untouched",
+        "class_token",
         "depth",
         "compression",
         "level",
@@ -74,6 +76,19 @@ def test_steps_are_in_the_recipe_where_they_change_bytes() -> None:
     for storage in (whole.storage() | {"steps": 127}, CacheConfig().storage() | {"steps": 28}):
         with pytest.raises(ManifestError, match="steps"):
             CacheConfig.from_storage(storage)
+
+
+def test_class_tokens_are_in_the_recipe_where_there_are_any() -> None:
+    assert "class" not in CacheConfig().storage()
+    stored = CacheConfig(class_token="float16")
+    assert stored.storage()["class"] == "float16"
+    assert CacheConfig.from_storage(stored.storage()) == stored
+    assert list(CacheConfig(class_token="float32").problems()) == [  # type: ignore[arg-type]
+        'class_token = "float32" is not one of none, float16'
+    ]
+    for value in ("none", "float32", True):
+        with pytest.raises(ManifestError, match="class"):
+            CacheConfig.from_storage(CacheConfig().storage() | {"class": value})
 
 
 def test_half_first_is_of_int8_features_and_in_the_recipe() -> None:

@@ -79,7 +79,7 @@ def test_all_problems_are_reported_at_once():
             "  trainer.leraning_rate is not a setting; did you mean trainer.learning_rate?",
             "  trainer.epochs = 1.5 is not a whole number",
             "  trainer.tensorboard = 1 is not true or false",
-            "  trainer.temperature is not a setting; did you mean masking.temperature?",
+            "  trainer.temperature is not a setting; did you mean alignment.temperature?",
             "  [optimiser] is not a section; allowed: " + ", ".join(SECTIONS),
             "  projection.image_side = 230 is not a multiple of patch_side = 16",
         ]

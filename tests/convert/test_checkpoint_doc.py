@@ -71,7 +71,7 @@ def test_the_python_examples_run(imported, tmp_path):
         for name, path in paths.items():
             block = block.replace(f'"{name}"', f'"{path}"')
         exec(block, scope)  # noqa: S102
-    assert scope["features"].shape == (8, TINY.encoder_dims[-1])
+    assert scope["features"].shape == (8, 3 * sum(TINY.encoder_dims))
     assert scope["converted"].path == tmp_path / "second"
 
 

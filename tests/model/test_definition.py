@@ -18,6 +18,7 @@ from trainer.draws import Draws
 from trainer.head_config import ClassifierConfig, SegmentationConfig
 from trainer.model import I2PMAE
 from trainer.model_config import MaskingConfig, ModelConfig
+from trainer.pooling import FEATURES, feature_width
 from trainer.segmentation import PartSegmenter
 
 POINTS = 75
@@ -89,12 +90,18 @@ def test_drop_path_is_that_of_the_definition(config):
     assert plain_losses(model, points, points, maps, order) != pytest.approx(expected, rel=1e-3)
 
 
-def test_the_evaluation_feature_is_that_of_the_definition(config):
-    model = student(config)
+@pytest.mark.parametrize("layout", ["packed", "static"])
+@pytest.mark.parametrize("hide_unused", [False, True])
+@pytest.mark.parametrize("feature", FEATURES)
+def test_the_evaluation_feature_is_that_of_the_definition(config, feature, hide_unused, layout):
+    from dataclasses import replace
+
+    model = student(replace(config, eval_hide_unused=hide_unused, layout=layout))
     points, _ = tiny_batch(batch=3, points=POINTS)
     with torch.no_grad():
-        found = model.encode(points).double().numpy()
-    np.testing.assert_allclose(found, plain_feature(model, points).numpy(), rtol=1e-4, atol=1e-5)
+        found = model.encode(points, feature).double().numpy()
+    assert found.shape == (3, feature_width(config.encoder_dims, feature))
+    np.testing.assert_allclose(found, plain_feature(model, points, feature).numpy(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("pooling", ["sum", "concat"])

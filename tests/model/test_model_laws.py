@@ -14,6 +14,7 @@ from trainer.draws import Draws
 from trainer.maps import TeacherMaps
 from trainer.model import I2PMAE
 from trainer.model_config import MaskingConfig
+from trainer.pooling import FEATURES
 
 
 def draws_for(model: I2PMAE, batch: int = 4, seed: int = 0) -> Draws:
@@ -73,8 +74,20 @@ def test_a_samples_result_does_not_depend_on_its_company():
             one = model(points[rows], points[rows], part(maps, rows), Draws(draws.mask[rows], draws.drop_path[rows]))
             alone.append(torch.stack(one))
         torch.testing.assert_close(torch.stack(alone).sum(0), torch.stack(together), rtol=1e-5, atol=0)
-        features = torch.cat([model.encode(points[b : b + 1]) for b in range(len(points))])
-        torch.testing.assert_close(model.encode(points), features, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("hide_unused", [False, True])
+@pytest.mark.parametrize("layout", ["packed", "static"])
+def test_a_shapes_feature_does_not_depend_on_its_company(layout, hide_unused, feature):
+    """Not even where others make its tokens be padded, or where it is the first of the batch."""
+    points, _ = tiny_batch(batch=4)
+    points[1] = points[1, :1] + 0.01 * points[1]  # a cloud of other groups
+    model = tiny_model(eval_hide_unused=hide_unused, token0_leak=hide_unused, layout=layout).eval()
+    with torch.no_grad():
+        together = model.encode(points, feature)
+        alone = torch.cat([model.encode(points[b : b + 1], feature) for b in range(len(points))])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
 def test_the_order_of_the_batch_does_not_matter():

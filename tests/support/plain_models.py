@@ -149,14 +149,23 @@ def _one(cloud: Tensor, config: Any) -> list[Level]:
     return tokenise(cloud[None], config)[0]
 
 
-def plain_feature(model: Any, points: Tensor) -> Tensor:
-    """The evaluation feature, [B, D] float64."""
+def plain_feature(model: Any, points: Tensor, feature: str) -> Tensor:
+    """An evaluation feature, [B, D] float64, with numpy's statistics."""
     encoder = PlainEncoder(model, model.config)
     rows = []
     for cloud in points:
         levels = _one(cloud, model.config)
-        encoded = encoder(cloud, levels, _whole(levels), None, _kept(model.config, None))
-        rows.append(encoder.normed(len(levels) - 1, encoded[-1]).max(0).values)
+        visible = _whole(levels)
+        if model.config.eval_hide_unused:
+            for i in range(len(levels) - 1, 0, -1):
+                visible[i - 1] = sorted(set(levels[i].members[0, visible[i]].flatten().tolist()))
+        encoded = encoder(cloud, levels, visible, None, _kept(model.config, None))
+        tokens = [encoder.normed(i, here).numpy() for i, here in enumerate(encoded)]
+        if feature == "top":
+            row = tokens[-1].max(0)
+        else:
+            row = np.concatenate([number for x in tokens for number in (x.max(0), x.mean(0), x.std(0))])
+        rows.append(torch.from_numpy(row))
     return torch.stack(rows)
 
 

@@ -12,7 +12,7 @@ from cuda.project import project
 from teacher_cache.records import CacheSchema, TeacherRecord
 from tests.support.caches import write_cache
 from tests.support.models import TINY, TINY_CHANNELS
-from trainer.config import EvaluationConfig, TrainerConfig
+from trainer.config import AlignmentConfig, EvaluationConfig, TrainerConfig
 from trainer.loop import TrainReport, pretrain
 from trainer.model_config import MaskingConfig, ModelConfig
 
@@ -53,7 +53,7 @@ def training_cache(directory: Path, count: int = 24, *, seed: int = 0, **setting
     _, geometry = project(torch.from_numpy(points), image_side=SCHEMA.image_side)
     side = SCHEMA.image_side // SCHEMA.patch_side
     place = np.stack(np.meshgrid(*[np.linspace(-1, 1, side)] * 2, indexing="ij"), -1).reshape(-1, 2)
-    records = []
+    records, rng = [], np.random.default_rng([seed, 7])
     for i in range(count):
         spread = np.broadcast_to(points[i].std(axis=0), (3, place.shape[0], 3))
         kind = np.full((3, place.shape[0], 1), i % 2)
@@ -69,6 +69,7 @@ def training_cache(directory: Path, count: int = 24, *, seed: int = 0, **setting
                 depth=None,
                 features=features.astype(np.float16),
                 saliency=np.broadcast_to(1.5 - np.abs(place).sum(1), (3, place.shape[0])).astype(np.float32),
+                class_token=(features.mean(axis=1) + rng.normal(0, 0.1, SCHEMA.class_shape)).astype(np.float32),
             )
         )
     return write_cache(directory, records, SCHEMA, **{"depth": "none", "shapes_per_shard": 8, **settings})
@@ -78,7 +79,7 @@ def train(
     cache: Any, run_dir: Path, *, model: ModelConfig = MODEL, evaluation: Any = None, **settings: Any
 ) -> TrainReport:
     """`pretrain` with the tiny settings. Keyword arguments that pretrain knows go there, others to trainer_config."""
-    known = {name: settings.pop(name) for name in ("teacher", "on_event") if name in settings}
+    known = {name: settings.pop(name) for name in ("teacher", "on_event", "alignment") if name in settings}
     settings["teacher"] = "live" if "teacher" in known else "cached"
     return pretrain(
         cache,
@@ -97,8 +98,10 @@ def weights_of(report: TrainReport) -> bytes:
 
 
 if __name__ == "__main__":
-    # python -m tests.support.training CACHE RUN EPOCHS [SCHEDULE_EPOCHS]: a run in processes of its own
+    # python -m tests.support.training CACHE RUN EPOCHS [SCHEDULE_EPOCHS] [global]: a run in processes of its own
     torch.set_num_threads(1)
     path, run, *numbers = sys.argv[1:]
     names = ("epochs", "schedule_epochs")
-    train(teacher_cache.open(path), Path(run), **dict(zip(names, map(int, numbers), strict=False)))
+    alignment = AlignmentConfig(weight=float(numbers[-1] == "global"))
+    given = dict(zip(names, map(int, [text for text in numbers if text != "global"]), strict=False))
+    train(teacher_cache.open(path), Path(run), alignment=alignment, **given)

@@ -17,6 +17,7 @@ from trainer.evaluation.clouds import read_clouds
 from trainer.evaluation.compare import Evaluator, compare
 from trainer.evaluation.encoders import coordinate_statistics, encode, model_encoder, settle_batch_norms
 from trainer.events import Evaluated
+from trainer.pooling import feature_width
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,11 @@ def test_encoding_is_in_evaluation_mode_in_batches_and_leaves_the_mode_alone() -
     whole = encode(encoder, points, batch_size=7)
     parts = encode(encoder, points, batch_size=3)
     assert model.training
-    assert whole.shape == (7, TINY.encoder_dims[-1])
+    assert whole.shape == (7, 3 * sum(TINY.encoder_dims))
+    assert encode(model_encoder(model, torch.device("cpu"), "top"), points, batch_size=4).shape == (
+        7,
+        TINY.encoder_dims[-1],
+    )
     assert parts == pytest.approx(whole, abs=1e-5)  # matrix products of other sizes round otherwise: 1e-7 was seen
     assert all(module.num_batches_tracked == 0 for module in model.modules() if hasattr(module, "num_batches_tracked"))
 
@@ -156,6 +161,9 @@ def test_a_run_evaluates_while_it_trains_and_after_and_does_not_repeat_it(
     assert found[0].result["seeds"] == 1
     assert list(found[1].result["rows"]) == ["coordinates", "untrained", "trained"]
     assert report.evaluation == found[1].result
+    rows = report.evaluation["rows"]
+    assert [row["feature"] for row in rows.values()] == ["coordinate_statistics", "levels", "levels"]
+    assert [row["dimensions"] for row in rows.values()] == [121] + [3 * sum(TINY.encoder_dims)] * 2
     content = json.loads((tmp_path / "metrics.json").read_text())
     assert content["final"]
     assert content["evaluation"] == report.evaluation
@@ -170,6 +178,13 @@ def test_a_run_evaluates_while_it_trains_and_after_and_does_not_repeat_it(
     more = train(cache, tmp_path, epochs=2, evaluation=_config(labelled, seeds=1, baselines=False))
     assert more.evaluation is not None
     assert list(more.evaluation["rows"]) == ["trained"]
+    # The reference's protocol is of the reference's feature, baselines included, unless another is asked for.
+    for feature, wanted in (("auto", "top"), ("levels", "levels")):
+        config = _config(labelled, protocol="reference", feature=feature)
+        published = train(cache, tmp_path, epochs=2, evaluation=config).evaluation
+        assert published is not None
+        assert [published["rows"][name]["feature"] for name in ("untrained", "trained")] == [wanted] * 2
+        assert published["rows"]["trained"]["dimensions"] == feature_width(TINY.encoder_dims, wanted)
 
 
 def test_a_corpus_that_cannot_serve_is_found_before_training(cache: Any, labelled: Path, tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.support.limits import HANG
 from tests.support.training import train, training_cache, weights_of
 from trainer import checkpoint
+from trainer.config import AlignmentConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = [sys.executable, "-m", "tests.support.training"]
@@ -69,23 +71,30 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path: Path) -> 
     assert [line["step"] for line in _lines(run_dir, "step")] == list(range(1, 5 * epochs + 1))
 
 
-def test_two_ranks_train_the_student_that_one_would(cache: Any, tmp_path: Path) -> None:
-    one = train(cache, tmp_path / "one", epochs=2)
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_two_ranks_train_the_student_that_one_would(tmp_path: Path, weight: float) -> None:
+    cache = training_cache(tmp_path / "cache", class_token="float16")
+    one = train(cache, tmp_path / "one", epochs=2, alignment=AlignmentConfig(weight=weight))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [RUN[0], *launcher, *RUN[1:], str(cache.path), str(tmp_path / "two"), "2"]
+    command += ["global"] if weight else []
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG, check=False)
     assert done.returncode == 0, done.stderr
     assert _lines(tmp_path / "two", "start")[0]["ranks"] == 2
     steps = [
         np.array(
-            [[line[k] for k in ("loss_3d", "loss_2d", "gradient_norm")] for line in _lines(tmp_path / name, "step")]
+            [
+                [line[k] for k in ("loss_3d", "loss_2d", "loss_global", "gradient_norm")]
+                for line in _lines(tmp_path / name, "step")
+            ]
         )
         for name in ("one", "two")
     ]
     # Batch norms and sums run in another order. First step: 8e-6 was seen. Then AdamW turns the rounding noise of
     # gradients that are zero into whole steps: 4e-4 of a loss was seen after six.
     assert np.allclose(steps[1][0], steps[0][0], rtol=1e-4)
-    assert np.allclose(steps[1][:, :2], steps[0][:, :2], rtol=1e-2)
+    assert np.allclose(steps[1][:, :3], steps[0][:, :3], rtol=1e-2)
+    assert (steps[0][:, 2] > 0).all() == (weight > 0)
     weights = [
         load_file(path / "model.safetensors") for path in (one.checkpoint, tmp_path / "two/checkpoints/epoch-0002")
     ]

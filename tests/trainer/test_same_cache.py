@@ -9,11 +9,12 @@ import pytest
 from tests.support.training import MASKING, MODEL, train, trainer_config, training_cache
 from trainer import checkpoint
 from trainer.checkpoint import CheckpointError
+from trainer.config import AlignmentConfig
 from trainer.restore import resume_problems, sections_of
 
 FREE = {  # may change from one part of a run to the next: docs/checkpoints.md
-    "epochs", "cache", "checkpoint_every", "checkpoint_steps", "damaged", "keep_checkpoints", "milestone_every",
-    "tensorboard", "readers", "prefetch", "device", "compile", "deterministic", "layout",
+    "epochs", "cache", "stale_cache", "checkpoint_every", "checkpoint_steps", "damaged", "keep_checkpoints",
+    "milestone_every", "tensorboard", "readers", "prefetch", "device", "compile", "deterministic", "layout",
 }  # fmt: skip
 
 
@@ -61,9 +62,14 @@ def _other(value: Any) -> Any:
     return value + 1
 
 
-@pytest.mark.parametrize("section", ["model", "masking", "trainer"])
+@pytest.mark.parametrize("section", ["model", "masking", "alignment", "trainer"])
 def test_every_setting_that_shapes_a_run_stops_it_where_it_changed(header: checkpoint.Header, section: str) -> None:
-    parts = {"model": MODEL, "masking": MASKING, "trainer": trainer_config(epochs=1)}
+    parts = {
+        "model": MODEL,
+        "masking": MASKING,
+        "alignment": AlignmentConfig(),
+        "trainer": trainer_config(epochs=1),
+    }
     same = {**sections_of(**parts), "evaluation": header.config["evaluation"]}
     assert resume_problems(header, same, header.cache, header.teacher) == []
     for field in fields(parts[section]):  # type: ignore[arg-type]

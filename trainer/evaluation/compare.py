@@ -14,6 +14,7 @@ from trainer.evaluation.encoders import (
     Encoder,
     coordinate_statistics,
     encode,
+    feature_name,
     model_encoder,
     settle_batch_norms,
 )
@@ -32,13 +33,14 @@ class Row:
 
     accuracy    mean over seeds, 0..1;  spread: standard deviation over seeds (0 for one)
     scores      accuracy of each seed;  c: the C each seed used
-    dimensions  of the feature
+    feature     its name: "levels" or "top" of a model, else that of the function;  dimensions: numbers in it
     """
 
     accuracy: float
     spread: float
     scores: tuple[float, ...]
     c: tuple[float, ...]
+    feature: str
     dimensions: int
 
 
@@ -103,7 +105,7 @@ class Evaluator:
                 scores[name].append(score)
                 dimensions[name] = features.shape[1]
         return Comparison(
-            rows={name: _row(found, dimensions[name]) for name, found in scores.items()},
+            rows={name: _row(found, feature_name(encoders[name]), dimensions[name]) for name, found in scores.items()},
             protocol=config.protocol,
             points=config.points,
             seeds=count,
@@ -119,7 +121,10 @@ class Evaluator:
         teacher = {"channels": model.teacher_channels, "views": model.views}
         fresh = new_model(model.config, model.masking, teacher, seed=seed).to(device)
         settle_batch_norms(fresh, self._points(self.train, 0)[:SETTLING_CLOUDS], device)
-        return {"coordinates": coordinate_statistics, "untrained": model_encoder(fresh, device)}
+        return {
+            "coordinates": coordinate_statistics,
+            "untrained": model_encoder(fresh, device, self.config.model_feature),
+        }
 
     def _points(self, clouds: LabelledClouds, seed: int) -> np.ndarray:
         if self.config.protocol == "reference":
@@ -132,13 +137,14 @@ def compare(encoders: Mapping[str, Encoder], config: EvaluationConfig) -> Compar
     return Evaluator(config).compare(encoders)
 
 
-def _row(scores: list[SvmScore], dimensions: int) -> Row:
+def _row(scores: list[SvmScore], feature: str, dimensions: int) -> Row:
     values = [score.accuracy for score in scores]
     return Row(
         accuracy=float(np.mean(values)),
         spread=float(np.std(values)),
         scores=tuple(values),
         c=tuple(score.c for score in scores),
+        feature=feature,
         dimensions=dimensions,
     )
 

@@ -1,6 +1,7 @@
 """What turns a cloud into one vector: a model, or plain statistics of the coordinates to compare it with."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -8,8 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from trainer.batchnorm import BatchNorm
+from trainer.pooling import Feature
 
-__all__ = ["Encoder", "EncodesPoints", "coordinate_statistics", "encode", "model_encoder"]
+__all__ = [
+    "Encoder",
+    "EncodesPoints",
+    "ModelEncoder",
+    "coordinate_statistics",
+    "encode",
+    "feature_name",
+    "model_encoder",
+]
 
 Encoder = Callable[[np.ndarray], np.ndarray]
 """[B, N, 3] float32 -> [B, D] float32; row i depends on cloud i alone."""
@@ -19,11 +29,11 @@ _CELLS = 4  # a side of the occupancy grid
 
 
 class EncodesPoints(Protocol):
-    """A module with an evaluation feature: points [B, N, 3] float32 -> [B, D]."""
+    """A module with evaluation features: points [B, N, 3] float32 -> [B, D]."""
 
     training: bool
 
-    def encode(self, points: Tensor) -> Tensor: ...
+    def encode(self, points: Tensor, feature: Feature = ...) -> Tensor: ...
 
     def train(self, mode: bool = True) -> Any: ...
 
@@ -34,20 +44,34 @@ def encode(encoder: Encoder, points: np.ndarray, *, batch_size: int) -> np.ndarr
     return np.concatenate(parts)
 
 
-def model_encoder(model: EncodesPoints, device: torch.device) -> Encoder:
-    """The model's evaluation feature, in float32, in evaluation mode; the mode it was in comes back afterwards."""
+@dataclass(frozen=True)
+class ModelEncoder:
+    """A feature of a model as an Encoder: in float32, in evaluation mode; the mode it was in comes back afterwards."""
 
-    def run(points: np.ndarray) -> np.ndarray:
-        mode = model.training
-        model.train(False)
+    model: EncodesPoints
+    device: torch.device
+    feature: Feature
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        mode = self.model.training
+        self.model.train(False)
         try:
             with torch.no_grad():
-                features = model.encode(torch.from_numpy(np.ascontiguousarray(points)).to(device))
+                cloud = torch.from_numpy(np.ascontiguousarray(points)).to(self.device)
+                features = self.model.encode(cloud, self.feature)
         finally:
-            model.train(mode)
+            self.model.train(mode)
         return features.float().cpu().numpy()
 
-    return run
+
+def model_encoder(model: EncodesPoints, device: torch.device, feature: Feature = "levels") -> ModelEncoder:
+    """The model's feature of that name, as an Encoder."""
+    return ModelEncoder(model, device, feature)
+
+
+def feature_name(encoder: Encoder) -> str:
+    """What a table calls an encoder's feature: a model's by its name, a function's by the function's."""
+    return str(getattr(encoder, "feature", None) or getattr(encoder, "__name__", type(encoder).__name__))
 
 
 def settle_batch_norms(model: nn.Module, points: np.ndarray, device: torch.device) -> None:

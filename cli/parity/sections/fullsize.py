@@ -55,7 +55,7 @@ class Fullsize(Section):
         model, checksum = self._student
         check = self._arrays.check
         yield check("student: checksum of the weights", "pre__weight_checksum", checksum, "checksum")
-        yield check("evaluation feature", "pre__eval_feat", model.encode(self._points), "evaluation feature")
+        yield check("evaluation feature", "pre__eval_feat", model.encode(self._points, "top"), "evaluation feature")
         _, tokens = model.plan_encoding(self._points)
         hidden = [int((~layout.visible).sum()) for layout in tokens]
         yield check("tokens hidden in that forward pass, by level", "pre__eval_hidden", hidden, "exact")

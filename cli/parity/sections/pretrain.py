@@ -187,7 +187,7 @@ class Pretrain(Section):
     def _feature(self) -> Iterator[Row]:
         model = self._model().eval()
         levels, tokens = model.plan_encoding(self._points)
-        feature = model.encode(self._points)
+        feature = model.encode(self._points, "top")
         yield self._arrays.check("evaluation feature", "eval_feat", feature, "evaluation feature")
         for i, layout in enumerate(tokens):
             what = f"evaluation: mask of level {i}"

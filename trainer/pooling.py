@@ -1,0 +1,72 @@
+"""From the tokens of a cloud to one vector: the features that probes, tables and retrieval compare.
+
+A feature has a name. "levels" describes every level by the maximum, the mean and the standard deviation of each channel
+over its tokens; "top", the paper's, is the maximum over the top level alone.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+__all__ = ["FEATURES", "Feature", "Pooled", "feature_width", "pool", "pooled_feature"]
+
+Feature = Literal["levels", "top"]
+FEATURES: tuple[Feature, ...] = get_args(Feature)
+
+
+class Pooled(NamedTuple):
+    """Statistics over the tokens of each cloud, [B, D] float32 each; the deviation divides by all tokens."""
+
+    maximum: Tensor
+    mean: Tensor
+    deviation: Tensor
+
+
+def feature_width(encoder_dims: Sequence[int], feature: Feature) -> int:
+    """Numbers of a feature: 3 a channel of every level, or one a channel of the top level.
+
+    Raises ValueError for a name that is not a feature's.
+    """
+    _check(feature)
+    return encoder_dims[-1] if feature == "top" else 3 * sum(encoder_dims)
+
+
+def pool(tokens: Tensor, valid: Tensor | None) -> Pooled:
+    """Statistics over tokens [B, L, D] of any float dtype, in float32.
+
+    valid  [B, L] bool, True for what is a token, at least one a cloud; None: all are. What else lies there is not read,
+           so a cloud's result does not depend on how far others made it be padded.
+    """
+    x = tokens.float()
+    if valid is None:
+        centred = x - x.mean(1, keepdim=True)
+        # A norm, unlike the root of a variance, has a gradient where all tokens are equal.
+        return Pooled(x.amax(1), x.mean(1), torch.linalg.vector_norm(centred, dim=1) / x.shape[1] ** 0.5)
+    here = valid[:, :, None]
+    count = valid.sum(1, keepdim=True)  # [B, 1]
+    mean = x.masked_fill(~here, 0).sum(1) / count
+    centred = (x - mean[:, None]).masked_fill(~here, 0)
+    maximum = x.masked_fill(~here, -torch.inf).amax(1)
+    return Pooled(maximum, mean, torch.linalg.vector_norm(centred, dim=1) / count.sqrt())
+
+
+def pooled_feature(encoded: Sequence[Tensor], valid: Sequence[Tensor | None], feature: Feature) -> Tensor:
+    """The feature of clouds whose tokens are encoded.
+
+    encoded  one [B, L, D] a level, finest first, normed.   valid  as of `pool`, a level.
+    ->       [B, feature_width] float32. "levels": maximum, mean, deviation of the finest level, then of the next.
+
+    Raises ValueError for a name that is not a feature's.
+    """
+    _check(feature)
+    if feature == "top":
+        return pool(encoded[-1], valid[-1]).maximum
+    parts = [pool(tokens, here) for tokens, here in zip(encoded, valid, strict=True)]
+    return torch.cat([statistic for part in parts for statistic in part], dim=1)
+
+
+def _check(feature: str) -> None:
+    if feature not in FEATURES:
+        raise ValueError(f"feature is {feature!r}; expected one of {', '.join(FEATURES)}")

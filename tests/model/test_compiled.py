@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tests.support.models import assert_same, tiny_batch, tiny_model
 from trainer.draws import Draws
-from trainer.model import Plan
+from trainer.model import I2PMAE, Plan
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
@@ -15,12 +15,16 @@ def test_a_step_traces_whole_and_gives_the_same_losses_and_gradients(autocast):
     points, maps = tiny_batch()
     results: list[tuple[Tensor, dict[str, Tensor]]] = []
     for compiled in (False, True):
-        model = tiny_model(seed=1).train()
+        base = tiny_model()
+        model = I2PMAE(base.config, base.masking, teacher_channels=base.teacher_channels, whole=True).train()
+        model.initialise(torch.Generator().manual_seed(1))
         draws = Draws.for_records(range(len(points)), model.config, seed=3, epoch=0)
         plan = model.plan(points, points, maps, draws)
 
         def losses(plan: Plan, drop_path: Tensor, model=model) -> Tensor:
-            return model.losses(plan, model.network(plan, drop_path)).total
+            prediction = model.network(plan, drop_path)
+            assert prediction.whole is not None
+            return model.losses(plan, prediction).total + prediction.whole.float().square().mean()
 
         run = torch.compile(losses, backend="aot_eager", fullgraph=True) if compiled else losses
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):

@@ -23,13 +23,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import teacher_cache
 from benchmarks._table import Row, Timing, environment, print_table, write_json
-from pipeline.build import BuildReport, build_cache
+from pipeline.build.driver import BuildReport, build_cache
 from pipeline.config import BuildConfig, CorpusConfig, ProjectionConfig, TeacherConfig
 from pipeline.corpora import normalise, open_corpus
-from pipeline.teacher import Teacher, load_teacher
+from pipeline.teacher.tower import Teacher, load_teacher
 from pipeline.views import VIEWS, render_views
 from teacher_cache import CacheConfig
-from teacher_cache.records import TeacherRecord
+from teacher_cache.format.records import TeacherRecord
 from teacher_cache.writer import create_cache, write_shard
 
 __all__ = ["main"]

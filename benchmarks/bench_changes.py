@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks._table import Row, Timing, print_table, write_json
-from pipeline.changes import Stamps, compare_corpus, made_of
+from pipeline.build.changes import Stamps, compare_corpus, made_of
 from pipeline.corpora import open_corpus
+from teacher_cache.format.manifest import Receipt
 from teacher_cache.location import resolve
-from teacher_cache.manifest import Receipt
-from teacher_cache.storage import storage_at
+from teacher_cache.storage.opening import storage_at
 
 __all__ = ["main"]
 
@@ -109,7 +109,9 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--seconds", type=float, default=10.0, help="per count")
     given = parser.parse_args()
-    logging.getLogger("pipeline.changes").setLevel(logging.ERROR)  # each comparison by content would warn of its cost
+    logging.getLogger("pipeline.build.changes").setLevel(
+        logging.ERROR
+    )  # each comparison by content would warn of its cost
     rows = [row for count in given.counts for row in cases(count, given.seconds)]
     print_table("A corpus against its cache", rows)
     write_json(RESULTS, "A corpus against its cache", rows)

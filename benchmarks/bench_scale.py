@@ -36,7 +36,7 @@ STAGES = ("build", "rebuild", "open", "ids", "verify", "stream")
 
 def build(folder: Path, count: int) -> Callable[[], object]:
     """The whole build of `count` shapes; of a complete cache, what finding that out costs."""
-    from pipeline.build import build_cache
+    from pipeline.build.driver import build_cache
     from pipeline.config import BuildConfig, CorpusConfig, ProjectionConfig, TeacherConfig
     from teacher_cache import CacheConfig
 

@@ -19,18 +19,18 @@ from torch.nn import functional as F
 
 import teacher_cache
 from benchmarks._table import environment
-from cli.config import load_experiment
-from cli.experiment import Experiment
+from cli.experiment.sections import Experiment
+from cli.experiment.toml import load_experiment
 from cuda.backproject import backproject
 from cuda.geometry import ViewGeometry
 from cuda.untouched import untouched_tokens
-from pipeline.basis import fit_basis
-from pipeline.build import build_cache
+from pipeline.build.basis import fit_basis
+from pipeline.build.driver import build_cache
 from pipeline.corpora import open_corpus
-from pipeline.teacher import load_teacher
-from teacher_cache.basis import Basis
+from pipeline.teacher.tower import load_teacher
 from teacher_cache.config import CacheConfig
-from teacher_cache.records import CacheSchema, RecordBatch, TeacherRecord
+from teacher_cache.format.basis import Basis
+from teacher_cache.format.records import CacheSchema, RecordBatch, TeacherRecord
 from teacher_cache.writer import create_cache, write_shard
 
 __all__ = ["main"]

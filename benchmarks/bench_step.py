@@ -18,17 +18,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import teacher_cache
 from benchmarks._table import Row, Timing, environment, measure, print_table, write_json
-from cli.config import load_experiment
-from cli.experiment import Experiment
-from pipeline.live import LiveTeacher
-from pipeline.teacher import Teacher, load_teacher
+from cli.experiment.sections import Experiment
+from cli.experiment.toml import load_experiment
+from pipeline.teacher.live import LiveTeacher
+from pipeline.teacher.tower import Teacher, load_teacher
 from teacher_cache.config import CacheConfig
-from teacher_cache.made_up import build
-from teacher_cache.records import CacheSchema
-from trainer.data import Loader, Part
-from trainer.distributed import Ranks
-from trainer.restore import new_model
-from trainer.step import Stepper
+from teacher_cache.format.records import CacheSchema
+from teacher_cache.testing.made_up import build
+from trainer.checkpoints.models import new_model
+from trainer.engine.ranks import Ranks
+from trainer.pretraining.data import Loader, Part
+from trainer.pretraining.step import Stepper
 
 __all__ = ["main"]
 

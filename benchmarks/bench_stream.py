@@ -22,7 +22,7 @@ import numpy as np
 import teacher_cache
 from benchmarks._table import environment
 from teacher_cache import CacheConfig, CacheSchema
-from teacher_cache.codecs import decompress_into, encode_record, pack
+from teacher_cache.format.codecs import decompress_into, encode_record, pack
 from teacher_cache.testing import make_recipe, make_record
 
 __all__ = ["main"]

@@ -13,23 +13,28 @@ from collections.abc import Sequence
 
 import click
 
-from cli.terminal import EscapingFormatter, echo
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
+from cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from cli.show.terminal import EscapingFormatter, echo
 
 # name -> (module, attribute, one line of help): listed here so that `i2p --help` imports no room.
 COMMANDS = {
-    "cache": ("cli.cache", "cache", "Build a teacher cache, look into it, check it."),
-    "checkpoint": ("cli.checkpoint", "checkpoint", "Look into a checkpoint; convert from and to the reference's."),
-    "corpus": ("cli.corpus", "corpus", "List and picture the shapes of a corpus."),
-    "evaluate": ("cli.evaluate", "evaluate", "Score an encoder with a linear SVM on labelled shapes."),
+    "cache": ("cli.commands.cache", "cache", "Build a teacher cache, look into it, check it."),
+    "checkpoint": (
+        "cli.commands.checkpoint",
+        "checkpoint",
+        "Look into a checkpoint; convert from and to the reference's.",
+    ),
+    "corpus": ("cli.commands.corpus", "corpus", "List and picture the shapes of a corpus."),
+    "evaluate": ("cli.commands.evaluate", "evaluate", "Score an encoder with a linear SVM on labelled shapes."),
     "parity": ("cli.parity.command", "parity", "Compare with arrays recorded from the reference implementation."),
-    "presets": ("cli.presets_command", "presets", "List the presets, or print one."),
-    "pretrain": ("cli.pretrain", "pretrain", "Pre-train an encoder from a cache (built first if it is not there)."),
-    "study": ("cli.study.command", "study", "Train one small student under many settings, and compare."),
-    "teacher": ("cli.teacher", "teacher", "Train the embedded teacher; measure what a teacher knows."),
+    "presets": ("cli.commands.presets", "presets", "List the presets, or print one."),
+    "pretrain": (
+        "cli.commands.pretrain",
+        "pretrain",
+        "Pre-train an encoder from a cache (built first if it is not there).",
+    ),
+    "study": ("cli.commands.study", "study", "Train one small student under many settings, and compare."),
+    "teacher": ("cli.commands.teacher", "teacher", "Train the embedded teacher; measure what a teacher knows."),
 }
 
 
@@ -111,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _is_configuration(error: Exception) -> bool:
-    from cli.config import ConfigError
+    from cli.experiment.toml import ConfigError
 
     return isinstance(error, ConfigError)
 
@@ -125,12 +130,12 @@ def _expected(error: Exception) -> bool:
         ("teacher_cache.errors", "CacheError"),
         ("pipeline.corpora.base", "CorpusError"),
         ("pipeline.corpora.base", "ShapeError"),
-        ("pipeline.teacher", "TeacherError"),
-        ("pipeline.build", "BuildError"),
-        ("trainer.checkpoint", "CheckpointError"),
+        ("pipeline.teacher.tower", "TeacherError"),
+        ("pipeline.build.driver", "BuildError"),
+        ("trainer.checkpoints.files", "CheckpointError"),
         ("trainer.errors", "TrainingError"),
-        ("trainer.data", "DataError"),
-        ("trainer.evaluation", "EvaluationError"),
+        ("trainer.pretraining.data", "DataError"),
+        ("trainer.errors", "EvaluationError"),
     ]
     # Only modules already imported can have raised it, so nothing heavy is loaded to say no.
     return any(

@@ -2,7 +2,7 @@
 
 One frozen dataclass a section of the experiment file; these are the only places for the defaults. `problems` yields
 every fault of a section, with names relative to it; faults between two sections are found by `conflicts`, and faults
-that need the teacher's architecture by `pipeline.teacher.teacher_conflicts`.
+that need the teacher's architecture by `pipeline.teacher.tower.teacher_conflicts`.
 """
 
 from collections.abc import Iterator

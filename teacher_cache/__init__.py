@@ -21,10 +21,7 @@ Writing, in the driver and in its workers:
     writer.finish(planned=len(corpus))
 """
 
-from teacher_cache.basis import Basis
-from teacher_cache.compact import compact
 from teacher_cache.config import CacheConfig
-from teacher_cache.convert import convert
 from teacher_cache.errors import (
     CacheError,
     ManifestError,
@@ -34,19 +31,23 @@ from teacher_cache.errors import (
     StorageError,
     UnsupportedVersion,
 )
-from teacher_cache.gc import Abandoned, Findings, find_abandoned, gc
-from teacher_cache.listing import list_caches
-from teacher_cache.manifest import Receipt, ShardFile
-from teacher_cache.merge import merge
-from teacher_cache.reader import Cache, CacheInfo
-from teacher_cache.reader import open_cache as open
-from teacher_cache.recipe import FORMAT_VERSION, Recipe, cache_directory
-from teacher_cache.records import CacheSchema, Quarantined, RecordBatch, TeacherRecord
-from teacher_cache.repair import withdraw
-from teacher_cache.rewrite import Rewritten
-from teacher_cache.shuffle import ShuffleQuality, epoch_order, shuffle_quality
-from teacher_cache.stream import NothingSound, Stream, StreamBatch, stream
-from teacher_cache.verify import Problem, verify
+from teacher_cache.format.basis import Basis
+from teacher_cache.format.manifest import Receipt
+from teacher_cache.format.recipe import FORMAT_VERSION, Recipe, cache_directory
+from teacher_cache.format.records import CacheSchema, Quarantined, RecordBatch, TeacherRecord
+from teacher_cache.maintenance.compact import compact
+from teacher_cache.maintenance.convert import convert
+from teacher_cache.maintenance.gc import Abandoned, Findings, find_abandoned, gc
+from teacher_cache.maintenance.merge import merge
+from teacher_cache.maintenance.repair import withdraw
+from teacher_cache.maintenance.rewrite import Rewritten
+from teacher_cache.maintenance.verify import Problem, verify
+from teacher_cache.reading.cache import Cache, CacheInfo
+from teacher_cache.reading.cache import open_cache as open
+from teacher_cache.reading.listing import list_caches
+from teacher_cache.reading.order import ShuffleQuality, epoch_order, shuffle_quality
+from teacher_cache.reading.stream import NothingSound, Stream, StreamBatch, stream
+from teacher_cache.storage.shard_files import ShardFile
 from teacher_cache.writer import CacheHandle, CacheWriter, create_cache, stored_basis, write_shard
 
 __all__ = [

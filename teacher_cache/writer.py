@@ -17,15 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from teacher_cache import layout
-from teacher_cache.basis import Basis, basis_differences
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError, ManifestError, RecipeMismatch, SchemaError
+from teacher_cache.format import layout
+from teacher_cache.format.basis import Basis, basis_differences
+from teacher_cache.format.manifest import Description, Manifest, Receipt
+from teacher_cache.format.recipe import Recipe
+from teacher_cache.format.records import CacheSchema, Quarantined, TeacherRecord, record_problems
 from teacher_cache.location import Location, join
-from teacher_cache.manifest import Description, Manifest, Receipt, ShardEntry, ShardFile
-from teacher_cache.recipe import Recipe
-from teacher_cache.records import CacheSchema, Quarantined, TeacherRecord, record_problems
-from teacher_cache.storage import Storage, storage_at
+from teacher_cache.storage.base import Storage
+from teacher_cache.storage.opening import storage_at
+from teacher_cache.storage.shard_files import ShardEntry, ShardFile
 
 __all__ = ["CacheHandle", "CacheWriter", "create_cache", "noted_receipts", "stored_basis", "write_shard"]
 

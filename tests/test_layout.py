@@ -1,4 +1,6 @@
-"""The house: which room may import which, and that our part of the `cuda` namespace leaves NVIDIA's alone."""
+"""The house: which room, and which part of a room, may import which; and that our part of the `cuda` namespace leaves
+NVIDIA's alone.
+"""
 
 import ast
 import subprocess
@@ -17,6 +19,23 @@ ALLOWED = {
     "trainer": {"teacher_cache", "cuda", "pipeline.corpora"},
     "cli": {"trainer", "pipeline", "teacher_cache", "cuda"},
 }
+# Inside a room imports run from left to right; what stands in one tuple is of one rank, and neither imports the other.
+ORDER = {
+    "teacher_cache": (
+        "testing", "__init__", "maintenance", "reading", "writer", "format", "storage", "config", "location",
+        ("sealed", "foreign"), "errors",
+    ),
+    "pipeline": ("build", "teacher", "views", "corpora", ("config", "errors")),
+    "pipeline/corpora": (
+        "survey", "__init__", "uri", "kinds", ("files", "rows"), "inspection", "formats", ("faults", "processes"),
+        ("entrance", "options", "report"), "check", "base", ("surface", "objects"),
+    ),
+    "trainer": (
+        "pretraining", "downstream", "checkpoints", ("models", "engine"), ("losses", "randomness", "config"), "errors",
+    ),
+    "trainer/models": ("heads", "hierarchical", ("tokens", "layers"), "random_inputs", "config"),
+    "cli": ("main", "commands", ("actions", "study", "parity"), ("show", "experiment", "options"), "exit_codes"),
+}  # fmt: skip
 FORBIDDEN = {"trainer": {"dask", "distributed", "open_clip"}, "teacher_cache": {"dask", "open_clip"}}
 
 
@@ -46,6 +65,80 @@ def test_imports_run_one_way(room):
             if top in FORBIDDEN.get(room, set()):
                 wrong.append(f"{path.relative_to(ROOT)} imports {name}")
     assert wrong == []
+
+
+def modules(room):
+    """The modules of a room by their full names."""
+    found = {}
+    for path in (ROOT / room).rglob("*.py"):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        found[name.removesuffix(".__init__")] = path
+    return found
+
+
+@pytest.mark.parametrize("place", ORDER)
+def test_imports_run_one_way_inside_a_room(place):
+    ranks = {
+        part: rank
+        for rank, parts in enumerate(ORDER[place])
+        for part in (parts if isinstance(parts, tuple) else (parts,))
+    }
+    prefix = place.replace("/", ".")
+    sources = modules(place.split("/")[0])
+
+    def part_of(name):
+        if name == prefix:
+            return "__init__"
+        return name.removeprefix(f"{prefix}.").split(".")[0] if name.startswith(f"{prefix}.") else None
+
+    inside = {name: part_of(name) for name in sources if part_of(name) is not None}
+    assert {part for part in inside.values() if part != "__init__"} <= set(ranks), "a part without a place in ORDER"
+    wrong = []
+    for name, part in inside.items():
+        for other in imported(sources[name]) & set(inside):
+            theirs = inside[other]
+            # A package's own name comes with whatever is imported from below it.
+            if theirs != part and {part, theirs} <= set(ranks) and ranks[theirs] <= ranks[part]:
+                if theirs == "__init__" and not names_taken(sources[name], other):
+                    continue
+                wrong.append(f"{sources[name].relative_to(ROOT)} ({part}) imports {other} ({theirs})")
+    assert wrong == []
+
+
+def names_taken(path, module):
+    """Whether a file takes names from a package itself, and not only modules below it."""
+    below = {name.removeprefix(f"{module}.").split(".")[0] for name in modules(module.split(".")[0])}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == module:
+            if {alias.name for alias in node.names} - below:
+                return True
+        elif isinstance(node, ast.Import) and module in {alias.name for alias in node.names}:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_import_circle(room):
+    """Imports inside functions count: a circle that is hidden is one all the same."""
+    sources = modules(room)
+    needs = {
+        name: {other for other in imported(path) & set(sources) if other != name and names_taken(path, other)}
+        for name, path in sources.items()
+    }
+    assert sum(map(len, needs.values())) > 10
+    done, circles = set(), []
+
+    def walk(name, way):
+        if name in way:
+            circles.append(" > ".join([*way[way.index(name) :], name]))
+        elif name not in done:
+            for other in sorted(needs[name]):
+                walk(other, [*way, name])
+            done.add(name)
+
+    for name in sorted(needs):
+        walk(name, [])
+    assert circles == []
 
 
 def test_the_cuda_folder_is_a_shared_namespace():

@@ -29,5 +29,5 @@ def test_a_fault_is_a_change_of_code_that_is_there(fault: str) -> None:
 
 def test_text_that_is_not_there_once_is_told() -> None:
     for old in ("nothing of the kind", "import"):
-        with pytest.raises(Stale, match=r"draws\.py has .* times, not once; mend tests/mutants"):
-            mutated(Mutant("x", "trainer/draws.py", old, "y", "tests/test_layout.py"))
+        with pytest.raises(Stale, match=r"randomness\.py has .* times, not once; mend tests/mutants"):
+            mutated(Mutant("x", "trainer/randomness.py", old, "y", "tests/test_layout.py"))

@@ -1,7 +1,7 @@
 """The settings of a training run and of its evaluation.
 
 One frozen dataclass a section of the experiment file; these are the only places for the defaults. `problems` yields
-every fault of a section, with names relative to it. The model's own sections are in `trainer.model_config`.
+every fault of a section, with names relative to it. The model's own sections are in `trainer.models.config`.
 """
 
 import math
@@ -161,7 +161,7 @@ class TrainerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentConfig:
-    """[alignment]: the loss of whole shapes, beside those of tokens; trainer.alignment says what it is.
+    """[alignment]: the loss of whole shapes, beside those of tokens; trainer.losses.alignment says what it is.
 
     weight       factor of the global loss in the sum; 0: off, and the student has no head for it
     temperature  divides the cosines between answers and targets

@@ -1,6 +1,10 @@
-"""What stops a run, other than a cache or a checkpoint that does not fit."""
+"""What stops a run or an evaluation, other than a cache or a checkpoint that does not fit."""
 
-__all__ = ["TrainingError"]
+__all__ = ["EvaluationError", "TrainingError"]
+
+
+class EvaluationError(Exception):
+    """An evaluation cannot be carried out: labels are missing or disagree, too few shapes, features not finite."""
 
 
 class TrainingError(Exception):

@@ -51,13 +51,13 @@ def parity(
     import numpy as np
     import torch
 
-    from cli.main import EXIT_FAILED
+    from cli.exit_codes import EXIT_FAILED
     from cli.parity.models import reference_settings
     from cli.parity.recorded import Recorded
     from cli.parity.report import Environment, as_markdown, as_text, summary
     from cli.parity.runner import SECTIONS, count_parts, run_section
-    from cli.progress import Progress
-    from pipeline.teacher import resolve_device
+    from cli.show.progress import Progress
+    from pipeline.teacher.tower import resolve_device
 
     _check_names(names, tuple(SECTIONS))
     chosen = [name for name in SECTIONS if name in names or not names]

@@ -9,18 +9,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cli.config import load_experiment
-from cli.experiment import Experiment
+from cli.experiment.sections import Experiment
+from cli.experiment.toml import load_experiment
 from cli.parity.recorded import Missing, Recorded
 from cli.parity.weights import checksum, closed_formula, fill_by_formula
 from pipeline.config import TeacherConfig
-from pipeline.teacher import Teacher, load_teacher
-from trainer.classifier import Classifier
-from trainer.head_config import MODELNET40, PB_T50_RS, SCANOBJECTNN, SegmentationConfig
-from trainer.model import I2PMAE
-from trainer.model_config import ModelConfig
-from trainer.reference_file import TEACHER
-from trainer.segmentation import PartSegmenter
+from pipeline.teacher.tower import Teacher, load_teacher
+from trainer.checkpoints.reference.pth_file import TEACHER
+from trainer.models.config import ModelConfig
+from trainer.models.heads.classifier import Classifier
+from trainer.models.heads.config import MODELNET40, PB_T50_RS, SCANOBJECTNN, SegmentationConfig
+from trainer.models.heads.part_segmenter import PartSegmenter
+from trainer.models.hierarchical.student import I2PMAE
 
 __all__ = [
     "CLASSIFIERS",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from cli.experiment import Experiment
+from cli.experiment.sections import Experiment
 from cli.parity.compare import FAILED, UNCOMPARED, Row, missing
 from cli.parity.recorded import Missing, Recorded
 from cli.parity.section import Part, Section

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from cli.experiment import Experiment
+from cli.experiment.sections import Experiment
 from cli.parity.compare import Row
 from cli.parity.recorded import Recorded
 

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.config import ConfigError, load_experiment
-from cli.experiment import SECTIONS, Experiment
+from cli.experiment.sections import SECTIONS, Experiment
+from cli.experiment.toml import ConfigError, load_experiment
 from cli.study.arms import ARMS, Arm
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def result_of(run: Run) -> dict[str, Any] | None:
 
     Raises ConfigError naming what differs for a result of other settings.
     """
-    from trainer.run_dir import known_json
+    from trainer.engine.run_directory import known_json
 
     path = run.folder / "result.json"
     result = known_json(path, "the run")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cli.pictures import GRID, INK, pyplot, save_figure
+from cli.show.pictures import GRID, INK, pyplot, save_figure
 from cli.study.arms import ARMS, BASELINE
 from cli.study.plan import UNTRAINED
 

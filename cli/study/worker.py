@@ -13,8 +13,8 @@ from cli.study.plan import UNTRAINED, Run, cache_name
 if TYPE_CHECKING:
     from teacher_cache.location import Location
     from trainer.config import EvaluationConfig
-    from trainer.evaluation.compare import Comparison, Evaluator
-    from trainer.pooling import Feature
+    from trainer.downstream.comparison import Comparison, Evaluator
+    from trainer.models.layers.pooling import Feature
 
 __all__ = ["do"]
 
@@ -24,12 +24,12 @@ _PROBED, _DRAWS = 64, 32  # records on which the masking is looked at, and how o
 def do(run: Run, cache_path: "Location") -> dict[str, Any]:
     """Do one run, or go on with it; -> what result.json then holds."""
     import teacher_cache
-    from cli.config import load_experiment
-    from teacher_cache.commit import refuse_links
+    from cli.experiment.toml import load_experiment
+    from teacher_cache.storage.commit import refuse_links
+    from trainer.checkpoints.models import load_model
     from trainer.config import EvaluationConfig
-    from trainer.loop import pretrain
-    from trainer.restore import load_model
-    from trainer.run_dir import write_json
+    from trainer.engine.run_directory import write_json
+    from trainer.pretraining.loop import pretrain
 
     began = time.perf_counter()
     refuse_links(run.folder.parents[2], run.folder / "any")  # OUT/teacher/arm/seed: OUT itself may be a link
@@ -71,8 +71,8 @@ def _training_seconds(folder: Path) -> float:
 def _live(experiment: Any) -> Any:
     if experiment.trainer.teacher == "cached":
         return None
-    from pipeline.live import LiveTeacher
-    from pipeline.teacher import load_teacher
+    from pipeline.teacher.live import LiveTeacher
+    from pipeline.teacher.tower import load_teacher
 
     return LiveTeacher(experiment.projection, load_teacher(experiment.teacher))
 
@@ -80,7 +80,7 @@ def _live(experiment: Any) -> Any:
 @cache
 def _evaluator(config: "EvaluationConfig") -> "Evaluator":
     """The clouds of one set, read once a process."""
-    from trainer.evaluation.compare import Evaluator
+    from trainer.downstream.comparison import Evaluator
 
     return Evaluator(config)
 
@@ -93,7 +93,7 @@ def _evaluator_of(run: Run, experiment: Any, name: str) -> "Evaluator":
 def _score(run: Run, experiment: Any, model: Any, name: str) -> dict[str, Any]:
     import torch
 
-    from trainer.evaluation.encoders import Encoder, model_encoder
+    from trainer.downstream.features import Encoder, model_encoder
 
     encoders: dict[str, Encoder] = {
         feature: model_encoder(model, torch.device("cpu"), feature) for feature in features_of(experiment.evaluation)
@@ -121,8 +121,8 @@ def _untrained(run: Run, experiment: Any, opened: Any, name: str) -> dict[str, A
     """The student of this seed before training; with seed 0 also what needs no student."""
     import torch
 
-    from trainer.evaluation.encoders import ModelEncoder
-    from trainer.restore import new_model
+    from trainer.checkpoints.models import new_model
+    from trainer.downstream.features import ModelEncoder
 
     schema = opened.schema
     shape = {"channels": schema.channels, "views": schema.views}
@@ -148,8 +148,8 @@ def _visibility(model: Any, opened: Any, experiment: Any) -> dict[str, float]:
 
     from cuda.backproject import backproject
     from cuda.geometry import ViewGeometry
-    from trainer.masking import draw_order, top_visible, weight_logits
-    from trainer.tokenizer import tokenise
+    from trainer.models.tokens.grouping import tokenise
+    from trainer.models.tokens.masking import draw_order, top_visible, weight_logits
 
     batch = opened.read(list(range(min(_PROBED, len(opened)))))
     points = torch.from_numpy(batch.points[:, : experiment.trainer.points or None]).contiguous()

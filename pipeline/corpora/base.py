@@ -8,20 +8,19 @@ when it is read, never while the corpus is opened: one bad file must not stop a 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from pipeline.corpora.inspection import Inspection
 
 __all__ = [
     "Corpus",
     "CorpusError",
+    "Inspection",
     "MachineFault",
     "Shape",
     "ShapeError",
+    "UnreadHere",
     "corpus_fingerprint",
     "identity_hash",
     "shape_generator",
@@ -75,6 +74,36 @@ class UnreadHere(ShapeError):
     """A shape whose file needs a library that is not installed here: it may be sound, and is tried again."""
 
 
+@dataclass(frozen=True)
+class Inspection:
+    """What a report wants to know of one shape.
+
+    kind     "mesh" or "cloud"
+    stored   vertices that faces use, or points
+    faces    triangles; 0 for a cloud
+    area     of the triangles, float64, in squared units of the file; 0 for a cloud
+    low, high  corners of the box around them [3] float64, axes as in the file
+    stands   which way is up, by the shape alone: +-1, +-2, +-3 for an end of x, y, z, 0 where nothing tells; see
+             `standing`
+    content  first 16 bytes of a SHA-256 of the triangles' corners, or the points, in float32 and in their order
+    notes    what was passed over or mended while reading, counted
+    file     first 16 bytes of a SHA-256 of the bytes of its files; None where it has no file of its own
+    size     bytes of its files; 0 where it has none of its own
+    """
+
+    kind: str
+    stored: int
+    faces: int
+    area: float
+    low: np.ndarray
+    high: np.ndarray
+    stands: int
+    content: bytes
+    notes: Mapping[str, int] = field(default_factory=dict)
+    file: bytes | None = None
+    size: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shape:
     """One shape as it was read.
@@ -99,7 +128,7 @@ class Corpus(Protocol):
     """An ordered set of shapes; indices run from 0 to len - 1 and mean the same shapes on every machine.
 
     Everything but ``__getitem__``, ``inspect`` and ``fingerprint`` is cheap (no file is read). A corpus may be used by
-    several threads at once and survives pickling.
+    several threads at once.
     """
 
     @property
@@ -139,7 +168,7 @@ class Corpus(Protocol):
     def format_of(self, index: int) -> str:
         """What kind of file shape ``index`` lies in, a word for reports (without reading it)."""
 
-    def inspect(self, index: int) -> "Inspection":
+    def inspect(self, index: int) -> Inspection:
         """Read shape ``index`` and check it as ``__getitem__`` does, for a report on it. Raises what that raises."""
 
     def fingerprint(self, index: int) -> str:

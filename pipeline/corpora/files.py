@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.corpora.base import CorpusError, Shape, ShapeError, UnreadHere
+from pipeline.corpora.base import CorpusError, Inspection, Shape, ShapeError, UnreadHere
 from pipeline.corpora.entrance import MAX_PARTS, check_ids, check_names, name_fault
 from pipeline.corpora.faults import check_present, file_stamp, patiently, read_file
 from pipeline.corpora.formats.dae import read_dae
@@ -36,7 +36,7 @@ from pipeline.corpora.formats.stl import read_stl
 from pipeline.corpora.formats.text import read_text
 from pipeline.corpora.formats.threemf import read_3mf
 from pipeline.corpora.formats.usd import beside_usd, read_usd
-from pipeline.corpora.inspection import DIGEST_BYTES, Inspection, inspect_cloud, inspect_mesh
+from pipeline.corpora.inspection import DIGEST_BYTES, inspect_cloud, inspect_mesh
 
 __all__ = ["READERS", "Entry", "FileCorpus", "files_of", "part_table", "read_geometry"]
 

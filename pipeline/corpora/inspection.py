@@ -1,49 +1,18 @@
 """What a report wants to know of one shape, in a few numbers, so that the shape itself need not be kept."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 
+from pipeline.corpora.base import Inspection
 from pipeline.corpora.formats.geometry import Cloud, Surface
 from pipeline.corpora.surface import triangle_areas
 
-__all__ = ["Inspection", "inspect_cloud", "inspect_mesh", "standing"]
+__all__ = ["inspect_cloud", "inspect_mesh", "standing"]
 
 DIGEST_BYTES = 16  # of a SHA-256: among 10^9 shapes, two that differ share one by a chance of 10^-21
 SLAB = 0.01  # of the longest side: what lies this near to a face of the box touches it
 LEAST = 0.3  # by which the difference of one axis' two ends must exceed those of the others, to say anything
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What a report wants to know of one shape.
-
-    kind     "mesh" or "cloud"
-    stored   vertices that faces use, or points
-    faces    triangles; 0 for a cloud
-    area     of the triangles, float64, in squared units of the file; 0 for a cloud
-    low, high  corners of the box around them [3] float64, axes as in the file
-    stands   which way is up, by the shape alone: +-1, +-2, +-3 for an end of x, y, z, 0 where nothing tells; see
-             `standing`
-    content  first 16 bytes of a SHA-256 of the triangles' corners, or the points, in float32 and in their order
-    notes    what was passed over or mended while reading, counted
-    file     first 16 bytes of a SHA-256 of the bytes of its files; None where it has no file of its own
-    size     bytes of its files; 0 where it has none of its own
-    """
-
-    kind: str
-    stored: int
-    faces: int
-    area: float
-    low: np.ndarray
-    high: np.ndarray
-    stands: int
-    content: bytes
-    notes: Mapping[str, int] = field(default_factory=dict)
-    file: bytes | None = None
-    size: int = 0
 
 
 def inspect_mesh(surface: Surface, *, file: bytes | None = None, size: int = 0) -> Inspection:

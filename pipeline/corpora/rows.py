@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.corpora.base import CorpusError, Shape, ShapeError
+from pipeline.corpora.base import CorpusError, Inspection, Shape, ShapeError
 from pipeline.corpora.check import fit_points
 from pipeline.corpora.entrance import check_ids
 from pipeline.corpora.formats.geometry import Cloud
-from pipeline.corpora.inspection import Inspection, inspect_cloud
+from pipeline.corpora.inspection import inspect_cloud
 
 __all__ = ["RowCorpus"]
 
@@ -63,11 +63,6 @@ class RowCorpus:
         self._stamps = list(stamps)
         self._seed, self._repeat = seed, repeat
         self._format = format
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        from pipeline.corpora.uri import reopen
-
-        return reopen, (self.uri, self.points)  # the arrays stay in their file
 
     def __len__(self) -> int:
         return len(self._ids)

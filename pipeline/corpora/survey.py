@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.corpora.base import Corpus, CorpusError, MachineFault, ShapeError
+from pipeline.corpora.base import Corpus, CorpusError, Inspection, MachineFault, ShapeError
 from pipeline.corpora.faults import machine_fault_in, patiently
 from pipeline.corpora.files import Entry, FileCorpus
-from pipeline.corpora.inspection import Inspection
 from pipeline.corpora.processes import spread
 from pipeline.corpora.report import Duplicates, Group, Note, Reason, Report, Same, Spread, UpGuess
 from pipeline.corpora.rows import RowCorpus

@@ -17,7 +17,7 @@ from pipeline.corpora.options import Options
 from teacher_cache.errors import StorageError
 from teacher_cache.location import local_path
 
-__all__ = ["KINDS", "open_corpus", "place_of", "reopen", "split_uris"]
+__all__ = ["KINDS", "open_corpus", "place_of", "split_uris"]
 
 KINDS = {
     "synthetic": "synthetic:?count=2000&seed=0",
@@ -51,25 +51,25 @@ def _open(uri: str, points: int) -> Corpus:
     kind, location, options = _parse(uri)
     match kind:
         case "synthetic":
-            from pipeline.corpora.synthetic import open_synthetic
+            from pipeline.corpora.kinds.synthetic import open_synthetic
 
             if location:
                 raise CorpusError(f"{uri}: a synthetic corpus has no location, {location!r} came; write {KINDS[kind]}")
             return open_synthetic(options, points)
         case "folder":
-            from pipeline.corpora.folder import open_folder
+            from pipeline.corpora.kinds.folder import open_folder
 
             return open_folder(_path(uri, kind), options, points)
         case "npz":
-            from pipeline.corpora.npz import open_npz
+            from pipeline.corpora.kinds.npz import open_npz
 
             return open_npz(_path(uri, kind), options, points)
         case "modelnet40":
-            from pipeline.corpora.modelnet40 import open_modelnet40
+            from pipeline.corpora.kinds.modelnet40 import open_modelnet40
 
             return open_modelnet40(_path(uri, kind), options, points)
         case "shapenet55":
-            from pipeline.corpora.shapenet55 import open_shapenet55
+            from pipeline.corpora.kinds.shapenet55 import open_shapenet55
 
             return open_shapenet55(_path(uri, kind), options, points)
     raise CorpusError(f"{uri}: {kind!r} is not a kind of corpus; there are\n  " + "\n  ".join(KINDS.values()))
@@ -81,11 +81,6 @@ def split_uris(text: str) -> list[str]:
     A comma separates where a kind and a colon follow; within a path write such a comma as ``%2C``.
     """
     return [uri for uri in re.split(rf",(?=(?:{'|'.join(KINDS)}):)", text) if uri]
-
-
-def reopen(uri: str, points: int) -> Corpus:
-    """``open_corpus`` with positional arguments: how a pickled corpus comes back."""
-    return open_corpus(uri, points=points)
 
 
 def place_of(uri: str) -> Path | None:

@@ -16,12 +16,13 @@ import teacher_cache
 from cuda.backproject import backproject
 from cuda.geometry import ViewGeometry
 from cuda.untouched import untouched_tokens
-from pipeline import build as build_module
-from pipeline.basis import fit_basis, in_basis, principal, sample_order
+from pipeline.build import driver as build_module
+from pipeline.build.basis import fit_basis, principal, sample_order
 from pipeline.corpora import ShapeError, normalise, open_corpus
 from pipeline.errors import BuildError, TeacherError
-from pipeline.live import LiveTeacher
-from pipeline.teacher import load_teacher
+from pipeline.teacher.channels import in_basis
+from pipeline.teacher.live import LiveTeacher
+from pipeline.teacher.tower import load_teacher
 from pipeline.views import render_views
 from teacher_cache.errors import RecipeMismatch
 from tests.support.builds import COUNT, POINTS, small_build, tree

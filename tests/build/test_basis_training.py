@@ -7,16 +7,17 @@ import pytest
 import torch
 
 import teacher_cache
-from pipeline.live import LiveTeacher
-from pipeline.teacher import load_teacher
+from pipeline.teacher.live import LiveTeacher
+from pipeline.teacher.tower import load_teacher
 from tests.support.builds import COUNT, POINTS, small_build
 from tests.support.teachers import TINY_PROJECTION, tiny_teacher
 from tests.support.training import MASKING, MODEL, train, trainer_config
-from trainer import checkpoint, loop
-from trainer.checkpoint import CheckpointError
-from trainer.data import Loader
-from trainer.distributed import Ranks
-from trainer.restore import load_encoder, new_model
+from trainer.checkpoints import files as checkpoint
+from trainer.checkpoints.files import CheckpointError
+from trainer.checkpoints.models import load_encoder, new_model
+from trainer.engine.ranks import Ranks
+from trainer.pretraining import loop
+from trainer.pretraining.data import Loader
 
 OWN = {"channels": 5, "sample": 12, "features": "float32"}
 ALONE = Ranks(rank=0, size=1, device=torch.device("cpu"))

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import teacher_cache
-from pipeline import build as build_module
-from pipeline import schedulers
-from pipeline import shard as shard_module
-from pipeline import worker as worker_module
+from pipeline.build import driver as build_module
+from pipeline.build import schedulers
+from pipeline.build import shard as shard_module
+from pipeline.build import worker as worker_module
 from pipeline.corpora import CorpusError, normalise, open_corpus
 from pipeline.errors import BuildError
-from pipeline.teacher import load_teacher
+from pipeline.teacher.tower import load_teacher
 from pipeline.views import render_views
 from tests.support.builds import COUNT, POINTS, small_build, tree
 from tests.support.limits import HANG
@@ -85,7 +85,9 @@ def test_class_tokens_are_of_the_caches_channels_and_of_each_pose(tmp_path):
 
 
 def test_a_teacher_that_pools_by_no_class_token_builds_without_and_is_refused_with(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.teacher.Teacher.class_problem", property(lambda self: "its tower pools by 'avg'"))
+    monkeypatch.setattr(
+        "pipeline.teacher.tower.Teacher.class_problem", property(lambda self: "its tower pools by 'avg'")
+    )
     assert teacher_cache.open(small_build(tmp_path).path)[0].class_token is None
     with pytest.raises(BuildError, match=r"no class token to store: its tower pools by 'avg'.\n  Set cache"):
         small_build(tmp_path, cache={"class_token": "float16"})
@@ -280,7 +282,7 @@ def test_a_corpus_that_does_not_exist_is_the_corpus_error(tmp_path):
 
 
 def test_the_first_line_of_the_log_says_what_is_missing_and_where(tmp_path, caplog):
-    with caplog.at_level(logging.INFO, logger="pipeline.build"):
+    with caplog.at_level(logging.INFO, logger="pipeline.build.driver"):
         small_build(tmp_path, corpus="synthetic:?count=3&seed=1", workers=1)
     assert "1 of 1 shards missing; threads, 1 x 1 lanes, 1 shards in work" in caplog.text
 

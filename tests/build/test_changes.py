@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 import teacher_cache
-from pipeline import changes, provenance
-from pipeline.build import BuildReport, build_cache
-from pipeline.changes import STAMPS
+from pipeline.build import changes, provenance
+from pipeline.build.changes import STAMPS
+from pipeline.build.driver import BuildReport, build_cache
+from pipeline.build.plan import surplus_shards
+from pipeline.build.worker import release, run_task
 from pipeline.config import BuildConfig, CorpusConfig
 from pipeline.corpora import MachineFault, open_corpus
 from pipeline.errors import BuildError
-from pipeline.plan import surplus_shards
-from pipeline.worker import release, run_task
 from teacher_cache import CacheConfig
 from tests.support.builds import POINTS, tree
 from tests.support.corpora import cube_text, write_npz
@@ -72,7 +72,7 @@ def same_size_and_time(path: Path, content: np.ndarray) -> None:
 @pytest.fixture
 def old_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of this very second count as old enough for their times to be trusted."""
-    monkeypatch.setattr("pipeline.changes._SETTLED", -(10**15))
+    monkeypatch.setattr("pipeline.build.changes._SETTLED", -(10**15))
 
 
 def test_a_changed_file_is_refused_or_rebuilt(tmp_path: Path, corpus: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_touch_changes_nothing(tmp_path: Path, corpus: Path, monkeypatch: pyte
     def read(*arguments: Any) -> str:
         raise AssertionError("a file was read although its stamp is known by now")
 
-    monkeypatch.setattr("pipeline.changes.made_of", read)
+    monkeypatch.setattr("pipeline.build.changes.made_of", read)
     assert build(tmp_path, corpus).already_complete
 
 
@@ -249,7 +249,7 @@ def test_a_killed_rebuild_is_completed(tmp_path: Path, corpus: Path, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.build.on_threads", dies)
+        patch.setattr("pipeline.build.driver.on_threads", dies)
         with pytest.raises(KeyboardInterrupt):
             build(tmp_path, corpus, changed="rebuild")
     build(tmp_path, corpus)  # what was withdrawn is missing, and nothing is stale any more
@@ -261,7 +261,7 @@ def test_a_cache_without_fingerprints_is_left_alone(
 ) -> None:
     """As 0.1.0 wrote them: whether files changed is not known, and that is said."""
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.shard.write_shard", _without_shapes(teacher_cache.write_shard))
+        patch.setattr("pipeline.build.shard.write_shard", _without_shapes(teacher_cache.write_shard))
         build(tmp_path, corpus)
     caplog.set_level(logging.INFO, logger="pipeline")
     assert build(tmp_path, corpus).already_complete
@@ -418,7 +418,7 @@ def _elsewhere(monkeypatch: pytest.MonkeyPatch, corpus: Path) -> None:
             taken(run_task(local, task, lanes=1))
         release(job.token)
 
-    monkeypatch.setattr("pipeline.build.on_cluster", on_cluster)
+    monkeypatch.setattr("pipeline.build.driver.on_cluster", on_cluster)
 
 
 def test_a_workers_own_copy_of_the_corpus_will_do(tmp_path: Path, corpus: Path, monkeypatch: Any) -> None:
@@ -449,7 +449,9 @@ def test_a_worker_that_reads_another_file_is_found(tmp_path: Path, corpus: Path,
 
 def test_a_worker_of_other_software_is_refused(tmp_path: Path, corpus: Path, monkeypatch: Any) -> None:
     other = dict(provenance.software()) | {"code": "0" * 64, "torch": "1.0"}
-    monkeypatch.setattr("pipeline.build.software", lambda: other)  # the driver's; workers are processes of their own
+    monkeypatch.setattr(
+        "pipeline.build.driver.software", lambda: other
+    )  # the driver's; workers are processes of their own
     with pytest.raises(
         BuildError, match=r"(?s)this worker runs other software.*code: .* 0+ there\n  torch: .* 1.0 there"
     ):

@@ -7,7 +7,7 @@ import threading
 import psutil
 import pytest
 
-from pipeline import schedulers
+from pipeline.build import schedulers
 from pipeline.errors import BuildError
 from tests.support.builds import COUNT, small_build, tree
 

@@ -2,9 +2,9 @@
 
 import torch
 
+from pipeline.build.recipe import recipe_for
 from pipeline.config import ProjectionConfig
 from pipeline.corpora import open_corpus
-from pipeline.recipe import recipe_for
 from pipeline.views import render_views
 from teacher_cache import CacheConfig
 

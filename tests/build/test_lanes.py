@@ -6,9 +6,9 @@ from concurrent.futures import CancelledError
 import pytest
 import torch
 
-from pipeline import schedulers
+from pipeline.build import schedulers
+from pipeline.build.lanes import Lanes
 from pipeline.config import BuildConfig
-from pipeline.lanes import Lanes
 from tests.support.limits import HANG
 
 

@@ -7,8 +7,8 @@ import torch
 import teacher_cache
 from pipeline.config import ProjectionConfig
 from pipeline.errors import TeacherError
-from pipeline.live import LiveTeacher
-from pipeline.teacher import load_teacher
+from pipeline.teacher.live import LiveTeacher
+from pipeline.teacher.tower import load_teacher
 from tests.support.builds import small_build
 from tests.support.teachers import TINY_PROJECTION, tiny_teacher
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 import teacher_cache
-from pipeline.live import LiveTeacher
-from pipeline.teacher import load_teacher
+from pipeline.teacher.live import LiveTeacher
+from pipeline.teacher.tower import load_teacher
 from tests.support.builds import POINTS, small_build
 from tests.support.teachers import TINY_PROJECTION, tiny_teacher
 from tests.support.training import train
@@ -34,7 +34,7 @@ def test_cached_and_live_losses_agree_to_the_rounding_of_the_cache(tmp_path, fea
 
 def test_a_live_teacher_and_the_setting_go_together(tmp_path):
     from tests.support.training import MASKING, MODEL, trainer_config
-    from trainer.loop import pretrain
+    from trainer.pretraining.loop import pretrain
 
     cache = teacher_cache.open(small_build(tmp_path).path)
     with pytest.raises(ValueError, match=r'trainer.teacher = "live", but of live teachers none was given'):

@@ -10,7 +10,7 @@ import pytest
 
 import teacher_cache
 from pipeline.errors import BuildError
-from pipeline.teacher import Teacher
+from pipeline.teacher.tower import Teacher
 from tests.support.builds import small_build, tree
 from tests.support.commands import run
 from tests.support.corpora import ball
@@ -94,7 +94,7 @@ def test_no_memory_for_the_teacher_stops_the_build_with_the_remedy(tmp_path, mon
 
 def test_a_fault_of_the_machine_stops_an_evaluation_and_a_check(tmp_path, monkeypatch, capsys):
     from pipeline.corpora import MachineFault
-    from trainer.evaluation.clouds import read_clouds
+    from trainer.downstream.clouds import read_clouds
 
     uri = clouds(tmp_path / "net", 6)
     assert len(read_clouds(uri, points=64).points) == 6

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.build.plan import ShardTask, plan_shards
 from pipeline.errors import BuildError
-from pipeline.plan import ShardTask, plan_shards
 
 
 @dataclass(frozen=True)

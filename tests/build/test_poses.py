@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import teacher_cache
+from pipeline.build.poses import SCALE, SHIFT, check_ids, in_pose
+from pipeline.build.recipe import recipe_for
 from pipeline.config import CorpusConfig, ProjectionConfig
 from pipeline.corpora import normalise, open_corpus
 from pipeline.errors import BuildError
-from pipeline.poses import SCALE, SHIFT, check_ids, in_pose
-from pipeline.recipe import recipe_for
-from pipeline.teacher import load_teacher
+from pipeline.teacher.tower import load_teacher
 from pipeline.views import render_views
 from teacher_cache import CacheConfig
 from tests.support.builds import COUNT, POINTS, small_build, tree

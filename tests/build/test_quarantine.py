@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import teacher_cache
-from pipeline.changes import STAMPS
+from pipeline.build.changes import STAMPS
 from pipeline.config import BuildConfig
 from pipeline.corpora import MachineFault
 from pipeline.errors import TooManyRefused
@@ -20,7 +20,7 @@ from tests.support.corpora import ball
 @pytest.fixture(autouse=True)
 def times_are_trusted(monkeypatch):
     """Files of a test are a moment old; let none of them count as written during the build."""
-    monkeypatch.setattr("pipeline.changes._SETTLED", -(10**15))
+    monkeypatch.setattr("pipeline.build.changes._SETTLED", -(10**15))
 
 
 def clouds(folder: Path, bad: int = 2, count: int = 23, points: int = 80) -> str:
@@ -87,7 +87,7 @@ def test_refused_files_that_nobody_touched_are_not_read_again_unless_asked(tmp_p
 
 
 def test_times_within_the_build_are_not_trusted(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.changes._SETTLED", 3600 * 10**9)
+    monkeypatch.setattr("pipeline.build.changes._SETTLED", 3600 * 10**9)
     uri = clouds(tmp_path / "a")
     small_build(tmp_path / "built", corpus=uri)
     reads = counted(monkeypatch)

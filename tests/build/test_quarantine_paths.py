@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.build.shard import _quarantined as quarantine_entry
 from pipeline.corpora import ShapeError
-from pipeline.shard import _quarantined as quarantine_entry
 from tests.support.builds import small_build, tree
 
 

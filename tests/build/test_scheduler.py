@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 import teacher_cache
-from pipeline import build as build_module
-from pipeline import schedulers
+from pipeline.build import driver as build_module
+from pipeline.build import schedulers
+from pipeline.build.entry import run_on_worker
+from pipeline.build.plan import ShardTask
 from pipeline.errors import BuildError
-from pipeline.job import run_on_worker
-from pipeline.plan import ShardTask
 from tests.support.builds import COUNT, POINTS, small_build, tree
 from tests.support.cluster import cluster, wait_for
 from tests.support.commands import run
@@ -203,7 +203,7 @@ ELSEWHERE = """
     import os
     from pipeline import worker
 
-    from teacher_cache.storage import storage_at
+    from teacher_cache.storage.local import storage_at
 
     worker.storage_at = lambda directory: storage_at(os.environ["ROOT"] + "/" + directory.rpartition("/")[2])
 """
@@ -314,14 +314,14 @@ def test_what_is_sent_is_small_and_needs_no_torch(tmp_path, job):
 
 
 def test_a_module_in_the_graph_cannot_be_sent(tmp_path, job):
-    from pipeline.teacher import load_teacher
+    from pipeline.teacher.tower import load_teacher
 
     with pytest.raises(TypeError, match="send its TeacherConfig"):
         pickle.dumps(partial(run_on_worker, replace(job, teacher=load_teacher(job.teacher))))
 
 
 def test_paths_are_absolute_where_workers_may_stand_in_other_folders(tmp_path, job):
-    from pipeline.job import elsewhere
+    from pipeline.build.job import elsewhere
 
     relative = replace(
         job,

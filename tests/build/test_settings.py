@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.config import BuildConfig, CorpusConfig, ProjectionConfig, TeacherConfig, conflicts
 from pipeline.errors import TeacherError
-from pipeline.teacher import teacher_conflicts
+from pipeline.teacher.tower import teacher_conflicts
 
 
 @pytest.mark.parametrize("section", [CorpusConfig(), ProjectionConfig(), TeacherConfig(), BuildConfig()])

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.config import TeacherConfig
 from pipeline.errors import TeacherError
-from pipeline.teacher import load_teacher
+from pipeline.teacher.tower import load_teacher
 from tests.support.reference import reference_arrays, shared_dir
 from tests.support.teachers import tiny_teacher
 

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.config import TeacherConfig
 from pipeline.errors import TeacherError
-from pipeline.teacher import load_teacher
+from pipeline.teacher.tower import load_teacher
 from tests.support.teachers import LAYOUTS, TINY, clip_state, tiny_architecture, tower_state, write_weights
 
 

@@ -15,12 +15,12 @@ import pytest
 
 import teacher_cache
 from teacher_cache import writer as writer_module
-from teacher_cache.basis import Basis
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import ManifestError, RecipeMismatch
-from teacher_cache.made_up import SMALL_SCHEMA, build, make_basis, make_recipe, make_record, tree
+from teacher_cache.format.basis import Basis
 from teacher_cache.sealed import seal
-from teacher_cache.storage import LocalStorage
+from teacher_cache.storage.local import LocalStorage
+from teacher_cache.testing.made_up import SMALL_SCHEMA, build, make_basis, make_recipe, make_record, tree
 from teacher_cache.writer import create_cache, stored_basis, write_shard
 from tests.support.limits import HANG
 

@@ -10,7 +10,7 @@ import pytest
 import teacher_cache
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError, SchemaError, ShardDamaged
-from teacher_cache.made_up import SMALL_SCHEMA, assert_same_record, build, make_recipe, make_record, tree
+from teacher_cache.testing.made_up import SMALL_SCHEMA, assert_same_record, build, make_recipe, make_record, tree
 from teacher_cache.writer import create_cache, write_shard
 
 FORMATS = pytest.mark.parametrize("format", ["zarr", "webdataset"])

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numcodecs.zstd import compress
 
-from teacher_cache import tar_shards, zarr_shards
-from teacher_cache.codecs import (
+from teacher_cache.config import CacheConfig
+from teacher_cache.format import tar_shards, zarr_shards
+from teacher_cache.format.codecs import (
     BadBytes,
     crc32c,
     decode_depth,
@@ -22,9 +23,8 @@ from teacher_cache.codecs import (
     quantise,
     unpacked_size,
 )
-from teacher_cache.config import CacheConfig
-from teacher_cache.made_up import DEPTH_ERROR, assert_same_record, build, make_recipe, make_record
-from teacher_cache.records import CacheSchema, RecordBatch, TeacherRecord
+from teacher_cache.format.records import CacheSchema, RecordBatch, TeacherRecord
+from teacher_cache.testing.made_up import DEPTH_ERROR, assert_same_record, build, make_recipe, make_record
 from teacher_cache.writer import create_cache, write_shard
 
 ZSTD, PLAIN = CacheConfig(), CacheConfig(compression="none")

@@ -11,7 +11,7 @@ import pytest
 import teacher_cache
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError, ManifestError, StorageError
-from teacher_cache.records import Quarantined
+from teacher_cache.format.records import Quarantined
 from teacher_cache.testing import SMALL_SCHEMA, make_recipe, make_record, tree
 from teacher_cache.writer import create_cache, write_shard
 from tests.support.commands import run

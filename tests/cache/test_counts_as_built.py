@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 import teacher_cache
-from teacher_cache import layout
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError
-from teacher_cache.storage import storage_at
+from teacher_cache.format import layout
+from teacher_cache.storage.opening import storage_at
 from teacher_cache.testing import SMALL_SCHEMA, build, make_recipe, tree
 from teacher_cache.writer import create_cache, iter_receipts, read_receipt
 

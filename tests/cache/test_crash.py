@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 import teacher_cache
-from teacher_cache import commit, layout
 from teacher_cache.config import CacheConfig
+from teacher_cache.format import layout
+from teacher_cache.storage import commit
 from teacher_cache.testing import (
     SMALL_SCHEMA,
     assert_same_record,

@@ -7,8 +7,8 @@ import pytest
 import zarr
 
 import teacher_cache
-from teacher_cache import layout
 from teacher_cache.config import CacheConfig
+from teacher_cache.format import layout
 from teacher_cache.testing import SMALL_SCHEMA, assert_same_record, build, make_record, tree
 
 CONFIG = CacheConfig(shapes_per_shard=4, features="int8")

@@ -12,8 +12,8 @@ import numpy as np
 
 import teacher_cache
 from teacher_cache.config import CacheConfig
-from teacher_cache.made_up import make_basis
 from teacher_cache.testing import build, make_record
+from teacher_cache.testing.made_up import make_basis
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "format.md"
 DOCUMENTS = ("recipe.json", "receipts/000000.json", "manifest.json", "000000-00000.json")

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 import teacher_cache
-from teacher_cache import commit, layout
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError, StorageError
-from teacher_cache.gc import Abandoned, find_abandoned, gc
+from teacher_cache.format import layout
+from teacher_cache.maintenance.gc import Abandoned, find_abandoned, gc
+from teacher_cache.storage import commit
 from teacher_cache.testing import SMALL_SCHEMA, build, make_recipe, make_record, tree
 from teacher_cache.writer import create_cache, write_shard
 from tests.support.limits import HANG

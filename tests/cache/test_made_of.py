@@ -9,7 +9,7 @@ import pytest
 import teacher_cache
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import ManifestError, RecipeMismatch, SchemaError
-from teacher_cache.manifest import Receipt
+from teacher_cache.format.manifest import Receipt
 from teacher_cache.sealed import seal
 from teacher_cache.testing import SMALL_SCHEMA, make_recipe, make_record
 from teacher_cache.writer import CacheWriter, create_cache, write_shard

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import teacher_cache
-from teacher_cache import layout, tar_shards
-from teacher_cache.codecs import crc32c
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError, ManifestError, SchemaError, ShardDamaged, UnsupportedVersion
+from teacher_cache.format import layout, tar_shards
+from teacher_cache.format.codecs import crc32c
 from teacher_cache.sealed import canonical, seal
 from teacher_cache.testing import assert_same_record, build, make_record, tree
 

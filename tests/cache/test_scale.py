@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 import teacher_cache
-from teacher_cache import layout
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError
-from teacher_cache.manifest import Description, Manifest, ShardEntry
+from teacher_cache.format import layout
+from teacher_cache.format.manifest import Description, Manifest
+from teacher_cache.storage.shard_files import ShardEntry
 from teacher_cache.testing import SMALL_SCHEMA, build, make_recipe, make_record
 from teacher_cache.writer import create_cache, write_shard
 
@@ -46,7 +47,7 @@ def test_memory_of_opening_and_verifying_by_number_of_shards(
     Measured: 1.4 kB to open; to verify 2.7 kB of zarr's eleven files and 1.4 kB of webdataset's two. With all checks in
     hand at once it was 22 kB and 2.6 kB.
     """
-    monkeypatch.setattr("teacher_cache.storage._BLOCK", 1 << 12)  # a megabyte more or less would hide it all
+    monkeypatch.setattr("teacher_cache.storage.local._BLOCK", 1 << 12)  # a megabyte more or less would hide it all
     config = CacheConfig(format=format, shapes_per_shard=1)  # type: ignore[arg-type]
     few, many = 40, 240
     peaks = []

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher_cache.shuffle import epoch_order, shuffle_quality
+from teacher_cache.reading.order import epoch_order, shuffle_quality
 
 counts = st.lists(st.integers(0, 9), max_size=30)
 

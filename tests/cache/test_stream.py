@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import teacher_cache
-from teacher_cache import layout
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import ShardDamaged
-from teacher_cache.read_ahead import read_ahead
-from teacher_cache.shuffle import epoch_order
-from teacher_cache.stream import NothingSound, Stream, StreamBatch
+from teacher_cache.format import layout
+from teacher_cache.reading.order import epoch_order
+from teacher_cache.reading.read_ahead import read_ahead
+from teacher_cache.reading.stream import NothingSound, Stream, StreamBatch
 from teacher_cache.testing import assert_same_record, build, make_record
 
 FORMATS = ("zarr", "webdataset")

@@ -7,7 +7,7 @@ import pytest
 
 import teacher_cache
 from tests.support.commands import run
-from trainer import checkpoint
+from trainer.checkpoints import files as checkpoint
 
 SETTINGS = (
     "corpus.uri=synthetic:?count=20&seed=0&split=train",

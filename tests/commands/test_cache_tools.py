@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-import cli.cache_tools
+import cli.commands.cache_tools
 import teacher_cache
-from cli.own_recipe import experiment_by_recipe
-from pipeline.build import build_cache
+from cli.experiment.own_recipe import experiment_by_recipe
+from pipeline.build.driver import build_cache
 from pipeline.corpora import open_corpus
 from teacher_cache import config as settings
 from teacher_cache.testing import build
@@ -102,7 +102,7 @@ def test_convert_says_what_is_wrong(small: Path, capsys, arguments, code: int, s
 
 def test_choices_are_those_of_the_storage() -> None:
     for name in ("FORMATS", "FEATURES", "DEPTHS", "COMPRESSIONS"):
-        assert getattr(cli.cache_tools, name) == getattr(settings, name)
+        assert getattr(cli.commands.cache_tools, name) == getattr(settings, name)
 
 
 def test_merge_makes_the_cache_that_the_whole_corpus_has(tmp_path: Path, capsys) -> None:
@@ -207,7 +207,7 @@ def test_gc_reports_what_it_cannot_read_and_refuses_urls(tmp_path: Path, capsys)
 
 
 def hold(cache: str, ready, leave) -> None:
-    from teacher_cache import commit
+    from teacher_cache.storage import commit
 
     with commit.workspace(Path(cache)) as folder:
         (folder / "half").write_bytes(b"half a shard")
@@ -306,7 +306,7 @@ def test_a_problem_says_whether_the_file_is_the_caches(tmp_path: Path) -> None:
 
 
 def test_cache_of_is_where_a_build_puts_it(tmp_path: Path) -> None:
-    from pipeline.build import cache_of
+    from pipeline.build.driver import cache_of
     from pipeline.config import BuildConfig, CorpusConfig
     from tests.support.teachers import TINY_PROJECTION, tiny_teacher
 
@@ -364,7 +364,7 @@ def test_a_cache_that_cannot_be_written_says_that_too_much_was_refused(
 ) -> None:
     """Not that its notes could not be written there, on a file system that is read only."""
     from pipeline.errors import TooManyRefused
-    from teacher_cache.storage import LocalStorage
+    from teacher_cache.storage.local import LocalStorage
 
     def refuses(*arguments: Any, **options: Any) -> Any:
         raise TooManyRefused("9 of 10 shapes were refused", str(tmp_path))
@@ -372,7 +372,7 @@ def test_a_cache_that_cannot_be_written_says_that_too_much_was_refused(
     def fails(*arguments: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("pipeline.build.build_cache", refuses)
+    monkeypatch.setattr("pipeline.build.driver.build_cache", refuses)
     monkeypatch.setattr(LocalStorage, "write_documents", fails)
     outcome = run(capsys, "cache", "build", "smoke")
     assert (outcome.code, outcome.out.strip()) == (1, str(tmp_path))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cli.main import COMMANDS
-from cli.progress import Progress, human_seconds
+from cli.show.progress import Progress, human_seconds
 from tests.support.commands import run
 from tests.support.limits import HANG
 
@@ -40,7 +40,7 @@ def test_the_printed_score_is_the_recorded_one(smoke, capsys):
 
 
 def test_the_saved_config_repeats_the_run(smoke, capsys):
-    from cli.config import load_experiment
+    from cli.experiment.toml import load_experiment
 
     saved = load_experiment(str(smoke.run_dir / "config.toml"))
     again = load_experiment("smoke", [f"cache.root={smoke.folder / 'caches'}"])

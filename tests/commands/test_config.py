@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.config import ConfigError, load_experiment, preset_names, preset_text, to_toml
-from cli.experiment import SECTIONS
+from cli.experiment.sections import SECTIONS
+from cli.experiment.toml import ConfigError, load_experiment, preset_names, preset_text, to_toml
 
 
 def write(path: Path, text: str) -> str:
@@ -126,7 +126,7 @@ def test_every_setting_is_documented_where_it_is_declared(section):
 
 
 def test_reference_preset_answers_every_quirk_as_the_reference_does():
-    from trainer.model_config import REFERENCE_QUIRKS
+    from trainer.models.config import REFERENCE_QUIRKS
 
     model = load_experiment("reference").model
     assert {key: getattr(model, key) for key in REFERENCE_QUIRKS} == dict(REFERENCE_QUIRKS)

@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cli.terminal import EscapingFormatter, escaped
+from cli.show.terminal import EscapingFormatter, escaped
 from pipeline.errors import TeacherError
-from pipeline.weights import read_weights
+from pipeline.teacher.weights import read_weights
 from teacher_cache.foreign import decode_text, misnomer, without_wrappers
 from tests.support.commands import run
-from trainer.checkpoint import CheckpointError
-from trainer.reference_file import read_reference
+from trainer.checkpoints.files import CheckpointError
+from trainer.checkpoints.reference.pth_file import read_reference
 
 NOT_WEIGHTS = {
     "empty": (b"", "is empty; fetch it again"),

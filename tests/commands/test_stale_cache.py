@@ -90,7 +90,7 @@ def test_a_cache_of_another_corpus_is_not_compared(experiment: Path, capsys: pyt
 def test_the_content_is_compared_when_asked_for(
     experiment: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.changes.Stamps.vouch_for", lambda *arguments: True)
+    monkeypatch.setattr("pipeline.build.changes.Stamps.vouch_for", lambda *arguments: True)
     np.save("shapes/3.npy", cloud(99))
     assert run(capsys, "pretrain", "mine.toml", "--cache", experiment, "--out", "a").code == 0
     asked = run(capsys, "pretrain", "mine.toml", "--cache", experiment, "--set", "build.check=content", "--out", "b")

@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cli.checkpoint import checkpoint as command
+from cli.commands.checkpoint import checkpoint as command
 from tests.support.convert import entries_of, optimizer_state, write_file
 from tests.support.finetune import tiny_classifier
 from tests.support.models import TINY, tiny_model
-from trainer.checkpoint import KINDS, Header
-from trainer.model_config import MaskingConfig
-from trainer.reference_checkpoint import import_reference
+from trainer.checkpoints.files import KINDS, Header
+from trainer.checkpoints.reference.convert import import_reference
+from trainer.models.config import MaskingConfig
 
 TEXT = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
 STATED = {"model": {"groups": TINY.groups, "neighbours": TINY.neighbours, "heads": TINY.heads}}

@@ -11,12 +11,19 @@ from tests.support.convert import assert_equal_content, entries_of, optimizer_st
 from tests.support.finetune import tiny_classifier
 from tests.support.models import TINY, TINY_CHANNELS, tiny_model
 from tests.support.training import trainer_config
-from trainer.checkpoint import OPTIMIZER, CheckpointError, Header, flatten_optimizer, read_tensors, write_checkpoint
-from trainer.model import I2PMAE
-from trainer.model_config import MaskingConfig
-from trainer.optim import build_optimizer
-from trainer.reference_checkpoint import export_reference, import_reference
-from trainer.restore import load_model, sections_of
+from trainer.checkpoints.files import (
+    OPTIMIZER,
+    CheckpointError,
+    Header,
+    flatten_optimizer,
+    read_tensors,
+    write_checkpoint,
+)
+from trainer.checkpoints.models import load_model, sections_of
+from trainer.checkpoints.reference.convert import export_reference, import_reference
+from trainer.engine.optimiser import build_optimizer
+from trainer.models.config import MaskingConfig
+from trainer.models.hierarchical.student import I2PMAE
 
 STATED = {"model": {"groups": TINY.groups, "neighbours": TINY.neighbours, "heads": TINY.heads}}
 
@@ -217,7 +224,7 @@ def test_a_failed_import_leaves_nothing(tmp_path, monkeypatch):
         file.write_bytes(pieces[0][: len(pieces[0]) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainer.checkpoint.write_file", full)
+    monkeypatch.setattr("trainer.checkpoints.files.write_file", full)
     with pytest.raises(OSError, match="No space left"):
         import_reference(tmp_path / "in.pth", tmp_path / "out", settings=STATED)
     assert [path.name for path in tmp_path.iterdir()] == ["in.pth"]

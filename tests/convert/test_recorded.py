@@ -8,11 +8,11 @@ import torch
 from tests.support.convert import assert_equal_content, recorded_settings
 from tests.support.models import recorded_config
 from tests.support.reference import reference_arrays, reference_json, shared_dir
-from trainer.checkpoint import read_header, read_tensors
-from trainer.classifier import Classifier
-from trainer.reference_checkpoint import Converted, export_reference, import_reference
-from trainer.restore import load_encoder, load_fine_tuned
-from trainer.segmentation import PartSegmenter
+from trainer.checkpoints.files import read_header, read_tensors
+from trainer.checkpoints.models import load_encoder, load_fine_tuned
+from trainer.checkpoints.reference.convert import Converted, export_reference, import_reference
+from trainer.models.heads.classifier import Classifier
+from trainer.models.heads.part_segmenter import PartSegmenter
 
 FILES = {
     "pretrain": "pretrain_ckpt.pth",
@@ -122,9 +122,9 @@ def test_the_header_says_where_it_came_from_and_what_was_assumed(tmp_path):
 
 def test_a_full_size_state_dict_of_the_recorded_names_is_recognised_as_the_papers_model():
     """Of all four models: shapes alone give every size of the paper's but what no shape shows."""
-    from trainer.head_config import SCANOBJECTNN, ClassifierConfig, SegmentationConfig
-    from trainer.model_config import MaskingConfig, ModelConfig
-    from trainer.reference_sizes import build_empty, complete_sections, misfits, recognise
+    from trainer.checkpoints.reference.recognise import build_empty, complete_sections, misfits, recognise
+    from trainer.models.config import MaskingConfig, ModelConfig
+    from trainer.models.heads.config import SCANOBJECTNN, ClassifierConfig, SegmentationConfig
 
     facts = reference_json("params")
     no_decoder = {"decoder_dims": (384,), "decoder_depths": (1,), "decoder_up_blocks": ()}

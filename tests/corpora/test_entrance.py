@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.corpora import CorpusError, ShapeError, entrance, faults, open_corpus
-from pipeline.corpora import npz as npz_module
+from pipeline.corpora.kinds import npz as npz_module
 from tests.support.corpora import write_npz
 
 

@@ -4,8 +4,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from cli.show.clouds import contact_sheet, render_cloud
 from pipeline.corpora import Shape, open_corpus
-from pipeline.render import contact_sheet, render_cloud
 
 
 def test_a_sheet_has_one_picture_a_shape(tmp_path):

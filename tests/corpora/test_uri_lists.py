@@ -2,7 +2,7 @@
 
 import pytest
 
-from cli.study.command import _real
+from cli.commands.study import _real
 from pipeline.corpora.uri import split_uris
 from tests.support.commands import run
 
@@ -42,7 +42,7 @@ def test_a_teacher_is_scored_on_corpora_with_commas(capsys, monkeypatch):
         asked.extend(named)
         return {}
 
-    monkeypatch.setattr("cli.teacher_scores.score_teacher", score)
+    monkeypatch.setattr("cli.actions.teacher_scores.score_teacher", score)
     outcome = run(capsys, "teacher", "eval", "--corpus", f"mine={','.join(PAIR)}", "--json")
     assert outcome.code == 0, outcome.err
     assert asked[1:] == [("mine", *PAIR)]

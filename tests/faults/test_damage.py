@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import teacher_cache
-from teacher_cache import layout
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError
+from teacher_cache.format import layout
 from teacher_cache.testing import build, tree
 
 COUNT = 5

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import pipeline.shard
+import pipeline.build.shard
 from pipeline.errors import BuildError
 from teacher_cache import CacheWriter
 from tests.support.builds import small_build, tree
@@ -52,7 +52,7 @@ def test_a_build_on_a_full_disk_says_so_although_its_log_is_full_too(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.shard, "write_shard", full)
+        patch.setattr(pipeline.build.shard, "write_shard", full)
         patch.setattr(CacheWriter, "log", full)
         with pytest.raises(BuildError) as caught:
             small_build(tmp_path / "full")

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import teacher_cache
-from teacher_cache import layout
-from teacher_cache.codecs import pack
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import ManifestError, ShardDamaged
+from teacher_cache.format import layout
+from teacher_cache.format.codecs import pack
 from teacher_cache.testing import tree
 from tests.support.forge import (
     forge,

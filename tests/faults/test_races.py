@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from teacher_cache import commit
+from teacher_cache.storage import commit
 from tests.support.faults import Scenario, builders, cache_of, check_finished, stages_of, start_builder
 from tests.support.limits import HANG
 

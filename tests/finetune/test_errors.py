@@ -5,10 +5,10 @@ import torch
 
 from tests.support.finetune import tiny_classifier, tiny_clouds, tiny_segmenter
 from tests.support.models import TINY
-from trainer.classifier import Classifier
-from trainer.head_config import MODELNET40, PB_T50_RS, SCANOBJECTNN, ClassifierConfig, SegmentationConfig
-from trainer.head_draws import HeadDraws
-from trainer.model_config import ModelConfig
+from trainer.models.config import ModelConfig
+from trainer.models.heads.classifier import Classifier
+from trainer.models.heads.config import MODELNET40, PB_T50_RS, SCANOBJECTNN, ClassifierConfig, SegmentationConfig
+from trainer.models.heads.random_inputs import HeadDraws
 
 CATEGORY = torch.zeros(4, dtype=torch.long)
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from trainer.classifier import Classifier
-from trainer.head_config import MODELNET40, SCANOBJECTNN, SegmentationConfig
-from trainer.model_config import ModelConfig
-from trainer.segmentation import PartSegmenter
+from trainer.models.config import ModelConfig
+from trainer.models.heads.classifier import Classifier
+from trainer.models.heads.config import MODELNET40, SCANOBJECTNN, SegmentationConfig
+from trainer.models.heads.part_segmenter import PartSegmenter
 
 REFERENCE = ModelConfig.reference()
 MODELS = {

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from tests.support.models import TINY
-from trainer import head_draws
-from trainer.draws import STREAMS
-from trainer.head_draws import Dropout, HeadDraws
+from trainer.models.heads import random_inputs as head_draws
+from trainer.models.heads.random_inputs import Dropout, HeadDraws
+from trainer.randomness import STREAMS
 
 
 def draws(records: list[int], **parts: int) -> HeadDraws:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from tests.support.finetune import recorded_classifier, tiny_classifier, tiny_segmenter
 from tests.support.models import tiny_model
 from tests.support.reference import shared_dir
-from trainer.head_weights import load_pretrained_encoder
+from trainer.checkpoints.transfer import load_pretrained_encoder
 
 
 def wrapped(entries: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -42,7 +42,7 @@ def test_the_encoder_is_taken_and_the_head_kept(make, prefix):
 
 
 def test_what_is_left_over_is_logged(caplog):
-    with caplog.at_level("INFO", "trainer.head_weights"):
+    with caplog.at_level("INFO", "trainer.checkpoints.transfer"):
         load_pretrained_encoder(tiny_classifier(), tiny_model().state_dict(), source="run/epoch-0010")
     assert "run/epoch-0010" in caplog.text
     assert "not used: mask_token" in caplog.text

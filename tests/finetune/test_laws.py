@@ -7,11 +7,11 @@ from torch.nn import functional as F
 
 from tests.support.finetune import tiny_classifier, tiny_clouds, tiny_segmenter
 from tests.support.models import TINY
-from trainer.blocks import Attention
-from trainer.classifier import accuracy, classification_loss
-from trainer.head_draws import HeadDraws
-from trainer.radius import within_radius
-from trainer.segmentation import segmentation_loss
+from trainer.models.heads.classifier import accuracy, classification_loss
+from trainer.models.heads.part_segmenter import segmentation_loss
+from trainer.models.heads.radius import within_radius
+from trainer.models.heads.random_inputs import HeadDraws
+from trainer.models.layers.transformer import Attention
 
 CATEGORY = torch.tensor([2, 0, 1, 1])
 HEADS = {"classifier": tiny_classifier, "segmenter": tiny_segmenter}

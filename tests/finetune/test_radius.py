@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.radius import within_radius
+from trainer.models.heads.radius import within_radius
 
 DISTANCES = ["direct", "expanded"]
 

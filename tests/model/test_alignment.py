@@ -13,11 +13,13 @@ from teacher_cache import RecordBatch
 from tests.support.models import tiny_batch, tiny_model
 from tests.support.ranks import WORLD, on_two_ranks
 from tests.support.training import SCHEMA, training_cache
-from trainer.alignment import Alignment, AlignmentHead, Candidates, alignment_sum, targets, wholes_of
 from trainer.config import AlignmentConfig
-from trainer.distributed import Ranks
-from trainer.draws import Draws
-from trainer.model import I2PMAE
+from trainer.engine.ranks import Ranks
+from trainer.losses.alignment import Candidates, alignment_sum, targets
+from trainer.models.hierarchical.alignment_head import AlignmentHead
+from trainer.models.hierarchical.student import I2PMAE
+from trainer.models.random_inputs import Draws
+from trainer.pretraining.alignment import Alignment, wholes_of
 
 B, V, C, TEMPERATURE = 7, 3, 5, 0.3
 CPU = torch.device("cpu")

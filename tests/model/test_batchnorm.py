@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.batchnorm import BatchNorm
+from trainer.models.layers.batch_norm import BatchNorm
 
 
 def twins(width: int = 5) -> tuple[BatchNorm, nn.BatchNorm1d]:

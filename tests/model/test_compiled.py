@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from tests.support.models import assert_same, tiny_batch, tiny_model
-from trainer.draws import Draws
-from trainer.model import I2PMAE, Plan
+from trainer.models.hierarchical.student import I2PMAE, Plan
+from trainer.models.random_inputs import Draws
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])

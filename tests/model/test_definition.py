@@ -12,14 +12,14 @@ from torch import nn
 
 from tests.support.models import SIZES, THREE_STAGES, tiny_batch
 from tests.support.plain_models import plain_classifier, plain_feature, plain_losses, plain_segmenter
-from trainer.batchnorm import BatchNorm
-from trainer.classifier import Classifier, classification_loss
-from trainer.draws import Draws
-from trainer.head_config import ClassifierConfig, SegmentationConfig
-from trainer.model import I2PMAE
-from trainer.model_config import MaskingConfig, ModelConfig
-from trainer.pooling import FEATURES, feature_width
-from trainer.segmentation import PartSegmenter
+from trainer.models.config import MaskingConfig, ModelConfig
+from trainer.models.heads.classifier import Classifier, classification_loss
+from trainer.models.heads.config import ClassifierConfig, SegmentationConfig
+from trainer.models.heads.part_segmenter import PartSegmenter
+from trainer.models.hierarchical.student import I2PMAE
+from trainer.models.layers.batch_norm import BatchNorm
+from trainer.models.layers.pooling import FEATURES, feature_width
+from trainer.models.random_inputs import Draws
 
 POINTS = 75
 

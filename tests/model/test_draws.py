@@ -3,8 +3,9 @@
 import numpy as np
 import torch
 
-from trainer.draws import Draws, record_uniforms
-from trainer.model_config import ModelConfig
+from trainer.models.config import ModelConfig
+from trainer.models.random_inputs import Draws
+from trainer.randomness import record_uniforms
 
 CONFIG = ModelConfig(encoder_depths=(1, 1, 1))
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.models import tiny_model
-from trainer import embedding_rows
-from trainer.embedding import TokenEmbed
+from trainer.models.layers import token_embedding_cpu as embedding_rows
+from trainer.models.layers.token_embedding import TokenEmbed
 
 SIZES = [
     (3, (8, 16), 32, 12, 40, 16),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cuda.fps import farthest_point_sample
-from trainer.tokenizer import gather
+from trainer.models.tokens.grouping import gather
 
 
 @pytest.mark.parametrize("skip", [False, True])

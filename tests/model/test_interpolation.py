@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainer.decoder import interpolation_weights
+from trainer.models.hierarchical.decoder import interpolation_weights
 
 FINE = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [0.5, 0, 0]]])
 COARSE = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [0, 2, 0], [9, 9, 9]]])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainer.layout import everything, hidden_rows, lay_out, pad, select, spread, unpad
+from trainer.models.tokens.visible import everything, hidden_rows, lay_out, pad, select, spread, unpad
 
 VISIBLE = torch.tensor([[0, 1, 0, 1], [1, 1, 0, 1], [0, 0, 1, 0]]).bool()
 

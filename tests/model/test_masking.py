@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from tests.support.models import TINY
-from trainer.masking import draw_order, propagate, top_visible, weight_logits
-from trainer.model_config import MaskingConfig
-from trainer.tokenizer import Level, tokenise
+from trainer.models.config import MaskingConfig
+from trainer.models.tokens.grouping import Level, tokenise
+from trainer.models.tokens.masking import draw_order, propagate, top_visible, weight_logits
 
 
 def uniforms(*shape: int, seed: int = 0) -> Tensor:

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tests.support.models import TINY_CHANNELS, tiny_batch, tiny_model
-from trainer.draws import Draws
-from trainer.model import I2PMAE
-from trainer.model_config import REFERENCE_QUIRKS, MaskingConfig, ModelConfig
+from trainer.models.config import REFERENCE_QUIRKS, MaskingConfig, ModelConfig
+from trainer.models.hierarchical.student import I2PMAE
+from trainer.models.random_inputs import Draws
 
 
 def test_defaults_and_reference_have_no_problems():

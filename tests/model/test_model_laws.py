@@ -10,11 +10,11 @@ from torch import Tensor
 from cuda.backproject import backproject
 from tests.support.golden_losses import PATH, training_losses
 from tests.support.models import assert_same, tiny_batch, tiny_model
-from trainer.draws import Draws
-from trainer.maps import TeacherMaps
-from trainer.model import I2PMAE
-from trainer.model_config import MaskingConfig
-from trainer.pooling import FEATURES
+from trainer.models.config import MaskingConfig
+from trainer.models.hierarchical.student import I2PMAE
+from trainer.models.layers.pooling import FEATURES
+from trainer.models.random_inputs import Draws
+from trainer.models.tokens.maps import TeacherMaps
 
 
 def draws_for(model: I2PMAE, batch: int = 4, seed: int = 0) -> Draws:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from trainer.pooling import feature_width, pool, pooled_feature
+from trainer.models.layers.pooling import feature_width, pool, pooled_feature
 
 TOKENS = torch.tensor([[[1.0, -4.0], [3.0, -4.0], [8.0, -1.0]], [[5.0, 2.0], [7.0, 0.0], [99.0, math.nan]]])
 VALID = torch.tensor([[True, True, True], [True, True, False]])

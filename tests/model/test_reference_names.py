@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.support.models import SIZES, THREE_STAGES
-from trainer.model import I2PMAE
-from trainer.model_config import MaskingConfig, ModelConfig
+from trainer.models.config import MaskingConfig, ModelConfig
+from trainer.models.hierarchical.student import I2PMAE
 
 
 def test_only_norms_that_no_loss_reaches_are_frozen():

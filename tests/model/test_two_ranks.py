@@ -7,9 +7,9 @@ from torch import Tensor
 
 from tests.support.models import assert_same, tiny_batch, tiny_model
 from tests.support.ranks import WORLD, on_two_ranks
-from trainer.draws import Draws
-from trainer.maps import TeacherMaps
-from trainer.model import I2PMAE
+from trainer.models.hierarchical.student import I2PMAE
+from trainer.models.random_inputs import Draws
+from trainer.models.tokens.maps import TeacherMaps
 
 VARIANTS = {
     "visible": {},

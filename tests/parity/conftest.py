@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 
-from cli.experiment import Experiment
+from cli.experiment.sections import Experiment
 from cli.parity.models import reference_settings
 from cli.parity.recorded import Recorded
 from cli.parity.runner import Result, run_section

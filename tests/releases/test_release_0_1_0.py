@@ -112,7 +112,7 @@ def test_a_run_resumes_and_ends_as_it_would_have(released, capsys):
 
 
 def test_a_checkpoint_loads_by_path(released):
-    from trainer.restore import load_encoder
+    from trainer.checkpoints.models import load_encoder
 
     encoder = load_encoder(released / "runs" / "small")
     assert sum(parameter.numel() for parameter in encoder.parameters()) > 0

@@ -14,10 +14,11 @@ import pytest
 from s3fs import S3FileSystem
 
 import teacher_cache
-from teacher_cache import layout, remote, remote_read
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import ManifestError, ShardDamaged, StorageError
-from teacher_cache.remote_read import HttpStatus, persist
+from teacher_cache.format import layout
+from teacher_cache.storage import remote, remote_read
+from teacher_cache.storage.remote_read import HttpStatus, persist
 from teacher_cache.testing import build, make_record
 from tests.support.limits import HANG
 from tests.support.servers import Answer, http_server

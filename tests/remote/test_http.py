@@ -9,9 +9,9 @@ import pytest
 import webdataset
 
 import teacher_cache
-from teacher_cache import layout
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import ManifestError, ShardDamaged, StorageError
+from teacher_cache.format import layout
 from teacher_cache.testing import SMALL_SCHEMA, assert_same_record, build, make_recipe, make_record
 from teacher_cache.writer import create_cache
 from tests.support.servers import http_server

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 import teacher_cache
-from teacher_cache import layout
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError, ManifestError, RecipeMismatch, SchemaError, ShardDamaged, StorageError
-from teacher_cache.remote import RemoteStorage
+from teacher_cache.format import layout
+from teacher_cache.storage.remote import RemoteStorage
 from teacher_cache.testing import SMALL_SCHEMA, assert_same_record, build, make_recipe, make_record, tree
 from teacher_cache.writer import create_cache, write_shard
 from tests.support.limits import HANG

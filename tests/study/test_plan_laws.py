@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.config import load_experiment
+from cli.experiment.toml import load_experiment
 from cli.study.arms import ARMS, TEACHERS
 from cli.study.plan import Run, plan_runs
 

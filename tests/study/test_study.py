@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from cli.build_cache import build_from
-from cli.config import ConfigError
+from cli.actions.build_cache import build_from
+from cli.experiment.toml import ConfigError
 from cli.study.arms import ARMS, TEACHERS
 from cli.study.plan import cache_settings, plan_runs, result_of
 from cli.study.worker import do
 from tests.support.commands import run
-from trainer.loop import _Run
+from trainer.pretraining.loop import _Run
 
 TINY = [
     "corpus.uri=synthetic:?count=8&seed=0", "corpus.points=64", "trainer.points=64", "trainer.batch_size=4",
@@ -69,7 +69,7 @@ def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path):
     cache = build_from(cache_settings(whole)).path
     expected = do(whole, cache)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.loop._Run._checkpoint_if_due", _checkpoint_then_stop)
+        patch.setattr("trainer.pretraining.loop._Run._checkpoint_if_due", _checkpoint_then_stop)
         with pytest.raises(KeyboardInterrupt):
             do(stopped, cache)
     assert result_of(stopped) is None

@@ -4,10 +4,10 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from pipeline.build import BuildReport, build_cache
+from pipeline.build.driver import BuildReport, build_cache
 from pipeline.config import BuildConfig, CorpusConfig
 from teacher_cache import CacheConfig
-from teacher_cache.layout import VOLATILE
+from teacher_cache.format.layout import VOLATILE
 from tests.support.teachers import TINY_PROJECTION, tiny_teacher
 
 COUNT = 23  # shapes: five shards of five, the last one partial

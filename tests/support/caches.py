@@ -5,7 +5,7 @@ from pathlib import Path
 
 import teacher_cache
 from teacher_cache.config import CacheConfig
-from teacher_cache.records import CacheSchema, TeacherRecord
+from teacher_cache.format.records import CacheSchema, TeacherRecord
 from teacher_cache.testing import make_recipe, make_record
 from teacher_cache.writer import create_cache, write_shard
 

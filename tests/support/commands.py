@@ -9,7 +9,7 @@ import pytest
 
 from cli.main import main
 
-ROOMS = ("cli", "pipeline", "pipeline.teacher", "teacher_cache", "trainer", "cuda")
+ROOMS = ("cli", "pipeline", "pipeline.teacher.tower", "teacher_cache", "trainer", "cuda")
 
 
 @dataclass

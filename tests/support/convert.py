@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.reference import reference_json
-from trainer.reference_optimizer import default_groups, optimizer_to_reference
+from trainer.checkpoints.reference.optimiser import default_groups, optimizer_to_reference
 
 
 def entries_of(model: nn.Module, *, prefix: str = "module.") -> "OrderedDict[str, Tensor]":

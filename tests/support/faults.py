@@ -144,7 +144,7 @@ def run_builder(
     import dask
     import open_clip  # noqa: F401  # what a teacher needs, under the stage that imports
 
-    import pipeline.build
+    import pipeline.build.driver
     from pipeline.config import BuildConfig, CorpusConfig
     from teacher_cache import CacheConfig
     from tests.support.teachers import TINY_PROJECTION, tiny_teacher
@@ -160,7 +160,7 @@ def run_builder(
         forkserver._forkserver._forkserver_address = server
         forkserver._forkserver.ensure_running = lambda: None  # it runs, as another process' child
     storage: dict[str, Any] = {"format": scenario.format, "features": scenario.features, "shapes_per_shard": 4}
-    pipeline.build.build_cache(
+    pipeline.build.driver.build_cache(
         CorpusConfig(uri=make_corpus(folder.parent), points=64, poses=scenario.poses),
         TINY_PROJECTION,
         tiny_teacher(folder.parent),
@@ -231,22 +231,22 @@ class _Watch:
 
     def install(self, rename_seconds: float = 0.0) -> None:
         """Tell the stages of a build apart, by wrapping what the build calls in each."""
-        import pipeline.build
-        import pipeline.shard
-        import pipeline.worker
-        from pipeline.teacher import Teacher
+        import pipeline.build.driver
+        import pipeline.build.shard
+        import pipeline.build.worker
+        from pipeline.teacher.tower import Teacher
         from teacher_cache.writer import CacheWriter
 
         self.enter("open")
         for owner, name, stage in (
-            (pipeline.build, "on_threads", "wait"),
-            (pipeline.build, "on_cluster", "wait"),
-            (pipeline.worker, "_open", "open"),
-            (pipeline.shard, "_read_group", "read"),
-            (pipeline.shard, "_teach_group", "project"),
-            (pipeline.shard, "render_views", "project"),
+            (pipeline.build.driver, "on_threads", "wait"),
+            (pipeline.build.driver, "on_cluster", "wait"),
+            (pipeline.build.worker, "_open", "open"),
+            (pipeline.build.shard, "_read_group", "read"),
+            (pipeline.build.shard, "_teach_group", "project"),
+            (pipeline.build.shard, "render_views", "project"),
             (Teacher, "encode", "teach"),
-            (pipeline.shard, "write_shard", "write"),
+            (pipeline.build.shard, "write_shard", "write"),
             (CacheWriter, "finish", "finish"),
         ):
             setattr(owner, name, self._wrapped(getattr(owner, name), stage))
@@ -295,7 +295,7 @@ def check_unfinished(folder: Path, records: dict[str, Any]) -> int:
     records  of the undisturbed build, by id.
     """
     import teacher_cache
-    from teacher_cache.layout import RECIPE
+    from teacher_cache.format.layout import RECIPE
 
     path = cache_of(folder)
     if path is None or not (path / RECIPE).exists():

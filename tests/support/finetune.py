@@ -10,10 +10,10 @@ from cli.parity.models import reference_settings, small_classifier, small_segmen
 from cli.parity.recorded import Recorded
 from tests.support.models import TINY
 from tests.support.reference import shared_dir
-from trainer.classifier import Classifier
-from trainer.head_config import ClassifierConfig, SegmentationConfig
-from trainer.model_config import ModelConfig
-from trainer.segmentation import PartSegmenter
+from trainer.models.config import ModelConfig
+from trainer.models.heads.classifier import Classifier
+from trainer.models.heads.config import ClassifierConfig, SegmentationConfig
+from trainer.models.heads.part_segmenter import PartSegmenter
 
 TINY_HEAD: dict[str, Any] = {"neighbours": (8, 4, 4), "radius": (0.5, 0.8, 1.2)}
 

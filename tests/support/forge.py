@@ -14,7 +14,7 @@ from typing import Any
 import google_crc32c
 from hypothesis import strategies as st
 
-from teacher_cache import tar_shards
+from teacher_cache.format import tar_shards
 from teacher_cache.sealed import canonical, seal
 
 __all__ = [

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from tests.support.models import tiny_batch, tiny_model
-from trainer.draws import Draws
+from trainer.models.random_inputs import Draws
 
 PATH = Path(__file__).parents[1] / "model" / "golden_losses.json"
 STEPS = 5

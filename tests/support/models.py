@@ -7,9 +7,9 @@ from torch import Tensor
 
 from cuda.project import project
 from tests.support.reference import reference_json
-from trainer.maps import TeacherMaps
-from trainer.model import I2PMAE
-from trainer.model_config import MaskingConfig, ModelConfig
+from trainer.models.config import MaskingConfig, ModelConfig
+from trainer.models.hierarchical.student import I2PMAE
+from trainer.models.tokens.maps import TeacherMaps
 
 TINY = ModelConfig(
     groups=(48, 24, 8),

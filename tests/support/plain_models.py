@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cuda.backproject import backproject
-from trainer.maps import TeacherMaps
-from trainer.tokenizer import Level, tokenise
+from trainer.models.tokens.grouping import Level, tokenise
+from trainer.models.tokens.maps import TeacherMaps
 
 __all__ = ["PlainEncoder", "plain_classifier", "plain_feature", "plain_losses", "plain_segmenter"]
 

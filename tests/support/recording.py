@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cli.experiment import Experiment
+from cli.experiment.sections import Experiment
 from cli.parity.compare import Row
 from cli.parity.recorded import Arrays, Missing, Recorded
 from cli.parity.runner import SECTIONS
@@ -19,11 +19,11 @@ from cli.parity.sections.partseg import Partseg
 from cli.parity.sections.pretrain import Pretrain
 from tests.support.parity import write_arrays
 from tests.support.teachers import clip_state
-from trainer.classifier import Classifier
-from trainer.head_config import MODELNET40, SCANOBJECTNN, SegmentationConfig
-from trainer.model import I2PMAE
-from trainer.optim import build_optimizer
-from trainer.segmentation import PartSegmenter, segmentation_loss
+from trainer.engine.optimiser import build_optimizer
+from trainer.models.heads.classifier import Classifier
+from trainer.models.heads.config import MODELNET40, SCANOBJECTNN, SegmentationConfig
+from trainer.models.heads.part_segmenter import PartSegmenter, segmentation_loss
+from trainer.models.hierarchical.student import I2PMAE
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import torch
 
 import teacher_cache
 from cuda.project import project
-from teacher_cache.records import CacheSchema, TeacherRecord
+from teacher_cache.format.records import CacheSchema, TeacherRecord
 from tests.support.caches import write_cache
 from tests.support.models import TINY, TINY_CHANNELS
 from trainer.config import AlignmentConfig, EvaluationConfig, TrainerConfig
-from trainer.loop import TrainReport, pretrain
-from trainer.model_config import MaskingConfig, ModelConfig
+from trainer.models.config import MaskingConfig, ModelConfig
+from trainer.pretraining.loop import TrainReport, pretrain
 
 MODEL = TINY
 SCHEMA = CacheSchema(points=128, views=3, image_side=32, patch_side=8, channels=TINY_CHANNELS)

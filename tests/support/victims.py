@@ -7,7 +7,7 @@ from typing import Any
 import teacher_cache
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError
-from teacher_cache.stream import stream
+from teacher_cache.reading.stream import stream
 from teacher_cache.testing import SMALL_SCHEMA, build, make_recipe, tree
 
 __all__ = ["CONFIGS", "GOOD", "R", "Victim", "read_all", "try_everything"]

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.corpora import open_corpus
-from pipeline.corpora.synthetic import Attributes
-from pipeline.tiny_clip.captions import CLASS_PROMPTS, Pose, Vocabulary, caption, every_phrase
+from pipeline.corpora.kinds.synthetic import Attributes
+from pipeline.teacher.tiny_clip.captions import CLASS_PROMPTS, Pose, Vocabulary, caption, every_phrase
 
 CORPUS = open_corpus("synthetic:?count=360&seed=7", points=64)
 CHAIR = Attributes(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cli.teacher_scores import score_teacher
+from cli.actions.teacher_scores import score_teacher
 from pipeline.config import ProjectionConfig, TeacherConfig
-from pipeline.teacher import embedded_weights, load_teacher
-from pipeline.tiny_clip.files import load_clip
+from pipeline.teacher.tiny_clip.files import load_clip
+from pipeline.teacher.tower import embedded_weights, load_teacher
 
 EMBEDDED = TeacherConfig(architecture="i2p-vit-tiny-16", pretrained="embedded", device="cpu")
 

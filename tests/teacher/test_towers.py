@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.tiny_clip.config import LearningConfig
-from pipeline.tiny_clip.towers import PatchSelection, Standardise, new_towers, plain_state
-from pipeline.tiny_clip.train import _grounding
-from pipeline.tiny_clip.views import _majority
+from pipeline.teacher.tiny_clip.config import LearningConfig
+from pipeline.teacher.tiny_clip.towers import PatchSelection, Standardise, new_towers, plain_state
+from pipeline.teacher.tiny_clip.train import _grounding
+from pipeline.teacher.tiny_clip.views import _majority
 
 TOWERS = {
     "embed_dim": 16,

@@ -12,12 +12,12 @@ from safetensors import safe_open
 
 from pipeline.config import TeacherConfig
 from pipeline.errors import TeacherError
-from pipeline.teacher import load_teacher
-from pipeline.tiny_clip.config import LearningConfig, ViewsConfig
-from pipeline.tiny_clip.files import load_clip
-from pipeline.tiny_clip.train import CLIP_FILE, train_clip
-from pipeline.tiny_clip.views import LEVELS, draw_cloud, draw_views, objects, open_views
-from pipeline.tiny_clip.zero_shot import class_directions, classify, readable
+from pipeline.teacher.tiny_clip.config import LearningConfig, ViewsConfig
+from pipeline.teacher.tiny_clip.files import load_clip
+from pipeline.teacher.tiny_clip.train import CLIP_FILE, train_clip
+from pipeline.teacher.tiny_clip.views import LEVELS, draw_cloud, draw_views, objects, open_views
+from pipeline.teacher.tiny_clip.zero_shot import class_directions, classify, readable
+from pipeline.teacher.tower import load_teacher
 
 VIEWS = ViewsConfig(shapes=40, points=(64, 128), image_side=32, patch_side=8)
 
@@ -178,8 +178,8 @@ def test_a_kill_leaves_a_run_that_goes_on(tmp_path, drawn, learning):
     script = (
         "import os, signal, sys, torch\nfrom pathlib import Path\n"
         f"torch.set_num_threads({torch.get_num_threads()})\n"  # the same bytes are of the same number
-        "from pipeline.tiny_clip.config import LearningConfig, ViewsConfig\n"
-        "from pipeline.tiny_clip.train import train_clip\n"
+        "from pipeline.teacher.tiny_clip.config import LearningConfig, ViewsConfig\n"
+        "from pipeline.teacher.tiny_clip.train import train_clip\n"
         f"views, learning = {VIEWS!r}, {learning!r}\n"
         "train_clip(views, learning, Path(sys.argv[1]), views_folder=Path(sys.argv[2]),\n"
         "           on_step=lambda report: os.kill(os.getpid(), signal.SIGKILL) if report.step == 4 else None)\n"

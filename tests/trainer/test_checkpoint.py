@@ -9,10 +9,10 @@ import torch
 
 from tests.support.models import TINY, tiny_model
 from tests.support.training import MASKING, train, trainer_config, weights_of
-from trainer import checkpoint
-from trainer.checkpoint import CheckpointError, Header
+from trainer.checkpoints import files as checkpoint
+from trainer.checkpoints.files import CheckpointError, Header
+from trainer.checkpoints.models import load_encoder, load_model, resume_problems, section_from_json, sections_of
 from trainer.config import EvaluationConfig
-from trainer.restore import load_encoder, load_model, resume_problems, section_from_json, sections_of
 
 
 def _header(epoch: int, **changes: Any) -> Header:

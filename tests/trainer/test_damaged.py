@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import teacher_cache
-from teacher_cache import layout
 from teacher_cache.errors import ShardDamaged
+from teacher_cache.format import layout
 from tests.support.models import TINY
 from tests.support.training import train, trainer_config, training_cache, weights_of
-from trainer.data import DataError, Loader
-from trainer.distributed import Ranks
-from trainer.events import EpochDone
+from trainer.engine.events import EpochDone
+from trainer.engine.ranks import Ranks
+from trainer.pretraining.data import DataError, Loader
 
 SHARDS = 3  # of 8 records each
 

@@ -10,10 +10,10 @@ import torch
 import teacher_cache
 from tests.support.models import TINY
 from tests.support.training import trainer_config, training_cache
-from trainer.augment import choose_points, renormalised, scale_and_shift
-from trainer.data import DataError, Loader, Part
-from trainer.distributed import Ranks
-from trainer.maps import TeacherMaps
+from trainer.engine.augmentation import choose_points, renormalised, scale_and_shift
+from trainer.engine.ranks import Ranks
+from trainer.models.tokens.maps import TeacherMaps
+from trainer.pretraining.data import DataError, Loader, Part
 
 
 def _ranks(rank: int = 0, size: int = 1) -> Ranks:

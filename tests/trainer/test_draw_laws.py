@@ -15,13 +15,13 @@ import torch
 
 from tests.support.models import TINY, tiny_model
 from tests.support.training import MASKING, train, trainer_config
-from trainer.augment import scale_and_shift
+from trainer.checkpoints.models import load_model, new_model
 from trainer.config import TrainerConfig
-from trainer.data import Loader, Part
-from trainer.distributed import Ranks
-from trainer.draws import Draws
-from trainer.restore import load_model, new_model
-from trainer.step import Stepper
+from trainer.engine.augmentation import scale_and_shift
+from trainer.engine.ranks import Ranks
+from trainer.models.random_inputs import Draws
+from trainer.pretraining.data import Loader, Part
+from trainer.pretraining.step import Stepper
 
 STILL = {"points": 0, "resample": False, "renormalise": False, "scale": (1.0, 1.0), "shift": 0.0}
 ONE = Ranks(rank=0, size=1, device=torch.device("cpu"))

@@ -12,12 +12,12 @@ from pipeline.corpora.base import CorpusError
 from tests.support.models import TINY, tiny_model
 from tests.support.training import clouds, train
 from trainer.config import EvaluationConfig
-from trainer.evaluation import EvaluationError
-from trainer.evaluation.clouds import read_clouds
-from trainer.evaluation.compare import Evaluator, compare
-from trainer.evaluation.encoders import coordinate_statistics, encode, model_encoder, settle_batch_norms
-from trainer.events import Evaluated
-from trainer.pooling import feature_width
+from trainer.downstream.clouds import read_clouds
+from trainer.downstream.comparison import Evaluator, compare
+from trainer.downstream.features import coordinate_statistics, encode, model_encoder, settle_batch_norms
+from trainer.engine.events import Evaluated
+from trainer.errors import EvaluationError
+from trainer.models.layers.pooling import feature_width
 
 
 @pytest.fixture(scope="module")

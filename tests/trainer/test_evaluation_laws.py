@@ -13,11 +13,11 @@ from tests.support.commands import run
 from tests.support.models import tiny_model
 from tests.support.training import clouds, train
 from trainer.config import EvaluationConfig
-from trainer.evaluation import compare as compare_module
-from trainer.evaluation import svm
-from trainer.evaluation.compare import Evaluator, compare
-from trainer.evaluation.encoders import coordinate_statistics
-from trainer.evaluation.svm import fold_numbers, linear_svm
+from trainer.downstream import comparison as compare_module
+from trainer.downstream import linear_svm as svm
+from trainer.downstream.comparison import Evaluator, compare
+from trainer.downstream.features import coordinate_statistics
+from trainer.downstream.linear_svm import fold_numbers, linear_svm
 
 PROTOCOLS = ("cross-validated", "reference")
 GRID = (0.01, 0.1, 1.0, 10.0, 100.0)

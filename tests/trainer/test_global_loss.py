@@ -11,16 +11,16 @@ import torch
 
 import teacher_cache
 from tests.support.training import SCHEMA, train, training_cache, weights_of
-from trainer import checkpoint
-from trainer.alignment import Alignment
+from trainer.checkpoints import files as checkpoint
+from trainer.checkpoints.models import load_encoder, load_model
+from trainer.checkpoints.reference.convert import export_reference
 from trainer.config import AlignmentConfig
-from trainer.data import Part
-from trainer.distributed import Ranks
+from trainer.engine.events import StepDone
+from trainer.engine.ranks import Ranks
 from trainer.errors import TrainingError
-from trainer.events import StepDone
-from trainer.reference_checkpoint import export_reference
-from trainer.restore import load_encoder, load_model
-from trainer.step import _Whole
+from trainer.pretraining.alignment import Alignment
+from trainer.pretraining.data import Part
+from trainer.pretraining.step import _Whole
 
 ON = AlignmentConfig(weight=0.7)
 ALONE = Ranks(rank=0, size=1, device=torch.device("cpu"))
@@ -185,7 +185,7 @@ def test_an_export_leaves_the_head_out(whole_cache: Any, tmp_path: Path) -> None
 
 def test_the_cache_of_a_live_run_gives_its_global_targets(whole_cache: Any) -> None:
     from tests.support.training import MODEL, trainer_config
-    from trainer.data import Loader
+    from trainer.pretraining.data import Loader
 
     loader = Loader(whole_cache, MODEL, trainer_config(readers=0), ALONE, live_teacher=True, whole=True)
     (part,) = next(loader.epoch(0))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from trainer.distributed import Place, place_in_launch
+from trainer.engine.ranks import Place, place_in_launch
 from trainer.errors import TrainingError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,7 +69,7 @@ def _ranks(folder: Path, *programs: str) -> list[subprocess.Popen[str]]:
     """One process for each program, which find each other through a file."""
     prelude = (
         "import sys, torch, torch.distributed as dist\n"
-        "from trainer.distributed import Ranks\nfrom trainer.errors import TrainingError\n"
+        "from trainer.engine.ranks import Ranks\nfrom trainer.errors import TrainingError\n"
         f"rank = int(sys.argv[1])\ndist.init_process_group('gloo', init_method='file://{folder / 'meeting'}', "
         f"rank=rank, world_size={len(programs)})\n"
         "ranks = Ranks(rank=rank, size=dist.get_world_size(), device=torch.device('cpu'))\n"

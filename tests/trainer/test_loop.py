@@ -16,17 +16,17 @@ from torch import Tensor
 from cuda.project import project
 from tests.support.models import TINY, TINY_CHANNELS
 from tests.support.training import MASKING, SCHEMA, train, trainer_config, training_cache, weights_of
-from trainer import checkpoint
-from trainer.batchnorm import BatchNorm
-from trainer.data import Loader
-from trainer.distributed import Ranks
+from trainer.checkpoints import files as checkpoint
+from trainer.checkpoints.models import new_model
+from trainer.engine.events import CheckpointWritten, EpochDone, RunEnded, RunStarted, StepDone
+from trainer.engine.ranks import Ranks
+from trainer.engine.run_directory import owned
 from trainer.errors import TrainingError
-from trainer.events import CheckpointWritten, EpochDone, RunEnded, RunStarted, StepDone
-from trainer.maps import TeacherMaps
-from trainer.model import I2PMAE
-from trainer.restore import new_model
-from trainer.run_dir import owned
-from trainer.step import Stepper
+from trainer.models.hierarchical.student import I2PMAE
+from trainer.models.layers.batch_norm import BatchNorm
+from trainer.models.tokens.maps import TeacherMaps
+from trainer.pretraining.data import Loader
+from trainer.pretraining.step import Stepper
 
 TEACHER = {"channels": TINY_CHANNELS, "views": 3}
 ALONE = Ranks(rank=0, size=1, device=torch.device("cpu"))
@@ -161,7 +161,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_batch(tmp_path: 
 
 def test_two_processes_do_not_train_in_one_directory(cache: Any, tmp_path: Path) -> None:
     with (
-        owned(tmp_path, ALONE),
+        owned(tmp_path, ALONE, lambda run_dir: None),
         pytest.raises(TrainingError, match=r"another process is training in .*; expected to be the only one"),
     ):
         train(cache, tmp_path)

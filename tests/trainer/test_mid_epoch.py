@@ -13,11 +13,11 @@ import torch
 
 from tests.support.models import TINY
 from tests.support.training import train, trainer_config, training_cache
-from trainer import checkpoint
-from trainer.checkpoint import CheckpointError
-from trainer.data import Loader
-from trainer.distributed import Ranks
-from trainer.events import CheckpointWritten, StepDone
+from trainer.checkpoints import files as checkpoint
+from trainer.checkpoints.files import CheckpointError
+from trainer.engine.events import CheckpointWritten, StepDone
+from trainer.engine.ranks import Ranks
+from trainer.pretraining.data import Loader
 
 ALONE = Ranks(rank=0, size=1, device=torch.device("cpu"))
 TIMES = ("seconds", "waited", "shapes_per_second", "path")

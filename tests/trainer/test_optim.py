@@ -7,7 +7,7 @@ from torch import nn
 from tests.support.models import tiny_model
 from tests.support.reference import reference_json
 from trainer.config import TrainerConfig
-from trainer.optim import build_optimizer, no_decay_names, set_learning_rate, total_gradient_norm
+from trainer.engine.optimiser import build_optimizer, no_decay_names, set_learning_rate, total_gradient_norm
 
 
 def _recorded_parameters(model: str) -> list[tuple[str, torch.Tensor]]:

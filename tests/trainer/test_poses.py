@@ -9,12 +9,12 @@ import torch
 
 import teacher_cache
 from teacher_cache.errors import ManifestError
-from teacher_cache.recipe import Recipe
+from teacher_cache.format.recipe import Recipe
 from tests.support.models import TINY
 from tests.support.training import SCHEMA, train, trainer_config, training_cache, weights_of
-from trainer.augment import choose_poses
-from trainer.data import DataError, Loader, Part
-from trainer.distributed import Ranks
+from trainer.engine.augmentation import choose_poses
+from trainer.engine.ranks import Ranks
+from trainer.pretraining.data import DataError, Loader, Part
 
 SHAPES, POSES = 24, 3
 STORED = {"points": 0, "resample": False, "renormalise": False, "scale": (1.0, 1.0), "shift": 0.0}

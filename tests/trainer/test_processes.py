@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tests.support.limits import HANG
 from tests.support.training import train, training_cache, weights_of
-from trainer import checkpoint
+from trainer.checkpoints import files as checkpoint
 from trainer.config import AlignmentConfig
 
 ROOT = Path(__file__).resolve().parents[2]

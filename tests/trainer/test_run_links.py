@@ -11,10 +11,10 @@ import torch
 
 from teacher_cache.errors import CacheError
 from tests.support.training import train
-from trainer import checkpoint
-from trainer.distributed import Ranks
+from trainer.checkpoints import files as checkpoint
+from trainer.engine.ranks import Ranks
+from trainer.engine.run_directory import known_json, owned
 from trainer.errors import TrainingError
-from trainer.run_dir import known_json, owned
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "failure"])
@@ -100,7 +100,7 @@ def test_a_lock_that_is_no_file_is_refused_by_name(tmp_path: Path, plant: Callab
     plant(tmp_path / ".lock")
     with (
         pytest.raises(TrainingError, match=r"\.lock: expected the lock file"),
-        owned(tmp_path, Ranks(rank=0, size=1, device=torch.device("cpu"))),
+        owned(tmp_path, Ranks(rank=0, size=1, device=torch.device("cpu")), lambda run_dir: None),
     ):
         raise AssertionError("the run went on")
     assert not (tmp_path / "elsewhere").exists()

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from tests.support.training import MASKING, MODEL, train, trainer_config, training_cache
-from trainer import checkpoint
-from trainer.checkpoint import CheckpointError
+from trainer.checkpoints import files as checkpoint
+from trainer.checkpoints.files import CheckpointError
+from trainer.checkpoints.models import resume_problems, sections_of
 from trainer.config import AlignmentConfig
-from trainer.restore import resume_problems, sections_of
 
 FREE = {  # may change from one part of a run to the next: docs/checkpoints.md
     "epochs", "cache", "stale_cache", "checkpoint_every", "checkpoint_steps", "damaged", "keep_checkpoints",

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from trainer.config import TrainerConfig
-from trainer.schedule import learning_rate
+from trainer.engine.schedule import learning_rate
 
 
 def test_per_step_schedule_rises_to_the_full_rate_and_falls_to_the_floor() -> None:

@@ -9,13 +9,13 @@ import torch
 
 from tests.support.models import TINY
 from tests.support.training import MASKING, train, trainer_config
-from trainer.data import Loader
-from trainer.distributed import Ranks
-from trainer.events import EpochDone, StepDone
-from trainer.optim import build_optimizer
-from trainer.restore import new_model
-from trainer.schedule import learning_rate
-from trainer.step import Stepper
+from trainer.checkpoints.models import new_model
+from trainer.engine.events import EpochDone, StepDone
+from trainer.engine.optimiser import build_optimizer
+from trainer.engine.ranks import Ranks
+from trainer.engine.schedule import learning_rate
+from trainer.pretraining.data import Loader
+from trainer.pretraining.step import Stepper
 
 ALONE = Ranks(rank=0, size=1, device=torch.device("cpu"))
 

@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainer.evaluation import EvaluationError, svm
-from trainer.evaluation.svm import fold_numbers, linear_svm, majority_share
+from trainer.downstream import linear_svm as svm
+from trainer.downstream.linear_svm import fold_numbers, linear_svm, majority_share
+from trainer.errors import EvaluationError
 
 
 def _clusters(per_class: int, classes: int = 4, *, noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

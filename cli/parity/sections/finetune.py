@@ -11,7 +11,7 @@ from cli.parity.models import CLASSIFIERS, small_classifier
 from cli.parity.quantities import doubled, gradient_norms, settled
 from cli.parity.recorded import Arrays
 from cli.parity.section import Part, Section
-from trainer.classifier import Classifier, accuracy, classification_loss
+from trainer.models.heads.classifier import Classifier, accuracy, classification_loss
 
 __all__ = ["Finetune"]
 

@@ -11,10 +11,10 @@ from cli.parity.compare import Row
 from cli.parity.models import FULL_CLASSIFIERS, Filled, full_classifier, full_student, full_teacher
 from cli.parity.recorded import Arrays
 from cli.parity.section import Part, Section
-from pipeline.live import LiveTeacher
-from trainer.maps import TeacherMaps
-from trainer.masking import weight_logits
-from trainer.model import top_saliency
+from pipeline.teacher.live import LiveTeacher
+from trainer.models.hierarchical.student import top_saliency
+from trainer.models.tokens.maps import TeacherMaps
+from trainer.models.tokens.masking import weight_logits
 
 __all__ = ["Fullsize"]
 

@@ -11,7 +11,7 @@ from cli.parity.compare import Row, missing
 from cli.parity.recorded import Arrays
 from cli.parity.section import Part, Section
 from cuda.fps import farthest_point_sample
-from trainer.tokenizer import gather, neighbourhoods, tokenise
+from trainer.models.tokens.grouping import gather, neighbourhoods, tokenise
 
 __all__ = ["Grouping"]
 

@@ -8,17 +8,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from cli.experiment import Experiment
+from cli.experiment.sections import Experiment
 from cli.parity.compare import Row, compare, same
 from cli.parity.recorded import Table
 from cli.parity.section import Part, Section
-from trainer.classifier import Classifier
-from trainer.head_config import MODELNET40, SCANOBJECTNN, SegmentationConfig
-from trainer.model import I2PMAE
-from trainer.optim import no_decay_names
-from trainer.reference_file import TEACHER
-from trainer.schedule import learning_rate
-from trainer.segmentation import PartSegmenter
+from trainer.checkpoints.reference.pth_file import TEACHER
+from trainer.engine.optimiser import no_decay_names
+from trainer.engine.schedule import learning_rate
+from trainer.models.heads.classifier import Classifier
+from trainer.models.heads.config import MODELNET40, SCANOBJECTNN, SegmentationConfig
+from trainer.models.heads.part_segmenter import PartSegmenter
+from trainer.models.hierarchical.student import I2PMAE
 
 __all__ = ["Params"]
 

@@ -11,8 +11,8 @@ from cli.parity.models import full_segmenter, small_segmenter
 from cli.parity.quantities import doubled, gradient_norms, settled
 from cli.parity.recorded import Arrays
 from cli.parity.section import Part, Section
-from trainer.decoder import interpolation_weights
-from trainer.segmentation import PartSegmenter, segmentation_loss
+from trainer.models.heads.part_segmenter import PartSegmenter, segmentation_loss
+from trainer.models.hierarchical.decoder import interpolation_weights
 
 __all__ = ["Partseg"]
 

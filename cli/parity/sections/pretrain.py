@@ -14,13 +14,13 @@ from cli.parity.models import small_student, small_teacher
 from cli.parity.quantities import by_gradient, doubled, gradient_norms, names_of, settled
 from cli.parity.recorded import Arrays
 from cli.parity.section import Part, Section
-from pipeline.live import LiveTeacher
+from pipeline.teacher.live import LiveTeacher
 from pipeline.views import render_views
-from trainer.layout import Tokens
-from trainer.maps import TeacherMaps
-from trainer.masking import propagate, weight_logits
-from trainer.model import I2PMAE, Plan, top_saliency
-from trainer.optim import build_optimizer
+from trainer.engine.optimiser import build_optimizer
+from trainer.models.hierarchical.student import I2PMAE, Plan, top_saliency
+from trainer.models.tokens.maps import TeacherMaps
+from trainer.models.tokens.masking import propagate, weight_logits
+from trainer.models.tokens.visible import Tokens
 
 __all__ = ["Pretrain"]
 

@@ -7,7 +7,7 @@ from cli.parity.compare import Row
 from cli.parity.models import small_teacher
 from cli.parity.recorded import Arrays
 from cli.parity.section import Part, Section
-from pipeline.teacher import Teacher
+from pipeline.teacher.tower import Teacher
 
 __all__ = ["TeacherSection"]
 

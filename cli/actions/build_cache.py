@@ -1,0 +1,109 @@
+"""Build the cache of an experiment, with progress, and report what was built and what was refused."""
+
+import logging
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from cli.experiment.own_recipe import CONFIG_COPY
+from cli.show.terminal import echo
+
+if TYPE_CHECKING:
+    from cli.experiment.sections import Experiment
+    from pipeline.build.driver import BuildReport
+
+__all__ = ["build_from"]
+
+REASONS_SHOWN = 5
+
+
+def build_from(experiment: "Experiment") -> "BuildReport":
+    """Build an experiment's cache with progress on standard error; a complete one is only reported."""
+    from cli.experiment.toml import to_toml
+    from cli.show.progress import Progress, human_seconds
+    from pipeline.build.driver import BuildProgress, build_cache
+    from pipeline.errors import TooManyRefused
+    from teacher_cache.storage.opening import storage_at
+
+    progress: Progress | None = None
+    fitting: Progress | None = None
+
+    def show_fit(done: int, total: int) -> None:
+        nonlocal fitting
+        if fitting is None:
+            fitting = Progress("basis", total, unit="shapes")
+            fitting.write(f"fitting {experiment.cache.channels} channels to what the teacher says of {total} shapes")
+        fitting.update(done)
+
+    def show(state: BuildProgress) -> None:
+        nonlocal progress, fitting
+        if fitting is not None:
+            fitting.__exit__(None, None, None)
+            fitting = None
+        if progress is None:
+            if state.shards_done == state.shards_total:
+                return
+            progress = Progress("cache", state.shapes_total, unit="shapes", initial=state.shapes_done)
+            progress.write(
+                f"building the cache of {experiment.corpus.uri}: {state.shapes_done} of {state.shapes_total} shapes "
+                f"and {state.shards_done} of {state.shards_total} shards are there already"
+            )
+        shards = f"{state.shards_done}/{state.shards_total}"
+        progress.update(state.shapes_done, shards=shards, quarantined=state.quarantined)
+
+    _say_when_random(experiment)
+    warnings = logging.getLogger("pipeline.teacher.tower")
+    level = warnings.level
+    if experiment.teacher.random:  # the room warns too; a person has just read it in plain words, once
+        warnings.setLevel(logging.ERROR)
+    try:
+        report = build_cache(
+            experiment.corpus,
+            experiment.projection,
+            experiment.teacher,
+            experiment.cache,
+            experiment.build,
+            on_progress=show,
+            on_fit=show_fit,
+        )
+    except TooManyRefused as error:
+        with suppress(OSError):  # of a finished cache on a disk that is read only: what was refused is the news
+            storage_at(error.path).write_documents({CONFIG_COPY: to_toml(experiment).encode()})
+        raise
+    finally:
+        warnings.setLevel(level)
+        if fitting is not None:
+            fitting.__exit__(None, None, None)
+        if progress is not None:
+            progress.__exit__(None, None, None)
+    if report.already_complete:
+        echo(f"cache complete: {report.shapes} shapes in {report.path}", err=True)
+        return report
+    storage_at(report.path).write_documents({CONFIG_COPY: to_toml(experiment).encode()})
+    rate = f"{report.shapes / report.seconds:.1f} shapes/s" if report.built == report.shards else "resumed"
+    echo(
+        f"cache built: {report.shapes} shapes, {report.shards} shards in {human_seconds(report.seconds)} ({rate})",
+        err=True,
+    )
+    work = ", ".join(f"{stage} {share:.0%}" for stage, share in report.shares.items())
+    busy = "" if report.taught is None else f"; the teacher took {report.taught:.0%} of {report.teachers} lanes' time"
+    echo(f"its work: {work}{busy}", err=True)
+    _say_quarantine(report.quarantined)
+    return report
+
+
+def _say_when_random(experiment: "Experiment") -> None:
+    if experiment.teacher.random:
+        echo(
+            "note: this experiment names a RANDOM teacher: its cache exercises the path, but holds no 2D knowledge",
+            err=True,
+        )
+
+
+def _say_quarantine(quarantined: Any) -> None:
+    if not quarantined:
+        return
+    echo(f"{len(quarantined)} shapes could not be used and are listed in the manifest (i2p cache info):", err=True)
+    for item in quarantined[:REASONS_SHOWN]:
+        echo(f"  {item.source}: {item.reason}", err=True)
+    if len(quarantined) > REASONS_SHOWN:
+        echo(f"  ... and {len(quarantined) - REASONS_SHOWN} more", err=True)

@@ -1,0 +1,54 @@
+"""Whether a cache that is to be trained on is still of its corpus."""
+
+from typing import TYPE_CHECKING
+
+from cli.show.terminal import echo
+
+if TYPE_CHECKING:
+    from cli.experiment.sections import Experiment
+    from teacher_cache.location import Location
+
+__all__ = ["check_corpus", "finished_cache"]
+
+
+def check_corpus(experiment: "Experiment", place: "Location") -> None:
+    """Compare a finished cache with the experiment's corpus, if it is of that. Raises BuildError where shapes changed
+    or went; says so where it cannot be compared.
+
+    Only the experiment says where the corpus lies: notes in a cache are anybody's.
+    """
+    from pipeline.build.driver import changes_at
+    from pipeline.corpora import CorpusError, MachineFault
+    from pipeline.errors import BuildError
+
+    try:
+        changes = changes_at(place, experiment.corpus, content=experiment.build.check == "content")
+    except MachineFault:
+        raise
+    except CorpusError as error:  # a cache alone is enough to train on, on a machine without the corpus
+        reason = str(error).partition("\n")[0]
+        echo(f"note: whether the corpus changed since the cache was built is not known: {reason}", err=True)
+        return
+    if changes is None:
+        echo("note: the cache is of another corpus than the experiment names; its files are not compared", err=True)
+    elif changes.stale:
+        lines = "\n  ".join(changes.lines())
+        raise BuildError(
+            f"{place}: expected a cache of the corpus as it is, {experiment.corpus.uri}:\n  {lines}\n"
+            "  Bring the cache up to date with `i2p cache build CONFIG --changed rebuild`, or train on it as it is:\n"
+            "  --stale-cache train (trainer.stale_cache)."
+        )
+
+
+def finished_cache(experiment: "Experiment") -> "Location | None":
+    """The cache that the experiment's build makes, where it is finished."""
+    from pipeline.build.driver import cache_of
+    from teacher_cache.format.layout import MANIFEST
+    from teacher_cache.storage.opening import storage_at
+
+    _, place = cache_of(experiment.corpus, experiment.projection, experiment.teacher, experiment.cache)
+    try:
+        storage_at(place).read(MANIFEST)
+    except FileNotFoundError:
+        return None
+    return place

@@ -1,0 +1,188 @@
+"""``i2p cache``: build a teacher cache, look into it, check it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.actions.build_cache import build_from
+from cli.commands.cache_repair import repair
+from cli.commands.cache_tools import compact, convert, gc, merge
+from cli.options import CachePath, LocalPath, config_argument, config_options
+from cli.show.terminal import echo
+
+if TYPE_CHECKING:
+    from teacher_cache.location import Location
+
+__all__ = ["cache"]
+
+
+@click.group()
+def cache() -> None:
+    """Build a teacher cache, look into it, check it."""
+
+
+for tool in (compact, convert, merge, gc, repair):
+    cache.add_command(tool)
+
+
+@cache.command(
+    epilog="Example: i2p cache build shapenet --set build.scheduler=processes --set build.workers=4. "
+    "A build that was stopped goes on where it was; a complete one returns at once."
+)
+@config_argument
+@config_options
+@click.option("--scheduler", help="Short for --set build.scheduler=...: threads, processes, or tcp://host:8786.")
+@click.option("--workers", type=int, help="Short for --set build.workers=...")
+@click.option("--retry-refused", is_flag=True, help="Try every refused shape again, not only those that changed.")
+@click.option("--changed", type=click.Choice(["refuse", "rebuild"]),
+              help="Short for --set build.changed=...: what is done about shapes that changed or went.")  # fmt: skip
+@click.option("--check-content", is_flag=True, help="Compare the content of all files, not only their size and time.")
+def build(
+    config: str,
+    overrides: tuple[str, ...],
+    print_config: bool,
+    scheduler: str | None,
+    workers: int | None,
+    retry_refused: bool,
+    changed: str | None,
+    check_content: bool,
+) -> None:
+    """Build the teacher cache of CONFIG (a preset or a TOML file) and print where it is."""
+    from cli.experiment.toml import load_experiment, to_toml
+
+    extra = [f"build.scheduler='{scheduler}'"] if scheduler else []
+    extra += [f"build.workers={workers}"] if workers is not None else []
+    extra += ["build.retry_refused=true"] if retry_refused else []
+    extra += [f"build.changed='{changed}'"] if changed else []
+    extra += ["build.check='content'"] if check_content else []
+    experiment = load_experiment(config, [*overrides, *extra])
+    if print_config:
+        echo(to_toml(experiment), nl=False)
+        return
+    from pipeline.errors import TooManyRefused
+
+    try:
+        echo(build_from(experiment).path)
+    except TooManyRefused as error:
+        echo(error.path)  # it is there all the same
+        raise
+
+
+@cache.command(epilog="Example: i2p cache info caches/synthetic-0f3a9c21d7be")
+@click.argument("path", type=CachePath())
+def info(path: "Location") -> None:
+    """Print a cache's recipe, size, counts and quarantine. Reads an unfinished cache too."""
+    import teacher_cache
+
+    opened = teacher_cache.open(path, allow_incomplete=True)
+    found, poses = opened.info(), opened.poses
+    refused = len(found.quarantined)
+    planned = f" of {(found.planned - refused) // poses + refused} planned" if found.planned >= 0 else ""
+    state = "complete" if found.complete else "NOT complete: run its build again to finish it"
+    schema = found.schema
+    echo(f"cache        {found.path}")
+    echo(f"state        {state}")
+    echo(f"format       {found.format}, version {found.recipe.format_version}")
+    echo(f"recipe       {found.recipe.hash}")
+    echo(f"shapes       {found.records // poses}{planned}, {refused} quarantined")
+    echo(f"poses        {poses} of each shape, {found.records} records")
+    echo(f"labels       {len(found.label_names)}")
+    echo(
+        f"record       {schema.points} points, {schema.views} views of {schema.image_side} x {schema.image_side} "
+        f"pixels, {schema.tokens} tokens of {schema.channels} channels, "
+        f"{'a' if opened.stores_class else 'no'} class token of each view"
+    )
+    if (basis := opened.basis) is not None:
+        echo(
+            f"basis        {basis.sha256[:12]}, {basis.channels} of the teacher's {basis.teacher_channels} channels, "
+            f"{100 * basis.kept:.2f}% of the variance of {basis.shapes} shapes"
+        )
+    echo(
+        f"size         {found.bytes / 1e6:.1f} MB in {found.shards} shards, "
+        f"{found.bytes_per_record * poses / 1e3:.1f} kB a shape"
+    )
+    for part in ("corpus", "projection", "teacher", "storage"):
+        echo(f"\n[{part}]")
+        for key, value in getattr(found.recipe, part).items():
+            echo(f"  {key} = {value}")
+    if found.quarantined:
+        echo("\nquarantined")
+        for item in found.quarantined:
+            echo(f"  {item.id}: {item.source}: {item.reason}")
+
+
+@cache.command(epilog="Example: i2p cache verify caches/synthetic-0f3a9c21d7be && rsync ...")
+@click.argument("path", type=CachePath())
+def verify(path: "Location") -> None:
+    """Compare every byte of a finished cache with its checksums; exit 1 and list the files when something is wrong."""
+    import teacher_cache
+    from cli.show.progress import Progress
+
+    progress: Progress | None = None
+
+    def show(done: int, total: int) -> None:
+        nonlocal progress
+        progress = progress or Progress("verifying", total, unit="files")
+        progress.update(done)
+
+    problems = teacher_cache.verify(path, on_progress=show)
+    if progress is not None:
+        progress.__exit__(None, None, None)
+    for problem in problems:
+        echo(problem)
+    if problems:
+        echo(f"{len(problems)} problems in {path}", err=True)
+        raise SystemExit(1)
+    echo(f"sound: {path}", err=True)
+
+
+@cache.command(
+    name="list", epilog="Examples: i2p cache list; i2p cache list /data/caches; i2p cache list s3://bucket/caches"
+)
+@click.argument("root", type=CachePath(), default="caches")
+def list_all(root: "Location") -> None:
+    """List the caches in a folder, with what they are made of and their size."""
+    import teacher_cache
+
+    found, faults = teacher_cache.list_caches(root)
+    for info in found:
+        recipe = info.recipe
+        shapes = info.records // recipe.corpus.get("poses", 1)
+        state = "complete" if info.complete else "unfinished"
+        teacher = recipe.teacher.get("architecture", "?")
+        random = " (random)" if "random_seed" in recipe.teacher else ""
+        echo(
+            f"{info.path.rpartition('/')[2]:<32} {state:<10} {shapes:>8} shapes {info.bytes / 1e6:>9.1f} MB  "
+            f"{info.format:<10} {recipe.storage.get('features', '?'):<8} "
+            f"{recipe.corpus.get('kind', '?')}, {teacher}{random}"
+        )
+    for fault in faults:
+        echo(f"cannot be read: {fault}", err=True)
+    if not found and not faults:
+        echo(f"no caches in {root}", err=True)
+    if faults:
+        raise SystemExit(1)
+
+
+@cache.command(epilog="Example: i2p cache render caches/synthetic-0f3a9c21d7be --shape 0 --shape 17 --out views.png")
+@click.argument("path", type=CachePath())
+@click.option(
+    "--shape", "shapes", type=int, multiple=True, help="Record number; may be given many times. Default: 0 to 4."
+)
+@click.option("--out", type=LocalPath(dir_okay=False), default=Path("cache.png"), show_default=True)
+def render(path: "Location", shapes: tuple[int, ...], out: Path) -> None:
+    """Draw shapes of a cache: the cloud, its depth views, and the teacher's saliency over them."""
+    import teacher_cache
+    from cli.show.pictures import record_sheet
+
+    opened = teacher_cache.open(path, allow_incomplete=True)
+    chosen = list(shapes) or list(range(min(5, len(opened))))
+    outside = [index for index in chosen if not 0 <= index < len(opened)]
+    if outside:
+        raise click.BadParameter(f"{outside[0]} is outside 0..{len(opened) - 1}", param_hint="--shape")
+    records = [opened[index] for index in chosen]
+    names = opened.label_names
+    titles = [names[record.label] if 0 <= record.label < len(names) else record.id for record in records]
+    record_sheet(records, out, titles=titles)
+    echo(out)

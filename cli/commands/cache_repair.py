@@ -1,0 +1,135 @@
+"""``i2p cache repair``: build what is damaged in a cache again, from the cache's own recipe."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from cli.actions.build_cache import build_from
+from cli.experiment.own_recipe import CONFIG_COPY, experiment_by_recipe
+from cli.options import CachePath
+from cli.show.terminal import echo
+
+if TYPE_CHECKING:
+    from cli.experiment.sections import Experiment
+    from teacher_cache.location import Location
+    from teacher_cache.maintenance.verify import Problem
+
+__all__ = ["repair"]
+
+REPAIR_ROUNDS = 3
+
+
+@click.command(
+    epilog="Examples: i2p cache repair caches/synthetic-0f3a9c21d7be; i2p cache repair PATH --config mine.toml"
+)
+@click.argument("path", type=CachePath())
+@click.option("--config", help="Experiment the cache was built from. [default: the cache's own recipe, with the places "
+              "of corpus and weights that it notes]")  # fmt: skip
+@click.option("--scheduler", help="As build.scheduler; never taken from the cache. [default: this machine]")
+@click.option("--workers", type=int, help="As build.workers.")
+@click.option("--changed", type=click.Choice(["refuse", "rebuild"]), default="rebuild", show_default=True,
+              help="Where the corpus changed since the cache was built: build those shards again too, so that "
+              "old and new never mix, or stop before anything is done.")  # fmt: skip
+def repair(
+    path: "Location",
+    config: str | None,
+    scheduler: str | None,
+    workers: int | None,
+    changed: Literal["refuse", "rebuild"],
+) -> None:
+    """Find what is damaged in a cache and build just that again; exit 1 when something is left."""
+    import teacher_cache
+    from cli.experiment.toml import load_experiment
+    from teacher_cache.location import parent
+
+    problems = teacher_cache.verify(path)
+    rounds = 0
+    if any(_mendable(problem) for problem in problems):
+        if config is None:
+            experiment = experiment_by_recipe(path, scheduler=scheduler, workers=workers)
+        else:
+            extra = [f"build.scheduler={scheduler!r}"] if scheduler else []
+            extra += [f"build.workers={workers}"] if workers is not None else []
+            experiment = load_experiment(config, extra)
+            # Where the cache lies now, wherever that experiment once put it.
+            experiment = replace(experiment, cache=replace(experiment.cache, root=str(parent(path))))
+        experiment = replace(experiment, build=replace(experiment.build, changed=changed))
+        _say_what_runs(experiment, path, config)
+        _check_describes(experiment, path, config or CONFIG_COPY)
+        if stale := _stale_shards(experiment, path, refuse=changed == "refuse"):
+            # Their receipts may go with the damage below, and with them what tells that these shapes changed.
+            taken_back = [problem for problem in problems if _mendable(problem)]
+            echo(f"{len(stale)} shards are built again with the files as they are now", err=True)
+            problems = [*taken_back, *(stale_problem(shard) for shard in stale)]
+    # A damaged manifest hides what is damaged below it, so a second look can find more than the first.
+    while any(_mendable(problem) for problem in problems) and rounds < REPAIR_ROUNDS:
+        shards = teacher_cache.withdraw(path, problems)
+        echo(f"{len(problems)} problems; building {len(shards)} shards again", err=True)
+        build_from(replace(experiment, build=replace(experiment.build, max_refused=1.0)))  # it was settled at the build
+        problems, rounds = teacher_cache.verify(path), rounds + 1
+    for problem in problems:
+        echo(problem)
+    if problems:
+        echo(f"{len(problems)} problems are left in {path}", err=True)
+        raise SystemExit(1)
+    echo(f"sound: {path}", err=True)
+
+
+def _stale_shards(experiment: "Experiment", path: "Location", *, refuse: bool) -> tuple[int, ...]:
+    """Shards with shapes that changed or went since; said on standard error. Raises BuildError where refused."""
+    from pipeline.build.changes import refuse_stale
+    from pipeline.build.driver import changes_of
+
+    changes = changes_of(
+        experiment.corpus, experiment.projection, experiment.teacher, experiment.cache,
+        content=experiment.build.check == "content",
+    )  # fmt: skip
+    if refuse:
+        refuse_stale(changes, path)
+    for line in changes.lines():
+        echo(line, err=True)
+    return changes.shards if changes.stale else ()
+
+
+def stale_problem(shard: int) -> "Problem":
+    """A shard that is sound, and of files that are not there any more."""
+    from teacher_cache.format.layout import receipt_path
+    from teacher_cache.maintenance.verify import Problem
+
+    return Problem(file=receipt_path(shard), shard=shard, what="is of files that have changed since")
+
+
+def _say_what_runs(experiment: "Experiment", path: "Location", config: str | None) -> None:
+    """Before anything is built into a cache that somebody else may have made."""
+    noted = f"places noted in the cache's {CONFIG_COPY}, checked against its recipe" if config is None else config
+    weights = experiment.teacher.weights or experiment.teacher.pretrained
+    workers = f", {experiment.build.workers} workers" if experiment.build.workers else ""
+    echo(
+        f"repairing {path} ({noted}):\n  corpus    {experiment.corpus.uri}\n"
+        f"  teacher   {experiment.teacher.architecture}, weights {weights}\n"
+        f"  build     {experiment.build.scheduler}{workers}",
+        err=True,
+    )
+
+
+def _check_describes(experiment: "Experiment", path: "Location", source: str) -> None:
+    """Before anything is taken from a cache: would this experiment's build be of this cache? Raises ConfigError."""
+    import teacher_cache
+    from cli.experiment.toml import ConfigError
+    from pipeline.build.driver import cache_of
+    from teacher_cache.location import resolve
+
+    recipe, place = cache_of(experiment.corpus, experiment.projection, experiment.teacher, experiment.cache)
+    if resolve(place) == resolve(path):
+        return
+    try:
+        differing = teacher_cache.open(path, allow_incomplete=True).recipe.differences(recipe)
+    except teacher_cache.CacheError:
+        differing = []  # what is damaged cannot be compared
+    remedy = "name its own experiment" if differing else f"name its own experiment, or call the folder {place}"
+    raise ConfigError(source, [f"describes the cache {place}, not {path}; {remedy}", *differing])
+
+
+def _mendable(problem: Any) -> bool:
+    return not problem.foreign

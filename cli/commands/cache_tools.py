@@ -1,0 +1,249 @@
+"""``i2p cache convert | merge | gc``: caches made from caches, and what dead builds left."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.options import CachePath
+from cli.show.terminal import echo
+
+if TYPE_CHECKING:
+    from teacher_cache import Findings, RecordBatch, Rewritten
+    from teacher_cache.location import Location
+    from teacher_cache.maintenance.sources import FindUntouched
+
+__all__ = ["compact", "convert", "gc", "merge"]
+
+RECORDS_AT_ONCE = 16  # whose windows are computed at a time; it bounds memory, a record's take a megabyte
+
+# As teacher_cache.config has them; repeated, so that --help loads no room. A test holds the two together.
+FORMATS = ("zarr", "webdataset")
+FEATURES = ("float16", "float32", "int8")
+DEPTHS = ("uint8", "float16", "none")
+COMPRESSIONS = ("zstd", "none")
+
+WHAT = {
+    "workspace": "work of a process that died",
+    "shard": "a shard that was never committed",
+    "unknown": "no file of a cache",
+}
+
+threads_option = click.option(
+    "--threads", type=click.IntRange(1, 64), default=2, show_default=True, help="Shards in work at once."
+)
+
+
+@click.command(
+    epilog="Examples: i2p cache convert caches/shapenet55-0f3a9c21d7be --format webdataset; "
+    "i2p cache convert PATH --features int8 --steps 24 --untouched zero --root small. "
+    "A conversion that was stopped goes on where it was."
+)
+@click.argument("source", type=CachePath())
+@click.option("--root", help="Folder or URL that holds caches. [default: where SOURCE lies]")
+@click.option("--format", type=click.Choice(FORMATS), help="Loses nothing.")
+@click.option("--compression", type=click.Choice(COMPRESSIONS), help="Loses nothing.")
+@click.option("--level", type=click.IntRange(1, 19), help="Of zstd. Loses nothing.")
+@click.option(
+    "--shapes-per-shard", type=click.IntRange(1, 65536), help="Shards are filled anew, in order. Loses nothing."
+)
+@click.option("--features", type=click.Choice(FEATURES), help="Coarser ones than SOURCE has.")
+@click.option("--steps", type=click.IntRange(7, 127), help="Of --features int8.")
+@click.option("--untouched", type=click.Choice(["zero"]), help="Features that no lookup reads. Changes no lookup.")
+@click.option("--class-token", type=click.Choice(["none"]), help="Leave out the class tokens.")
+@click.option("--depth", type=click.Choice(DEPTHS), help="Coarser images than SOURCE has, or none.")
+@threads_option
+def convert(source: "Location", root: str | None, threads: int, **storage: Any) -> None:
+    """Write a finished cache again with another storage, and print where it is.
+
+    The new cache has a name and a folder of its own; SOURCE stays as it is. Each of its shards is checked first.
+    """
+    import teacher_cache
+    from teacher_cache.location import parent
+
+    changes = {name: value for name, value in storage.items() if value is not None}
+    if not changes:
+        raise click.UsageError("name what is to change: --format, --features, --shapes-per-shard, ...")
+    if "steps" in changes and changes.get("features") != "int8":
+        raise click.UsageError("--steps is a setting of --features int8; give both")
+    find = _find_untouched(teacher_cache.open(source)) if "untouched" in changes else None
+    with _progress("converting") as show:
+        made = teacher_cache.convert(
+            source,
+            root or parent(source),
+            find_untouched=find,
+            threads=threads,
+            on_progress=show,
+            **changes,
+        )
+    _carry_config(source, made.path, changes)
+    before = teacher_cache.open(source).info()
+    _say(made, f"{before.bytes / 1e6:.1f} MB before")
+
+
+@click.command(
+    epilog="Example: i2p cache compact caches/shapenet55-0f3a9c21d7be. A call that was stopped goes on where it was."
+)
+@click.argument("path")
+@threads_option
+def compact(path: str, threads: int) -> None:
+    """Join the small shards that growing a cache leaves into full ones, in its place.
+
+    Recipe, records and their numbers stay. Needs room for a second copy while it works; a build must not run meanwhile.
+    """
+    import teacher_cache
+
+    with _progress("compacting") as show:
+        made = teacher_cache.compact(path, threads=threads, on_progress=show)
+    if made is None:
+        echo(f"its shards are full already: {path}", err=True)
+        echo(path)
+        return
+    _say(made, f"{made.shards} shards")
+
+
+@click.command(
+    epilog="Example: i2p cache merge node1/folder-0f3a9c21d7be node2/folder-0f3a9c21d7be --root caches. "
+    "A merge that was stopped goes on where it was."
+)
+@click.argument("sources", type=CachePath(), nargs=-1, required=True, metavar="SOURCE SOURCE...")
+@click.option("--root", required=True, help="Folder or URL that holds caches, other than where a SOURCE lies.")
+@click.option(
+    "--duplicates",
+    type=click.Choice(["refuse", "skip"]),
+    default="refuse",
+    show_default=True,
+    help="Shapes of several SOURCEs; copies that differ are refused in any case.",
+)
+@click.option("--refill", is_flag=True, help="Fill shards anew, instead of keeping each SOURCE's own.")
+@threads_option
+def merge(sources: "tuple[Location, ...]", root: str, duplicates: Any, refill: bool, threads: int) -> None:
+    """Write the shapes of several caches of one recipe into one, in the order named, and print where it is.
+
+    The SOURCEs stay as they are. Each of their shards is checked first.
+    """
+    import teacher_cache
+
+    if len(sources) < 2:
+        raise click.UsageError("name two caches or more")
+    with _progress("merging") as show:
+        made = teacher_cache.merge(
+            sources, root, duplicates=duplicates, refill=refill, threads=threads, on_progress=show
+        )
+    _say(made, f"of {len(sources)} caches")
+
+
+@click.command(
+    epilog="Examples: i2p cache gc caches; i2p cache gc caches/synthetic-0f3a9c21d7be --unknown; "
+    "i2p cache gc caches --yes in scripts."
+)
+@click.argument("path", type=CachePath())
+@click.option("--unknown", is_flag=True, help="Also files that are no part of a cache, whoever put them there.")
+@click.option("--yes", is_flag=True, help="Remove without asking.")
+def gc(path: "Location", unknown: bool, yes: bool) -> None:
+    """List what builds that died left in the cache PATH, or in all caches of the folder PATH, and ask to remove it.
+
+    Work of running builds, committed shards and finished caches are never touched. Exit 2 when there is something to
+    remove, nobody to ask, and no --yes.
+    """
+    import teacher_cache
+
+    findings = teacher_cache.find_abandoned(str(path), unknown=unknown)
+    _show(findings, path)
+    if findings.abandoned:
+        pieces = findings.abandoned
+        size = sum(piece.bytes for piece in pieces)
+        if not yes and not sys.stdin.isatty():
+            echo("nothing was removed: there is no terminal to ask on; give --yes to remove these", err=True)
+            raise SystemExit(2)
+        if yes or click.confirm(f"Remove these {len(pieces)} pieces, {size / 1e6:.1f} MB?", err=True):
+            with _progress("removing", unit="pieces") as show:
+                show(0, len(pieces))
+                removed, kept = teacher_cache.gc(pieces, on_progress=lambda done: show(done, len(pieces)))
+            freed = sum(piece.bytes for piece in removed)
+            echo(f"removed {len(removed)} pieces, {freed / 1e6:.1f} MB", err=True)
+            for piece in kept:
+                echo(f"stays, since a build uses it by now: {piece.cache}/{piece.path}", err=True)
+        else:
+            echo("nothing was removed", err=True)
+    if findings.faults:
+        raise SystemExit(1)
+
+
+def _show(findings: "Findings", path: "Location") -> None:
+    for piece in findings.abandoned:
+        echo(f"{piece.bytes / 1e6:>10.3f} MB  {piece.cache}/{piece.path}  ({WHAT[piece.kind]})")
+    for fault in findings.faults:
+        echo(f"cannot be read: {fault}", err=True)
+    if findings.busy:
+        echo(f"left alone: {findings.busy} locks of builds that are running", err=True)
+    if not findings.caches:
+        echo(f"no caches in {path}", err=True)
+    elif not findings.abandoned:
+        echo(f"nothing is abandoned in {findings.caches} caches", err=True)
+
+
+@contextmanager
+def _progress(title: str, unit: str = "shards") -> Iterator[Callable[[int, int], None]]:
+    """A callback (done, total) that shows progress from its first call on, unless all was done by then."""
+    from cli.show.progress import Progress
+
+    shown: Progress | None = None
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        if shown is None and done < total:
+            shown = Progress(title, total, unit=unit, initial=done)
+        if shown is not None:
+            shown.update(done)
+
+    try:
+        yield show
+    finally:
+        if shown is not None:
+            shown.__exit__(*sys.exc_info())
+
+
+def _say(made: "Rewritten", more: str) -> None:
+    state = "complete already" if not made.written else f"{made.written} of {made.shards} shards written"
+    echo(f"{state}: {made.records} records, {made.bytes / 1e6:.1f} MB, {more}", err=True)
+    echo(made.path)
+
+
+def _find_untouched(cache: Any) -> "FindUntouched":
+    """Which tokens no lookup at a stored point reads, as the build finds them."""
+    import numpy as np
+    import torch
+
+    from cuda.geometry import ViewGeometry
+    from cuda.untouched import untouched_tokens
+
+    image_side, side = cache.schema.image_side, cache.schema.image_side // cache.schema.patch_side
+
+    def find(batch: "RecordBatch") -> Any:
+        found = []
+        for start in range(0, len(batch), RECORDS_AT_ONCE):
+            rows = slice(start, start + RECORDS_AT_ONCE)
+            geometry = ViewGeometry(*(torch.from_numpy(part[rows]) for part in (batch.lo, batch.cell, batch.offset)))
+            found.append(untouched_tokens(batch.points[rows], geometry, image_side=image_side, side=side))
+        return np.concatenate(found)
+
+    return find
+
+
+def _carry_config(source: "Location", made: "Location", changes: dict[str, Any]) -> None:
+    """Leave the experiment beside the new cache, as a build does, so that `i2p cache repair` finds its places there."""
+    from cli.experiment.own_recipe import CONFIG_COPY, experiment_by_recipe
+    from cli.experiment.toml import ConfigError, to_toml
+    from teacher_cache.location import parent
+    from teacher_cache.storage.opening import storage_at
+
+    try:
+        experiment = experiment_by_recipe(source)
+    except ConfigError:
+        return  # no notes to hand on
+    changed = replace(experiment, cache=replace(experiment.cache, root=str(parent(made)), **changes))
+    storage_at(made).write_documents({CONFIG_COPY: to_toml(changed).encode()})

@@ -1,0 +1,81 @@
+"""``i2p corpus``: list and picture the shapes of a corpus."""
+
+import json
+from pathlib import Path
+
+import click
+
+from cli.options import LocalPath
+from cli.show.terminal import echo
+
+__all__ = ["corpus"]
+
+
+@click.group(
+    epilog='A corpus is named by a short URI: "synthetic:?count=100", "folder:meshes", "modelnet40:DIR?split=train".'
+)
+def corpus() -> None:
+    """List and picture the shapes of a corpus."""
+
+
+@corpus.command(epilog='Example: i2p corpus info "folder:meshes" --check')
+@click.argument("uri")
+@click.option("--points", default=2048, show_default=True, help="Points read of each shape.")
+@click.option("--check", is_flag=True,
+              help="Read every shape; report sizes, duplicates, what is refused or was left out.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(min=1), metavar="N",
+              help="Processes that read. [default: one a core, at most 16; npz and HDF5 take one]")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
+def info(uri: str, points: int, check: bool, workers: int | None, as_json: bool) -> None:
+    """Print what a corpus holds; with --check, exit 1 when some of its shapes would be refused."""
+    from cli.show.corpus_report import contents, print_contents, print_report
+    from cli.show.progress import Progress
+    from pipeline.corpora import open_corpus
+    from pipeline.corpora.survey import survey
+
+    if workers is not None and not check:
+        raise click.UsageError("--workers says how many processes read shapes; without --check none is read")
+    shapes = open_corpus(uri, points=points)
+    if not check:
+        found = contents(shapes)
+        if as_json:
+            echo(json.dumps(found, indent=1))
+        else:
+            print_contents(found)
+        return
+    with Progress("checking", len(shapes), unit="shapes") as progress:
+        report = survey(
+            shapes, processes=workers, progress=lambda done, refused: progress.update(done, refused=refused)
+        )
+    if as_json:
+        echo(json.dumps(report.to_json(), indent=1))
+    else:
+        print_report(report)
+    if report.refused:
+        raise SystemExit(1)
+
+
+@corpus.command(epilog='Example: i2p corpus render "synthetic:?count=48" --out shapes.png')
+@click.argument("uri")
+@click.option("--out", type=LocalPath(dir_okay=False), default=Path("corpus.png"), show_default=True)
+@click.option("--count", default=48, show_default=True, help="How many shapes, from --first on.")
+@click.option("--first", default=0, show_default=True, help="Index of the first shape.")
+@click.option("--points", default=2048, show_default=True, help="Points read of each shape.")
+def render(uri: str, out: Path, count: int, first: int, points: int) -> None:
+    """Write a picture of a corpus's shapes (PNG)."""
+    from cli.show.clouds import contact_sheet
+    from pipeline.corpora import ShapeError, open_corpus
+
+    shapes = open_corpus(uri, points=points)
+    chosen = []
+    for i in range(first, min(first + count, len(shapes))):
+        try:
+            chosen.append(shapes[i])
+        except ShapeError as error:
+            echo(f"left out: {error}", err=True)
+    if not chosen:
+        raise click.ClickException(f"{uri} has no usable shape from index {first} on; it holds {len(shapes)}")
+    names = shapes.label_names
+    titles = [shape.id if shape.label is None else names[shape.label] for shape in chosen]
+    contact_sheet(chosen, out, titles=titles)
+    echo(out)

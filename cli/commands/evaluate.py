@@ -1,0 +1,69 @@
+"""``i2p evaluate``: what a checkpoint's encoder is worth on labelled shapes."""
+
+import json
+from pathlib import Path
+
+import click
+
+from cli.options import LocalPath
+from cli.show.terminal import echo
+
+__all__ = ["evaluate"]
+
+
+@click.command(
+    epilog="Example: i2p evaluate runs/quickstart "
+    '--train "modelnet40:DIR?split=train" --test "modelnet40:DIR?split=test"'
+)
+@click.argument("checkpoint", type=LocalPath(exists=True, file_okay=False))
+@click.option("--train", required=True, metavar="URI", help="Labelled corpus the SVM is fitted on.")
+@click.option("--test", required=True, metavar="URI", help="Labelled corpus it is scored on; the same labels.")
+@click.option("--stored-points", type=int, help="Points read of each shape. [default: --points]")
+@click.option("--points", type=int, default=1024, show_default=True, help="Points of each shape the encoder sees.")
+@click.option("--feature", type=click.Choice(["auto", "levels", "top"]), default="auto", show_default=True,
+              help="Of the encoder; auto: levels, and top with the reference protocol.")  # fmt: skip
+@click.option("--protocol", type=click.Choice(["cross-validated", "reference"]), default="cross-validated",
+              show_default=True, help="How C is chosen; reference: fixed, raw features.")  # fmt: skip
+@click.option("--c", "reference_c", type=float, default=0.01, show_default=True, help="C of the reference protocol.")
+@click.option("--seeds", type=int, default=5, show_default=True, help="Draws of points and folds.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def evaluate(
+    checkpoint: Path,
+    train: str,
+    test: str,
+    stored_points: int | None,
+    points: int,
+    feature: str,
+    protocol: str,
+    reference_c: float,
+    seeds: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Score CHECKPOINT (a run directory or one of its checkpoints) with a linear SVM, beside two baselines."""
+    from cli.commands.pretrain import table
+    from cli.experiment.toml import ConfigError
+    from trainer.checkpoints.models import load_model
+    from trainer.config import EvaluationConfig
+    from trainer.downstream.comparison import Evaluator
+    from trainer.downstream.features import model_encoder
+    from trainer.engine.ranks import joined
+
+    config = EvaluationConfig(
+        train=train, test=test, stored_points=stored_points or points, points=points,
+        feature=feature, protocol=protocol, reference_c=reference_c, seeds=seeds,  # type: ignore[arg-type]
+    )  # fmt: skip
+    problems = list(config.problems())
+    model, header = load_model(checkpoint)
+    if model.config.groups[0] > points:
+        problems.append(f"--points {points} is fewer than the {model.config.groups[0]} groups the encoder forms")
+    if problems:
+        raise ConfigError("the options", problems)
+    seed = int(header.config.get("trainer", {}).get("seed", 0))  # an imported one does not say
+    with joined(device) as ranks:
+        evaluator = Evaluator(config)
+        encoders = evaluator.baselines(model, seed=seed, device=ranks.device)
+        encoders["trained"] = model_encoder(model.to(ranks.device), ranks.device, config.model_feature)
+        result = evaluator.compare(encoders).to_json()
+    echo(json.dumps(result, indent=1) if as_json else table(result))

@@ -1,0 +1,153 @@
+"""``i2p study``: many trainings of one small student, side by side."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.options import LocalPath
+from cli.show.terminal import echo
+
+if TYPE_CHECKING:
+    from cli.study.plan import Run
+    from teacher_cache.location import Location
+
+__all__ = ["study"]
+
+
+@click.group(epilog="Example: i2p study guidance --real 'modelnet10=npz:FILE?split=train,npz:FILE?split=test'")
+def study() -> None:
+    """Train one small student under many settings, and compare."""
+
+
+@study.command(
+    epilog="Examples: i2p study guidance; i2p study guidance --only full --only 3d-random --seeds 5; "
+    "i2p study guidance --teacher b16=architecture=ViT-B-16,pretrained=openai. "
+    "A study that is stopped goes on where it was; a finished one is only reported."
+)
+@click.argument("config", default="study", metavar="[CONFIG]")
+@click.option("--out", type=LocalPath(file_okay=False), default=Path("runs/study"), show_default=True)
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Students trained in each arm.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Runs at a time, a thread each."
+)
+@click.option("--teacher", "given", multiple=True, metavar="NAME=SETTINGS",
+              help="One more teacher: settings of [teacher], separated by commas.")  # fmt: skip
+@click.option("--main", default="embedded", show_default=True, help="Teacher of the arms that run with one only.")
+@click.option("--real", multiple=True, metavar="NAME=TRAIN,TEST", help="Labelled corpora to evaluate on, too.")
+@click.option("--only", multiple=True, metavar="ARM", help="These arms instead of all; may be given many times.")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one setting.")
+@click.option("--report", "report_only", is_flag=True, help="Report what is there; run nothing.")
+def guidance(
+    config: str,
+    out: Path,
+    seeds: int,
+    workers: int,
+    given: tuple[str, ...],
+    main: str,
+    real: tuple[str, ...],
+    only: tuple[str, ...],
+    overrides: tuple[str, ...],
+    report_only: bool,
+) -> None:
+    """Does 2D guidance pay? Masking and targets with and without teachers, on one cache a teacher."""
+    from cli.study.arms import TEACHERS
+    from cli.study.plan import plan_runs, result_of
+
+    teachers = {**TEACHERS, **dict(map(_teacher, given))}
+    runs = plan_runs(
+        config, overrides, teachers=teachers, main=main, seeds=seeds, real=[_real(text) for text in real], only=only,
+        folder=out,
+    )  # fmt: skip
+    results = {run: found for run in runs if (found := result_of(run)) is not None}
+    failed: list[str] = []
+    began = time.perf_counter()
+    missing = [] if report_only else [run for run in runs if run not in results]
+    if missing:
+        failed = _carry_out(missing, results, workers, len(runs))
+    _report(list(results.values()), out, len(runs), seconds=time.perf_counter() - began if missing else 0.0)
+    if failed:
+        echo(f"{len(failed)} of {len(runs)} runs failed; run the same command again to try them again", err=True)
+        raise SystemExit(1)
+
+
+def _carry_out(missing: Sequence["Run"], results: dict["Run", Any], workers: int, total: int) -> list[str]:
+    """Build the caches that are needed, then do the runs, in processes; -> titles of those that failed."""
+    from cli.actions.build_cache import build_from
+    from cli.show.progress import Progress
+    from cli.study.plan import cache_settings, require_cache
+    from cli.study.worker import do
+    from cli.study.workers import WorkerError, do_all
+
+    caches: dict[str, Location] = {}
+    for run in missing:
+        if run.cache not in caches:
+            caches[run.cache] = build_from(cache_settings(run)).path
+    for run, result in results.items():
+        if run.cache in caches:
+            require_cache(run, result, caches[run.cache])
+    failed: list[str] = []
+    jobs = [(run, (run, caches[run.cache])) for run in missing]
+    with (
+        Progress("study", total, unit="runs", initial=total - len(missing)) as progress,
+        closing(do_all(do, jobs, workers)) as ended,
+    ):
+        for run, found in ended:
+            if isinstance(found, WorkerError):
+                failed.append(run.title)
+                progress.write(f"FAILED {run.title}: {found}")
+            else:
+                results[run] = found
+                scores = ", ".join(f"{name} {100 * score['accuracy']:.1f}%" for name, score in found["sets"].items())
+                progress.write(f"{run.title}: {scores} ({found['seconds']:.0f} s)")
+            progress.update(progress.done + 1)
+    return failed
+
+
+def _report(results: Sequence[Mapping[str, Any]], out: Path, total: int, *, seconds: float) -> None:
+    """Write and print what the runs found; `seconds` were spent on them and their caches by this command."""
+    from cli.show.progress import human_seconds
+    from cli.study.report import markdown, picture, summarise
+    from teacher_cache.storage.commit import replace_file
+    from trainer.engine.run_directory import known_json
+
+    if not results:
+        raise click.ClickException(f"no run of this study has ended in {out}")
+    summary = summarise(results)
+    table = markdown(summary)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "study.json"
+    earlier = known_json(path, "the table").get("seconds", 0.0)
+    summary["seconds"] = earlier + seconds
+    replace_file(path, (json.dumps(summary, indent=1) + "\n").encode())
+    replace_file(out / "study.md", (table + "\n").encode())
+    picture(summary, out / "study.png")
+    echo(table)
+    if len(results) < total:
+        echo(f"{len(results)} of {total} runs have ended", err=True)
+    echo(f"{human_seconds(summary['seconds'])} in all, caches included", err=True)
+    echo(f"written: {out / 'study.md'}, study.json, study.png", err=True)
+
+
+def _teacher(text: str) -> tuple[str, tuple[str, ...]]:
+    name, equals, settings = text.partition("=")
+    # A setting of another section is one that this teacher needs, such as projection.normalisation=clip.
+    parts = tuple(part if "." in part.partition("=")[0] else f"teacher.{part}" for part in settings.split(",") if part)
+    if not (equals and name and parts):
+        raise click.BadParameter(f"{text}: expected NAME=key=value,key=value", param_hint="--teacher")
+    return name, parts
+
+
+def _real(text: str) -> tuple[str, str, str]:
+    from pipeline.corpora.uri import split_uris
+
+    name, _, pair = text.partition("=")
+    uris = split_uris(pair)
+    if not name or len(uris) != 2:
+        hint = "NAME=TRAIN,TEST with two corpora, as in mine=folder:a,folder:b"
+        raise click.BadParameter(f"{text}: expected {hint}", param_hint="--real")
+    return name, uris[0], uris[1]

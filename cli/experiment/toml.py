@@ -1,0 +1,275 @@
+"""From TOML to a validated experiment: layers, types, and every problem reported at once.
+
+An experiment is one TOML file with a table per room's dataclass. Layers, later ones win: the dataclasses' defaults, the
+preset a file names with ``preset = "..."``, the file, ``--set section.key=value``.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from cli.experiment.sections import SECTIONS, Experiment
+from teacher_cache.foreign import decode_text, misnomer
+
+__all__ = [
+    "ConfigError",
+    "load_experiment",
+    "load_sections",
+    "parse_settings",
+    "preset_names",
+    "preset_text",
+    "to_toml",
+]
+
+
+class ConfigError(Exception):
+    """One or more things are wrong with a configuration; the message lists all of them."""
+
+    def __init__(self, source: str, problems: Iterable[str]):
+        self.source = source
+        self.problems = list(problems)
+        count = len(self.problems)
+        lines = "\n".join(f"  {line}" for line in self.problems)
+        super().__init__(f"{count} problem{'s' if count != 1 else ''} in {source}\n{lines}")
+
+
+def preset_names() -> list[str]:
+    """The presets that travel inside the package, sorted."""
+    return sorted(p.name.removesuffix(".toml") for p in _presets().iterdir() if p.name.endswith(".toml"))
+
+
+def preset_text(name: str) -> str:
+    """The TOML text of a preset. Raises ConfigError for a name that is not one."""
+    if name not in preset_names():
+        close = difflib.get_close_matches(name, preset_names(), n=1)
+        hint = f"did you mean {close[0]}?" if close else f"presets: {', '.join(preset_names())}"
+        raise ConfigError(name, [f"neither a preset nor a .toml file; {hint}"])
+    return (_presets() / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def load_experiment(config: str, overrides: Iterable[str] = ()) -> Experiment:
+    """Build the experiment a person named.
+
+    config     a preset's name, or the path of a TOML file.
+    overrides  ``section.key=value`` strings; the value is read as TOML, or as plain text where it is not TOML.
+
+    Raises ConfigError listing every unknown key, wrong type and impossible combination.
+    """
+    problems: list[str] = []
+    tables = _layered(config, problems)
+    for text in overrides:
+        _apply_override(tables, text, problems)
+    name = Path(config).stem
+    sections = {key: _section(key, cls, tables.get(key, {}), problems) for key, cls in SECTIONS.items()}
+    problems += [f"[{key}] is not a section; {_suggest(key, SECTIONS)}" for key in tables if key not in SECTIONS]
+    # A wrong key leaves its section at the default there, so the other settings are still checked and reported.
+    experiment = Experiment(name=name, **sections)
+    problems += [problem for problem in experiment.problems() if problem not in problems]
+    if problems:
+        raise ConfigError(config, problems)
+    return experiment
+
+
+def load_sections(source: str, text: str, overrides: Iterable[str], sections: Mapping[str, type]) -> dict[str, Any]:
+    """Section name -> its dataclass, from TOML text and overrides, for commands whose settings are not an experiment's.
+
+    source  names the text in messages.  sections  each class has `problems()`.
+
+    Raises ConfigError listing every unknown key, wrong type and every section's problems.
+    """
+    problems: list[str] = []
+    tables: dict[str, dict[str, Any]] = {}
+    for key, table in _parse(text, source).items():
+        if isinstance(table, dict):
+            tables[key] = table
+        else:
+            problems.append(f"{key} = {table!r} stands outside any section; sections: {', '.join(sections)}")
+    for override in overrides:
+        _apply_override(tables, override, problems)
+    problems += [f"[{key}] is not a section; {_suggest(key, sections)}" for key in tables if key not in sections]
+    settings = list(_all_settings(sections))
+    made = {key: cls(**_values(key, cls, tables.get(key, {}), problems, settings)) for key, cls in sections.items()}
+    problems += [f"{key}.{problem}" for key, section in made.items() for problem in section.problems()]
+    if problems:
+        raise ConfigError(source, problems)
+    return made
+
+
+def parse_settings(overrides: Iterable[str], sections: Mapping[str, type]) -> dict[str, dict[str, Any]]:
+    """Section name -> the settings stated by ``section.key=value`` strings, and no others; types as the sections have.
+
+    Raises ConfigError listing every unknown section or key and every wrong type.
+    """
+    problems: list[str] = []
+    tables: dict[str, dict[str, Any]] = {}
+    for text in overrides:
+        _apply_override(tables, text, problems)
+    problems += [f"[{name}] is not a section; {_suggest(name, sections)}" for name in tables if name not in sections]
+    settings = list(_all_settings(sections))
+    stated = {
+        name: _values(name, sections[name], table, problems, settings)
+        for name, table in tables.items()
+        if name in sections
+    }
+    if problems:
+        raise ConfigError("--set", problems)
+    return stated
+
+
+def to_toml(experiment: Experiment) -> str:
+    """The resolved experiment as TOML that load_experiment reads back to an equal one."""
+    import tomli_w
+
+    tables = {key: _plain(dataclasses.asdict(getattr(experiment, key))) for key in SECTIONS}
+    return tomli_w.dumps(tables)
+
+
+def _presets() -> Any:
+    return resources.files("cli") / "presets"
+
+
+def _layered(config: str, problems: list[str]) -> dict[str, dict[str, Any]]:
+    path = Path(config)
+    if path.suffix == ".toml" or path.is_file():
+        if not path.is_file():
+            raise ConfigError(config, ["no such file"])
+        top = _parse(read_config(path), config)
+    else:
+        top = _parse(preset_text(config), config)
+    base: dict[str, dict[str, Any]] = {}
+    if "preset" in top:
+        parent = top.pop("preset")
+        if parent not in preset_names():
+            problems.append(f"preset = {parent!r} is not one; {_suggest(str(parent), preset_names())}")
+        else:
+            base = _layered(parent, problems)
+    for key, table in top.items():
+        if isinstance(table, dict):
+            base.setdefault(key, {}).update(table)
+        else:
+            problems.append(f"{key} = {table!r} stands outside any section; sections: {', '.join(SECTIONS)}")
+    return base
+
+
+def read_config(path: Path) -> str:
+    """The text of a settings file. Raises ConfigError for what is no text."""
+    data = path.read_bytes()
+    found = misnomer(data)
+    if found is not None and data.strip():
+        raise ConfigError(str(path), [f"{found}; expected settings in TOML"])
+    try:
+        return decode_text(data)
+    except ValueError as error:
+        raise ConfigError(str(path), [str(error)]) from None
+
+
+def _parse(text: str, source: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(source, [f"not valid TOML: {error}"]) from None
+
+
+def _apply_override(tables: dict[str, dict[str, Any]], text: str, problems: list[str]) -> None:
+    key, equals, value = text.partition("=")
+    section, dot, field = key.strip().partition(".")
+    if not (equals and dot and section and field):
+        problems.append(f"--set {text}: expected section.key=value")
+        return
+    try:
+        parsed = tomllib.loads(f"value = {value.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    tables.setdefault(section, {})[field] = parsed
+
+
+def _section(name: str, cls: type, table: Mapping[str, Any], problems: list[str]) -> Any:
+    return cls(**_values(name, cls, table, problems, list(_all_settings(SECTIONS))))
+
+
+def _values(
+    name: str, cls: type, table: Mapping[str, Any], problems: list[str], settings: Iterable[str]
+) -> dict[str, Any]:
+    hints = get_type_hints(cls)
+    values = {}
+    for key, value in table.items():
+        if key not in hints:
+            problems.append(f"{name}.{key} is not a setting; {_suggest(f'{name}.{key}', settings, within=name)}")
+            continue
+        try:
+            values[key] = _coerce(value, hints[key])
+        except TypeError as error:
+            problems.append(f"{name}.{key} = {value!r} {error}")
+    return values
+
+
+def _coerce(value: Any, hint: Any) -> Any:
+    """``value`` as the annotated type, or TypeError whose text continues 'section.key = value ...'."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value not in args:
+            raise TypeError(f"is not one of {', '.join(map(repr, args))}")
+        return value
+    if origin in (Union, types.UnionType):
+        plain = [arg for arg in args if arg is not type(None)]
+        if value is None:
+            return None
+        for arg in plain:
+            try:
+                return _coerce(value, arg)
+            except TypeError:
+                continue
+        raise TypeError(f"is not {' or '.join(getattr(arg, '__name__', str(arg)) for arg in plain)}")
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise TypeError(f"is not a list of {getattr(args[0], '__name__', args[0])}")
+        if args[-1] is not Ellipsis and len(args) != len(value):
+            raise TypeError(f"has {len(value)} entries, not {len(args)}")
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        return tuple(_coerce(item, kind) for item, kind in zip(value, kinds, strict=True))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is str and not isinstance(value, str):
+        raise TypeError("is not text")
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise TypeError(f"is not {_article(hint)}")
+    return value
+
+
+def _article(hint: type) -> str:
+    return {int: "a whole number", float: "a number", bool: "true or false"}.get(hint, hint.__name__)
+
+
+def _all_settings(sections: Mapping[str, type]) -> Iterator[str]:
+    for section, cls in sections.items():
+        for field in dataclasses.fields(cls):
+            yield f"{section}.{field.name}"
+
+
+def _suggest(word: str, allowed: Iterable[str], within: str | None = None) -> str:
+    allowed = list(allowed)
+    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]}?"
+    # A right key in the wrong section is the other common slip.
+    same_key = [name for name in allowed if "." in word and name.split(".")[-1] == word.split(".")[-1]]
+    if same_key:
+        return f"did you mean {same_key[0]}?"
+    if within is not None:
+        names = [name.split(".", 1)[1] for name in allowed if name.startswith(f"{within}.")]
+        return f"settings of [{within}]: {', '.join(names)}" if names else f"sections: {', '.join(SECTIONS)}"
+    return f"allowed: {', '.join(allowed)}"
+
+
+def _plain(value: Any) -> Any:
+    """Tuples to lists, and None dropped, for TOML."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,232 @@
+"""What became of a corpus since its cache was built: shapes that changed, came or went.
+
+The truth is a hash of what each shape was made from, which receipts hold (`Corpus.fingerprint`). The fast path is a
+digest of sizes and times of a shard's files (`Corpus.stamp`), kept in logs/ where no promise depends on it: while it
+stays, the shard's files are not read. Whatever else happened to them, a touch or a copy, is settled by the hashes.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from pipeline.corpora import Corpus, ShapeError
+from pipeline.corpora.faults import patiently
+from pipeline.errors import BuildError
+from teacher_cache import CacheError
+from teacher_cache.format.manifest import Receipt
+from teacher_cache.location import join
+from teacher_cache.storage.base import Storage
+
+__all__ = ["STAMPS", "Changes", "Stamps", "compare_corpus", "made_of", "refuse_stale", "settled", "stamps_digest"]
+
+logger = logging.getLogger(__name__)
+
+STAMPS = "logs/stamps.json"  # of a cache
+SHOWN = 3
+MANY = 1000  # shapes; to read that many again is worth a word
+_MAX_STAMPS = 1 << 28  # bytes; a line a shard takes about 80
+_SETTLED = 2 * 10**9  # ns; two writes closer than a file system's clock ticks (FAT: 2 s) leave one time
+_SAVED_EVERY = 30.0  # seconds
+
+
+def made_of(corpus: Corpus, index: int) -> str:
+    """The fingerprint of a shape; of one that cannot be read, a hash of the reason. Raises MachineFault."""
+    try:
+        return patiently(lambda: corpus.fingerprint(index), corpus.source(index))
+    except ShapeError as error:
+        return hashlib.sha256(f"unreadable: {error.reason}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def settled(stamp: str | None) -> str | None:
+    """A stamp that was taken just now, or None where a file is so new that it may change again and keep its stamp."""
+    if stamp is None:
+        return None
+    changed = [part.partition(":")[0] for part in stamp.split()]
+    if not all(word.isdecimal() for word in changed):  # a file that cannot be looked at
+        return None
+    return stamp if max(map(int, changed), default=0) < time.time_ns() - _SETTLED else None
+
+
+def stamps_digest(stamps: Iterable[tuple[str, str | None]]) -> str:
+    """One hash of (shape id, stamp) pairs, in their order; "" where a shape has no stamp."""
+    digest = hashlib.sha256()
+    for id, stamp in stamps:
+        if stamp is None:
+            return ""
+        digest.update(f"{id}\0{stamp}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+class Stamps:
+    """logs/stamps.json: by shard, the receipt it is about and the digest of its files' stamps.
+
+    Lost or damaged it costs a reading of the corpus, no more. Several builders may write it: the last one wins.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._known: dict[str, list[str]] = {}
+        try:
+            data = storage.read(STAMPS)
+            known = json.loads(data) if len(data) <= _MAX_STAMPS else {}
+            self._known = {
+                shard: pair
+                for shard, pair in known.items()
+                if isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)
+            }
+        except FileNotFoundError:
+            pass
+        except (ValueError, AttributeError, RecursionError):
+            logger.info("%s cannot be read; files are compared by content", join(storage.location, STAMPS))
+        self._saved = dict(self._known)
+        self._saved_at = time.monotonic()
+
+    def vouch_for(self, receipt: Receipt, digest: str) -> bool:
+        """Whether this shard's files looked like this when their content was last compared."""
+        return bool(digest) and self._known.get(str(receipt.shard)) == [receipt.sha256, digest]
+
+    def note(self, receipt: Receipt, digest: str) -> None:
+        """Remember how a shard's files look, whose content is what the receipt says."""
+        if digest:
+            self._known[str(receipt.shard)] = [receipt.sha256, digest]
+
+    def save(self, *, now: bool = True) -> None:
+        """Write what has been noted, if anything; where nothing can be written, the next build compares again.
+
+        now  False: only if the last time is a while ago. So a killed build's shapes need not be read again.
+        """
+        if self._known == self._saved or (not now and time.monotonic() - self._saved_at < _SAVED_EVERY):
+            return
+        self._saved_at = time.monotonic()
+        try:
+            self._storage.write_documents({STAMPS: json.dumps(self._known, sort_keys=True).encode()})
+        except (OSError, CacheError) as error:
+            logger.info("%s cannot be written: %s", join(self._storage.location, STAMPS), error)
+        self._saved = dict(self._known)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """How a corpus differs from what the committed shards of its cache were made from.
+
+    changed  ids of shapes that are in both, and made from something else now, those in quarantine excepted
+    gone     ids of shapes that the corpus does not have any more
+    came     shapes that no committed shard holds
+    same     shapes that are in both, and of which nothing says that they changed
+    unknown  shapes in shards without fingerprints, as 0.1.0 wrote them: whether they changed cannot be told
+    shards   that hold changed or gone shapes
+    suspects by shard, the quarantined ids that are made from something else now, or of which that cannot be told
+    """
+
+    changed: tuple[str, ...]
+    gone: tuple[str, ...]
+    came: int
+    same: int
+    unknown: int
+    shards: tuple[int, ...]
+    suspects: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def stale(self) -> bool:
+        """Whether records of the cache are not those of the corpus as it is."""
+        return bool(self.changed or self.gone)
+
+    def lines(self) -> list[str]:
+        """What a person wants to know, a line each."""
+        said = []
+        for one, more, ids in (
+            ("changed since the cache was built", "changed since the cache was built", self.changed),
+            ("is not in the corpus any more", "are not in the corpus any more", self.gone),
+        ):
+            if ids:
+                shown = ", ".join(map(repr, ids[:SHOWN])) + (
+                    f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
+                )
+                said.append(f"{_count(len(ids), 'shape')} {one if len(ids) == 1 else more}: {shown}")
+        if said and self.came:
+            said.append(f"{_count(self.came, 'shape')} {'is' if self.came == 1 else 'are'} new")
+        if said and not self.same:
+            said.append("none of its shapes is as it was: is this another corpus under the old one's name?")
+        return said
+
+
+def compare_corpus(
+    corpus: Corpus,
+    ids: Sequence[str],
+    receipts: Mapping[int, Receipt],
+    stamps: Stamps,
+    *,
+    poses: int = 1,
+    content: bool = False,
+    threads: int = 1,
+) -> Changes:
+    """Compare a corpus with the committed shards of its cache.
+
+    ids      of the corpus, in its order.
+    poses    records of each shape, which stand together.
+    content  read and hash every file, instead of those only whose size or time differs.
+    threads  that read.
+
+    O(shapes) stat calls where nothing changed. Raises MachineFault.
+    """
+    places = {id: index for index, id in enumerate(ids)}
+    changed: list[str] = []
+    gone: list[str] = []
+    shards: list[int] = []
+    suspects: dict[int, tuple[str, ...]] = {}
+    held = unknown = read = 0
+    with ThreadPoolExecutor(max(1, threads), thread_name_prefix="compare") as pool:
+        for shard in sorted(receipts):
+            receipt = receipts[shard]
+            refused = {item.id for item in receipt.quarantined}
+            here = [*receipt.ids[::poses], *(item.id for item in receipt.quarantined)]
+            held += sum(id in places for id in here)
+            lost = [id for id in here if id not in places]
+            gone += lost
+            known = [(id, sha256) for id, sha256 in receipt.shapes if id in places]
+            unknown += len(set(receipt.ids[::poses]).intersection(places).difference(id for id, _ in known))
+            looks = stamps_digest((id, settled(corpus.stamp(places[id]))) for id, _ in known) if known else ""
+            odd: list[str] = []
+            if content or not stamps.vouch_for(receipt, looks):
+                read += len(known)
+                if read >= MANY > read - len(known):
+                    logger.warning("the content of many files is compared, whose size or time the cache does not know")
+                now = pool.map(lambda id: made_of(corpus, places[id]), [id for id, _ in known])
+                odd = [id for (id, then), found in zip(known, now, strict=True) if found != then]
+            stale = [id for id in odd if id not in refused]
+            told = {id for id, _ in known}.difference(odd)
+            if untold := tuple(item.id for item in receipt.quarantined if item.id in places and item.id not in told):
+                suspects[shard] = untold
+            if not stale and not lost and known:
+                stamps.note(receipt, looks)
+            changed += stale
+            if stale or lost:
+                shards.append(shard)
+    return Changes(
+        changed=tuple(changed),
+        gone=tuple(gone),
+        came=len(ids) - held,
+        same=held - len(changed),
+        unknown=unknown,
+        shards=tuple(shards),
+        suspects=suspects,
+    )
+
+
+def refuse_stale(changes: Changes, location: object) -> None:
+    """Raise BuildError where records of the cache are not those of the corpus any more."""
+    if changes.stale:
+        lines = "\n  ".join(changes.lines())
+        raise BuildError(
+            f"{location}: the cache is not of this corpus any more:\n  {lines}\n"
+            f"  Rebuild {_count(len(changes.shards), 'shard')} with --changed rebuild (build.changed), bring the old "
+            "files back, or build into another cache.root."
+        )
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"

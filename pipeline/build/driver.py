@@ -1,0 +1,337 @@
+"""The build: every missing shard of a cache, on threads, processes or a cluster (`pipeline.build.schedulers`).
+
+Progress and resume come from the committed shards alone, so they survive any crash.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+import torch
+
+from pipeline.build.basis import fit_basis
+from pipeline.build.changes import Changes, Stamps, compare_corpus, made_of, refuse_stale, settled, stamps_digest
+from pipeline.build.job import Failure, Job, elsewhere
+from pipeline.build.lanes import Lanes
+from pipeline.build.plan import plan_shards, surplus_shards
+from pipeline.build.poses import check_ids, shapes_of
+from pipeline.build.provenance import software
+from pipeline.build.quarantine import release_mended
+from pipeline.build.recipe import corpus_recipe, recipe_for
+from pipeline.build.schedulers import cores, crew_for, on_cluster, on_threads
+from pipeline.build.tally import BuildProgress, BuildReport, Result, Tally
+from pipeline.build.worker import Worker, ids_digest
+from pipeline.config import BuildConfig, CorpusConfig, ProjectionConfig, TeacherConfig, conflicts
+from pipeline.corpora import Corpus, MachineFault, open_corpus
+from pipeline.errors import BuildError
+from pipeline.teacher.tower import Teacher, load_teacher, resolve_device, size_conflicts, teacher_conflicts
+from pipeline.views import VIEWS
+from teacher_cache import (
+    Basis,
+    CacheConfig,
+    CacheSchema,
+    CacheWriter,
+    Recipe,
+    cache_directory,
+    create_cache,
+    stored_basis,
+)
+from teacher_cache.format.manifest import Receipt
+from teacher_cache.location import Location, resolve
+from teacher_cache.maintenance.repair import sound_description
+from teacher_cache.storage.opening import storage_at
+from teacher_cache.writer import noted_receipts
+
+__all__ = ["BuildProgress", "BuildReport", "build_cache", "cache_of", "changes_at", "changes_of"]
+
+logger = logging.getLogger(__name__)
+
+
+def build_cache(
+    corpus: CorpusConfig,
+    projection: ProjectionConfig,
+    teacher: TeacherConfig,
+    cache: CacheConfig,
+    build: BuildConfig,
+    *,
+    on_progress: Callable[[BuildProgress], None] | None = None,
+    on_fit: Callable[[int, int], None] | None = None,
+) -> BuildReport:
+    """Build what is missing of the cache of a recipe; nothing, when it is complete.
+
+    on_progress  called once before the first shard, then after each one, in the calling thread.
+    on_fit       called with (shapes done, shapes wanted) while a new cache's basis is fitted, before all that.
+
+    The cache's bytes follow from the recipe and the corpus: not from scheduler, workers, threads or interruptions. Any
+    end of the process leaves a cache that the next call completes.
+
+    Raises BuildError for settings that do not fit together, a corpus that lost shapes the cache has, a shard that
+    failed (its traceback is in logs/build.jsonl) and a corpus without one usable shape; TooManyRefused, when all is
+    built, where `build.max_refused` is passed; CorpusError, TeacherError and CacheError as opening, loading and
+    creating do.
+    """
+    begun = time.perf_counter()
+    _check_settings(corpus, projection, teacher, cache, build)
+    source = open_corpus(corpus.uri, points=corpus.points)
+    local = build.scheduler == "threads"
+    # Where others run the tasks, the driver needs the teacher's identity only, and keeps its hands off the GPU.
+    loaded = load_teacher(teacher, None if local else torch.device("cpu"))
+    faults = list(size_conflicts(teacher.architecture, loaded.image_side, loaded.patch_side, projection))
+    if faults:
+        raise BuildError("\n".join(faults))
+    ids = [source.id(index) for index in range(len(source))]
+    check_ids(ids, corpus.poses)
+    if cache.channels > loaded.channels:
+        raise BuildError(
+            f"cache.channels = {cache.channels} is more than the {loaded.channels} channels of teacher.architecture = "
+            f"{teacher.architecture}; 0 keeps them as they are"
+        )
+    if cache.class_token != "none" and loaded.class_problem is not None:
+        raise BuildError(
+            f'cache.class_token = "{cache.class_token}", and teacher.architecture = {teacher.architecture} has no '
+            f'class token to store: {loaded.class_problem}.\n  Set cache.class_token = "none".'
+        )
+    fit = partial(
+        fit_basis,
+        source,
+        ids,
+        projection,
+        loaded,
+        channels=cache.channels,
+        sample=cache.sample,
+        poses=corpus.poses,
+        threads=cores(),
+        on_progress=on_fit,
+    )
+    writer = _open_cache(source, corpus, projection, loaded, cache, fit)
+    stamps = Stamps(writer.storage)
+    committed, suspects = _up_to_date(writer, source, ids, corpus.poses, build, stamps)
+    places = {id: index for index, id in enumerate(ids)}
+    mended = release_mended(
+        writer, source, places, committed, None if build.retry_refused else suspects, threads=cores()
+    )
+    for shard, some in sorted(mended.items()):
+        logger.warning(
+            "shard %d is built again: %d shapes that were refused can be used now, first %s", shard, len(some), some[0]
+        )
+    tasks = plan_shards(
+        ids, shapes_of(committed, corpus.poses), shapes_per_shard=cache.shapes_per_shard // corpus.poses
+    )
+    tally = Tally(writer, committed, len(tasks), len(source), corpus.poses, begun, on_progress)
+    if tasks:
+        crew = crew_for(
+            build, resolve_device(teacher.device) if not build.remote else None, len(tasks), _groups(loaded, cache)
+        )
+        tally.teachers = crew.teachers
+        job = Job(
+            token=uuid4().hex,
+            corpus=corpus,
+            projection=projection,
+            teacher=teacher,
+            handle=writer.handle,
+            ids=ids_digest(ids),
+            lanes=crew.lanes,
+            software=dict(software()),
+            basis="" if writer.basis is None else writer.basis.sha256,
+        )
+        logger.info(
+            "%s: %d of %d shards missing; %s%s",
+            writer.directory,
+            len(tasks),
+            tally.total,
+            build.scheduler,
+            "" if build.remote else f", {crew.processes} x {crew.lanes} lanes, {crew.in_work} shards in work",
+        )
+        try:
+            writer.log({"event": "build", "missing": len(tasks), "software": job.software})
+        except OSError as error:  # on a full disk the shards fail and say what to do, which a note must not hide
+            logger.warning("the build is not noted in the cache's log: %s", error)
+        taken = partial(_take, tally, stamps, source, places, None if local else writer)
+        try:
+            if local:
+                on_threads(job, Worker(source, loaded, Lanes(crew.lanes), writer.basis), tasks, crew, taken)
+            else:
+                del loaded, fit
+                writer.storage.write_documents({job.mark: b""})
+                try:
+                    on_cluster(elsewhere(job) if build.remote else job, tasks, build, crew, taken)
+                finally:
+                    writer.storage.remove([job.mark])
+        finally:
+            stamps.save()
+    tally.check_usable()
+    writer.finish(planned=tally.planned)
+    stamps.save()
+    tally.check_share(build.max_refused)
+    return tally.report(already_complete=not tasks)
+
+
+def changes_of(
+    corpus: CorpusConfig, projection: ProjectionConfig, teacher: TeacherConfig, cache: CacheConfig, *, content: bool
+) -> Changes:
+    """How the corpus differs from what the cache of these settings was built from; nothing is written.
+
+    Shards count that are damaged, as long as their receipts are sound.
+    """
+    source = open_corpus(corpus.uri, points=corpus.points)
+    _, place = _place(source, corpus, projection, load_teacher(teacher, torch.device("cpu")), cache)
+    return _compared(place, source, corpus, content=content)
+
+
+def changes_at(place: Location, corpus: CorpusConfig, *, content: bool) -> Changes | None:
+    """How a corpus differs from what a cache was built from, whatever its teacher; None for a cache of another corpus.
+
+    Nothing is written but the cache's notes of how files looked, where they can be. Raises CorpusError where the corpus
+    cannot be opened, MachineFault, and CacheError where the cache cannot be read.
+    """
+    source = open_corpus(corpus.uri, points=corpus.points)
+    asked = corpus_recipe(source, points=corpus.points, poses=corpus.poses)
+    if json.loads(json.dumps(asked)) != dict(sound_description(place).recipe.corpus):
+        return None
+    return _compared(place, source, corpus, content=content)
+
+
+def _compared(place: Location, source: Corpus, corpus: CorpusConfig, *, content: bool) -> Changes:
+    storage = storage_at(place)
+    receipts = {receipt.shard: receipt for receipt, _ in noted_receipts(storage, sound_description(place))}
+    ids = [source.id(index) for index in range(len(source))]
+    stamps = Stamps(storage)
+    changes = compare_corpus(source, ids, receipts, stamps, poses=corpus.poses, content=content, threads=cores())
+    stamps.save()
+    return changes
+
+
+def cache_of(
+    corpus: CorpusConfig, projection: ProjectionConfig, teacher: TeacherConfig, cache: CacheConfig
+) -> tuple[Recipe, Location]:
+    """The recipe of the cache that `build_cache` would build, and where it would; nothing is written.
+
+    Raises CorpusError and TeacherError as opening and loading do: the teacher's weights are part of the recipe.
+    """
+    source = open_corpus(corpus.uri, points=corpus.points)
+    return _place(source, corpus, projection, load_teacher(teacher, torch.device("cpu")), cache)
+
+
+def _check_settings(
+    corpus: CorpusConfig, projection: ProjectionConfig, teacher: TeacherConfig, cache: CacheConfig, build: BuildConfig
+) -> None:
+    sections: dict[str, Any] = {
+        "corpus": corpus, "projection": projection, "teacher": teacher, "cache": cache, "build": build
+    }  # fmt: skip
+    faults = [f"{name}.{fault}" for name, section in sections.items() for fault in section.problems()]
+    if not faults:
+        faults = [*conflicts(corpus, projection), *teacher_conflicts(teacher, projection)]
+        if corpus.poses > cache.shapes_per_shard:  # the poses of a shape stand in one shard
+            faults.append(
+                f"corpus.poses = {corpus.poses} is more than the cache.shapes_per_shard = {cache.shapes_per_shard} "
+                "records of a shard"
+            )
+    if faults:
+        raise BuildError(f"{len(faults)} problems in the settings of the build\n  " + "\n  ".join(faults))
+
+
+def _open_cache(
+    source: Corpus,
+    corpus: CorpusConfig,
+    projection: ProjectionConfig,
+    teacher: Teacher,
+    cache: CacheConfig,
+    fit: Callable[[], Basis],
+) -> CacheWriter:
+    """Create the cache, or reopen it; a basis is fitted where one is wanted and none is stored."""
+    recipe, directory = _place(source, corpus, projection, teacher, cache)
+    schema = CacheSchema(
+        points=corpus.points,
+        views=VIEWS,
+        image_side=projection.image_side,
+        patch_side=projection.patch_side,
+        channels=cache.channels or teacher.channels,
+    )
+    basis = stored_basis(directory) if cache.channels else None
+    if cache.channels and basis is None:
+        logger.info("%s: fitting its %d channels on a sample of the corpus", directory, cache.channels)
+        basis = fit()
+    return create_cache(directory, recipe, schema, cache, label_names=source.label_names, basis=basis)
+
+
+def _up_to_date(
+    writer: CacheWriter, source: Corpus, ids: list[str], poses: int, build: BuildConfig, stamps: Stamps
+) -> tuple[dict[int, Receipt], Mapping[int, tuple[str, ...]]]:
+    """The committed shards that are of the corpus as it is, and the refused shapes to try again, by shard; other shards
+    are withdrawn, if the settings say so.
+
+    Raises BuildError where shapes changed or went, and build.changed is "refuse".
+    """
+    found = list(noted_receipts(writer.storage, writer.description))
+    noted = {receipt.shard: receipt for receipt, _ in found}
+    committed = {receipt.shard: receipt for receipt, whole in found if whole}
+    changes = compare_corpus(source, ids, noted, stamps, poses=poses, content=build.check == "content", threads=cores())
+    stamps.save()  # what was read need not be read again, whatever comes of it
+    if build.changed == "refuse":
+        refuse_stale(changes, writer.directory)
+    if changes.unknown:
+        logger.warning(
+            "%s: %d shapes were built before their content was noted; whether they changed is not known",
+            writer.directory,
+            changes.unknown,
+        )
+    doomed = set(changes.shards)
+    kept = {shard: receipt for shard, receipt in committed.items() if shard not in doomed}
+    doomed |= set(surplus_shards(ids, shapes_of(kept, poses)))
+    if doomed:
+        for line in changes.lines():
+            logger.warning("%s: %s", writer.directory, line)
+        logger.warning("%s: %d shards are built again", writer.directory, len(doomed))
+        writer.withdraw(sorted(doomed))
+    return {shard: receipt for shard, receipt in committed.items() if shard not in doomed}, changes.suspects
+
+
+def _take(
+    tally: Tally, stamps: Stamps, source: Corpus, places: dict[str, int], elsewhere: CacheWriter | None, result: Result
+) -> None:
+    """Count a finished shard, and remember how its files looked.
+
+    elsewhere  given where another process read the shapes: they are then compared with the driver's own files, by size
+               and times, and by content where these differ, as they do on another machine's copy. Raises BuildError.
+    """
+    if isinstance(result, Failure):
+        tally.add(result)
+        return
+    looks = result.stamps
+    if elsewhere is not None:
+        shapes = result.receipt.shapes
+        looks = stamps_digest((id, settled(source.stamp(places[id]))) for id, _ in shapes)
+        if not looks or looks != result.stamps:
+            try:
+                odd = [id for id, read in shapes if made_of(source, places[id]) != read]
+            except MachineFault as error:
+                raise BuildError(
+                    f"shard {result.receipt.shard} cannot be compared with the driver's files: {error}\n"
+                    f"  The {len(tally.receipts)} committed shards are kept; run the build again to go on."
+                ) from error
+            if odd:
+                elsewhere.withdraw([result.receipt.shard])
+                raise BuildError(
+                    f"shard {result.receipt.shard}: a worker read other files than the driver has, {len(odd)} of "
+                    f"{len(shapes)}, first {odd[0]!r} ({source.source(places[odd[0]])}); the shard is taken back.\n"
+                    "  Give driver and workers the same files, and run the build again."
+                )
+    stamps.note(result.receipt, looks)
+    stamps.save(now=False)
+    tally.add(result)
+
+
+def _place(
+    source: Corpus, corpus: CorpusConfig, projection: ProjectionConfig, teacher: Teacher, cache: CacheConfig
+) -> tuple[Recipe, Location]:
+    recipe = recipe_for(source, projection, teacher.identity(), cache, points=corpus.points, poses=corpus.poses)
+    return recipe, resolve(cache_directory(cache, recipe, corpus.uri.partition(":")[0]))
+
+
+def _groups(teacher: Teacher, cache: CacheConfig) -> int:
+    """Forward passes of a full shard."""
+    return -(-cache.shapes_per_shard // max(1, teacher.batch_size // VIEWS))

@@ -1,0 +1,52 @@
+"""Which software makes the records of a cache: what driver and workers have to have in common.
+
+The bytes of a shard follow from the recipe and from the code that ran. So workers of other code are refused, and a
+build's log names it; the recipe, which names the cache, does not hold it. Light to import: no torch.
+"""
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+__all__ = ["differences", "software"]
+
+# Each can change a number that is stored: rendering, the teacher's arithmetic, sampling, compression.
+LIBRARIES = ("numba", "numcodecs", "numpy", "open_clip_torch", "torch")
+ROOMS = ("cuda", "teacher_cache", "pipeline")
+CODE = {".py", ".cu", ".json"}
+
+
+@cache
+def software() -> Mapping[str, str]:
+    """Versions of python and of the libraries that numbers come from, and a hash of this project's own code."""
+    found = {"python": ".".join(platform.python_version_tuple()[:2]), "code": _digest()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def differences(mine: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
+    """A line for each thing that differs: ``torch: 2.8.0 here, 2.9.1 there``."""
+    return [
+        f"{name}: {mine.get(name, 'not known')[:16]} here, {theirs.get(name, 'not known')[:16]} there"
+        for name in sorted({*mine, *theirs})
+        if mine.get(name) != theirs.get(name)
+    ]
+
+
+def _digest() -> str:
+    """SHA-256 of the sources, by name."""
+    root = Path(__file__).resolve().parents[2]
+    digest = hashlib.sha256()
+    for room in ROOMS:
+        for path in sorted((root / room).rglob("*")):
+            if path.suffix in CODE and path.is_file():
+                content = hashlib.sha256(path.read_bytes()).hexdigest()
+                digest.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
+    return digest.hexdigest()

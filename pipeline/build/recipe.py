@@ -1,0 +1,49 @@
+"""What determines the bytes of a cache, gathered from its parts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.build.poses import pose_settings
+from pipeline.config import ProjectionConfig
+from pipeline.corpora import Corpus
+from teacher_cache import CacheConfig, Recipe
+
+__all__ = ["corpus_recipe", "recipe_for"]
+
+
+def corpus_recipe(corpus: Corpus, *, points: int, poses: int) -> dict[str, Any]:
+    """The part of a recipe that is about the corpus."""
+    return {**corpus.identity, "points": points, **pose_settings(poses)}
+
+
+def recipe_for(
+    corpus: Corpus,
+    projection: ProjectionConfig,
+    teacher: Mapping[str, Any],
+    cache: CacheConfig,
+    *,
+    points: int,
+    poses: int = 1,
+) -> Recipe:
+    """The recipe of a cache.
+
+    corpus   its identity goes in, never its size.
+    teacher  `Teacher.identity()`.
+    points   stored for each shape; a projection of all of them and of the first `points` are the same.
+    poses    stored of each shape.
+    """
+    return Recipe(
+        corpus=corpus_recipe(corpus, points=points, poses=poses),
+        projection={
+            "image_side": projection.image_side,
+            "patch_side": projection.patch_side,
+            "splat": projection.splat,
+            "reduction": projection.reduction,
+            "points": projection.points or points,
+            "normalisation": projection.normalisation,
+            # absent where it is 0, so that caches made before the setting existed keep their name
+            **({"depth_offset": projection.depth_offset} if projection.depth_offset else {}),
+        },
+        teacher=teacher,
+        storage=cache.storage(),
+    )

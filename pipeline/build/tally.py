@@ -1,0 +1,198 @@
+"""What a build has done so far: counts for the caller, a line a shard for the log, a report at the end."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipeline.build.job import Failure
+from pipeline.build.shard import STAGES, ShardReport
+from pipeline.errors import BuildError, TooManyRefused
+from teacher_cache import CacheError, CacheWriter, Quarantined, Receipt
+from teacher_cache.format.layout import LOG
+from teacher_cache.location import Location, join
+
+__all__ = ["BuildProgress", "BuildReport", "Result", "Tally"]
+
+logger = logging.getLogger(__name__)
+
+_REASONS_SHOWN = 5
+
+Result = ShardReport | Failure
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildProgress:
+    """How far a build is, what was committed before it included.
+
+    shards_done, shards_total  shards committed, and to be
+    shapes_done, shapes_total  shapes in committed shards, those in quarantine included, and in the corpus
+    quarantined                shapes in quarantine so far
+    seconds                    since this build began
+    """
+
+    shards_done: int
+    shards_total: int
+    shapes_done: int
+    shapes_total: int
+    quarantined: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildReport:
+    """A finished build.
+
+    path              the cache
+    shapes, shards    in it
+    built             shards that this build added
+    quarantined       every shape that left no record
+    seconds           this build took
+    stages            seconds of work in read, project, teacher and write, added up over threads and workers
+    teachers          forward passes that could run at once; 0 where that is not known, as on a cluster
+    already_complete  nothing was missing
+    """
+
+    path: Location
+    shapes: int
+    shards: int
+    built: int
+    quarantined: tuple[Quarantined, ...]
+    seconds: float
+    stages: dict[str, float]
+    teachers: int
+    already_complete: bool
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Each stage's part of all seconds of work, 0..1; {} when nothing was built."""
+        total = sum(self.stages.values())
+        return {stage: seconds / total for stage, seconds in self.stages.items()} if total else {}
+
+    @property
+    def taught(self) -> float | None:
+        """The teacher's part, 0..1, of the time that `teachers` forward passes at once had from start to end."""
+        if not self.teachers or not self.stages:
+            return None
+        return self.stages["teacher"] / (self.teachers * self.seconds)
+
+
+class Tally:
+    """Counts what is committed, writes the log, tells the caller."""
+
+    def __init__(
+        self,
+        writer: CacheWriter,
+        committed: dict[int, Receipt],
+        missing: int,
+        shapes: int,
+        poses: int,
+        begun: float,
+        on_progress: Callable[[BuildProgress], None] | None,
+    ) -> None:
+        self.writer, self.shapes, self.poses = writer, shapes, poses
+        self.begun, self.on_progress = begun, on_progress
+        self.receipts = dict(committed)
+        self.before = len(committed)
+        self.total = len(committed) + missing
+        self.records = sum(receipt.records for receipt in committed.values())
+        self.refused = sum(len(receipt.quarantined) for receipt in committed.values())
+        self.stages: Counter[str] = Counter()
+        self.teachers = 0
+        self.tell()
+
+    def add(self, result: Result) -> None:
+        """Take a finished shard; a failed one stops the build. Raises BuildError."""
+        if isinstance(result, Failure):
+            failure = {"event": "failure", "shard": result.shard, "traceback": result.traceback}
+            log = join(self.writer.directory, LOG)
+            try:
+                self.writer.log(failure, flush=True)
+                traceback = f"Its traceback is in {log}."
+            except (OSError, CacheError) as error:  # on a full disk the log finds no room either
+                traceback = f"Its traceback could not be written to {log} ({error})."
+            stopped = BuildError(
+                f"shard {result.shard} failed{f' on {result.worker}' if result.worker else ''}: {result.message}\n"
+                f"  {traceback}\n"
+                f"  The {len(self.receipts)} committed shards are kept; run the build again to go on."
+            )
+            stopped.add_note(result.traceback)  # what --debug shows
+            raise stopped
+        receipt = result.receipt
+        self.receipts[receipt.shard] = receipt
+        self.records += receipt.records
+        self.refused += len(receipt.quarantined)
+        self.stages.update(result.seconds)
+        self.writer.log(
+            {
+                "event": "shard",
+                "shard": receipt.shard,
+                "records": receipt.records,
+                "bytes": receipt.total_bytes,
+                "seconds": result.seconds | {"wall": result.wall},
+                "quarantined": [{"id": item.id, "reason": item.reason} for item in receipt.quarantined],
+            }
+        )
+        for item in receipt.quarantined:
+            logger.info("quarantined %s: %s: %s", item.id, item.source, item.reason)
+        self.tell()
+
+    def tell(self) -> None:
+        if self.on_progress is None:
+            return
+        self.on_progress(
+            BuildProgress(
+                shards_done=len(self.receipts),
+                shards_total=self.total,
+                shapes_done=self.records // self.poses + self.refused,
+                shapes_total=self.shapes,
+                quarantined=self.refused,
+                seconds=time.perf_counter() - self.begun,
+            )
+        )
+
+    @property
+    def planned(self) -> int:
+        """Records and quarantine entries of the whole corpus: a refused shape has one entry, whatever its poses."""
+        return (self.shapes - self.refused) * self.poses + self.refused
+
+    def check_usable(self) -> None:
+        """A cache without a record is a mistake somewhere else. Raises BuildError."""
+        if self.records:
+            return
+        refused = self.quarantined()
+        if not refused:
+            raise BuildError("the corpus has no shapes; check corpus.uri")
+        shown = "\n  ".join(f"{item.source}: {item.reason}" for item in refused[:_REASONS_SHOWN])
+        raise BuildError(f"none of the {len(refused)} shapes of the corpus can be used; the first are\n  {shown}")
+
+    def check_share(self, most: float) -> None:
+        """Raise TooManyRefused where a larger share of the corpus than ``most`` was refused."""
+        if self.refused <= most * self.shapes:
+            return
+        refused = self.quarantined()
+        shown = "\n  ".join(f"{item.source}: {item.reason}" for item in refused[:_REASONS_SHOWN])
+        raise TooManyRefused(
+            f"{self.refused} of {self.shapes} shapes ({self.refused / self.shapes:.1%}) cannot be used; "
+            f"build.max_refused = {most:g} allows {most:.1%}. The first are\n  {shown}\n"
+            f"  The other {self.records // self.poses} are in {self.writer.directory}, and stay. Mend the files and "
+            "run the build again: it takes them in. Or allow as many with --set build.max_refused=1.0.",
+            str(self.writer.directory),
+        )
+
+    def quarantined(self) -> tuple[Quarantined, ...]:
+        return tuple(item for shard in sorted(self.receipts) for item in self.receipts[shard].quarantined)
+
+    def report(self, *, already_complete: bool) -> BuildReport:
+        return BuildReport(
+            path=self.writer.directory,
+            shapes=self.records // self.poses,
+            shards=len(self.receipts),
+            built=len(self.receipts) - self.before,
+            quarantined=self.quarantined(),
+            seconds=time.perf_counter() - self.begun,
+            stages={stage: round(self.stages[stage], 3) for stage in STAGES if stage in self.stages},
+            teachers=self.teachers,
+            already_complete=already_complete,
+        )

@@ -1,0 +1,37 @@
+"""What the folders of views and of training runs share: settings that stay."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import TeacherError
+from teacher_cache.storage.commit import replace_file
+
+__all__ = ["claim"]
+
+
+def claim(path: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Note the settings (section -> key -> value) that a folder's content is of, or check that they are those noted.
+
+    Raises TeacherError naming every setting that differs, or for a note that cannot be read.
+    """
+    wanted = json.loads(json.dumps(settings))  # tuples become lists, as in what is read back
+    if not path.exists():
+        replace_file(path, json.dumps(wanted, indent=1).encode())
+        return
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        differ = [
+            f"{section}.{key}"
+            for section, values in wanted.items()
+            for key in sorted({*values, *known.get(section, {})})
+            if known.get(section, {}).get(key) != values.get(key)
+        ]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise TeacherError(f"{path}: not a note of settings ({error}).\n  Delete the folder to start anew.") from error
+    if differ:
+        raise TeacherError(
+            f"{path.parent} was begun with other settings: {', '.join(differ)} differ.\n"
+            "  Use the settings it was begun with, or another folder."
+        )

@@ -1,0 +1,137 @@
+"""Shards that growth left small, joined into full ones; the cache keeps its place, its recipe and its records.
+
+A new cache is written beside the old one and then put in its place by two renames. Killed anywhere, the next call goes
+on: the old cache is whole until the new one is, and what lies between the renames is recognised.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from teacher_cache.config import CacheConfig
+from teacher_cache.errors import CacheError, RecipeMismatch, StorageError
+from teacher_cache.format import layout
+from teacher_cache.location import localise
+from teacher_cache.maintenance.gc import find_abandoned
+from teacher_cache.maintenance.rewrite import Rewritten, refilled, rewrite
+from teacher_cache.maintenance.sources import open_source, parts_of
+from teacher_cache.storage import commit
+from teacher_cache.writer import create_cache
+
+__all__ = ["compact"]
+
+LOGS = "logs"
+
+
+def compact(
+    path: str | os.PathLike[str], *, threads: int = 2, on_progress: Callable[[int, int], None] | None = None
+) -> Rewritten | None:
+    """Fill the shards of a finished cache anew, in the order of its records -> None where they are full already.
+
+    threads      shards in work at once; each holds the decoded records of one shard.
+    on_progress  called with (shards done, shards in all), first before any work, in the calling thread.
+
+    The bytes are those of one build of the same shapes in the same order: of a cache that grew at its corpus' end,
+    those of building the grown corpus at once. While it works the cache takes twice its space. Close readers first, for
+    the shards that they have not opened yet move. A build must not run meanwhile: one that does, or has committed
+    anything by the end, makes the call stop and change nothing.
+
+    Raises StorageError for a URL, CacheError for a damaged cache or one that a build is working on, ManifestError for
+    one that is not finished, FileNotFoundError where there is none.
+    """
+    place = localise(path)
+    if not isinstance(place, Path):
+        raise StorageError(
+            f"{place}: an object store renames nothing, so a cache there cannot be replaced at once.\n"
+            "  Write it again under another root with `i2p cache convert --shapes-per-shard`."
+        )
+    place = place.resolve()  # what a link names is compacted where it lies
+    fresh, old = _beside(place)
+    for folder in (fresh, old):
+        if folder.is_symlink():
+            raise CacheError(
+                f"{folder}: expected nothing here, or a folder of this command; found a link.\n  Remove it."
+            )
+    _take_up(place, fresh, old)
+    if not place.is_dir():
+        raise FileNotFoundError(f"{place}: no such cache")
+    _check_idle(place)
+    stands = _documents(place)
+    cache = open_source(place)
+    parts = parts_of(cache)
+    config = CacheConfig.from_storage(dict(cache.recipe.storage))
+    shards = refilled(parts, shapes_per_shard=config.shapes_per_shard, poses=cache.poses)
+    if [[piece.ids for piece in pieces] for pieces in shards.values()] == [[part.ids] for part in parts]:
+        shutil.rmtree(fresh, ignore_errors=True)  # of a call that was stopped, before the cache was made full otherwise
+        return None
+    while True:
+        writer = create_cache(
+            fresh, cache.recipe, cache.schema, config, label_names=cache.label_names, basis=cache.basis
+        )
+        try:
+            made = rewrite(
+                [cache],
+                shards,
+                writer,
+                planned=cache.info().planned,
+                threads=threads,
+                on_progress=on_progress,
+                event="compact",
+            )
+            break
+        except RecipeMismatch:  # a call that was stopped worked on the cache before it grew again
+            shutil.rmtree(fresh)
+    _carry_logs(place, fresh)
+    _check_idle(place)
+    if _documents(place) != stands:
+        raise CacheError(
+            f"{place}: a build has worked on this cache meanwhile; nothing was changed.\n"
+            "  Run it again when no build does."
+        )
+    os.rename(place, old)
+    commit.sync_directory(place.parent)
+    _take_up(place, fresh, old)
+    return Rewritten(path=place, records=made.records, shards=made.shards, written=made.written, bytes=made.bytes)
+
+
+def _beside(place: Path) -> tuple[Path, Path]:
+    """Where the new cache is written, and where the old one is set aside for as long as two renames take."""
+    return place.with_name(f".compacting-{place.name}"), layout.set_aside(place)
+
+
+def _check_idle(place: Path) -> None:
+    if find_abandoned(place).busy:
+        raise CacheError(f"{place}: a build is working on this cache.\n  Wait for it to end.")
+
+
+def _documents(place: Path) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """The manifest ("" where there is none), and size and time of each receipt: what every build changes."""
+    manifest, receipts = place / layout.MANIFEST, place / layout.RECEIPTS
+    data = manifest.read_bytes() if manifest.is_file() else b""
+    found = {}
+    for entry in os.scandir(receipts) if receipts.is_dir() else ():
+        status = entry.stat()
+        found[entry.name] = (status.st_size, status.st_mtime_ns)
+    return data, found
+
+
+def _take_up(place: Path, fresh: Path, old: Path) -> None:
+    """Finish what a call that was stopped began: the old cache is set aside only when the new one is whole."""
+    if not old.is_dir() or old.is_symlink():
+        return
+    if not place.exists():
+        os.rename(fresh, place)
+        commit.sync_directory(place.parent)
+    shutil.rmtree(old)
+
+
+def _carry_logs(place: Path, fresh: Path) -> None:
+    """Notes of the old cache that stay true: where its corpus lies. Stamps are of its shards, and left behind."""
+    commit.refuse_links(place, place / LOGS / "any")
+    for source in sorted((place / LOGS).glob("*")) if (place / LOGS).is_dir() else ():
+        if source.is_file() and not source.is_symlink() and source.name != "stamps.json":
+            target = fresh / LOGS / (source.name if source.suffix == ".toml" else f"before-{source.name}")
+            target.parent.mkdir(exist_ok=True)
+            if not target.exists():
+                commit.replace_file(target, source.read_bytes())

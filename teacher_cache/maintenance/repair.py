@@ -1,0 +1,78 @@
+"""Taking back what is damaged, so that the next build writes just that again."""
+
+import os
+from collections.abc import Iterable
+
+from teacher_cache.errors import CacheError, ManifestError, SchemaError
+from teacher_cache.format import layout
+from teacher_cache.format.manifest import Description, Manifest
+from teacher_cache.location import join
+from teacher_cache.maintenance.verify import Problem
+from teacher_cache.storage.base import Storage
+from teacher_cache.storage.opening import storage_at
+
+__all__ = ["sound_description", "withdraw"]
+
+
+def withdraw(path: str | os.PathLike[str], problems: Iterable[Problem]) -> list[int]:
+    """Make the damaged shards of a cache count as not built; -> their indices, ascending.
+
+    problems  what `verify` found. Damaged documents that the manifest implies are written anew from it; files that do
+              not belong to the cache stay, since nobody knows whose they are.
+
+    The next build of the same experiment makes the withdrawn shards again and then the manifest: the same bytes, where
+    corpus and teacher still are what they were. A crash in between leaves an unfinished cache; that build finishes it.
+
+    Raises CacheError, and changes nothing, where recipe and manifest are both damaged.
+    """
+    storage, found = storage_at(path), list(problems)
+    shards = sorted({problem.shard for problem in found if problem.shard is not None})
+    if not found:
+        return []
+    _restore_documents(storage, {problem.file for problem in found if problem.shard is None})
+    storage.remove([layout.MANIFEST, *(layout.receipt_path(shard) for shard in shards)])  # the manifest first
+    return shards
+
+
+def sound_description(path: str | os.PathLike[str]) -> Description:
+    """What a cache is, by its recipe.json or else by its manifest, either of which may be damaged.
+
+    Raises CacheError where both are.
+    """
+    storage = storage_at(path)
+    for name in (layout.RECIPE, layout.MANIFEST):
+        where = str(join(storage.location, name))
+        try:
+            data = storage.read(name)
+            return (
+                Description.decode(data, where) if name == layout.RECIPE else Manifest.decode(data, where).description
+            )
+        except (FileNotFoundError, ManifestError, SchemaError):
+            continue
+    raise _nothing_says(storage)
+
+
+def _nothing_says(storage: Storage) -> CacheError:
+    return CacheError(
+        f"{storage.location}: expected a sound {layout.RECIPE} or {layout.MANIFEST}; both are damaged, so nothing says "
+        "what this cache was.\n"
+        "  Copy one of them again from where the cache came from, or empty the folder and build again."
+    )
+
+
+def _restore_documents(storage: Storage, damaged: set[str]) -> None:
+    """Write the recipe again where it is damaged and the manifest, which repeats it, is not."""
+    where = join(storage.location, layout.MANIFEST)
+    if layout.MANIFEST in damaged:
+        try:
+            Description.decode(storage.read(layout.RECIPE), str(join(storage.location, layout.RECIPE)))
+        except (FileNotFoundError, ManifestError, SchemaError) as error:
+            raise _nothing_says(storage) from error
+        return
+    if layout.RECIPE not in damaged:
+        return
+    try:
+        manifest = Manifest.decode(storage.read(layout.MANIFEST), str(where))
+    except FileNotFoundError as error:
+        raise CacheError(f"{where}: expected a manifest to restore {layout.RECIPE} from, found none") from error
+    storage.write_documents({layout.RECIPE: manifest.description.encoded})

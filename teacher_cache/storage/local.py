@@ -1,0 +1,168 @@
+"""Caches in a folder of this machine."""
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from teacher_cache.errors import ManifestError
+from teacher_cache.sealed import MAX_DOCUMENT
+from teacher_cache.storage import commit
+from teacher_cache.storage.base import VOLATILE, ShardFiles
+from teacher_cache.storage.shard_files import ShardEntry, ShardFile, ShardFileReader
+
+__all__ = ["LocalStorage"]
+
+_BLOCK = 1 << 20
+_ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}  # ELOOP: a link to itself; ENXIO: a socket
+
+
+class LocalStorage:
+    """A folder of this machine, or of a network file system that has locks."""
+
+    remote = False
+
+    def __init__(self, root: Path) -> None:
+        self.location: Path = root
+
+    def read(self, path: str) -> bytes:
+        with self._opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_DOCUMENT:
+                raise ManifestError(f"{self.location / path}: {size} bytes; expected at most {MAX_DOCUMENT}")
+            return file.read()
+
+    def read_many(self, paths: Sequence[str]) -> Iterator[bytes | None]:
+        for path in paths:
+            try:
+                yield self.read(path)
+            except FileNotFoundError:
+                yield None
+
+    def sizes(self, *, few: bool = False) -> Callable[[str], int | None]:
+        def size(path: str) -> int | None:
+            try:
+                return os.stat(self.location / path).st_size
+            except OSError as error:
+                if error.errno in _ABSENT:
+                    return None
+                raise
+
+        return size
+
+    def of_shard(self, entry: ShardEntry) -> ShardFiles:
+        return self
+
+    def open(self, path: str, shard: int) -> ShardFileReader:
+        try:
+            return ShardFileReader(self._descriptor(path), path, shard)
+        except FileNotFoundError as error:
+            raise ShardFileReader.missing(path, shard) from error
+
+    def digest(self, path: str, limit: int) -> tuple[int, str]:
+        digest, size = hashlib.sha256(), 0
+        with self._opened(path) as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+                size += len(block)
+                if size > limit:
+                    return size, ""
+        return size, digest.hexdigest()
+
+    def names(self, folder: str) -> list[str]:
+        try:
+            return sorted(entry.name for entry in os.scandir(self.location / folder) if entry.is_file())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def files(self) -> list[str]:
+        found = []
+        for folder, folders, names in os.walk(self.location):
+            relative = Path(folder).relative_to(self.location)
+            if relative == Path("."):
+                folders[:] = [name for name in folders if name not in VOLATILE]
+            found += [(relative / name).as_posix() for name in names]
+        return sorted(found)
+
+    def prepare(self) -> list[str]:
+        if not self.location.is_dir():
+            self.location.mkdir(parents=True, exist_ok=True)
+            commit.sync_directory(self.location.parent)
+        return commit.remove_abandoned(self.location)
+
+    def tidy(self) -> None:
+        commit.remove_abandoned(self.location)  # of builders that died while this one worked, too
+
+    def write_documents(self, documents: Mapping[str, bytes]) -> None:
+        commit.write_documents(self.location, documents)
+
+    def write_new(self, path: str, data: bytes) -> bytes:
+        with commit.lock(self.location, "new-" + commit.staged_name(path)):
+            try:
+                return self.read(path)
+            except FileNotFoundError:
+                self.write_documents({path: data})
+                return data
+
+    def commit(
+        self,
+        shard: int,
+        files: Iterable[tuple[str, list[bytes]]],
+        note: str,
+        receipt: Callable[[list[ShardFile]], bytes],
+        settled: Callable[[], bool],
+    ) -> bool:
+        root = self.location
+        with commit.workspace(root) as folder:
+            written = [commit.write_file(folder / commit.staged_name(path), pieces, path) for path, pieces in files]
+            last = commit.write_file(folder / commit.staged_name(note), [receipt(written)], note)
+            with commit.lock(root, f"shard-{shard:06d}"):
+                if settled():
+                    return False
+                # Whatever receipt is there is not of these files: without it, a crash now leaves a shard to be built.
+                commit.refuse_links(root, root / note)
+                (root / note).unlink(missing_ok=True)
+                commit.move_into_place(root, folder, written)
+                commit.move_into_place(root, folder, [last])
+        return True
+
+    def remove(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            target = self.location / path
+            commit.refuse_links(self.location, target)
+            target.unlink(missing_ok=True)
+            if target.parent.is_dir():
+                commit.sync_directory(target.parent)
+
+    def append(self, path: str, line: bytes, *, flush: bool = False) -> None:
+        target = self.location / path
+        commit.refuse_links(self.location, target)
+        target.parent.mkdir(exist_ok=True)
+        descriptor = commit.open_log(target)
+        try:
+            os.write(descriptor, line)  # one write: lines of two builders do not mix
+        finally:
+            os.close(descriptor)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def _opened(self, path: str) -> BinaryIO:
+        return os.fdopen(self._descriptor(path), "rb")
+
+    def _descriptor(self, path: str) -> int:
+        """Of a regular file, open for reading. A folder, a pipe or a device is no file of a cache: as if absent."""
+        target = self.location / path
+        try:
+            descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for a writer
+        except OSError as error:
+            if error.errno in _ABSENT:
+                raise FileNotFoundError(errno.ENOENT, "expected a file", str(target)) from error
+            raise
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise FileNotFoundError(errno.ENOENT, "expected a regular file, found another kind", str(target))
+        return descriptor

@@ -1,0 +1,191 @@
+"""From a checkpoint back to a model, and the question whether a run may go on from it."""
+
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from trainer.checkpoints.files import CheckpointError, Header, find_checkpoint, read_header, read_tensors
+from trainer.config import AlignmentConfig
+from trainer.models.config import MaskingConfig, ModelConfig
+from trainer.models.heads.classifier import Classifier
+from trainer.models.heads.config import ClassifierConfig, SegmentationConfig
+from trainer.models.heads.part_segmenter import PartSegmenter
+from trainer.models.hierarchical.student import I2PMAE
+
+__all__ = [
+    "load_encoder",
+    "load_fine_tuned",
+    "load_model",
+    "new_model",
+    "resume_problems",
+    "section_from_json",
+    "sections_of",
+    "software_versions",
+]
+
+Section = TypeVar("Section")
+
+# Settings that leave the course of training as it is: bit for bit, but for those marked, which change rounding only.
+_FREE = {
+    "trainer.epochs",
+    "trainer.cache",  # which records it holds is compared by its recipe
+    "trainer.stale_cache",
+    "trainer.checkpoint_every",
+    "trainer.checkpoint_steps",
+    "trainer.damaged",  # nothing, while the cache is sound
+    "trainer.keep_checkpoints",
+    "trainer.milestone_every",
+    "trainer.tensorboard",
+    "trainer.readers",
+    "trainer.prefetch",
+    "trainer.device",  # rounding
+    "trainer.compile",  # rounding
+    "trainer.deterministic",  # rounding
+    "model.layout",  # rounding
+}
+
+
+def new_model(
+    model: ModelConfig, masking: MaskingConfig, teacher: Mapping[str, int], *, seed: int, whole: bool = False
+) -> I2PMAE:
+    """A model with first weights drawn from `seed`, on the CPU, so that they are the same whatever it then runs on.
+
+    whole  with the head of the global loss, which leaves the other first weights as they are without.
+    """
+    network = I2PMAE(model, masking, teacher_channels=teacher["channels"], views=teacher["views"], whole=whole)
+    network.initialise(torch.Generator().manual_seed(seed))
+    return network
+
+
+def load_model(path: str | Path) -> tuple[I2PMAE, Header]:
+    """The model of a checkpoint, or of the newest checkpoint of a run directory: on the CPU, in evaluation mode.
+
+    Raises CheckpointError for what is missing, damaged, of another kind, or of settings unknown to this version.
+    """
+    path = find_checkpoint(path)
+    header = read_header(path)
+    if header.kind != "pretraining":
+        raise CheckpointError(
+            f"{path} is of kind {header.kind}; expected a pre-training model. Load it with "
+            "trainer.checkpoints.models.load_fine_tuned, or name a pre-training checkpoint."
+        )
+    try:
+        model = section_from_json(ModelConfig, header.config["model"])
+        masking = section_from_json(MaskingConfig, header.config["masking"])
+        alignment = section_from_json(AlignmentConfig, header.config.get("alignment", {}))  # runs before it had none
+        network = new_model(model, masking, header.teacher, seed=0, whole=alignment.weight > 0)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its settings make no model of this version: {error}") from None
+    try:
+        network.load_state_dict(read_tensors(path, header))
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: its weights do not fit its settings: {error}") from None
+    return network.eval(), header
+
+
+def load_fine_tuned(path: str | Path) -> tuple[Classifier | PartSegmenter, Header]:
+    """The classifier or part segmenter of an imported checkpoint: on the CPU, in evaluation mode.
+
+    Raises CheckpointError as load_model does.
+    """
+    path = find_checkpoint(path)
+    header = read_header(path)
+    network: Classifier | PartSegmenter
+    if header.kind == "pretraining":
+        raise CheckpointError(
+            f"{path} is of kind pretraining; expected a fine-tuned model. "
+            "Load it with trainer.checkpoints.models.load_model."
+        )
+    try:
+        model = section_from_json(ModelConfig, header.config["model"])
+        if header.kind == "classifier":
+            network = Classifier(model, section_from_json(ClassifierConfig, header.config["classifier"]))
+        else:
+            network = PartSegmenter(model, section_from_json(SegmentationConfig, header.config["segmentation"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its settings make no model of this version: {error}") from None
+    try:
+        network.load_state_dict(read_tensors(path, header))
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: its weights do not fit its settings: {error}") from None
+    return network.eval(), header
+
+
+def load_encoder(path: str | Path) -> I2PMAE:
+    """The model of a checkpoint or run directory, ready for `encode(points [B, N, 3] float32) -> [B, D]`."""
+    return load_model(path)[0]
+
+
+def sections_of(**sections: Any) -> dict[str, dict[str, Any]]:
+    """Section name -> settings as JSON types, as a checkpoint holds them."""
+    plain: dict[str, dict[str, Any]] = json.loads(json.dumps({name: asdict(part) for name, part in sections.items()}))
+    return plain
+
+
+def section_from_json(cls: type[Section], settings: Mapping[str, Any]) -> Section:
+    """A section's dataclass from JSON types; settings that are not given take their defaults.
+
+    Raises ValueError naming settings that this version does not know.
+    """
+    known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise ValueError(f"unknown settings {', '.join(unknown)} of {cls.__name__}; they are of another version")
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
+
+
+def resume_problems(
+    header: Header, sections: Mapping[str, Mapping[str, Any]], cache: Mapping[str, Any], teacher: Mapping[str, int]
+) -> list[str]:
+    """What speaks against going on from a checkpoint with these settings, one line each.
+
+    The evaluation may change at will, and so may what does not touch the course of training, `_FREE`.
+    """
+    off = {"alignment": asdict(AlignmentConfig())}  # as in runs before there was such a section
+    now = off | {name: section for name, section in sections.items() if name != "evaluation"}
+    then = off | {name: section for name, section in header.config.items() if name != "evaluation"}
+    lines = [
+        f"{key} was {_shown(old)}, is now {_shown(new)}"
+        for key, old, new in _differences(
+            {**then, "cache": header.cache, "teacher": header.teacher}, {**now, "cache": cache, "teacher": teacher}
+        )
+        if key not in _FREE
+    ]
+    epochs = sections["trainer"]["epochs"]
+    if header.under_way and epochs == header.epoch:
+        lines.append(f"trainer.epochs is {epochs}, but epoch {epochs + 1} has begun already")
+    if epochs < header.epoch:
+        lines.append(f"trainer.epochs is {epochs}, but {header.epoch} epochs are done already")
+    return lines
+
+
+def software_versions() -> dict[str, str]:
+    """What wrote a checkpoint."""
+    found = {"python": platform.python_version()}
+    for package in ("i2p-pretrain", "torch", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a source tree that is not installed
+            found[package] = "not installed"
+    return found
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for section in sorted({*old, *new}):
+        here, there = old.get(section, {}), new.get(section, {})
+        for key in sorted({*here, *there}):
+            if here.get(key, _ABSENT) != there.get(key, _ABSENT):
+                yield f"{section}.{key}", here.get(key, _ABSENT), there.get(key, _ABSENT)
+
+
+_ABSENT = object()
+
+
+def _shown(value: Any) -> str:
+    return "absent" if value is _ABSENT else repr(value)

@@ -1,0 +1,279 @@
+"""The reference implementation's `.pth` files: read without running anything in them, and written.
+
+A file is a pickle inside a zip, and a pickle can name any function to be called. Here only what torch counts as data is
+built (tensors, dictionaries, plain numbers), and numpy's numbers, which metrics often are; a file that names anything
+else is refused before that is used.
+"""
+
+import hashlib
+import math
+import os
+import pickle
+import re
+import struct
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from teacher_cache.foreign import misnomer, without_wrappers
+from trainer.checkpoints.files import CheckpointError
+
+__all__ = ["PREFIX", "TEACHER", "ReferenceFile", "read_reference", "read_teacher", "write_reference"]
+
+PREFIX = "module."  # put before every name by data-parallel wrappers
+TEACHER = "clip_model."  # put before the frozen teacher's names
+WEIGHTS = ("base_model", "model_state_dict", "model")  # where a file has its weights, in the order looked for
+NUMBERS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "u1": "B", "b1": "?"}  # numpy's code -> struct's
+DEPTH = 4  # of nested metrics
+SHOWN = 6  # names in one message
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceFile:
+    """What a file holds.
+
+    name       of the file, without its folder
+    sha256     of its bytes
+    weights    where its weights stand: "base_model", "model_state_dict", "model", or "" for a bare state dict
+    prefix     "module." where every name has it, or ""
+    entries    the model's tensors, names without prefix, in the file's order
+    teacher    the frozen teacher's tensors, names without either prefix, in the file's order
+    optimizer  the optimiser's state dict as it is, or None
+    numbers    everything else that is plain: epoch, metrics, best_metrics and the like
+    skipped    names of what else there is and was not read
+    """
+
+    name: str
+    sha256: str
+    weights: str
+    prefix: str
+    entries: dict[str, Tensor]
+    teacher: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: Mapping[str, Any] | None = None
+    numbers: dict[str, Any] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+
+
+def read_reference(path: str | Path) -> ReferenceFile:
+    """Read one of the reference's checkpoints, or a bare state dict of its names. Tensors stay mapped to the file.
+
+    Raises CheckpointError for a file that is absent, damaged, of another kind, or needs more than data to be read.
+    """
+    path = Path(path)
+    content = _load(path)
+    weights = next((name for name in WEIGHTS if isinstance(content.get(name), dict)), "")
+    prefix, state = _state(content[weights] if weights else content, path)
+    numbers: dict[str, Any] = {}
+    skipped: list[str] = []
+    rest = {name: value for name, value in content.items() if weights and name != weights}
+    optimizer = rest.pop("optimizer", None)
+    for name, value in rest.items():
+        try:
+            numbers[str(name)] = _plain(value)
+        except TypeError:
+            skipped.append(str(name))
+    return ReferenceFile(
+        name=path.name,
+        sha256=_hash(path),
+        weights=weights,
+        prefix=prefix,
+        entries={name: value for name, value in state.items() if not name.startswith(TEACHER)},
+        teacher={name.removeprefix(TEACHER): value for name, value in state.items() if name.startswith(TEACHER)},
+        optimizer=optimizer if isinstance(optimizer, dict) else None,
+        numbers=numbers,
+        skipped=tuple(skipped),
+    )
+
+
+def read_teacher(path: str | Path) -> dict[str, Tensor]:
+    """CLIP's tensors, image and text tower, under OpenAI's names: from a state dict in OpenAI's layout (safetensors, or
+    a PyTorch file of tensors alone), or from one of the reference's pre-training checkpoints.
+
+    Raises CheckpointError for what is neither.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        if path.is_file():
+            _check_kind(path)
+        try:
+            found = load_file(path)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} cannot be read as safetensors ({error}). Fetch it again.") from None
+    else:
+        content = _load(path)
+        # OpenAI's own archives carry three numbers beside the weights, which the reference's model does not hold
+        bare = {n: v for n, v in content.items() if n not in ("input_resolution", "context_length", "vocab_size")}
+        weights = next((name for name in WEIGHTS if isinstance(content.get(name), dict)), None)
+        found = _state(content[weights] if weights else bare, path)[1]
+    within = {name.removeprefix(TEACHER): value for name, value in found.items() if name.startswith(TEACHER)}
+    teacher = within or found
+    absent = [name for name in ("visual.conv1.weight", "visual.proj", "text_projection") if name not in teacher]
+    if absent:
+        raise CheckpointError(
+            f"{path} has no CLIP: {some(absent)} not among its {len(found)} tensors ({some(found)}). Expected a state "
+            "dict in OpenAI's layout, image and text tower, or a pre-training checkpoint of the reference."
+        )
+    return teacher
+
+
+def write_reference(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write a `.pth` file, whole or not at all. Raises CheckpointError where there is something at `path` already."""
+    path = Path(path)
+    if path.exists():
+        raise CheckpointError(f"{path} exists already; nothing was written. Remove it, or choose another name.")
+    if not path.parent.is_dir():
+        raise CheckpointError(f"{path.parent} is no folder; expected one to write {path.name} into. Make it first.")
+    temporary = path.with_name(f".writing-{path.name}-{os.getpid()}")
+    try:
+        with temporary.open("xb") as stream:  # an open file, because torch writes the name of a path into the archive
+            torch.save(dict(content), stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def some(names: Any) -> str:
+    """The first few of several names, and how many more there are."""
+    names = [str(name) for name in names]
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return (", ".join(names[:SHOWN]) or "nothing") + more
+
+
+def _load(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a file; expected a checkpoint of the reference, usually NAME.pth.")
+    _check_kind(path)
+    zipped = zipfile.is_zipfile(path)
+    with path.open("rb") as stream:
+        if not zipped and stream.read(2) == b"PK":
+            raise CheckpointError(f"{path} is cut short: a zip without its directory at the end. Fetch it again.")
+    if zipped and _is_program(path):
+        raise CheckpointError(
+            f"{path} is a TorchScript archive, which is a program; expected tensors, dictionaries and numbers alone. "
+            "If you trust it, load it elsewhere and save its state dict by itself."
+        )
+    allowed = [(_NumpyType, "numpy.dtype")]
+    allowed += [(_numpy_number, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")]  # type: ignore[misc]
+    try:
+        with torch.serialization.safe_globals(allowed):  # type: ignore[arg-type]
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if named is None:
+            raise CheckpointError(f"{path} is no sound PyTorch file ({_first_line(error)}). Fetch it again.") from None
+        raise CheckpointError(
+            f"{path} needs {named[1]} to be read; expected tensors, dictionaries and numbers alone. It could run "
+            "anything, so it was not opened. If you trust it, load it elsewhere and save the state dict by itself."
+        ) from None
+    except Exception as error:  # bytes at random make the unpickler raise nearly every class there is
+        raise CheckpointError(f"{path} is no sound PyTorch file ({_first_line(error)}). Fetch it again.") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path} holds a {type(content).__name__}; expected a dictionary with the weights under one of "
+            f"{', '.join(WEIGHTS)}, or a bare state dict."
+        )
+    return _own(content)
+
+
+def _check_kind(path: Path) -> None:
+    """Raise CheckpointError for what is no weights file at all, with what it is."""
+    with path.open("rb") as stream:
+        found = misnomer(stream.read(1024))
+    if found is not None:
+        raise CheckpointError(f"{path} {found}.")
+
+
+def _is_program(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
+        return False  # damaged; torch says how
+
+
+def _own(mapping: dict[Any, Any]) -> dict[Any, Any]:
+    # an OrderedDict from a file can carry an attribute `items` of its own; dict's method is not to be misled
+    return dict(dict.items(mapping))
+
+
+def _state(state: dict[Any, Any], path: Path) -> tuple[str, dict[str, Tensor]]:
+    """-> the prefix that all names have, and the tensors without it."""
+    state = _own(state)
+    odd = [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    if odd or not state:
+        raise CheckpointError(
+            f"{path}: its weights should be names and tensors; got {some(odd)} of other types. Expected the weights "
+            f"under one of {', '.join(WEIGHTS)}, or a bare state dict."
+        )
+    prefix = without_wrappers(list(state))
+    bare = prefix or PREFIX  # where some names have it and others do not, they are told apart by that
+    plain = {name.removeprefix(bare): value.detach() for name, value in state.items()}
+    if len(plain) < len(state):
+        double = [name for name in state if name.startswith(bare) and name.removeprefix(bare) in state]
+        raise CheckpointError(f"{path}: with and without `{bare}`, both are there: {some(double)}. Expected one.")
+    _check_storage(plain, path)
+    return prefix, plain
+
+
+def _check_storage(state: Mapping[str, Tensor], path: Path) -> None:
+    """A few bytes can describe a tensor of any size (by strides of 0), or one that is not in memory at all."""
+    odd = [
+        name for name, value in state.items() if value.layout != torch.strided or value.device.type != "cpu"
+    ]  # fmt: skip
+    if odd:
+        raise CheckpointError(f"{path}: {some(odd)} are not dense tensors. It was not written by the reference.")
+    described, held = sum(value.nbytes for value in state.values()), path.stat().st_size
+    if described > held:
+        raise CheckpointError(
+            f"{path} describes tensors of {described} bytes but has {held}. It was not written by the reference."
+        )
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """Numbers, text and dictionaries and lists of them, as JSON has them. Raises TypeError for anything else."""
+    if isinstance(value, Tensor) and value.ndim == 0 and value.device.type == "cpu":
+        value = value.item()
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    if depth < DEPTH and isinstance(value, dict):
+        return {str(name): _plain(item, depth + 1) for name, item in dict.items(value)}
+    if depth < DEPTH and isinstance(value, list | tuple):
+        return [_plain(item, depth + 1) for item in value]
+    raise TypeError(type(value).__name__)
+
+
+class _NumpyType:
+    """Stands in for numpy.dtype while a file is read, so that numpy's own unpickling never sees the file."""
+
+    def __init__(self, code: Any, *flags: Any) -> None:
+        if code not in NUMBERS:
+            raise pickle.UnpicklingError(f"GLOBAL numpy.dtype({code!r})")
+        self.format = "<" + NUMBERS[code]
+
+    def __setstate__(self, state: Any) -> None:
+        if state[1] == ">":
+            self.format = ">" + self.format[1:]
+
+
+def _numpy_number(kind: Any, raw: Any) -> Any:
+    """Stands in for numpy's constructor of numbers; gives Python's."""
+    return struct.unpack(kind.format, raw)[0]
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

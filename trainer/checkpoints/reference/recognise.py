@@ -1,0 +1,330 @@
+"""What the names and shapes of the reference's weights say about the model they belong to."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.checkpoints.files import CheckpointError
+from trainer.checkpoints.models import section_from_json
+from trainer.checkpoints.reference.pth_file import some
+from trainer.models.config import MaskingConfig, ModelConfig
+from trainer.models.heads.classifier import Classifier
+from trainer.models.heads.config import SCANOBJECTNN, ClassifierConfig, SegmentationConfig
+from trainer.models.heads.part_segmenter import PartSegmenter
+from trainer.models.hierarchical.student import I2PMAE
+
+__all__ = ["ENCODER", "Recognised", "build_empty", "complete_sections", "misfits", "recognise"]
+
+ENCODER = "h_encoder."
+VIEWS = 3
+MARKS = {  # what only a model of this kind has
+    "pretraining": ("mask_token", "h_decoder.", "decoder_pos_embeds.", "decoder_norm.", "token_prop.", "rec_head"),
+    "classifier": ("cls_head_finetune.",),
+    "segmentation": ("label_conv.", "propagations.", "convs4.", "bns3."),
+}
+SECTIONS: dict[str, dict[str, type]] = {
+    "pretraining": {"model": ModelConfig, "masking": MaskingConfig},
+    "classifier": {"model": ModelConfig, "classifier": ClassifierConfig},
+    "segmentation": {"model": ModelConfig, "segmentation": SegmentationConfig},
+}
+UNTOLD = {  # what a run of the reference may choose and its weights do not show
+    "model": ("groups", "neighbours", "heads", "drop_path"),
+    "masking": ("mode", "ratio"),
+    "classifier": ("neighbours", "radius", "dropout", "label_smoothing"),
+    "segmentation": ("neighbours", "radius", "dropout"),
+}
+NOT_USED = ("neighbours",)  # of [model], in fine-tuning: its own section has them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recognised:
+    """A state dict's kind and sizes.
+
+    kind        "pretraining", "classifier" or "segmentation"
+    entries     its tensors under our names
+    renamed     our name -> its name, where they differ
+    determined  section -> settings that the shapes determine
+    assumed     section -> settings that they do not, at the reference's values
+    target      members of a group at the level both losses are about, from the heads; None where there is none
+    teacher     channels and views of the teacher's maps; zeros for a model without a 2D head
+    """
+
+    kind: str
+    entries: dict[str, Tensor]
+    renamed: dict[str, str] = field(default_factory=dict)
+    determined: dict[str, dict[str, Any]]
+    assumed: dict[str, dict[str, Any]]
+    target: int | None = None
+    teacher: dict[str, int] = field(default_factory=dict)
+
+
+def recognise(entries: Mapping[str, Tensor], source: str) -> Recognised:
+    """Read kind and sizes off a state dict without prefix and teacher.
+
+    Sizes that a partial state dict does not show are the paper's, so that what is missing can then be named.
+
+    Raises CheckpointError where the names are not the reference's, or of more than one kind, or of an encoder alone.
+    """
+    kinds = [kind for kind, marks in MARKS.items() if any(name.startswith(marks) for name in entries)]
+    if not kinds or not any(name.startswith(ENCODER) for name in entries):
+        raise CheckpointError(
+            f"{source} is none of the reference's models: {some(entries)}, {len(entries)} names in all. Expected names "
+            f"such as {ENCODER}token_embed.0.first_conv.0.weight, and a decoder or a head."
+        )
+    if len(kinds) > 1:
+        raise CheckpointError(
+            f"{source} has names of more than one kind of model, {' and '.join(kinds)}; expected one. "
+            f"({some(name for kind in kinds[1:] for name in entries if name.startswith(MARKS[kind]))})"
+        )
+    read = {"pretraining": _pretraining, "classifier": _classifier, "segmentation": _segmentation}
+    return read[kinds[0]](dict(entries), source)
+
+
+def complete_sections(
+    found: Recognised, stated: Mapping[str, Mapping[str, Any]], source: str
+) -> tuple[dict[str, Any], list[str]]:
+    """All sections of the model, from its shapes, what is stated beside them, and the reference's values for the rest.
+
+    stated  section -> settings that the user knows.
+    ->      section name -> its dataclass, and the names of the settings that are assumed: those by which one run of the
+            reference may differ from another. How its code behaves (REFERENCE_QUIRKS) is known.
+
+    Raises CheckpointError listing all that is impossible, or says other than the shapes.
+    """
+    known = SECTIONS[found.kind]
+    problems = [f"[{name}] is not about a {found.kind} model" for name in stated if name not in known and stated[name]]
+    sections: dict[str, Any] = {}
+    assumed = []
+    for name, cls in known.items():
+        own = dict(stated.get(name, {}))
+        for key, value in found.determined[name].items():
+            if key in own and _plain(own[key]) != _plain(value):
+                problems.append(f"{name}.{key} = {_plain(own[key])} is stated, but the shapes say {_plain(value)}")
+        sections[name] = section_from_json(cls, {**found.assumed[name], **own, **found.determined[name]})
+        fixed = {*own, *found.determined[name], *(NOT_USED if name == "model" and found.kind != "pretraining" else ())}
+        assumed += [f"{name}.{key}" for key in UNTOLD[name] if key not in fixed]
+    model = sections["model"]
+    for name, section in sections.items():
+        problems += [f"{name}.{text}" for text in section.problems()]
+        if name in ("classifier", "segmentation"):
+            problems += [f"{name}.{text}" for text in section.conflicts(model)]
+    if found.target is not None and len(model.neighbours) > model.target_level >= 0:
+        got = model.neighbours[model.target_level]
+        if got != found.target:
+            problems.append(f"model.neighbours[{model.target_level}] = {got}, but the heads predict {found.target}")
+    if problems:
+        listed = "\n  ".join(problems)
+        raise CheckpointError(
+            f"{source}: {len(problems)} of the model's settings cannot be\n  {listed}\n"
+            "State what shapes cannot tell (model.groups, model.neighbours, model.heads), and leave out what they do."
+        )
+    return sections, assumed
+
+
+def build_empty(kind: str, sections: Mapping[str, Any], teacher: Mapping[str, int]) -> nn.Module:
+    """The model of these settings without memory for its weights, for its names and shapes."""
+    with torch.device("meta"):
+        if kind == "classifier":
+            return Classifier(sections["model"], sections["classifier"])
+        if kind == "segmentation":
+            return PartSegmenter(sections["model"], sections["segmentation"])
+        channels, views = teacher.get("channels", 0), teacher.get("views", 0)
+        return I2PMAE(sections["model"], sections["masking"], teacher_channels=channels, views=views)
+
+
+def misfits(entries: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """How a state dict differs from the expected one: missing and unexpected names, shapes, types. A line each."""
+    missing = [name for name in expected if name not in entries]
+    unexpected = [name for name in entries if name not in expected]
+    both = [name for name in expected if name in entries]
+    shapes = [
+        f"{name} is {list(entries[name].shape)}, expected {list(expected[name].shape)}"
+        for name in both
+        if entries[name].shape != expected[name].shape
+    ]
+    types = [
+        f"{name} is {_type(entries[name])}, expected {_type(expected[name])}"
+        for name in both
+        if entries[name].dtype != expected[name].dtype
+    ]
+    lines = (
+        (missing, f"{len(missing)} of {len(expected)} names missing: "),
+        (unexpected, f"{len(unexpected)} names unexpected: "),
+        (shapes, f"{len(shapes)} of another shape: "),
+        (types, f"{len(types)} of another type: "),
+    )
+    return [text + some(names) for names, text in lines if names]
+
+
+def _pretraining(entries: dict[str, Tensor], source: str) -> Recognised:
+    # Point-M2AE has one head, and no second one to tell it from; otherwise its names are taken to be the same.
+    single = [name for name in entries if name in ("rec_head.weight", "rec_head.bias")]
+    renamed = {name.replace("rec_head", "rec_head_3d"): name for name in single}
+    taken = [ours for ours in renamed if ours in entries]
+    if taken:
+        raise CheckpointError(f"{source} has both {some(taken)} and {some(single)}; expected one of the two names.")
+    theirs = {old: new for new, old in renamed.items()}
+    entries = {theirs.get(name, name): value for name, value in entries.items()}
+    both = any(name.startswith("rec_head_2d.") for name in entries)
+    model, assumed = _encoder(entries)
+    stages = _count(entries, r"(?:h_decoder|decoder_pos_embeds)\.(\d+)\.")
+    downwards = model["encoder_dims"][::-1]
+    model["decoder_dims"] = tuple(
+        _rows(
+            entries,
+            [f"decoder_pos_embeds.{i}.{j}.bias" for j in (0, 2)] + [f"h_decoder.{i}.blocks.0.norm1.bias"],
+            downwards,
+            i,
+        )
+        for i in range(stages)
+    )
+    model["decoder_depths"] = tuple(_count(entries, rf"h_decoder\.{i}\.blocks\.(\d+)\.") for i in range(stages))
+    model["decoder_up_blocks"] = tuple(
+        _count(entries, rf"token_prop\.{i}\.extraction\.operation\.(\d+)\.", least=0) for i in range(stages - 1)
+    )
+    model["targets"] = "both" if both else "3d"
+    known = "rec_head_3d.bias" in entries
+    K = max(_rows(entries, ["rec_head_3d.bias"], (24,), 0) // 3, 1)
+    level = len(model["encoder_dims"]) - stages
+    neighbours = assumed.get("neighbours", ())
+    if known and 0 <= level < len(neighbours):
+        assumed["neighbours"] = (*neighbours[:level], K, *neighbours[level + 1 :])
+    channels = _rows(entries, ["rec_head_2d.bias"], (3 * 8 * 512,), 0) // (K * VIEWS)
+    return Recognised(
+        kind="pretraining",
+        entries=entries,
+        renamed=renamed,
+        determined={"model": model, "masking": {}},
+        assumed={"model": assumed, "masking": {} if both else {"mode": "random"}},
+        target=K if known else None,
+        teacher={"channels": channels, "views": VIEWS} if both else {"channels": 0, "views": 0},
+    )
+
+
+def _classifier(entries: dict[str, Tensor], source: str) -> Recognised:
+    model, assumed = _encoder(entries)
+    linear = sorted(
+        (int(match[1]), name)
+        for name, value in entries.items()
+        if (match := re.fullmatch(r"cls_head_finetune\.(\d+)\.weight", name)) and value.ndim == 2
+    )
+    widths = tuple(entries[name].shape[0] for _, name in linear) or (256, 256, 40)
+    seen = entries[linear[0][1]].shape[1] if linear else model["encoder_dims"][-1]
+    pooling = "concat" if seen == 2 * model["encoder_dims"][-1] else "sum"
+    head = ClassifierConfig() if pooling == "sum" else SCANOBJECTNN
+    determined = {"classes": widths[-1], "hidden": widths[:-1], "pooling": pooling}
+    return _fine_tuning("classifier", entries, model, assumed, determined, {**asdict(head), "distance": "expanded"})
+
+
+def _segmentation(entries: dict[str, Tensor], source: str) -> Recognised:
+    model, assumed = _encoder(entries)
+    label = entries.get("label_conv.0.weight")
+    embedding, categories = label.shape[:2] if label is not None and label.ndim == 3 else (64, 16)
+    determined = {
+        "parts": _rows(entries, ["convs4.bias"], (50,), 0),
+        "categories": categories,
+        "embedding": embedding,
+        "propagation": tuple(
+            _rows(entries, [f"propagations.0.mlp_convs.{i}.bias", f"propagations.0.mlp_bns.{i}.bias"], (1536, 1024), i)
+            for i in range(2)
+        ),
+        "hidden": tuple(
+            _rows(entries, [f"convs{i + 1}.bias", f"bns{i + 1}.bias"], (1024, 512, 256), i) for i in range(3)
+        ),
+    }
+    head = {**asdict(SegmentationConfig()), "distance": "expanded"}
+    return _fine_tuning("segmentation", entries, model, assumed, determined, head)
+
+
+def _fine_tuning(
+    kind: str,
+    entries: dict[str, Tensor],
+    model: dict[str, Any],
+    assumed: dict[str, Any],
+    determined: dict[str, Any],
+    head: dict[str, Any],
+) -> Recognised:
+    # no decoder: the settings of the smallest one, which fit any encoder and mean nothing here
+    assumed |= {"decoder_dims": (model["encoder_dims"][-1],), "decoder_depths": (1,), "decoder_up_blocks": ()}
+    rest = {key: value for key, value in head.items() if key not in determined}
+    return Recognised(
+        kind=kind,
+        entries=entries,
+        determined={"model": model, kind: determined},
+        assumed={"model": assumed, kind: rest},
+    )
+
+
+def _encoder(entries: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What an encoder's shapes determine of [model], and the rest at the reference's values."""
+    paper = ModelConfig.reference()
+    levels = _count(entries, r"h_encoder\.(?:token_embed|encoder_pos_embeds|encoder_blocks)\.(\d+)\.")
+    dims = tuple(
+        _rows(
+            entries,
+            [
+                f"h_encoder.encoder_pos_embeds.{i}.0.bias",
+                f"h_encoder.token_embed.{i}.second_conv.3.bias",
+                f"h_encoder.encoder_blocks.{i}.blocks.0.norm1.bias",
+            ],
+            paper.encoder_dims,
+            i,
+        )
+        for i in range(levels)
+    )
+    embed = "h_encoder.token_embed.0.first_conv"
+    determined = {
+        "encoder_dims": dims,
+        "encoder_depths": tuple(
+            _count(entries, rf"h_encoder\.encoder_blocks\.{i}\.blocks\.(\d+)\.") for i in range(levels)
+        ),
+        "embed_first": tuple(_rows(entries, [f"{embed}.{j}.bias"], (128, 256), i) for i, j in enumerate((0, 3))),
+        "mlp_ratio": _mlp_ratio(entries, dims[0]),
+    }
+    sizes = {"groups": paper.groups, "neighbours": paper.neighbours} if levels == paper.levels else {}
+    quirks = {f.name: getattr(paper, f.name) for f in fields(paper) if f.name not in ("groups", "neighbours")}
+    return determined, {**{key: value for key, value in quirks.items() if key not in determined}, **sizes}
+
+
+def _mlp_ratio(entries: Mapping[str, Tensor], finest: int) -> float:
+    """The ratio of the fewest decimals that gives the hidden width of every block, which is rounded down.
+
+    The finest level's alone where none does: then some block is misshapen, and that can be told.
+    """
+    first = re.compile(r"(?:h_encoder\.encoder_blocks|h_decoder)\.\d+\.blocks\.\d+\.mlp\.fc1\.weight")
+    shapes = {tuple(value.shape) for name, value in entries.items() if first.fullmatch(name) and value.ndim == 2}
+    least = max((hidden / width for hidden, width in shapes if width), default=0.0)
+    for scale in (1, 10, 100, 1000, 10_000, 100_000):
+        ratio = math.ceil(least * scale) / scale
+        if ratio > 0 and all(int(width * ratio) == hidden for hidden, width in shapes):
+            return ratio
+    return _rows(entries, ["h_encoder.encoder_blocks.0.blocks.0.mlp.fc1.bias"], (4 * finest,), 0) / finest
+
+
+def _count(entries: Iterable[str], pattern: str, *, least: int = 1) -> int:
+    """How many parts are numbered in the names, one more than the largest number; there are no more than names."""
+    compiled = re.compile(pattern)
+    numbers = {int(match[1]) for name in entries if (match := compiled.match(name))}
+    return max(min(max(numbers, default=-1) + 1, len(numbers) + 2), least)
+
+
+def _rows(entries: Mapping[str, Tensor], names: list[str], otherwise: tuple[int, ...], index: int) -> int:
+    """The length most of the vectors of these names have, so that a single odd one can be told; at least 1."""
+    lengths = Counter(int(entries[name].shape[0]) for name in names if name in entries and entries[name].ndim >= 1)
+    if not lengths:
+        return otherwise[min(index, len(otherwise) - 1)]
+    return max(lengths.most_common(1)[0][0], 1)
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else value
+
+
+def _type(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")

@@ -1,0 +1,126 @@
+"""Labelled clouds to evaluate on, read once through the corpora's one door."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.corpora.base import Corpus, ShapeError
+from pipeline.corpora.check import normalise
+from pipeline.corpora.uri import open_corpus
+from trainer.engine.augmentation import renormalised
+from trainer.errors import EvaluationError
+from trainer.randomness import record_uniforms
+
+__all__ = ["LabelledClouds", "check_classes", "check_corpora", "read_clouds"]
+
+logger = logging.getLogger(__name__)
+
+_SUBSET = 18  # stream of record_uniforms
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledClouds:
+    """A labelled corpus in memory.
+
+    uri          where it came from
+    points       [n, N, 3] float32, canonical frame, in random order
+    labels       [n] int64 into label_names
+    label_names  of all classes, those without a shape included
+    skipped      shapes that could not be read or have no label, each as "source: reason"
+    """
+
+    uri: str
+    points: np.ndarray
+    labels: np.ndarray
+    label_names: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def first(self, count: int) -> np.ndarray:
+        """The first `count` points of each shape, as they lie in the canonical frame. [n, count, 3] float32."""
+        return self.points[:, :count]
+
+    def draw(self, count: int, seed: int) -> np.ndarray:
+        """Random `count` points of each shape, drawn by `seed`, centred and scaled again. [n, count, 3] float32."""
+        n, N, _ = self.points.shape
+        keys = record_uniforms(np.arange(n), N, seed=seed, epoch=0, stream=_SUBSET)
+        chosen = np.argsort(keys, axis=1, kind="stable")[:, :count]
+        return renormalised(np.take_along_axis(self.points, chosen[:, :, None], axis=1))
+
+
+def read_clouds(uri: str, *, points: int) -> LabelledClouds:
+    """Read every shape of a labelled corpus. Raises EvaluationError where there is no label or no readable shape, and
+    pipeline's CorpusError for a URI that does not open."""
+    corpus = _labelled(uri, points)
+    clouds, labels, skipped = [], [], []
+    for index in range(len(corpus)):
+        try:
+            clouds.append(_read(corpus, index))
+        except ShapeError as error:
+            skipped.append(str(error))
+            continue
+        labels.append(corpus.label(index))
+    for text in skipped:
+        logger.warning("not evaluated on: %s", text)
+    if not clouds:
+        raise EvaluationError(f"{uri}: none of {len(corpus)} shapes can be used{'; ' + skipped[0] if skipped else ''}.")
+    return LabelledClouds(
+        uri=uri,
+        points=np.stack(clouds),
+        labels=np.asarray(labels, dtype=np.int64),
+        label_names=tuple(corpus.label_names),
+        skipped=tuple(skipped),
+    )
+
+
+def check_corpora(train: str, test: str, *, points: int) -> None:
+    """Open both corpora without reading a shape, so that what cannot serve is found before hours of training.
+
+    Raises EvaluationError unless both are labelled and a label number means the same class in both, CorpusError for one
+    that does not open.
+    """
+    corpora = [_labelled(uri, points) for uri in (train, test)]
+    names = [corpus.label_names for corpus in corpora]
+    if names[0] != names[1]:
+        only = sorted(set(names[0]) ^ set(names[1]))
+        difference = f"{only} are in one only" if only else "their order differs"
+        raise EvaluationError(
+            f"the classes of {train} and {test} differ: {difference}. Name two splits of one labelled corpus."
+        )
+    known, asked = ({corpus.label(index) for index in range(len(corpus))} - {None} for corpus in corpora)
+    _refuse_unknown([names[1][label] for label in sorted(asked - known)], train, test)  # type: ignore[type-var,index]
+
+
+def check_classes(train: LabelledClouds, test: LabelledClouds) -> None:
+    """Raise EvaluationError naming the classes that only the test split has: nothing could be fitted for them."""
+    unknown = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))
+    _refuse_unknown([test.label_names[label] for label in unknown], train.uri, test.uri)
+
+
+def _refuse_unknown(classes: Sequence[str], train: str, test: str) -> None:
+    if classes:
+        more = f" and {len(classes) - 5} more" if len(classes) > 5 else ""
+        raise EvaluationError(
+            f"{test} has shapes of {', '.join(map(repr, classes[:5]))}{more}, of which {train} has none: no fit could "
+            "ever name them. Add such shapes to the training split, or leave those classes out of both."
+        )
+
+
+def _labelled(uri: str, points: int) -> Corpus:
+    corpus = open_corpus(uri, points=points)
+    if not corpus.label_names:
+        raise EvaluationError(f"{uri} has no labels; an evaluation needs a labelled corpus. Name another.")
+    return corpus
+
+
+def _read(corpus: Corpus, index: int) -> np.ndarray:
+    if corpus.label(index) is None:
+        raise ShapeError(corpus.source(index), "has no label")
+    try:
+        return normalise(corpus[index].points)
+    except ValueError as error:
+        raise ShapeError(corpus.source(index), str(error)) from None

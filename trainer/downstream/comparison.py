@@ -1,0 +1,153 @@
+"""Several encoders on the same labelled clouds, points and folds: one row each, so that the numbers can be compared."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainer.checkpoints.models import new_model
+from trainer.config import EvaluationConfig
+from trainer.downstream.clouds import LabelledClouds, check_classes, check_corpora, read_clouds
+from trainer.downstream.features import (
+    Encoder,
+    coordinate_statistics,
+    encode,
+    feature_name,
+    model_encoder,
+    settle_batch_norms,
+)
+from trainer.downstream.linear_svm import SvmScore, linear_svm, majority_share
+from trainer.models.hierarchical.student import I2PMAE
+
+__all__ = ["Comparison", "Evaluator", "Row", "compare"]
+
+SETTLING_CLOUDS = 64  # at the top level, the smallest, still thousands of values a channel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """How one encoder fared.
+
+    accuracy    mean over seeds, 0..1;  spread: standard deviation over seeds (0 for one)
+    scores      accuracy of each seed;  c: the C each seed used
+    feature     its name: "levels" or "top" of a model, else that of the function;  dimensions: numbers in it
+    """
+
+    accuracy: float
+    spread: float
+    scores: tuple[float, ...]
+    c: tuple[float, ...]
+    feature: str
+    dimensions: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What an evaluation found.
+
+    rows      name -> Row, in the order the encoders were given
+    protocol, points, seeds   how it was done
+    classes   with at least one training shape;  chance: accuracy of always answering the most frequent one
+    train, test  uri, shapes used, shapes skipped
+    """
+
+    rows: dict[str, Row]
+    protocol: str
+    points: int
+    seeds: int
+    classes: int
+    chance: float
+    train: dict[str, Any]
+    test: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON types."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
+        return plain
+
+
+class Evaluator:
+    """The labelled clouds of a configuration, read once and used as often as needed."""
+
+    def __init__(self, config: EvaluationConfig):
+        """Reads both corpora. Raises EvaluationError for unusable labels, CorpusError for one that does not open."""
+        check_corpora(config.train, config.test, points=config.stored_points)
+        self.config = config
+        self.train = read_clouds(config.train, points=config.stored_points)
+        self.test = read_clouds(config.test, points=config.stored_points)
+        check_classes(self.train, self.test)  # a class may have lost its only shape to a broken file
+
+    def compare(self, encoders: Mapping[str, Encoder], *, seeds: int | None = None) -> Comparison:
+        """Score every encoder on the same draws. `seeds` overrides the configured number; the reference protocol has no
+        random part and always scores once."""
+        config = self.config
+        count = 1 if config.protocol == "reference" else seeds or config.seeds
+        scores: dict[str, list[SvmScore]] = {name: [] for name in encoders}
+        dimensions = {}
+        for seed in range(count):
+            train, test = self._points(self.train, seed), self._points(self.test, seed)
+            for name, encoder in encoders.items():
+                features = encode(encoder, train, batch_size=config.batch_size)
+                score = linear_svm(
+                    features,
+                    self.train.labels,
+                    encode(encoder, test, batch_size=config.batch_size),
+                    self.test.labels,
+                    protocol=config.protocol,
+                    grid=config.grid,
+                    folds=config.folds,
+                    seed=seed,
+                    c=config.reference_c,
+                )
+                scores[name].append(score)
+                dimensions[name] = features.shape[1]
+        return Comparison(
+            rows={name: _row(found, feature_name(encoders[name]), dimensions[name]) for name, found in scores.items()},
+            protocol=config.protocol,
+            points=config.points,
+            seeds=count,
+            classes=len(np.unique(self.train.labels)),
+            chance=majority_share(self.train.labels, self.test.labels),
+            train=_described(self.train),
+            test=_described(self.test),
+        )
+
+    def baselines(self, model: I2PMAE, *, seed: int, device: torch.device) -> dict[str, Encoder]:
+        """What an encoder has to beat: "coordinates", statistics of them, and "untrained", the model's own settings
+        with the first weights of `seed` and the batch norm statistics of some training clouds."""
+        teacher = {"channels": model.teacher_channels, "views": model.views}
+        fresh = new_model(model.config, model.masking, teacher, seed=seed).to(device)
+        settle_batch_norms(fresh, self._points(self.train, 0)[:SETTLING_CLOUDS], device)
+        return {
+            "coordinates": coordinate_statistics,
+            "untrained": model_encoder(fresh, device, self.config.model_feature),
+        }
+
+    def _points(self, clouds: LabelledClouds, seed: int) -> np.ndarray:
+        if self.config.protocol == "reference":
+            return clouds.first(self.config.points)
+        return clouds.draw(self.config.points, seed)
+
+
+def compare(encoders: Mapping[str, Encoder], config: EvaluationConfig) -> Comparison:
+    """Read the configured corpora and score every encoder on them; one row an encoder."""
+    return Evaluator(config).compare(encoders)
+
+
+def _row(scores: list[SvmScore], feature: str, dimensions: int) -> Row:
+    values = [score.accuracy for score in scores]
+    return Row(
+        accuracy=float(np.mean(values)),
+        spread=float(np.std(values)),
+        scores=tuple(values),
+        c=tuple(score.c for score in scores),
+        feature=feature,
+        dimensions=dimensions,
+    )
+
+
+def _described(clouds: LabelledClouds) -> dict[str, Any]:
+    return {"uri": clouds.uri, "shapes": len(clouds), "skipped": len(clouds.skipped)}

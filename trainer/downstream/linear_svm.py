@@ -1,0 +1,161 @@
+"""Linear SVM on frozen features, by two protocols that must not be mixed in one table.
+
+"cross-validated" tells the truth about a feature: nothing is chosen on the test split. "reference" is the field's
+habit, for comparison with published numbers only: raw features and a C that was once tuned for one data set.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from trainer.errors import EvaluationError
+
+__all__ = ["SvmScore", "fold_numbers", "linear_svm", "majority_share"]
+
+GRAM_LIMIT = 12_000  # training shapes up to which one float64 Gram matrix (1.2 GB at the limit) serves every fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class SvmScore:
+    """One fit of the SVM.
+
+    accuracy     share of the test shapes that are classified rightly, 0..1
+    c            the C that was used
+    validation   cross-validated accuracy on the training split at that C; None where C was given
+    """
+
+    accuracy: float
+    c: float
+    validation: float | None
+
+
+def linear_svm(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    protocol: Literal["cross-validated", "reference"] = "cross-validated",
+    grid: Sequence[float] = (0.01, 0.1, 1.0, 10.0, 100.0),
+    folds: int = 3,
+    seed: int = 0,
+    c: float = 0.01,
+) -> SvmScore:
+    """Fit on the training split, score on the test split.
+
+    *_features  [n, d] any float dtype, finite.   *_labels  [n] integers; every test label occurs in training.
+    protocol    "cross-validated": features standardised by the training split and divided by sqrt(d), so that one grid
+                suits every d; C is the smallest with the best mean accuracy over `folds` stratified folds drawn by
+                `seed`. "reference": raw features and `c`. The other protocol's arguments are not looked at.
+
+    One-vs-one libsvm (scikit-learn's SVC), deterministic. Raises ValueError for shapes, EvaluationError for what cannot
+    be fitted. Source of the second protocol: the reference's evaluation, SVC(kernel="linear", C).
+    """
+    x, y, x_test, y_test = _checked(train_features, train_labels, test_features, test_labels)
+    if protocol == "reference":
+        model = _Svm(x, y)
+        return SvmScore(accuracy=model.accuracy(model.everything, c, x_test, y_test), c=c, validation=None)
+    if protocol != "cross-validated":
+        raise ValueError(f"protocol is {protocol!r}; expected 'cross-validated' or 'reference'")
+    mean, spread = x.mean(axis=0), x.std(axis=0)
+    # A feature that never varies says nothing; dividing by 1 leaves it at 0 instead of blowing up its rounding.
+    scale = np.where(spread > 1e-12 * (1 + np.abs(mean)), spread, 1.0) * np.sqrt(x.shape[1])
+    model = _Svm((x - mean) / scale, y)
+    validation = _cross_validate(model, y, grid, folds, seed)
+    best = max(range(len(grid)), key=lambda i: (validation[i], -grid[i]))
+    accuracy = model.accuracy(model.everything, grid[best], (x_test - mean) / scale, y_test)
+    return SvmScore(accuracy=accuracy, c=grid[best], validation=validation[best])
+
+
+def majority_share(train_labels: np.ndarray, test_labels: np.ndarray) -> float:
+    """Accuracy on the test split of always answering the training split's most frequent label (lowest at a tie)."""
+    values, counts = np.unique(train_labels, return_counts=True)
+    return float(np.mean(test_labels == values[counts.argmax()]))
+
+
+def fold_numbers(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """The fold of each shape, [n] int64 in 0..folds-1: random within each label, and as equal in size as can be.
+
+    A label with fewer shapes than folds is simply absent from some folds.
+    """
+    rng = np.random.default_rng(seed)
+    fold = np.empty(len(labels), dtype=np.int64)
+    offset = 0  # carried from label to label, so that many rare labels do not all fall into fold 0
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        fold[members] = (np.arange(len(members)) + offset) % folds
+        offset += len(members)
+    return fold
+
+
+class _Svm:
+    """Fits on parts of one training set. One Gram matrix serves them all, which makes them 3 to 5 times faster."""
+
+    def __init__(self, x: np.ndarray, y: np.ndarray):
+        self.x, self.y = x, y
+        self.gram = x @ x.T if len(x) <= GRAM_LIMIT else None
+        self.everything = np.arange(len(x))
+
+    def accuracy(self, part: np.ndarray, c: float, x_test: np.ndarray, y_test: np.ndarray) -> float:
+        """Accuracy on (x_test, y_test) of the SVM fitted on the rows `part`."""
+        return float(np.mean(self._predict(part, c, x_test) == y_test))
+
+    def _predict(self, part: np.ndarray, c: float, x_test: np.ndarray) -> Any:
+        from sklearn.svm import SVC
+
+        with warnings.catch_warnings():
+            # Few shapes of many classes look like a regression to scikit-learn; labels are what they are here.
+            warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
+            if self.gram is None:
+                return SVC(kernel="linear", C=c).fit(self.x[part], self.y[part]).predict(x_test)
+            model = SVC(kernel="precomputed", C=c).fit(self.gram[np.ix_(part, part)], self.y[part])
+        return model.predict(x_test @ self.x[part].T)
+
+
+def _cross_validate(model: _Svm, labels: np.ndarray, grid: Sequence[float], folds: int, seed: int) -> list[float]:
+    """Share of the training shapes classified rightly by the fits that did not see them, for each C."""
+    fold = fold_numbers(labels, folds, seed)
+    right = np.zeros(len(grid))
+    for k in range(folds):
+        inside, outside = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
+        if len(outside) == 0:
+            continue
+        if len(np.unique(labels[inside])) < 2:
+            raise EvaluationError(
+                f"{len(labels)} training shapes split into {folds} folds leave a fit with one class; expected at least "
+                "two. Use more labelled shapes, or fewer folds (evaluation.folds)."
+            )
+        for i, c in enumerate(grid):
+            right[i] += len(outside) * model.accuracy(inside, c, model.x[outside], labels[outside])
+    return [float(value) for value in right / len(labels)]
+
+
+def _checked(*arrays: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    x, y, x_test, y_test = (np.asarray(array) for array in arrays)
+    for name, features, labels in (("train", x, y), ("test", x_test, y_test)):
+        if features.ndim != 2 or labels.shape != features.shape[:1] or len(labels) == 0:
+            raise ValueError(
+                f"{name} features have shape {features.shape}, labels {labels.shape}; expected [n, d] and [n], n >= 1"
+            )
+        bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+        if len(bad):
+            raise EvaluationError(
+                f"features of {len(bad)} of {len(features)} {name} shapes are not finite, first that of shape "
+                f"{bad[0]}; expected finite numbers. The encoder's weights are likely not finite either."
+            )
+    if x.shape[1] != x_test.shape[1]:
+        raise ValueError(
+            f"train features have {x.shape[1]} columns and test features {x_test.shape[1]}; expected the same"
+        )
+    if len(np.unique(y)) < 2:
+        raise EvaluationError(f"all {len(y)} training shapes have label {y[0]}; expected at least two classes")
+    unknown = np.setdiff1d(y_test, y)
+    if len(unknown):
+        raise EvaluationError(
+            f"labels {unknown.tolist()} of the test shapes never occur among the {len(y)} training shapes. "
+            "Evaluate on splits of one labelled corpus."
+        )
+    return x.astype(np.float64), y, x_test.astype(np.float64), y_test

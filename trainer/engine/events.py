@@ -1,0 +1,227 @@
+"""What a run says while it goes: typed events, and the two files they are written to.
+
+Whoever starts a run may pass `on_event` and gets every event, in order, in the process of rank 0. The same events
+become lines of train.jsonl and TensorBoard scalars.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from teacher_cache.storage.commit import open_log, replace_file
+
+__all__ = [
+    "CheckpointWritten",
+    "EpochDone",
+    "Evaluated",
+    "Event",
+    "EventLog",
+    "RunEnded",
+    "RunStarted",
+    "StepDone",
+    "keep_lines",
+]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Base of all events: epochs completed and optimiser steps taken when it happened."""
+
+    epoch: int
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStarted(Event):
+    """Training begins, or goes on from epoch `epoch`.
+
+    epochs, steps_per_epoch  planned.   records  in the cache.   parameters  of the student.   ranks, device  where.
+    resumed  True when a checkpoint was found.   global_target  what the global loss learns from; "" without one.
+    """
+
+    epochs: int
+    steps_per_epoch: int
+    records: int
+    batch_size: int
+    parameters: int
+    ranks: int
+    device: str
+    resumed: bool
+    global_target: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepDone(Event):
+    """One optimiser step over one whole batch.
+
+    loss_3d, loss_2d, loss_global  over the whole batch, before weights; a loss that is switched off is 0.
+    gradient_norm  before clipping.
+    seconds  of the whole step; waited: of these, the time for which the next batch was not ready.
+    """
+
+    loss_3d: float
+    loss_2d: float
+    learning_rate: float
+    gradient_norm: float
+    seconds: float
+    waited: float
+    loss_global: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochDone(Event):
+    """Means over the epoch's steps, and its wall time: of a resumed epoch, since it was resumed.
+
+    shapes_per_second  counts all ranks.   skipped  damaged records that others stood in for, in the whole epoch.
+    """
+
+    loss_3d: float
+    loss_2d: float
+    learning_rate: float
+    gradient_norm: float
+    seconds: float
+    waited: float
+    shapes_per_second: float
+    skipped: int = 0
+    loss_global: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated(Event):
+    """An evaluation: what it found, as `trainer.downstream.comparison` reports it."""
+
+    final: bool
+    result: Mapping[str, Any]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointWritten(Event):
+    """A checkpoint is complete on the disk."""
+
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunEnded(Event):
+    """The run reached its last epoch."""
+
+    seconds: float
+
+
+_NAMES: dict[type[Event], str] = {
+    RunStarted: "start",
+    StepDone: "step",
+    EpochDone: "epoch",
+    Evaluated: "evaluation",
+    CheckpointWritten: "checkpoint",
+    RunEnded: "end",
+}
+
+
+class EventLog:
+    """Writes events to RUN/train.jsonl, to TensorBoard if wanted, and hands them to `on_event`. Use with `with`."""
+
+    def __init__(self, run_dir: Path, *, step: int, tensorboard: bool, on_event: Callable[[Event], None] | None):
+        """step  optimiser steps already taken: what an earlier, stopped run wrote beyond them is dropped."""
+        path = run_dir / "train.jsonl"
+        keep_lines(path, step)
+        self._file = os.fdopen(open_log(path), "a", encoding="utf-8")
+        self._on_event = on_event
+        self._board: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def __enter__(self) -> "EventLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def __call__(self, event: Event) -> None:
+        """Write and hand on one event."""
+        self._file.write(json.dumps({"event": _NAMES[type(event)], **_finite(asdict(event))}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for tag, value in _scalars(event):
+                self._board.add_scalar(tag, value, event.step)
+            if not isinstance(event, StepDone):
+                self._board.flush()
+        if self._on_event is not None:
+            self._on_event(event)
+
+
+def keep_lines(path: Path, step: int) -> None:
+    """Drop the lines of train.jsonl that lie beyond `step`, and what is no event; durably.
+
+    A power cut can leave a last line cut short, blank lines, or zeros where data never reached the disk.
+    """
+    if not path.is_file():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    steps = [_step_of(line) for line in lines]
+    kept = [line for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
+    damaged = sum(at is None for at in steps)
+    if damaged:
+        logger.warning("%s: %d lines that are no events, left by a crash, are dropped", path, damaged)
+    if kept != lines:
+        replace_file(path, b"".join(kept))
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of an event's line; None for a line that is none."""
+    try:
+        step = json.loads(line)["step"] if line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return step if type(step) is int else None
+
+
+def _scalars(event: Event) -> list[tuple[str, float]]:
+    match event:
+        case StepDone():
+            return [
+                ("loss/3d", event.loss_3d),
+                ("loss/2d", event.loss_2d),
+                ("loss/global", event.loss_global),
+                ("optimiser/learning_rate", event.learning_rate),
+                ("optimiser/gradient_norm", event.gradient_norm),
+                ("time/step_s", event.seconds),
+                ("time/waited_s", event.waited),
+            ]
+        case EpochDone():
+            return [
+                ("epoch/loss_3d", event.loss_3d),
+                ("epoch/loss_2d", event.loss_2d),
+                ("epoch/loss_global", event.loss_global),
+                ("time/shapes_per_second", event.shapes_per_second),
+                ("epoch/skipped", float(event.skipped)),
+            ]
+        case Evaluated():
+            rows = event.result["rows"]
+            return [(f"evaluation/{name}", row["accuracy"]) for name, row in rows.items()]
+    return []
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: such numbers become text."""
+    if isinstance(value, float) and not -float("inf") < value < float("inf"):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,90 @@
+"""The directory a run owns while it lasts."""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from teacher_cache.storage.commit import read_regular, refuse_links, replace_file
+from trainer.engine.ranks import Ranks
+from trainer.errors import TrainingError
+
+__all__ = ["known_json", "owned", "write_json"]
+
+logger = logging.getLogger(__name__)
+
+_MAX_METRICS = 1 << 26  # bytes; a real file has some thousand
+WRITTEN = ("checkpoints", "tensorboard", "failure")  # folders of a run, written into and removed from
+
+
+@contextmanager
+def owned(run_dir: Path, ranks: Ranks, prepare: Callable[[Path], None]) -> Iterator[None]:
+    """Make the run directory and keep other runs out of it; the lock ends with the process, however that ends.
+
+    prepare  called with the directory by rank 0 once the lock is held, before any rank goes on.
+    """
+    if not ranks.main:
+        ranks.wait()
+        yield
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    for folder in WRITTEN:
+        refuse_links(run_dir, run_dir / folder / "any")
+    with os.fdopen(_lock_file(run_dir / ".lock"), "r+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainingError(
+                f"another process is training in {run_dir}; expected to be the only one. "
+                "Wait for it to end, or use another directory."
+            ) from None
+        prepare(run_dir)
+        ranks.wait()
+        yield
+
+
+def _lock_file(path: Path) -> int:
+    """A descriptor of the lock file, made if absent. Raises TrainingError for a link, pipe, device or folder."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags, 0o644)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise
+        descriptor = -1
+    if descriptor < 0 or not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        if descriptor >= 0:
+            os.close(descriptor)
+        raise TrainingError(
+            f"{path}: expected the lock file of a run, found a link, a folder or a device.\n"
+            "  Remove it, or use another directory."
+        )
+    return descriptor
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace a small JSON file, durably."""
+    replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def known_json(path: Path, what: str) -> dict[str, Any]:
+    """Load a small JSON file of a run; {} where there is none, or where it is not whole (a warning names it then).
+
+    what  the work whose result it holds.
+    """
+    try:
+        content = json.loads(read_regular(path, _MAX_METRICS))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        logger.warning("%s is not whole, and written anew; %s is done again", path, what)
+        return {}
+    return content

@@ -1,0 +1,93 @@
+"""The fine-tuning model for classification: the encoder, a pooled feature, a small head."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainer.models.config import ModelConfig
+from trainer.models.heads.config import ClassifierConfig
+from trainer.models.heads.local_encoder import LocalEncoder, LocalPlan, step_draws
+from trainer.models.heads.random_inputs import Dropout, HeadDraws
+from trainer.models.layers.batch_norm import BatchNorm
+from trainer.models.layers.initialisation import initialise
+
+__all__ = ["Classifier", "accuracy", "classification_loss"]
+
+
+class Classifier(nn.Module):
+    """Clouds to class scores. Parameter names are the reference's.
+
+    model   sizes and behaviour of the encoder; what it says about masking and the decoder is not used.
+    config  surroundings, head and loss.
+
+    Raises ValueError listing what is wrong with the settings. Source: Point-M2AE (Zhang et al. 2022), 4.2.
+    """
+
+    def __init__(self, model: ModelConfig, config: ClassifierConfig):
+        super().__init__()
+        self.model = model
+        self.config = config
+        # the reference has no norms below the top; they are here only where they are part of the way up
+        norms = model.levels - 1 if model.merge_input == "normed" else 0
+        self.h_encoder = LocalEncoder(model, config, norms=norms)
+        self.norm = nn.LayerNorm(model.encoder_dims[-1])
+        layers: list[nn.Module] = []
+        width = self.feature_width
+        for site, hidden in enumerate(config.hidden):
+            layers += [nn.Linear(width, hidden), BatchNorm(hidden), nn.ReLU(), Dropout(config.dropout, site=site)]
+            width = hidden
+        self.cls_head_finetune = nn.Sequential(*layers, nn.Linear(width, config.classes))
+        self.initialise()
+
+    @property
+    def feature_width(self) -> int:
+        """D of `pooled`."""
+        return self.model.encoder_dims[-1] * (2 if self.config.pooling == "concat" else 1)
+
+    def initialise(self, generator: torch.Generator | None = None) -> None:
+        """Draw all weights anew by model.initialisation's rule, from `generator` (None: torch's global one)."""
+        initialise(self, self.model.initialisation, generator)
+
+    def forward(self, points: Tensor, draws: HeadDraws | None = None) -> Tensor:
+        """The scores of every class.
+
+        points  [B, N, 3] float32, N at least groups[0] and neighbours[0].
+        draws   random numbers of a training step; may be None in evaluation mode, which uses none, or where drop path
+                and dropout are 0.
+        ->      [B, classes] logits.
+
+        Raises ValueError for a shape, too few points, missing draws, or a training batch of one shape.
+        """
+        return self.network(self.h_encoder.plan(points), draws)
+
+    def network(self, plan: LocalPlan, draws: HeadDraws | None) -> Tensor:
+        """All that is learnt: logits [B, classes] of a plan of `h_encoder.plan`."""
+        needed = self.model.drop_path > 0 or self.config.dropout > 0
+        draws = step_draws(self, draws, plan.points.shape[0], needed=needed)
+        x = self.pooled(plan, None if draws is None else draws.drop_path)
+        for layer in self.cls_head_finetune:
+            x = layer(x, None if draws is None else draws.dropout) if isinstance(layer, Dropout) else layer(x)
+        return x
+
+    def pooled(self, plan: LocalPlan, drop_path: Tensor | None = None) -> Tensor:
+        """What the head sees of a plan, [B, D]: mean and maximum over the top level's normed tokens."""
+        tokens = self.norm(self.h_encoder(plan, drop_path)[-1])  # [B, G, D]
+        mean, largest = tokens.mean(1), tokens.max(1).values
+        return torch.cat((mean, largest), dim=1) if self.config.pooling == "concat" else mean + largest
+
+
+def classification_loss(logits: Tensor, labels: Tensor, *, smoothing: float) -> Tensor:
+    """Cross entropy against 1 - smoothing on the label and smoothing / (C - 1) on each other class, mean over shapes.
+
+    logits  [B, C]; labels [B] int64.
+    ->      [] float32.
+
+    torch's own smoothing spreads its share over all classes, the label included; ours is that with a larger share.
+    """
+    classes = logits.shape[1]
+    return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing * classes / (classes - 1))
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of shapes whose largest logit is their label's, [] float32 in 0..1."""
+    return (logits.argmax(1) == labels).float().mean()

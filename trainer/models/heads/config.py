@@ -1,0 +1,134 @@
+"""The settings of the two fine-tuning models. The encoder's own sizes come from [model], as in pre-training."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from trainer.models.config import MAX_NEIGHBOURS, ModelConfig
+
+__all__ = ["MODELNET40", "PB_T50_RS", "SCANOBJECTNN", "ClassifierConfig", "SegmentationConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """[classifier]: fine-tuning for classification. The defaults are ModelNet40's.
+
+    classes          number of classes
+    neighbours       members of a token's group at each level, 1..64; instead of model.neighbours
+    radius           at each level, a token attends to tokens nearer than this, in the cloud's units; 0: to all
+    distance         how those distances are taken: "direct", or "expanded" (reference) as torch.cdist does by itself:
+                     above 25 tokens through |a|^2 + |b|^2 - 2ab, so that a pair at the radius may fall on either side
+    pooling          what of the top level's tokens reaches the head: "sum" of mean and maximum (ModelNet40), or
+                     "concat": the two side by side (ScanObjectNN)
+    hidden           widths of the head's hidden layers, each with batch norm and ReLU
+    dropout          chance that a training step zeroes a value of a hidden layer, 0..1 (1 excluded)
+    label_smoothing  share of the target spread evenly over the other classes, 0..(classes - 1) / classes; 0: plain
+                     cross entropy
+    """
+
+    classes: int = 40
+    neighbours: tuple[int, ...] = (48, 24, 24)
+    radius: tuple[float, ...] = (0.24, 0.48, 0.96)
+    distance: Literal["direct", "expanded"] = "direct"
+    pooling: Literal["sum", "concat"] = "sum"
+    hidden: tuple[int, ...] = (256, 256)
+    dropout: float = 0.5
+    label_smoothing: float = 0.2
+
+    def problems(self) -> Iterator[str]:
+        yield from _encoder_problems(self)
+        if self.classes < 2:
+            yield f"classes = {self.classes} is fewer than 2"
+        if self.pooling not in ("sum", "concat"):
+            yield f"pooling = {self.pooling!r} is none of sum, concat"
+        yield from _widths("hidden", self.hidden)
+        largest = max(self.classes - 1, 0) / max(self.classes, 1)
+        if not 0 <= self.label_smoothing <= largest:
+            yield f"label_smoothing = {self.label_smoothing} is outside 0..{largest:.4g}, (classes - 1) / classes"
+
+    def conflicts(self, model: ModelConfig) -> Iterator[str]:
+        """What does not go together with these settings of [model]; names relative to this section."""
+        yield from _level_conflicts(self, model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationConfig:
+    """[segmentation]: fine-tuning for part segmentation. The defaults are ShapeNetPart's.
+
+    parts        number of part labels, over all categories
+    categories   number of object categories; a shape's is given to the model
+    neighbours   members of a token's group at each level, 1..64; instead of model.neighbours
+    radius       at each level, a token attends to tokens nearer than this, in the cloud's units; 0: to all
+    distance     how those distances are taken: "direct", or "expanded" (reference), as in [classifier]. How tokens are
+                 interpolated to the points is model.interpolation.
+    embedding    width of a category's embedding
+    propagation  widths of the two layers that follow the interpolation of a level's tokens to the points
+    hidden       widths of the three hidden layers of the per-point head
+    dropout      chance that a training step zeroes a value of the first hidden layer, 0..1 (1 excluded)
+    """
+
+    parts: int = 50
+    categories: int = 16
+    neighbours: tuple[int, ...] = (16, 8, 8)
+    radius: tuple[float, ...] = (0.32, 0.64, 1.28)
+    distance: Literal["direct", "expanded"] = "direct"
+    embedding: int = 64
+    propagation: tuple[int, int] = (1536, 1024)
+    hidden: tuple[int, int, int] = (1024, 512, 256)
+    dropout: float = 0.5
+
+    def problems(self) -> Iterator[str]:
+        yield from _encoder_problems(self)
+        if self.parts < 2:
+            yield f"parts = {self.parts} is fewer than 2"
+        for name in ("categories", "embedding"):
+            if getattr(self, name) < 1:
+                yield f"{name} = {getattr(self, name)} is smaller than 1"
+        yield from _widths("propagation", self.propagation, 2)
+        yield from _widths("hidden", self.hidden, 3)
+
+    def conflicts(self, model: ModelConfig) -> Iterator[str]:
+        """What does not go together with these settings of [model]; names relative to this section."""
+        yield from _level_conflicts(self, model)
+        if model.groups and model.groups[-1] < 3:
+            yield f"model.groups[-1] = {model.groups[-1]} is fewer than the 3 tokens a point is interpolated from"
+
+
+MODELNET40 = ClassifierConfig()
+SCANOBJECTNN = ClassifierConfig(
+    classes=15, neighbours=(32, 16, 16), radius=(0.32, 0.64, 1.28), pooling="concat", label_smoothing=0.0
+)
+"""OBJ-BG and OBJ-ONLY."""
+PB_T50_RS = ClassifierConfig(
+    classes=15, neighbours=(32, 16, 16), radius=(0.48, 0.96, 1.92), pooling="concat", label_smoothing=0.0
+)
+"""ScanObjectNN's hardest variant."""
+
+
+def _encoder_problems(config: ClassifierConfig | SegmentationConfig) -> Iterator[str]:
+    yield from _widths("neighbours", config.neighbours)
+    for level, k in enumerate(config.neighbours):
+        if k > MAX_NEIGHBOURS:
+            yield f"neighbours[{level}] = {k} is more than {MAX_NEIGHBOURS}"
+    if any(not radius >= 0 for radius in config.radius):
+        yield f"radius = {config.radius} has a number that is negative or not a number"
+    if config.distance not in ("direct", "expanded"):
+        yield f"distance = {config.distance!r} is none of direct, expanded"
+    if not 0 <= config.dropout < 1:
+        yield f"dropout = {config.dropout} is outside 0..1 (1 excluded)"
+
+
+def _level_conflicts(config: ClassifierConfig | SegmentationConfig, model: ModelConfig) -> Iterator[str]:
+    for name in ("neighbours", "radius"):
+        if len(getattr(config, name)) != model.levels:
+            yield f"{name} = {getattr(config, name)} has not one number for each level of model.groups = {model.groups}"
+    for level, k in enumerate(config.neighbours[1 : model.levels], start=1):
+        if k > model.groups[level - 1]:
+            yield f"neighbours[{level}] = {k} is more than model.groups[{level - 1}] = {model.groups[level - 1]}"
+
+
+def _widths(name: str, values: tuple[int, ...], count: int | None = None) -> Iterator[str]:
+    if not values or any(value < 1 for value in values):
+        yield f"{name} = {values} is not a list of positive numbers"
+    if count is not None and len(values) != count:
+        yield f"{name} = {values} has not {count} numbers"

@@ -1,0 +1,340 @@
+"""The student: a hierarchical masked autoencoder of point clouds that learns from 3D structure and a 2D teacher.
+
+A forward pass has two parts. `plan` is geometry and targets: groups, which tokens are visible, how they lie in arrays,
+what is to be predicted; no gradient, and the only place where the host may have to wait for the device. `network` is
+all that is learnt; given a plan it contains no data-dependent control flow.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cuda.backproject import backproject
+from trainer.losses.reconstruction import LossOutput, chamfer_sum, squared_error_sum
+from trainer.models.config import MaskingConfig, ModelConfig
+from trainer.models.hierarchical.alignment_head import AlignmentHead
+from trainer.models.hierarchical.decoder import Propagation, interpolation_weights
+from trainer.models.hierarchical.encoder import Encoder
+from trainer.models.layers.initialisation import initialise
+from trainer.models.layers.pooling import Feature, pooled_feature
+from trainer.models.layers.transformer import Blocks, Pointwise, PositionEmbedding, drop_path_chances
+from trainer.models.random_inputs import Draws
+from trainer.models.tokens.grouping import Level, gather, neighbourhoods, tokenise
+from trainer.models.tokens.maps import TeacherMaps
+from trainer.models.tokens.masking import draw_order, propagate, top_visible, weight_logits
+from trainer.models.tokens.visible import Tokens, everything, hidden_rows, lay_out, pad, select, spread
+
+__all__ = ["I2PMAE", "Plan", "Prediction"]
+
+
+class Plan(NamedTuple):
+    """One batch, ready for the network.
+
+    points         [B, N, 3] float32, the cloud in the student's frame
+    levels         the groups of each level, finest first
+    tokens         the layout of each level
+    interpolation  [B, G, H] float32 for each decoder stage after the first; empty when nothing is decoded
+    hidden         [H] int64 rows of the hidden tokens of the target level, None for all, and hidden_weight, as of
+    hidden_weight  trainer.models.tokens.visible.hidden_rows; None when the 3D target is off
+    target_3d      [H, K, 3] float32, the hidden tokens' neighbourhoods; None when off
+    target_2d      [M, K * V * C] float32, the teacher's features at the members of visible tokens; None when off
+    """
+
+    points: Tensor
+    levels: list[Level]
+    tokens: list[Tokens]
+    interpolation: list[Tensor]
+    hidden: Tensor | None
+    hidden_weight: Tensor | None
+    target_3d: Tensor | None
+    target_2d: Tensor | None
+
+
+class Prediction(NamedTuple):
+    """What the network says about a plan.
+
+    encoded  [B, L, D] a level, normed, padded
+    decoded  [B, G, D], every token of the target level in index order, normed
+    rec_3d   [H, K, 3] coordinates of hidden tokens' members relative to their centres; None when the target is off
+    rec_2d   [M, K * V * C] features of visible tokens' members, views one after the other; None when off
+    whole    [B, V * C] the answer of the global loss, not scaled; None without its head
+    """
+
+    encoded: list[Tensor]
+    decoded: Tensor
+    rec_3d: Tensor | None
+    rec_2d: Tensor | None
+    whole: Tensor | None = None
+
+
+class I2PMAE(nn.Module):
+    """The pre-training model. Parameter names are the reference's.
+
+    model             sizes and behaviour.
+    masking           which tokens are hidden.
+    teacher_channels  C, the width of the teacher's features.
+    views             V.
+    whole             with the head of the global loss (trainer.losses.alignment).
+
+    A head whose target is off does not exist. Parameters that no loss reaches (the norms of levels the decoder does not
+    read) do not require a gradient, so that DistributedDataParallel does not wait for one.
+
+    Raises ValueError listing what is wrong with the settings. Source: I2P-MAE (Zhang et al. 2023, arXiv 2212.06785).
+    """
+
+    def __init__(
+        self, model: ModelConfig, masking: MaskingConfig, *, teacher_channels: int, views: int = 3, whole: bool = False
+    ):
+        super().__init__()
+        problems = [f"model.{text}" for text in model.problems()] + [f"masking.{text}" for text in masking.problems()]
+        if problems:
+            raise ValueError("\n  ".join((f"{len(problems)} problems in the model's settings", *problems)))
+        self.config = model
+        self.masking = masking
+        self.teacher_channels = teacher_channels
+        self.views = views
+        widths = model.decoder_dims
+        chances = drop_path_chances(model.decoder_depths, model.drop_path)
+        self.mask_token = nn.Parameter(torch.zeros(1, widths[0]))
+        self.h_encoder = Encoder(model)
+        self.h_decoder = nn.ModuleList(
+            Blocks(width, model.heads, model.mlp_ratio, chance) for width, chance in zip(widths, chances, strict=True)
+        )
+        self.decoder_pos_embeds = nn.ModuleList(PositionEmbedding(width) for width in widths)
+        self.token_prop = nn.ModuleList(
+            Propagation(model.encoder_dims[-1 - stage], widths[stage - 1], widths[stage], blocks)
+            for stage, blocks in enumerate(model.decoder_up_blocks, start=1)
+        )
+        self.decoder_norm = nn.LayerNorm(widths[-1])
+        K = model.neighbours[model.target_level]
+        if model.targets != "2d":
+            self.rec_head_3d = Pointwise(widths[-1], 3 * K)
+        if model.targets != "3d":
+            self.rec_head_2d = Pointwise(widths[-1], K * views * teacher_channels)
+        self.align_head = AlignmentHead(model.encoder_dims[-1], views * teacher_channels) if whole else None
+        if model.merge_input == "raw":
+            self.h_encoder.encoder_norms[: model.target_level].requires_grad_(False)
+        self.initialise()
+
+    def initialise(self, generator: torch.Generator | None = None) -> None:
+        """Draw all weights anew by the configured rule, from `generator` (None: torch's global one)."""
+        initialise(self, self.config.initialisation, generator)
+
+    def forward(
+        self,
+        points: Tensor,
+        points_canonical: Tensor,
+        maps: TeacherMaps | None,
+        draws: Draws | None,
+        *,
+        mask_order: Tensor | None = None,
+    ) -> LossOutput:
+        """The losses of a batch.
+
+        points            [B, N, 3] float32, the cloud as the student sees it.
+        points_canonical  [B, N, 3] float32, the same points in the frame the maps were made in.
+        maps              what the teacher says; may be None where neither the masking nor a target needs it.
+        draws             random numbers for the masking and drop path; may be None where `mask_order` is given and drop
+                          path is off (evaluation mode, or chance 0).
+        mask_order        [B, G] int64, the order in which top-level tokens are drawn, instead of drawing them.
+
+        Raises ValueError for a missing argument, a shape, or a cloud with fewer points than groups.
+        """
+        plan = self.plan(points, points_canonical, maps, draws, mask_order=mask_order)
+        return self.losses(plan, self.network(plan, None if draws is None else draws.drop_path))
+
+    def encode(self, points: Tensor, feature: Feature = "levels") -> Tensor:
+        """One vector a cloud, with nothing masked.
+
+        points   [B, N, 3] float32, N at least groups[0].
+        feature  "levels": maximum, mean and standard deviation of each channel over the tokens of every level, finest
+                 level first; "top": the maximum over the top level's, which published numbers are of.
+        ->       [B, 3 * sum(encoder_dims)] or [B, encoder_dims[-1]] float32. Row i depends on cloud i alone, in
+                 evaluation mode; batch norms and drop path follow the module's mode.
+
+        Raises ValueError for a shape, a cloud with fewer points than groups, or another feature.
+        """
+        levels, tokens = self.plan_encoding(points)
+        encoded = self.h_encoder(points, levels, tokens, None)
+        return pooled_feature(encoded, [here.valid if here.uneven else None for here in tokens], feature)
+
+    @torch.no_grad()
+    @torch.compiler.disable
+    def plan_encoding(self, points: Tensor) -> tuple[list[Level], list[Tokens]]:
+        """Groups and layout for an encoding in which nothing is masked."""
+        self._check_points(points)
+        levels, _ = tokenise(points, self.config)
+        B = points.shape[0]
+        if not self.config.eval_hide_unused:
+            return levels, [everything(B, groups, points.device) for groups in self.config.groups]
+        top = torch.ones(B, self.config.groups[-1], dtype=torch.bool, device=points.device)
+        visible = propagate(top, levels, token0_leak=self.config.token0_leak)
+        tokens = lay_out(visible[:-1], packed=self.config.layout == "packed")
+        return levels, [*tokens, everything(B, self.config.groups[-1], points.device)]
+
+    @torch.no_grad()
+    @torch.compiler.disable
+    def plan(
+        self,
+        points: Tensor,
+        points_canonical: Tensor,
+        maps: TeacherMaps | None,
+        draws: Draws | None,
+        *,
+        mask_order: Tensor | None = None,
+    ) -> Plan:
+        """Everything about a batch that is not learnt. Arguments as of forward."""
+        config = self.config
+        self._check_points(points)
+        self._check_arguments(points, points_canonical, maps, draws, mask_order)
+        levels, chosen = tokenise(points, config)
+        centres_canonical = gather(points_canonical, chosen)  # [B, groups[0], 3]
+        order = mask_order
+        if order is None:
+            assert draws is not None
+            order = draw_order(self._logits(centres_canonical, maps), draws.mask)
+        visible = top_visible(order, self.masking.visible(config.groups[-1]))
+        tokens = lay_out(propagate(visible, levels, token0_leak=config.token0_leak), packed=config.layout == "packed")
+        stages = range(1, len(config.decoder_dims))
+        interpolation = [
+            interpolation_weights(
+                levels[-1 - stage].centres, levels[-stage].centres, expanded=config.interpolation == "expanded"
+            )
+            for stage in stages
+        ]
+        target = config.target_level
+        here, below = tokens[target], tokens[target - 1]
+        hidden = hidden_weight = target_3d = target_2d = None
+        if config.targets != "2d":
+            hidden, hidden_weight = hidden_rows(here)
+            target_3d = select(neighbourhoods(levels[target - 1].centres, levels[target]), hidden)
+        if config.targets != "3d":
+            assert maps is not None
+            target_2d = self._teacher_targets(maps, centres_canonical, levels[target], here, below)
+        return Plan(points, levels, tokens, interpolation, hidden, hidden_weight, target_3d, target_2d)
+
+    def network(self, plan: Plan, drop_path: Tensor | None) -> Prediction:
+        """Encode, decode, predict. drop_path [B, R] uniform numbers; ignored outside training mode."""
+        if not self.training or self.config.drop_path == 0:
+            drop_path = None
+        split = 2 * sum(self.config.encoder_depths)
+        encoded = self.h_encoder(
+            plan.points, plan.levels, plan.tokens, None if drop_path is None else drop_path[:, :split]
+        )
+        decoded = self._decode(plan, encoded, None if drop_path is None else drop_path[:, split:])
+        target = self.config.target_level
+        rec_3d = rec_2d = None
+        if plan.target_3d is not None:
+            rec_3d = self.rec_head_3d(select(decoded, plan.hidden)).view(plan.target_3d.shape)
+        if plan.target_2d is not None:
+            rec_2d = self.rec_head_2d(select(decoded, plan.tokens[target].rows))
+        whole = None
+        if self.align_head is not None:
+            top = plan.tokens[-1]
+            whole = self.align_head(encoded[-1], top.valid if top.uneven else None)
+        return Prediction(encoded, decoded, rec_3d, rec_2d, whole)
+
+    def losses(self, plan: Plan, prediction: Prediction) -> LossOutput:
+        """How far a prediction is from the plan's targets. The counts are those of loss_counts."""
+        sum_3d = sum_2d = prediction.decoded.new_zeros((), dtype=torch.float32)
+        if plan.target_3d is not None and prediction.rec_3d is not None:
+            sum_3d = chamfer_sum(prediction.rec_3d, plan.target_3d, plan.hidden_weight)
+        if plan.target_2d is not None and prediction.rec_2d is not None:
+            weight = plan.tokens[self.config.target_level].weight
+            sum_2d = squared_error_sum(prediction.rec_2d, plan.target_2d, weight)
+        count_3d, count_2d = self.loss_counts(plan)
+        return LossOutput(sum_3d, count_3d, sum_2d, count_2d)
+
+    def loss_counts(self, plan: Plan) -> tuple[Tensor, Tensor]:
+        """count_3d and count_2d of the losses that a plan will have, [] float32 each, before anything is computed."""
+        level = self.config.target_level
+        K = self.config.neighbours[level]
+        visible = plan.tokens[level].visible
+        seen = visible.sum().float()
+        hidden = (visible.numel() - seen) * K if plan.target_3d is not None else torch.zeros_like(seen)
+        values = seen * plan.target_2d.shape[1] if plan.target_2d is not None else torch.zeros_like(seen)
+        return hidden, values
+
+    def _decode(self, plan: Plan, encoded: list[Tensor], drop_path: Tensor | None) -> Tensor:
+        # Tokens keep their index order; the reference's [visible; hidden] gives the same up to the order of sums.
+        x = spread(encoded[-1], plan.tokens[-1], self.mask_token)  # [B, G, D]
+        first = 0
+        for stage, blocks in enumerate(self.h_decoder):
+            level = plan.levels[-1 - stage]
+            if stage > 0:
+                seen = spread(encoded[-1 - stage], plan.tokens[-1 - stage], x.new_zeros(()))
+                x = self.token_prop[stage - 1](seen, x, plan.interpolation[stage - 1])
+            last = first + 2 * self.config.decoder_depths[stage]
+            position = self.decoder_pos_embeds[stage](level.centres)
+            x = blocks(x, position, None, None if drop_path is None else drop_path[:, first:last])
+            first = last
+        return self.decoder_norm(x)
+
+    def _logits(self, centres_canonical: Tensor, maps: TeacherMaps | None) -> Tensor:
+        top = centres_canonical[:, : self.config.groups[-1]]
+        if self.masking.mode == "random":
+            return top.new_zeros(top.shape[:2])
+        assert maps is not None
+        return weight_logits(top_saliency(maps, top), self.masking)
+
+    def _teacher_targets(
+        self, maps: TeacherMaps, centres_canonical: Tensor, level: Level, here: Tokens, below: Tokens
+    ) -> Tensor:
+        # Members of visible tokens are visible below, many of them shared, so features are looked up there once.
+        G = below.visible.shape[1]
+        wanted = pad(select(centres_canonical[:, :G], below.rows), below)  # [B, L, 3]
+        features = backproject(maps.features, wanted, maps.geometry, image_side=maps.image_side)  # [B, L, V, C]
+        members = level.members
+        if below.rank is not None:
+            members = below.rank.gather(1, members.flatten(1)).view(members.shape)
+        members = members + torch.arange(members.shape[0], device=members.device).mul_(below.length)[:, None, None]
+        rows = select(members, here.rows)  # [M, K] into B * L
+        return features.flatten(2).flatten(0, 1).index_select(0, rows.reshape(-1)).view(rows.shape[0], -1)
+
+    def _check_points(self, points: Tensor) -> None:
+        if points.ndim != 3 or points.shape[2] != 3:
+            raise ValueError(f"points have shape {tuple(points.shape)}; expected [B, N, 3]")
+        needed = max(self.config.groups[0], self.config.neighbours[0])
+        if points.shape[1] < needed:
+            raise ValueError(
+                f"clouds of {points.shape[1]} points for a model of {self.config.groups[0]} groups of "
+                f"{self.config.neighbours[0]}; expected at least {needed}. Use more points or smaller model.groups."
+            )
+
+    def _check_arguments(
+        self,
+        points: Tensor,
+        points_canonical: Tensor,
+        maps: TeacherMaps | None,
+        draws: Draws | None,
+        mask_order: Tensor | None,
+    ) -> None:
+        B, G = points.shape[0], self.config.groups[-1]
+        if points_canonical.shape != points.shape:
+            raise ValueError(
+                f"points_canonical have shape {tuple(points_canonical.shape)}; expected that of points, "
+                f"{tuple(points.shape)}: the same points in the teacher's frame"
+            )
+        if maps is None and (self.config.targets != "3d" or (mask_order is None and self.masking.mode == "saliency")):
+            raise ValueError(
+                f"no teacher maps, but model.targets = {self.config.targets!r} and masking.mode = "
+                f'{self.masking.mode!r} need them; pass maps, or use targets = "3d" with mode = "random"'
+            )
+        if maps is not None and self.config.targets != "3d":
+            got = (maps.features.shape[0], maps.features.shape[1], maps.features.shape[3])
+            if got != (B, self.views, self.teacher_channels):
+                raise ValueError(
+                    f"teacher features are of {got[0]} shapes, {got[1]} views, {got[2]} channels; expected "
+                    f"{B}, {self.views}, {self.teacher_channels}. The model must be made for the cache it reads."
+                )
+        if draws is None and (mask_order is None or (self.training and self.config.drop_path > 0)):
+            raise ValueError("no draws; expected Draws, or mask_order with drop path off (evaluation mode or chance 0)")
+        if mask_order is not None and mask_order.shape != (B, G):
+            raise ValueError(f"mask_order has shape {tuple(mask_order.shape)}; expected [{B}, {G}]")
+
+
+def top_saliency(maps: TeacherMaps, centres_canonical: Tensor) -> Tensor:
+    """The teacher's attention at centres [B, G, 3], the mean over views, [B, G] float32."""
+    at = backproject(maps.saliency[..., None], centres_canonical, maps.geometry, image_side=maps.image_side)
+    return at[..., 0].mean(2)

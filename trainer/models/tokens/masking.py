@@ -1,0 +1,66 @@
+"""Which tokens are visible: drawn at the top level, passed down to the tokens that the visible ones are made of."""
+
+import torch
+from torch import Tensor
+
+from trainer.models.config import MaskingConfig
+from trainer.models.tokens.grouping import Level
+
+__all__ = ["draw_order", "propagate", "top_visible", "weight_logits"]
+
+
+def weight_logits(saliency: Tensor, config: MaskingConfig) -> Tensor:
+    """The logarithms, up to a constant, of the weights with which top-level tokens are drawn to stay visible.
+
+    saliency  [B, G] float32, the mean over views of the attention at each centre.
+    ->        [B, G] float32; the weights are its softmax. All zero in mode "random".
+
+    "standardised" saliency has mean 0 and standard deviation 1 in each sample; a flat one makes all weights equal.
+    """
+    if config.mode == "random":
+        return torch.zeros_like(saliency)
+    if config.saliency == "standardised":
+        centred = saliency - saliency.mean(1, keepdim=True)
+        saliency = centred / centred.square().mean(1, keepdim=True).sqrt().clamp(min=torch.finfo(saliency.dtype).tiny)
+    return saliency / config.temperature
+
+
+def draw_order(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """Draw all tokens without replacement, each time in proportion to the weights of those that are left.
+
+    logits    [B, G] float32, logarithms of the weights up to a constant.
+    uniforms  [B, G] float32 in (0, 1), both ends excluded.
+    ->        [B, G] int64 into axis G, first drawn first.
+
+    Source: sorting log-weights plus Gumbel noise draws from the same distribution as drawing one by one (Yellott 1977;
+    Kool et al. 2019, Stochastic Beams and Where to Find Them, 2).
+    """
+    gumbel = -torch.log(-torch.log(uniforms.double()))
+    return torch.argsort(logits.double() + gumbel, dim=1, descending=True, stable=True)
+
+
+def top_visible(order: Tensor, visible: int) -> Tensor:
+    """order [B, G] int64 -> [B, G] bool, True at the first `visible` tokens of each order."""
+    kept = order[:, :visible]
+    return torch.zeros(order.shape, dtype=torch.bool, device=order.device).scatter_(1, kept, True)
+
+
+def propagate(visible: Tensor, levels: list[Level], *, token0_leak: bool) -> list[Tensor]:
+    """Pass the top level's choice down: a token is visible if it belongs to a visible group of the level above.
+
+    visible      [B, G] bool, at the top level.
+    levels       finest first.
+    token0_leak  as the reference does, also show token 0 of sample 0 of the level below wherever anything is hidden.
+    ->           one [B, G] bool a level, finest first.
+    """
+    result = [visible]
+    for level, below in zip(reversed(levels[1:]), reversed(levels[:-1]), strict=True):
+        B, G, _ = below.centres.shape
+        # members of hidden groups are sent to a spare column, so that every write is True and their order is no matter
+        where = level.members.where(result[-1][:, :, None], G).reshape(B, -1)
+        shown = torch.zeros(B, G + 1, dtype=torch.bool, device=where.device).scatter_(1, where, True)[:, :G]
+        if token0_leak:
+            shown[0, 0] |= ~result[-1].all()
+        result.append(shown)
+    result.reverse()
+    return result

@@ -1,0 +1,55 @@
+"""What a step that was not finite leaves behind, for whoever wants to find out why."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+from teacher_cache.storage.commit import replace_file
+from trainer.engine.run_directory import write_json
+from trainer.errors import TrainingError
+from trainer.pretraining.data import Part
+from trainer.pretraining.step import Outcome
+
+__all__ = ["not_finite", "save_batch"]
+
+
+def not_finite(
+    folder: Path, rank: int, parts: Sequence[Part], outcome: Outcome, facts: Mapping[str, Any]
+) -> TrainingError:
+    """Save the batch of a step that blew up -> the error to raise.
+
+    facts  epoch, counted from 0, step, counted from 1, and learning_rate.
+    """
+    save_batch(folder, rank, parts, facts)
+    ids = [id for part in parts for id in part.ids]
+    shown = ", ".join(ids[:4]) + (f" and {len(ids) - 4} more" if len(ids) > 4 else "")
+    return TrainingError(
+        f"the loss is not finite in step {facts['step']} (epoch {facts['epoch'] + 1}): loss_3d {outcome.loss_3d}, "
+        f"loss_2d {outcome.loss_2d}, loss_global {outcome.loss_global}, gradient norm {outcome.gradient_norm}, "
+        f"learning rate {facts['learning_rate']:.3g}; shapes {shown}.\n"
+        f"The batch is saved in {folder}. Lower trainer.learning_rate, set trainer.clip_gradient, or use float32; "
+        "the last checkpoint is not touched."
+    )
+
+
+def save_batch(folder: Path, rank: int, parts: Sequence[Part], facts: Mapping[str, Any]) -> None:
+    """Leave one rank's share of a batch for whoever wants to find out what is wrong with it.
+
+    rankR.safetensors: `<part>/<what>` for points, points_canonical, mask, drop_path, the teacher's maps and, with a
+    global loss, whole;
+    rankR.json: `facts` and the shapes' ids.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {}
+    for number, part in enumerate(parts):
+        found = {"points": part.points, "points_canonical": part.points_canonical, **part.draws._asdict()}
+        if part.maps is not None:
+            found |= {"features": part.maps.features, "saliency": part.maps.saliency, **part.maps.geometry._asdict()}
+        if part.whole is not None:
+            found["whole"] = part.whole
+        tensors |= {f"{number}/{name}": value.cpu().contiguous() for name, value in found.items()}
+    replace_file(folder / f"rank{rank}.safetensors", save(tensors))
+    write_json(folder / f"rank{rank}.json", {**facts, "ids": [id for part in parts for id in part.ids]})

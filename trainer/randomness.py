@@ -1,0 +1,45 @@
+"""Random numbers that are a pure function of what they are for.
+
+A record's numbers follow from (seed, epoch, record, purpose) alone, so they depend neither on who else is in the batch
+nor on the number of ranks or loader workers.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+__all__ = ["STREAMS", "UNIFORM_BITS", "record_uniforms"]
+
+STREAMS = {"mask": 1, "drop_path": 2}
+"""Purposes that the model draws for; other users of `record_uniforms` take numbers from 16 on."""
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+UNIFORM_BITS = 23  # (h + 0.5) / 2^23 then has 24 significant bits: exact in float32, and never 0 or 1
+
+
+def record_uniforms(
+    records: Sequence[int] | np.ndarray, count: int, *, seed: int, epoch: int, stream: int
+) -> np.ndarray:
+    """`count` uniform numbers for each record.
+
+    records  [B] whole numbers >= 0.
+    seed, epoch, stream  whole numbers >= 0 below 2^64; a stream is a purpose, so that purposes do not share numbers.
+    ->       [B, count] float32 in (0, 1), both ends excluded; row i depends on records[i] alone.
+
+    Source: splitmix64 (Steele, Lea, Flood 2014) as a hash of the parts and then as a counter-based generator.
+    """
+    state = np.zeros(len(records), np.uint64)
+    with np.errstate(over="ignore"):
+        for part in (seed, epoch, stream):
+            state = _mix(state + _GOLDEN + np.uint64(part))
+        state = _mix(state + _GOLDEN + np.asarray(records, np.uint64))
+        steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
+        bits = _mix(state[:, None] + steps)  # [B, count]
+    top = (bits >> np.uint64(64 - UNIFORM_BITS)).astype(np.float32)
+    return (top + np.float32(0.5)) / np.float32(1 << UNIFORM_BITS)
+
+
+def _mix(state: np.ndarray) -> np.ndarray:
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))

@@ -152,8 +152,9 @@ def test_strangers_cannot_forge_a_line(capsys, tmp_path):
 
 
 def test_an_interruption_ends_all_processes(tmp_path):
-    for number in range(3000):
-        (tmp_path / f"{number}.off").write_bytes(cube_text("off"))
+    (tmp_path / "0.off").write_bytes(cube_text("off"))
+    for number in range(1, 30_000):  # more than are read while this process looks for the others
+        os.link(tmp_path / "0.off", tmp_path / f"{number}.off")
     command = [sys.executable, "-m", "cli.main", "corpus", "info", f"folder:{tmp_path}", "--check", "--workers", "2"]
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True

@@ -42,9 +42,17 @@ def linger(job: int) -> int:
     return job
 
 
-def children() -> list[int]:
+def children() -> set[int]:
     found = psutil.Process().children(recursive=True)
-    return [child.pid for child in found if "resource_tracker" not in " ".join(child.cmdline())]
+    return {child.pid for child in found if "resource_tracker" not in " ".join(child.cmdline())}
+
+
+@pytest.fixture(autouse=True)
+def no_child_is_left():
+    """Other tests of this process may have left some, that are not meant."""
+    before = children()
+    yield
+    assert children() <= before
 
 
 def test_every_job_is_done_once_by_as_many_processes_with_one_thread_each():
@@ -54,7 +62,6 @@ def test_every_job_is_done_once_by_as_many_processes_with_one_thread_each():
     assert len({process for _, process, _ in found}) == 3
     assert {threads for _, _, threads in found} == {"1"}
     assert os.environ.get("OMP_NUM_THREADS") == before
-    assert children() == []
 
 
 def test_no_more_jobs_are_taken_than_processes_have():
@@ -69,32 +76,27 @@ def test_no_more_jobs_are_taken_than_processes_have():
     next(results)
     assert len(taken) <= 4
     results.close()
-    assert children() == []
 
 
 def test_an_error_is_raised_as_it_was_and_ends_all():
     with pytest.raises(ShapeError, match="seven: is 7") as found:
         list(spread(fail_at_seven, range(1000), 2, what="x"))
     assert "fail_at_seven" in "".join(found.value.__notes__), "where it was raised"
-    assert children() == []
 
 
 def test_a_killed_process_is_the_machines_fault():
     with pytest.raises(MachineFault, match=r"the set: .*killed by signal 9.*(?s:.*)--workers 1"):
         list(spread(die_at_five, range(30), 2, what="the set"))
-    assert children() == []
 
 
 def test_a_process_that_dies_by_itself_says_so():
     with pytest.raises(MachineFault, match=r"(?s)the set: .*died with exit code 3.*__main__"):
         list(spread(leave, range(3), 2, what="the set"))
-    assert children() == []
 
 
 def test_what_cannot_be_pickled_is_an_error_with_a_name():
     with pytest.raises(RuntimeError, match=r"unsendable.*cannot be pickled"):
         list(spread(unsendable, range(3), 2, what="x"))
-    assert children() == []
 
 
 def test_closing_does_not_wait_for_what_is_under_way():
@@ -103,7 +105,6 @@ def test_closing_does_not_wait_for_what_is_under_way():
     began = time.monotonic()
     results.close()
     assert time.monotonic() - began < HANG / 2
-    assert children() == []
 
 
 def test_threads_of_the_environment_come_back(monkeypatch):

@@ -80,7 +80,7 @@ def known_json(path: Path, what: str) -> dict[str, Any]:
     """
     try:
         content = json.loads(read_regular(path, _MAX_METRICS))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (ValueError, RecursionError):
         content = None

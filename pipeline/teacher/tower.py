@@ -275,7 +275,8 @@ def describe_architecture(name: str) -> dict[str, Any]:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TeacherError(
                 f"teacher.architecture = {name!r} is not a description of a model ({error!r}).\n"
-                "  Expected an object with embed_dim and vision_cfg, like pipeline/teacher/architectures/i2p-vit-tiny-16.json."
+                "  Expected an object with embed_dim and vision_cfg, like "
+                "pipeline/teacher/architectures/i2p-vit-tiny-16.json."
             ) from error
         return config
     if name not in list_models():

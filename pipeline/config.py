@@ -91,7 +91,7 @@ class ProjectionConfig:
 class TeacherConfig:
     """[teacher]: the frozen image model whose features and attention are cached.
 
-    architecture  a model name of open_clip, one of pipeline/teacher/architectures (i2p-vit-tiny-16), a JSON file like
+    architecture  a model name of open_clip, one of pipeline/architectures (i2p-vit-tiny-16), a JSON file like
                   those, or "openai": read off a weights file in OpenAI's layout
     pretrained    open_clip's tag of the weights to download, "embedded" (those in this package, i2p-vit-tiny-16's) or
                   "random" (for plumbing only); unused beside `weights`

@@ -33,7 +33,6 @@ from teacher_cache.errors import (
 )
 from teacher_cache.format.basis import Basis
 from teacher_cache.format.manifest import Receipt
-from teacher_cache.format.recipe import FORMAT_VERSION, Recipe, cache_directory
 from teacher_cache.format.records import CacheSchema, Quarantined, RecordBatch, TeacherRecord
 from teacher_cache.maintenance.compact import compact
 from teacher_cache.maintenance.convert import convert
@@ -47,6 +46,7 @@ from teacher_cache.reading.cache import open_cache as open
 from teacher_cache.reading.listing import list_caches
 from teacher_cache.reading.order import ShuffleQuality, epoch_order, shuffle_quality
 from teacher_cache.reading.stream import NothingSound, Stream, StreamBatch, stream
+from teacher_cache.recipe import FORMAT_VERSION, Recipe, cache_directory
 from teacher_cache.storage.shard_files import ShardFile
 from teacher_cache.writer import CacheHandle, CacheWriter, create_cache, stored_basis, write_shard
 

@@ -22,9 +22,9 @@ from teacher_cache.errors import CacheError, ManifestError, RecipeMismatch, Sche
 from teacher_cache.format import layout
 from teacher_cache.format.basis import Basis, basis_differences
 from teacher_cache.format.manifest import Description, Manifest, Receipt
-from teacher_cache.format.recipe import Recipe
 from teacher_cache.format.records import CacheSchema, Quarantined, TeacherRecord, record_problems
 from teacher_cache.location import Location, join
+from teacher_cache.recipe import Recipe
 from teacher_cache.storage.base import Storage
 from teacher_cache.storage.opening import storage_at
 from teacher_cache.storage.shard_files import ShardEntry, ShardFile

@@ -22,7 +22,7 @@ ALLOWED = {
 # Inside a room imports run from left to right; what stands in one tuple is of one rank, and neither imports the other.
 ORDER = {
     "teacher_cache": (
-        "testing", "__init__", "maintenance", "reading", "writer", "format", "storage", "config", "location",
+        "testing", "__init__", "maintenance", "reading", "writer", "format", "storage", "recipe", "config", "location",
         ("sealed", "foreign"), "errors",
     ),
     "pipeline": ("build", "teacher", "views", "corpora", ("config", "errors")),

@@ -14,8 +14,8 @@ from cli.experiment.toml import ConfigError
 
 if TYPE_CHECKING:
     from cli.experiment.sections import Experiment
-    from teacher_cache.format.recipe import Recipe
     from teacher_cache.location import Location
+    from teacher_cache.recipe import Recipe
 
 __all__ = ["CONFIG_COPY", "experiment_by_recipe"]
 

@@ -40,8 +40,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-ARCHITECTURES = Path(__file__).parent / "architectures"
-EMBEDDED = Path(__file__).parent / "embedded"  # weights that travel with the package, one file an architecture
+ARCHITECTURES = Path(__file__).parents[1] / "architectures"
+EMBEDDED = Path(__file__).parents[1] / "embedded"  # weights that travel with the package, one file an architecture
 CPU_BATCH = 3  # one shape's views: larger batches are slower on a CPU (measured, docs/teacher.md)
 GPU_BATCH = 96
 _KEYS_SHOWN = 4
@@ -276,7 +276,7 @@ def describe_architecture(name: str) -> dict[str, Any]:
             raise TeacherError(
                 f"teacher.architecture = {name!r} is not a description of a model ({error!r}).\n"
                 "  Expected an object with embed_dim and vision_cfg, like "
-                "pipeline/teacher/architectures/i2p-vit-tiny-16.json."
+                "pipeline/architectures/i2p-vit-tiny-16.json."
             ) from error
         return config
     if name not in list_models():

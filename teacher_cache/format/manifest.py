@@ -15,8 +15,8 @@ from typing import Any
 from teacher_cache.config import MAX_SHAPES_PER_SHARD, CacheConfig
 from teacher_cache.errors import ManifestError
 from teacher_cache.format.basis import Basis
-from teacher_cache.format.recipe import Recipe
 from teacher_cache.format.records import CacheSchema, Quarantined
+from teacher_cache.recipe import Recipe
 from teacher_cache.sealed import Fields, seal, unseal
 from teacher_cache.storage.shard_files import ShardEntry, ShardFile
 

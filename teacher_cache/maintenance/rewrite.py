@@ -14,10 +14,10 @@ from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError, RecipeMismatch
 from teacher_cache.format import layout
 from teacher_cache.format.manifest import Receipt
-from teacher_cache.format.recipe import Recipe, cache_directory
 from teacher_cache.location import Location, resolve
 from teacher_cache.maintenance.sources import FindUntouched, Part, SourceReader
 from teacher_cache.reading.cache import Cache
+from teacher_cache.recipe import Recipe, cache_directory
 from teacher_cache.storage.opening import storage_at
 from teacher_cache.writer import CacheWriter, write_shard
 

@@ -10,8 +10,8 @@ import numpy as np
 from teacher_cache.config import CacheConfig
 from teacher_cache.format import layout
 from teacher_cache.format.basis import Basis
-from teacher_cache.format.recipe import Recipe
 from teacher_cache.format.records import CacheSchema, Quarantined, TeacherRecord
+from teacher_cache.recipe import Recipe
 from teacher_cache.writer import CacheWriter, create_cache, write_shard
 
 __all__ = [

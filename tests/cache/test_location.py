@@ -11,8 +11,8 @@ from pipeline.corpora import CorpusError, open_corpus
 from pipeline.corpora.uri import place_of
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import StorageError
-from teacher_cache.format.recipe import cache_directory
 from teacher_cache.location import localise
+from teacher_cache.recipe import cache_directory
 from teacher_cache.testing import build, make_recipe
 from tests.support.commands import run
 from tests.support.corpora import ball

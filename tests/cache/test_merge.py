@@ -16,9 +16,9 @@ import teacher_cache
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError, ManifestError, RecipeMismatch
 from teacher_cache.format.basis import Basis
-from teacher_cache.format.recipe import cache_directory
 from teacher_cache.format.records import Quarantined, TeacherRecord
 from teacher_cache.maintenance.merge import merge
+from teacher_cache.recipe import cache_directory
 from teacher_cache.testing import SMALL_SCHEMA, assert_same_record, build, make_recipe, make_record, tree
 from teacher_cache.testing.made_up import make_basis
 from teacher_cache.writer import create_cache, write_shard

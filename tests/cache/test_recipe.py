@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError, ManifestError, UnsupportedVersion
 from teacher_cache.format.manifest import Description
-from teacher_cache.format.recipe import Recipe, cache_directory
+from teacher_cache.recipe import Recipe, cache_directory
 from teacher_cache.testing import SMALL_SCHEMA, make_recipe
 
 CONFIG = CacheConfig()

@@ -9,7 +9,7 @@ import torch
 
 import teacher_cache
 from teacher_cache.errors import ManifestError
-from teacher_cache.format.recipe import Recipe
+from teacher_cache.recipe import Recipe
 from tests.support.models import TINY
 from tests.support.training import SCHEMA, train, trainer_config, training_cache, weights_of
 from trainer.engine.augmentation import choose_poses

@@ -67,7 +67,7 @@ class ViewsConfig:
 class LearningConfig:
     """[learning]: the model and its optimiser.
 
-    architecture     name of a description in pipeline/teacher/architectures, or a JSON file like those; of two towers
+    architecture     name of a description in pipeline/architectures, or a JSON file like those; of two towers
     steps            optimiser steps of the first part, with patches left out
     batch_size       images, each with its caption, in one step: each is told apart from all the others
     learning_rate    AdamW's at the top of the cosine

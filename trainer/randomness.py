@@ -5,32 +5,45 @@ nor on the number of ranks or loader workers.
 """
 
 from collections.abc import Sequence
+from enum import IntEnum
 
 import numpy as np
 
-__all__ = ["STREAMS", "UNIFORM_BITS", "record_uniforms"]
+__all__ = ["UNIFORM_BITS", "Purpose", "record_uniforms"]
 
-STREAMS = {"mask": 1, "drop_path": 2}
-"""Purposes that the model draws for; other users of `record_uniforms` take numbers from 16 on."""
+
+class Purpose(IntEnum):
+    """What a random number is for. Purposes share no numbers; a number in use is never given to another purpose, for
+    runs that were begun with it go on with it.
+    """
+
+    MASK = 1  # which top-level tokens stay visible
+    DROP_PATH = 2  # which residual branches are kept
+    DROPOUT = 3  # the key of a shape in fine-tuning
+    POINTS = 16  # which of the stored points a record shows
+    AUGMENTATION = 17  # scale and shift
+    SUBSET = 18  # which points of a shape are evaluated
+    POSE = 19  # which stored pose of a shape is shown
+
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 UNIFORM_BITS = 23  # (h + 0.5) / 2^23 then has 24 significant bits: exact in float32, and never 0 or 1
 
 
 def record_uniforms(
-    records: Sequence[int] | np.ndarray, count: int, *, seed: int, epoch: int, stream: int
+    records: Sequence[int] | np.ndarray, count: int, *, seed: int, epoch: int, purpose: int
 ) -> np.ndarray:
     """`count` uniform numbers for each record.
 
     records  [B] whole numbers >= 0.
-    seed, epoch, stream  whole numbers >= 0 below 2^64; a stream is a purpose, so that purposes do not share numbers.
+    seed, epoch, purpose  whole numbers >= 0 below 2^64; see `Purpose`.
     ->       [B, count] float32 in (0, 1), both ends excluded; row i depends on records[i] alone.
 
     Source: splitmix64 (Steele, Lea, Flood 2014) as a hash of the parts and then as a counter-based generator.
     """
     state = np.zeros(len(records), np.uint64)
     with np.errstate(over="ignore"):
-        for part in (seed, epoch, stream):
+        for part in (seed, epoch, purpose):
             state = _mix(state + _GOLDEN + np.uint64(part))
         state = _mix(state + _GOLDEN + np.asarray(records, np.uint64))
         steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN

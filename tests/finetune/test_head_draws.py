@@ -4,9 +4,8 @@ import numpy as np
 import torch
 
 from tests.support.models import TINY
-from trainer.models.heads import random_inputs as head_draws
 from trainer.models.heads.random_inputs import Dropout, HeadDraws
-from trainer.randomness import STREAMS
+from trainer.randomness import Purpose
 
 
 def draws(records: list[int], **parts: int) -> HeadDraws:
@@ -40,8 +39,12 @@ def test_both_halves_of_a_key_matter():
     assert (agree - 0.5 - 0.5 * torch.eye(4)).abs().max() < 0.125  # 5 sigma
 
 
-def test_purposes_do_not_share_numbers():
-    assert head_draws._DROPOUT not in STREAMS.values()
+def test_purposes_keep_their_numbers_and_share_none():
+    """Runs that were begun with a number go on with it."""
+    assert {purpose.name: int(purpose) for purpose in Purpose} == {
+        "MASK": 1, "DROP_PATH": 2, "DROPOUT": 3, "POINTS": 16, "AUGMENTATION": 17, "SUBSET": 18, "POSE": 19
+    }  # fmt: skip
+    assert len({int(purpose) for purpose in Purpose.__members__.values()}) == len(Purpose.__members__)
 
 
 def test_share_kept_and_scale():

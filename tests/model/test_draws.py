@@ -21,23 +21,23 @@ def test_a_record_gets_the_same_numbers_in_any_company():
 
 
 def test_seed_epoch_record_and_stream_each_change_all_numbers():
-    base = record_uniforms([5], 64, seed=1, epoch=2, stream=3)
+    base = record_uniforms([5], 64, seed=1, epoch=2, purpose=3)
     for other in (
-        record_uniforms([6], 64, seed=1, epoch=2, stream=3),
-        record_uniforms([5], 64, seed=2, epoch=2, stream=3),
-        record_uniforms([5], 64, seed=1, epoch=3, stream=3),
-        record_uniforms([5], 64, seed=1, epoch=2, stream=4),
+        record_uniforms([6], 64, seed=1, epoch=2, purpose=3),
+        record_uniforms([5], 64, seed=2, epoch=2, purpose=3),
+        record_uniforms([5], 64, seed=1, epoch=3, purpose=3),
+        record_uniforms([5], 64, seed=1, epoch=2, purpose=4),
     ):
         assert (base != other).mean() > 0.99
 
 
 def test_asking_for_more_only_appends():
-    few, many = (record_uniforms([5, 6], count, seed=0, epoch=0, stream=1) for count in (8, 20))
+    few, many = (record_uniforms([5, 6], count, seed=0, epoch=0, purpose=1) for count in (8, 20))
     np.testing.assert_array_equal(few, many[:, :8])
 
 
 def test_numbers_are_uniform_independent_and_never_an_end():
-    values = record_uniforms(np.arange(4000), 50, seed=0, epoch=0, stream=1)
+    values = record_uniforms(np.arange(4000), 50, seed=0, epoch=0, purpose=1)
     assert values.dtype == np.float32
     assert values.min() > 0
     assert values.max() < 1
@@ -56,7 +56,7 @@ def test_the_largest_number_is_still_below_one():
 
 
 def test_large_seeds_are_taken():
-    assert record_uniforms([2**40], 2, seed=2**63 - 1, epoch=10**6, stream=16).shape == (1, 2)
+    assert record_uniforms([2**40], 2, seed=2**63 - 1, epoch=10**6, purpose=16).shape == (1, 2)
 
 
 def test_sample_follows_its_generator():

@@ -129,12 +129,12 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     *_of(
         "trainer/models/random_inputs.py", DRAWS,
-        ("drop path shares the numbers of the masks", 'stream=STREAMS["drop_path"])', 'stream=STREAMS["mask"])'),
+        ("drop path shares the numbers of the masks", 'purpose=Purpose.DROP_PATH)', 'purpose=Purpose.MASK)'),
     ),
     *_of(
         "trainer/randomness.py", DRAWS,
-        ("uniform numbers do not depend on the seed", "for part in (seed, epoch, stream):",
-         "for part in (0, epoch, stream):"),
+        ("uniform numbers do not depend on the seed", "for part in (seed, epoch, purpose):",
+         "for part in (0, epoch, purpose):"),
     ),
     *_of(
         "pipeline/build/poses.py", STORED_POSES,

@@ -11,13 +11,11 @@ from pipeline.corpora.check import normalise
 from pipeline.corpora.uri import open_corpus
 from trainer.engine.augmentation import renormalised
 from trainer.errors import EvaluationError
-from trainer.randomness import record_uniforms
+from trainer.randomness import Purpose, record_uniforms
 
 __all__ = ["LabelledClouds", "check_classes", "check_corpora", "read_clouds"]
 
 logger = logging.getLogger(__name__)
-
-_SUBSET = 18  # stream of record_uniforms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +45,7 @@ class LabelledClouds:
     def draw(self, count: int, seed: int) -> np.ndarray:
         """Random `count` points of each shape, drawn by `seed`, centred and scaled again. [n, count, 3] float32."""
         n, N, _ = self.points.shape
-        keys = record_uniforms(np.arange(n), N, seed=seed, epoch=0, stream=_SUBSET)
+        keys = record_uniforms(np.arange(n), N, seed=seed, epoch=0, purpose=Purpose.SUBSET)
         chosen = np.argsort(keys, axis=1, kind="stable")[:, :count]
         return renormalised(np.take_along_axis(self.points, chosen[:, :, None], axis=1))
 

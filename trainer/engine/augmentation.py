@@ -7,11 +7,9 @@ goes on after a stop has no generator to restore.
 
 import numpy as np
 
-from trainer.randomness import record_uniforms
+from trainer.randomness import Purpose, record_uniforms
 
 __all__ = ["choose_points", "choose_poses", "renormalised", "scale_and_shift"]
-
-_POINTS, _AUGMENT, _POSE = 16, 17, 19  # streams of record_uniforms; lower numbers are the model's, 18 is evaluation's
 
 
 def choose_poses(shapes: np.ndarray, poses: int, *, seed: int, epoch: int) -> np.ndarray:
@@ -19,7 +17,7 @@ def choose_poses(shapes: np.ndarray, poses: int, *, seed: int, epoch: int) -> np
 
     shapes [B] int64, numbers of shapes in the cache -> [B] int64 in 0..poses - 1.
     """
-    drawn = record_uniforms(shapes, 1, seed=seed, epoch=epoch, stream=_POSE)[:, 0]
+    drawn = record_uniforms(shapes, 1, seed=seed, epoch=epoch, purpose=Purpose.POSE)[:, 0]
     return (drawn.astype(np.float64) * poses).astype(np.int64)
 
 
@@ -28,7 +26,7 @@ def choose_points(records: np.ndarray, stored: int, count: int, *, seed: int, ep
 
     records [B] int64 -> [B, count] int64. The order matters: farthest point sampling starts from the first point.
     """
-    keys = record_uniforms(records, stored, seed=seed, epoch=epoch, stream=_POINTS)
+    keys = record_uniforms(records, stored, seed=seed, epoch=epoch, purpose=Purpose.POINTS)
     return np.argsort(keys, axis=1, kind="stable")[:, :count]
 
 
@@ -47,7 +45,7 @@ def scale_and_shift(
 
     Scale (1, 1) and shift 0 return the same values. Source: Point-M2AE's PointcloudScaleAndTranslate.
     """
-    drawn = record_uniforms(records, 6, seed=seed, epoch=epoch, stream=_AUGMENT)
+    drawn = record_uniforms(records, 6, seed=seed, epoch=epoch, purpose=Purpose.AUGMENTATION)
     low, high = np.float32(scale[0]), np.float32(scale[1])
     factor = low + (high - low) * drawn[:, None, :3]
     offset = np.float32(shift) * (2 * drawn[:, None, 3:] - 1)

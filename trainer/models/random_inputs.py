@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trainer.models.config import ModelConfig
-from trainer.randomness import STREAMS, UNIFORM_BITS, record_uniforms
+from trainer.randomness import UNIFORM_BITS, Purpose, record_uniforms
 
 __all__ = ["Draws"]
 
@@ -42,8 +42,8 @@ class Draws(NamedTuple):
 
         records  [B] whole numbers that name the records, for instance their positions in the cache.
         """
-        mask = record_uniforms(records, config.groups[-1], seed=seed, epoch=epoch, stream=STREAMS["mask"])
-        paths = record_uniforms(records, config.residual_branches, seed=seed, epoch=epoch, stream=STREAMS["drop_path"])
+        mask = record_uniforms(records, config.groups[-1], seed=seed, epoch=epoch, purpose=Purpose.MASK)
+        paths = record_uniforms(records, config.residual_branches, seed=seed, epoch=epoch, purpose=Purpose.DROP_PATH)
         return cls(torch.from_numpy(mask), torch.from_numpy(paths))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Draws":

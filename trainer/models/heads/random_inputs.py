@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from trainer.models.config import ModelConfig
-from trainer.randomness import STREAMS, record_uniforms
+from trainer.randomness import Purpose, record_uniforms
 
 __all__ = ["Dropout", "HeadDraws"]
 
-_DROPOUT = 3  # a purpose beside those of trainer.randomness.STREAMS
 _KEY_BITS = 23  # what record_uniforms gives
 _GOLDEN, _MIX = -1640531535, (-2048144789, -1028477387)  # 0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35 as int32
 
@@ -37,8 +36,8 @@ class HeadDraws(NamedTuple):
     ) -> "HeadDraws":
         """Draws for the given records in the given epoch, on the CPU; row i depends on records[i] alone."""
         branches = 2 * sum(config.encoder_depths)
-        paths = record_uniforms(records, branches, seed=seed, epoch=epoch, stream=STREAMS["drop_path"])
-        keys = record_uniforms(records, 2, seed=seed, epoch=epoch, stream=_DROPOUT) * (1 << _KEY_BITS)
+        paths = record_uniforms(records, branches, seed=seed, epoch=epoch, purpose=Purpose.DROP_PATH)
+        keys = record_uniforms(records, 2, seed=seed, epoch=epoch, purpose=Purpose.DROPOUT) * (1 << _KEY_BITS)
         return cls(torch.from_numpy(paths), torch.from_numpy(keys.astype(np.int64)))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "HeadDraws":

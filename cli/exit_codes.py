@@ -1,4 +1,4 @@
-"""What a command ends with, beside 0."""
+"""Exit codes of the commands, beside 0."""
 
 __all__ = ["EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_USAGE"]
 

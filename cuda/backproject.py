@@ -1,4 +1,4 @@
-"""Teacher maps read at points: a point's pixel in each view, and the bicubic value of a token map there."""
+"""Back-projection: the pixel of a point in each view, and the bicubic value of a token map there."""
 
 from functools import cache
 from typing import Any

@@ -1,4 +1,4 @@
-"""Where the views of a cloud are: what projection fixes and every later pixel lookup needs."""
+"""View geometry of a cloud: fixed by projection, needed by every later pixel lookup."""
 
 from typing import NamedTuple
 

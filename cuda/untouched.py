@@ -1,4 +1,4 @@
-"""Patch tokens whose features nobody is going to look up."""
+"""Find the patch tokens that no back-projection lookup reads."""
 
 import numpy as np
 import torch

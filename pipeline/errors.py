@@ -1,4 +1,4 @@
-"""What can go wrong in the offline stage, one class for each thing a caller would handle differently.
+"""Errors of the offline stage, one class for each thing a caller would handle differently.
 
 A shape that cannot be used is not here: it is data, raised as `corpora.ShapeError` and quarantined. Nor is a fault of
 the machine, `corpora.MachineFault`; `corpora.faults` tells the two apart.

@@ -1,4 +1,4 @@
-"""A cloud becomes the images a teacher looks at: projection, sigmoid, three equal channels, normalisation."""
+"""Rendering of a cloud to the images a teacher looks at: projection, sigmoid, three equal channels, normalisation."""
 
 from typing import NamedTuple
 

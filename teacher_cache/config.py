@@ -1,4 +1,4 @@
-"""The ``[cache]`` section: where caches lie and how records are stored."""
+"""The ``[cache]`` section: location of caches and storage of records."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What can be wrong with a cache, one class for each thing a caller would handle differently.
+"""Errors of caches, one class for each thing a caller would handle differently.
 
 A message has four parts: what was expected, what came, where, and what to do next. Reading a cache whose files are
 damaged, cut short or made up raises one of these and nothing else; wrong arguments raise TypeError, ValueError or

@@ -1,4 +1,4 @@
-"""What a file from elsewhere really is, and text as people save it."""
+"""Recognition of files from elsewhere: pointers, web pages, encodings, wrapped names."""
 
 __all__ = ["decode_text", "marked_encoding", "misnomer", "without_wrappers"]
 

@@ -1,4 +1,4 @@
-"""Where a cache is, as its users name it: a folder's path, or a URL."""
+"""Locations of caches as users name them: a folder's path, or a URL."""
 
 import os
 import re

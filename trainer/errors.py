@@ -1,4 +1,4 @@
-"""What stops a run or an evaluation, other than a cache or a checkpoint that does not fit."""
+"""Errors of training and evaluation."""
 
 __all__ = ["EvaluationError", "TrainingError"]
 

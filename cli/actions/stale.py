@@ -1,4 +1,4 @@
-"""Whether a cache that is to be trained on is still of its corpus."""
+"""The check of a cache against its corpus before training."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""What a teacher knows of labelled shapes: linear probes and zero-shot naming, beside random teachers."""
+"""Scores of a teacher on labelled shapes: linear probes and zero-shot naming, beside random teachers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace

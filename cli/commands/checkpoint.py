@@ -1,4 +1,4 @@
-"""``i2p checkpoint``: what a checkpoint is and where it comes from; the reference's checkpoints in and out."""
+"""``i2p checkpoint``: inspect a checkpoint, and import and export the reference's."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``i2p evaluate``: what a checkpoint's encoder is worth on labelled shapes."""
+"""``i2p evaluate``: score a checkpoint's encoder on labelled shapes."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``i2p pretrain``: from an experiment to a trained encoder and the number that says how good it is."""
+"""``i2p pretrain``: train an encoder from an experiment and score it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace

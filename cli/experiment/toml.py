@@ -1,4 +1,4 @@
-"""From TOML to a validated experiment: layers, types, and every problem reported at once.
+"""Loading of experiments from TOML: layers, types, and every problem reported at once.
 
 An experiment is one TOML file with a table per room's dataclass. Layers, later ones win: the dataclasses' defaults, the
 preset a file names with ``preset = "..."``, the file, ``--set section.key=value``.

@@ -1,4 +1,4 @@
-"""How the report on a corpus is printed. What is counted, and how, is `pipeline.corpora.survey`."""
+"""Printing of the report on a corpus, whose figures `pipeline.corpora.survey` computes."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""Pictures where people would rather look: what a cache holds, and how a training run went."""
+"""Pictures of cache records and training curves."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What the guidance study compares: arms, each a few settings away from the full method."""
+"""The arms of the guidance study, each a few settings away from the full method."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""From arms, teachers and seeds to runs: who shares a cache, in which order, and where each result lies."""
+"""The runs of a study from its arms, teachers and seeds: shared caches, order, and places of results."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence

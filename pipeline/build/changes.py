@@ -1,4 +1,4 @@
-"""What became of a corpus since its cache was built: shapes that changed, came or went.
+"""Changes of a corpus since its cache was built: shapes that changed, came or went.
 
 The truth is a hash of what each shape was made from, which receipts hold (`Corpus.fingerprint`). The fast path is a
 digest of sizes and times of a shard's files (`Corpus.stamp`), kept in logs/ where no promise depends on it: while it

@@ -1,4 +1,4 @@
-"""What a Dask worker is called with. A scheduler unpickles it, and must not load torch or Dask's worker for that."""
+"""Entry points of a Dask worker. A scheduler unpickles it, and must not load torch or Dask's worker for that."""
 
 from typing import Any
 

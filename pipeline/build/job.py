@@ -1,4 +1,4 @@
-"""What crosses between the driver of a build and its workers: a `Job` and a task one way, a `Failure` or report back.
+"""Messages between the build driver and its workers: a `Job` and a task one way, a `Failure` or report back.
 
 Small and of plain types, and light to import: a Dask scheduler unpickles every task, and must not load torch for that.
 """

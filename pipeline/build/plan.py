@@ -1,4 +1,4 @@
-"""Which shards of a cache are missing: a pure function of the corpus' ids and the receipts that are on disk.
+"""The missing shards of a cache: a pure function of the corpus' ids and the receipts that are on disk.
 
 Shapes are known by their ids. Those that no committed shard holds are spread, in the corpus' order, over the shard
 indices that are free: first those that are missing between committed ones, then new ones. So a build that was killed

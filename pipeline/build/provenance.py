@@ -1,4 +1,4 @@
-"""Which software makes the records of a cache: what driver and workers have to have in common.
+"""Versions of the software that makes the records of a cache, the same on driver and workers.
 
 The bytes of a shard follow from the recipe and from the code that ran. So workers of other code are refused, and a
 build's log names it; the recipe, which names the cache, does not hold it. Light to import: no torch.

@@ -1,4 +1,4 @@
-"""What determines the bytes of a cache, gathered from its parts."""
+"""The recipe of a cache, gathered from the settings that determine its bytes."""
 
 from collections.abc import Mapping
 from typing import Any

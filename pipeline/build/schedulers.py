@@ -1,4 +1,4 @@
-"""Where the shard tasks of a build run: threads here, local processes, a cluster. This file imports Dask.
+"""Schedulers of a build's shard tasks: threads, local processes, a cluster. The only file that imports Dask.
 
 One task is one whole shard. What crosses is in `pipeline.build.job`; a teacher never does.
 """

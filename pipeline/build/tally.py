@@ -1,4 +1,4 @@
-"""What a build has done so far: counts for the caller, a line a shard for the log, a report at the end."""
+"""The running count of a build: counts for the caller, a line a shard for the log, a report at the end."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""What a corpus is: an ordered, addressable set of shapes, and the ways in which one can be wrong.
+"""The corpus interface: an ordered, addressable set of shapes, and the errors of one.
 
 Every kind of corpus (one file each beside this one) satisfies ``Corpus``. Shapes are read one at a time and by index,
 so that a shard of a build can be read by any worker in any order. A shape that cannot be used raises ``ShapeError``

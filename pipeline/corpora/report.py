@@ -1,4 +1,4 @@
-"""What a report on a corpus says: plain numbers and names, which `survey` finds and a command prints."""
+"""The report on a corpus: plain numbers and names, which `survey` computes and a command prints."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""What a whole corpus holds, found by reading all of it: counts, sizes, duplicates, refusals and what readers noted.
+"""Survey of a whole corpus by reading all of it: counts, sizes, duplicates, refusals and what readers noted.
 
 Shapes are read by several processes, one at a time in each; what stays of a shape is a few numbers (about a hundred
 bytes), and the names of the first few where they serve as examples.

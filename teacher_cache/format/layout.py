@@ -1,4 +1,4 @@
-"""Where everything lies in a cache directory, and the two formats behind one pair of names."""
+"""Paths in a cache directory, and the two shard formats behind one pair of names."""
 
 from pathlib import Path
 from typing import Any, Protocol

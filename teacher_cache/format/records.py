@@ -1,4 +1,4 @@
-"""What is cached: one record a shape, and the sizes that all records of a cache share.
+"""Records, one per shape, and the sizes that all records of a cache share.
 
 Letters: N points, V views, S image side, P patch side, T = (S / P)^2 patch tokens in row-major order, C channels,
 B records of a batch.

@@ -1,4 +1,4 @@
-"""What builds that died left in caches: finding it, and removing it when asked to.
+"""Garbage collection: find what dead builds left in caches, and remove it when asked to.
 
 Only what is known to belong to nobody is ever called abandoned: a workspace whose lock can be taken (docs/format.md,
 "Commit": the kernel frees a lock when its holder dies), and files of a shard that has neither a receipt nor a line in

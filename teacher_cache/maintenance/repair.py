@@ -1,4 +1,4 @@
-"""Taking back what is damaged, so that the next build writes just that again."""
+"""Withdrawal of damaged shards, so that the next build writes just those again."""
 
 import os
 from collections.abc import Iterable

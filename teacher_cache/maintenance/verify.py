@@ -1,4 +1,4 @@
-"""Is every byte of a cache what was committed?"""
+"""Verification of every byte of a cache against its checksums."""
 
 import os
 from collections.abc import Callable, Iterator

@@ -93,7 +93,7 @@ class Stream:
     rank        0..ranks - 1: whose part of each batch is read.
     worker      0..workers - 1: whose turns are read.
     start       the batch to begin with, 0..steps.
-    remainder   what becomes of records that do not fill a last batch: "drop" leaves them out of this epoch; "pad" fills
+    remainder   how an incomplete last batch is handled: "drop" leaves them out of this epoch; "pad" fills
                 up from the beginning of the order, and marks these rows as padded.
     damaged     a record that fails its checksum "raise"s ShardDamaged at its batch; "skip" puts the next sound record
                 of the order (which wraps around) in its place, so that batches keep their size whoever reads them.

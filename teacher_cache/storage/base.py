@@ -1,4 +1,4 @@
-"""Where the files of one cache lie: a folder of this machine, or anything that fsspec has a URL for.
+"""The storage interface: the files of one cache in a folder of this machine, or behind an fsspec URL.
 
 Everything above works with paths relative to the cache and asks a `Storage` for bytes. What may be promised differs
 in one point: a folder has locks, so builders that disagree never mix in a shard; an object store has none, so there the

@@ -1,4 +1,4 @@
-"""How bytes become part of a cache: written aside, synced, renamed into place; and who may clean up what was left.
+"""Atomic commits: bytes are written aside, synced and renamed into place; and the clean-up of what was left.
 
 Every process writes in a folder of its own under ``<cache>/tmp`` and holds a lock (flock) while it does, so a folder
 whose lock can be taken belongs to a process that is gone. The kernel drops a lock when its process dies, however it

@@ -93,7 +93,7 @@ def test_all_problems_are_reported_at_once():
         ("evaluation.points=64", "model.groups[0] = 128 is more than evaluation.points = 64"),
         ("projection.points=2000", "projection.points = 2000 is more than the corpus.points = 1024"),
         ("model.heads=7", "model.encoder_dims has 48, which is not a multiple of heads = 7"),
-        ("model.neighbours=[16, 8]", "model.neighbours = (16, 8) has not one number for each level"),
+        ("model.neighbours=[16, 8]", "model.neighbours = (16, 8) must have one value per level"),
         ("trainer.scale=[1.0]", "trainer.scale = [1.0] has 1 entries, not 2"),
     ],
 )

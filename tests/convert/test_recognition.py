@@ -174,7 +174,7 @@ def test_four_levels_need_their_groups_stated():
         groups=(48, 24, 12, 6), neighbours=(8, 4, 4, 3), encoder_dims=(6, 12, 20, 26), encoder_depths=(1, 1, 1, 1)
     )
     found = recognise(model.state_dict(), "file.pth")
-    with pytest.raises(CheckpointError, match=r"has not one number for each level of groups = \(512, 256, 64\)"):
+    with pytest.raises(CheckpointError, match=r"must have one value per level; groups = \(512, 256, 64\) has 3"):
         complete_sections(found, {"model": {"heads": 2}}, "file.pth")
 
 

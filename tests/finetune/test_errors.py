@@ -101,7 +101,7 @@ def test_conflicts_with_the_model_are_all_reported_at_once():
         "4 problems in the model's settings",
         "  model.drop_path = 2.0 is outside 0..1 (1 excluded)",
         "  classifier.dropout = 2.0 is outside 0..1 (1 excluded)",
-        "  classifier.radius = (0.1, 0.2) has not one number for each level of model.groups = (40, 20, 10)",
+        "  classifier.radius = (0.1, 0.2) must have one value per level; model.groups = (40, 20, 10) has 3",
         "  classifier.neighbours[2] = 24 is more than model.groups[1] = 20",
     ]
 

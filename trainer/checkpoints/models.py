@@ -1,4 +1,4 @@
-"""From a checkpoint back to a model, and the question whether a run may go on from it."""
+"""Load models from checkpoints, and check whether a run can resume from one."""
 
 import json
 import platform

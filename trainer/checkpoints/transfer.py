@@ -1,4 +1,4 @@
-"""From a pre-trained encoder to the encoder of a fine-tuning model, saying what was and what was not taken."""
+"""Transfer of a pre-trained encoder to a fine-tuning model, with a report of what was and was not taken."""
 
 import logging
 from collections.abc import Iterable, Mapping

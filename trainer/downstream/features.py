@@ -1,4 +1,4 @@
-"""What turns a cloud into one vector: a model, or plain statistics of the coordinates to compare it with."""
+"""Features of clouds: a model's, or plain statistics of the coordinates as a baseline."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

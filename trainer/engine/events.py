@@ -1,4 +1,4 @@
-"""What a run says while it goes: typed events, and the two files they are written to.
+"""Training events and the log files they are written to.
 
 Whoever starts a run may pass `on_event` and gets every event, in order, in the process of rank 0. The same events
 become lines of train.jsonl and TensorBoard scalars.

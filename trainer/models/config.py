@@ -93,7 +93,10 @@ class ModelConfig:
         yield from _not_positive("embed_first", self.embed_first)
         for name in ("neighbours", "encoder_dims", "encoder_depths"):
             if len(getattr(self, name)) != self.levels:
-                yield f"{name} = {getattr(self, name)} has not one number for each level of groups = {self.groups}"
+                yield (
+                    f"{name} = {getattr(self, name)} must have one value per level; "
+                    f"groups = {self.groups} has {len(self.groups)}"
+                )
         yield from self._group_problems()
         yield from self._width_problems()
         if not 0 <= self.drop_path < 1:
@@ -123,9 +126,12 @@ class ModelConfig:
         if not 1 <= stages < max(self.levels, 2):
             yield f"decoder_dims = {self.decoder_dims} has {stages} stages; groups allow 1..{self.levels - 1}"
         if len(self.decoder_depths) != stages:
-            yield f"decoder_depths = {self.decoder_depths} has not one number for each of decoder_dims"
+            yield (
+                f"decoder_depths = {self.decoder_depths} must have one value per stage; "
+                f"decoder_dims = {self.decoder_dims} has {stages}"
+            )
         if len(self.decoder_up_blocks) != stages - 1:
-            yield f"decoder_up_blocks = {self.decoder_up_blocks} has not {stages - 1} numbers, decoder_dims' less one"
+            yield f"decoder_up_blocks = {self.decoder_up_blocks} must have {stages - 1} values, decoder_dims' less one"
         if any(blocks < 0 for blocks in self.decoder_up_blocks):
             yield f"decoder_up_blocks = {self.decoder_up_blocks} has a negative number"
         if self.encoder_dims and self.decoder_dims and self.decoder_dims[0] != self.encoder_dims[-1]:

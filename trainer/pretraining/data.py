@@ -1,4 +1,4 @@
-"""From a cache to batches: which records, in which order, seen how.
+"""Batches from a cache: choice, order and augmentation of records.
 
 The order of an epoch is a pure function of (seed, epoch) and the cache. Batch b of an epoch is the records
 order[b * G : (b + 1) * G], G = trainer.batch_size; rank r computes the r-th of equal, contiguous parts of it. So what a

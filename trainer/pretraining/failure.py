@@ -1,4 +1,4 @@
-"""What a step that was not finite leaves behind, for whoever wants to find out why."""
+"""The saved batch of a step whose loss was not finite."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which columns of a table of numbers are x, y and z: by their names, by the user's word, or by a rule that is certain.
+"""The columns of a table that are x, y and z: by their names, by the user's word, or by a rule that is certain.
 
 Where neither settles it the file is refused, with the option that does: a shifted column is a wrong shape that nothing
 later would notice.

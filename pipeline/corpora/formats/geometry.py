@@ -1,4 +1,4 @@
-"""What a file can hold: a cloud of points or a surface of triangles; and the limits that every reader keeps.
+"""Geometries that a file can hold, a cloud of points or a surface of triangles, and the limits that every reader keeps.
 
 A reader takes bytes that nobody promised anything about. It either returns a geometry or raises ``Malformed`` with a
 reason; it never allocates more than the bytes at hand can justify, whatever their header says, and never unpickles.

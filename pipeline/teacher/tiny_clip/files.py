@@ -1,4 +1,4 @@
-"""What training leaves: checkpoints to go on from, and a CLIP in one safetensors file. Nothing is pickled."""
+"""Files of training: checkpoints to resume from, and a CLIP in one safetensors file. Nothing is pickled."""
 
 import json
 from collections.abc import Mapping

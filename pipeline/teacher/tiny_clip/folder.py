@@ -1,4 +1,4 @@
-"""What the folders of views and of training runs share: settings that stay."""
+"""The note of settings that folders of views and of training runs keep."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Between the reference implementation's checkpoints and ours, both ways; docs/checkpoints.md says what each holds.
+"""Conversion of the reference implementation's checkpoints to ours and back (docs/checkpoints.md).
 
 Weights keep every bit. A file is checked whole before anything is written, and what is written appears whole.
 """

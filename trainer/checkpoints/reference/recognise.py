@@ -1,4 +1,4 @@
-"""What the names and shapes of the reference's weights say about the model they belong to."""
+"""Recognition of the model that reference weights belong to, by their names and shapes."""
 
 import math
 import re

@@ -121,7 +121,10 @@ def _encoder_problems(config: ClassifierConfig | SegmentationConfig) -> Iterator
 def _level_conflicts(config: ClassifierConfig | SegmentationConfig, model: ModelConfig) -> Iterator[str]:
     for name in ("neighbours", "radius"):
         if len(getattr(config, name)) != model.levels:
-            yield f"{name} = {getattr(config, name)} has not one number for each level of model.groups = {model.groups}"
+            yield (
+                f"{name} = {getattr(config, name)} must have one value per level; "
+                f"model.groups = {model.groups} has {len(model.groups)}"
+            )
     for level, k in enumerate(config.neighbours[1 : model.levels], start=1):
         if k > model.groups[level - 1]:
             yield f"neighbours[{level}] = {k} is more than model.groups[{level - 1}] = {model.groups[level - 1]}"

@@ -1,4 +1,4 @@
-"""Local attention: which tokens of a level are near enough to look at each other."""
+"""Local attention: a mask of the tokens of a level that are within a radius of each other."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""How weights are drawn before the first step."""
+"""Initialisation of the weights."""
 
 import math
 from collections.abc import Iterable

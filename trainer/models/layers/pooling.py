@@ -1,4 +1,4 @@
-"""From the tokens of a cloud to one vector: the features that probes, tables and retrieval compare.
+"""Pooling of a cloud's tokens to one vector: the features that probes, tables and retrieval compare.
 
 A feature has a name. "levels" describes every level by the maximum, the mean and the standard deviation of each channel
 over its tokens; "top", the paper's, is the maximum over the top level alone.

@@ -1,4 +1,4 @@
-"""From a cloud to groups at every level: centres by farthest point sampling, members by nearest neighbours.
+"""Groups of a cloud at every level: centres by farthest point sampling, members by nearest neighbours.
 
 All of it is geometry: float32, no gradient, exact indices.
 """

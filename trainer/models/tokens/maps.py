@@ -1,4 +1,4 @@
-"""What a teacher says about a batch of shapes, in the form the student reads: from a cache or from a live teacher."""
+"""Teacher maps of a batch as the student reads them, from a cache or from a live teacher."""
 
 from typing import NamedTuple
 

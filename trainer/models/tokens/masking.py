@@ -1,4 +1,4 @@
-"""Which tokens are visible: drawn at the top level, passed down to the tokens that the visible ones are made of."""
+"""Masking: visible tokens are drawn at the top level and passed down to the tokens that they are made of."""
 
 import torch
 from torch import Tensor

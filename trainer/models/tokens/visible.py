@@ -1,4 +1,4 @@
-"""How the tokens of a level lie in arrays, when each sample shows a different number of them.
+"""Layout of a level's tokens in arrays, when each sample shows a different number of them.
 
 Work on single tokens (embeddings, heads, losses) runs on rows, the tokens of all samples one after the other; attention
 runs on samples padded to a common length. In the packed layout rows are exactly the visible tokens and the length is

@@ -111,10 +111,8 @@ def pretrain(
     for fault in alignment_conflicts(alignment, trainer):
         raise ValueError(fault)
     if (teacher is not None) != (trainer.teacher == "live"):
-        given = "none was given" if teacher is None else "one was given"
-        raise ValueError(
-            f'trainer.teacher = "{trainer.teacher}", but of live teachers {given}; pass `teacher` with "live" only'
-        )
+        fault = "needs a live teacher, none was given" if teacher is None else "takes no live teacher, one was given"
+        raise ValueError(f'trainer.teacher = "{trainer.teacher}" {fault}; pass `teacher` with "live" only')
     run_dir = Path(run_dir)
     with joined(trainer.device) as ranks, deterministic(trainer.deterministic, ranks), owned(run_dir, ranks, _settle):
         if trainer.precision == "float16" and ranks.device.type == "cpu":

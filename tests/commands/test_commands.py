@@ -14,7 +14,7 @@ import pytest
 from cli.main import COMMANDS
 from cli.show.progress import Progress, human_seconds
 from tests.support.commands import run
-from tests.support.limits import HANG
+from tests.support.limits import HANG, heed_interruptions
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -255,11 +255,6 @@ def test_help_names_every_option_and_gives_an_example(capsys, name):
     assert "xample" in outcome.out or not name or "Commands:" in outcome.out or name == ("presets",)
 
 
-def _heed_interruptions() -> None:
-    """A shell starts background jobs with SIGINT ignored, and children inherit that: the test must not depend on it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 # The command, with a disk so slow that it cannot end before it is interrupted, however late that is noticed.
 DAWDLING = """
 import os, pathlib, sys, time
@@ -283,7 +278,7 @@ def test_an_interrupted_build_answers_130_and_goes_on(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=_heed_interruptions,
+        preexec_fn=heed_interruptions,
     )
     deadline = time.monotonic() + HANG
     while time.monotonic() < deadline and not list(tmp_path.glob("*/receipts/*.json")):

@@ -105,7 +105,12 @@ def test_what_is_nothing_beside_the_mean_is_neither_target_nor_negative():
     assert own.targets[2].abs().max() == 0
     torch.testing.assert_close(torch.linalg.vector_norm(own.targets, dim=1), torch.tensor([1.0, 1.0, 0.0, 1.0]))
     answers = drawn(4, V * C, seed=2).requires_grad_()
-    alignment_sum(answers, own, own, TEMPERATURE).backward()
+    loss = alignment_sum(answers, own, own, TEMPERATURE)
+    rows = own.targets.numpy()
+    known = [0, 1, 3]
+    others = [[rows[other] for other in known if other != one] for one in known]
+    assert loss.item() == pytest.approx(plain_sum(answers.detach().numpy()[known], rows[known], others), rel=1e-5)
+    loss.backward()
     assert answers.grad is not None
     assert answers.grad[2].abs().max() == 0
     assert answers.grad[[0, 1, 3]].abs().amax(1).min() > 0

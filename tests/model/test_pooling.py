@@ -35,6 +35,7 @@ def test_levels_follow_each_other_finest_first_and_top_is_a_part_of_them():
     assert levels[:, 6:].tolist() == [[10.0, 10.0, 0.0], [20.0, 20.0, 0.0]]
     assert pooled_feature([TOKENS, coarse], [VALID, None], "top").tolist() == [[10.0], [20.0]]
     assert feature_width((2, 1), "top") == 1
+    assert pooled_feature([coarse, TOKENS], [None, VALID], "top").tolist() == [[8.0, -1.0], [7.0, 2.0]]  # maxima
 
 
 @pytest.mark.parametrize("valid", [None, torch.tensor([[True, True, True], [True, False, False]])])

@@ -88,12 +88,12 @@ def test_an_endless_document_is_refused_at_its_bound(tmp_path: Path) -> None:
 
 def test_a_small_answer_that_unpacks_to_a_large_one_is_refused_at_the_bound(tmp_path: Path) -> None:
     asked: list[str] = []
+    body = gzip.compress(bytes(64 << 20))
 
     def answer(request: Request) -> bool:
         asked.append(request.headers["Accept-Encoding"])
         if not request.path.endswith(layout.MANIFEST):
             return False
-        body = gzip.compress(bytes(64 << 20))
         head(request, 200, Content_Encoding="gzip", Content_Length=str(len(body)))
         request.wfile.write(body)
         return True

@@ -37,6 +37,13 @@ COMMANDS = {
     "teacher": ("cli.commands.teacher", "teacher", "Train the embedded teacher; measure what a teacher knows."),
 }
 
+# The base of each room's errors, by the module that has it.
+_OWN = {
+    "pipeline.errors": "PipelineError",
+    "teacher_cache.errors": "CacheError",
+    "trainer.errors": "TrainerError",
+}
+
 
 class LazyGroup(click.Group):
     """A click group whose commands are imported on first use."""
@@ -116,31 +123,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _is_configuration(error: Exception) -> bool:
-    from cli.experiment.toml import ConfigError
-
-    return isinstance(error, ConfigError)
+    return _is_a(error, "cli.experiment.toml", "ConfigError")
 
 
 def _expected(error: Exception) -> bool:
     """Whether this error is one of the rooms' own, whose text is written for people."""
     # An OSError that names its errno is the machine's: a full disk, a file that is not there, no permission.
-    if _is_configuration(error) or (isinstance(error, OSError) and error.errno is not None):
+    if isinstance(error, OSError) and error.errno is not None:
         return True
-    own = [
-        ("teacher_cache.errors", "CacheError"),
-        ("pipeline.corpora.base", "CorpusError"),
-        ("pipeline.corpora.base", "ShapeError"),
-        ("pipeline.teacher.tower", "TeacherError"),
-        ("pipeline.build.driver", "BuildError"),
-        ("trainer.checkpoints.files", "CheckpointError"),
-        ("trainer.errors", "TrainingError"),
-        ("trainer.pretraining.data", "DataError"),
-        ("trainer.errors", "EvaluationError"),
-    ]
-    # Only modules already imported can have raised it, so nothing heavy is loaded to say no.
-    return any(
-        isinstance(error, getattr(sys.modules[module], name, ())) for module, name in own if module in sys.modules
-    )
+    return _is_configuration(error) or any(_is_a(error, module, name) for module, name in _OWN.items())
+
+
+def _is_a(error: Exception, module: str, name: str) -> bool:
+    # Only a module already imported can have raised it, so nothing heavy is loaded to say no.
+    return module in sys.modules and isinstance(error, getattr(sys.modules[module], name))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from cli.parity.compare import Row, compare, missing
-from trainer.checkpoints.files import CheckpointError
 from trainer.checkpoints.reference.pth_file import ReferenceFile, read_reference
+from trainer.errors import CheckpointError
 
 __all__ = ["Arrays", "Missing", "Recorded", "Table", "groups_of"]
 

@@ -12,8 +12,8 @@ from pipeline.errors import TeacherError
 from pipeline.teacher.weights import read_weights
 from teacher_cache.foreign import decode_text, misnomer, without_wrappers
 from tests.support.commands import run
-from trainer.checkpoints.files import CheckpointError
 from trainer.checkpoints.reference.pth_file import read_reference
+from trainer.errors import CheckpointError
 
 NOT_WEIGHTS = {
     "empty": (b"", "is empty; fetch it again"),

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import click
 
 from cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from cli.options import logging_options
 from cli.show.terminal import EscapingFormatter, echo
 
 # name -> (module, attribute, one line of help): listed here so that `i2p --help` imports no room.
@@ -26,7 +27,6 @@ COMMANDS = {
     ),
     "corpus": ("cli.commands.corpus", "corpus", "List and picture the shapes of a corpus."),
     "evaluate": ("cli.commands.evaluate", "evaluate", "Score an encoder with a linear SVM on labelled shapes."),
-    "parity": ("cli.parity.command", "parity", "Compare with arrays recorded from the reference implementation."),
     "presets": ("cli.commands.presets", "presets", "List the presets, or print one."),
     "pretrain": (
         "cli.commands.pretrain",
@@ -70,9 +70,7 @@ class LazyGroup(click.Group):
     epilog="Exit codes: 0 done, 1 failed or damage found, 2 wrong usage or configuration, 130 interrupted.",
 )
 @click.version_option(package_name="i2p-pretrain", prog_name="i2p")
-@click.option("-v", "--verbose", count=True, help="More log lines; twice for debugging.")
-@click.option("-q", "--quiet", is_flag=True, help="Errors only.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@logging_options
 def cli(verbose: int, quiet: bool, debug: bool) -> None:
     """Pre-train 3D point-cloud encoders with what 2D models already know.
 
@@ -81,6 +79,11 @@ def cli(verbose: int, quiet: bool, debug: bool) -> None:
     i2p presets                    the experiments that come with the package
     i2p cache build shapenet       only the cache, for a real corpus
     """
+    begin_logging(verbose, quiet=quiet)
+
+
+def begin_logging(verbose: int, *, quiet: bool) -> None:
+    """Send log lines of every library to standard error, as many as `--verbose` and `--quiet` ask for."""
     level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(EscapingFormatter("%(levelname)s %(name)s: %(message)s"))
@@ -96,11 +99,16 @@ def cli(verbose: int, quiet: bool, debug: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; turns every expected error into words and an exit code."""
+    run(cli, "i2p", arguments)
+
+
+def run(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> None:
+    """Run a command that is called by `name`, and exit as `i2p` does: expected errors are words and an exit code."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in argv
     try:
         # standalone_mode off, because click answers 1 to an interruption, which scripts cannot tell from a failure.
-        code = cli.main(args=argv, prog_name="i2p", standalone_mode=False)
+        code = command.main(args=argv, prog_name=name, standalone_mode=False)
     except click.exceptions.Exit as stop:
         code = stop.exit_code
     except (KeyboardInterrupt, click.exceptions.Abort):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cli.parity.compare import Row, compare, missing
+from benchmarks.parity.compare import Row, compare, missing
 from trainer.checkpoints.reference.pth_file import ReferenceFile, read_reference
 from trainer.errors import CheckpointError
 

@@ -23,7 +23,7 @@ ALLOWED = {
 ORDER = {
     "teacher_cache": (
         "testing", "__init__", "maintenance", "reading", "writer", "format", "storage", "config", "location",
-        ("sealed", "foreign"), "errors",
+        ("sealed", "foreign"), ("errors", "system"),
     ),
     "pipeline": ("build", "teacher", "views", "corpora", ("config", "errors")),
     "pipeline/corpora": (

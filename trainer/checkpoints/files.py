@@ -29,7 +29,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from teacher_cache.storage.commit import read_regular, sync_directory, write_file
+from teacher_cache.storage.commit import read_regular, write_file
+from teacher_cache.system import sync_directory
 from trainer.errors import CheckpointDamaged, CheckpointError
 
 __all__ = [

@@ -47,8 +47,8 @@ def sweep(folder: Path, format: str, error: int, *, full: bool, stride: int = 1)
 
 
 def _main(folder: Path, format: str, error: int, full: int, stride: int) -> None:
+    from teacher_cache import verify
     from teacher_cache.config import CacheConfig
-    from teacher_cache.maintenance import verify
     from teacher_cache.testing import build, tree
 
     faults = ctypes.CDLL(None)  # the preloaded library's functions are the process' own

@@ -50,8 +50,8 @@ def _alone() -> Sequence[str]:
 
 
 def _main(folder: Path, kind: str, format: str) -> None:
+    from teacher_cache import verify
     from teacher_cache.config import CacheConfig
-    from teacher_cache.maintenance import verify
     from teacher_cache.testing import build, tree
 
     config = CacheConfig(format=format, shapes_per_shard=3)  # type: ignore[arg-type]

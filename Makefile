@@ -12,7 +12,7 @@ STAMP     := $(VENV)/.installed
 OVERRIDES := $(foreach item,$(SET),--set $(item))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup cache pretrain test lint typecheck bench clean
+.PHONY: help setup cache pretrain test lint typecheck bench parity clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -41,6 +41,9 @@ lint: $(STAMP) ## formatting, lint and types
 
 bench: $(STAMP) ## benchmarks: tables of ratios against baselines run in the same process
 	$(BIN)/python -m benchmarks $(ARGS)
+
+parity: $(STAMP) ## compare with arrays recorded from the reference implementation in the folder DIR
+	$(BIN)/python -m benchmarks.parity $(DIR) $(ARGS)
 
 clean: ## remove the environment and tool caches; caches/ and runs/ stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist *.egg-info

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import click
 
 from cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from cli.options import logging_options
 from cli.show.terminal import EscapingFormatter, echo
 
 # name -> (module, attribute, one line of help): listed here so that `i2p --help` imports no room.
@@ -26,7 +27,6 @@ COMMANDS = {
     ),
     "corpus": ("cli.commands.corpus", "corpus", "List and picture the shapes of a corpus."),
     "evaluate": ("cli.commands.evaluate", "evaluate", "Score an encoder with a linear SVM on labelled shapes."),
-    "parity": ("cli.parity.command", "parity", "Compare with arrays recorded from the reference implementation."),
     "presets": ("cli.commands.presets", "presets", "List the presets, or print one."),
     "pretrain": (
         "cli.commands.pretrain",
@@ -35,6 +35,13 @@ COMMANDS = {
     ),
     "study": ("cli.commands.study", "study", "Train one small student under many settings, and compare."),
     "teacher": ("cli.commands.teacher", "teacher", "Train the embedded teacher; measure what a teacher knows."),
+}
+
+# The base of each room's errors, by the module that has it.
+_OWN = {
+    "pipeline.errors": "PipelineError",
+    "teacher_cache.errors": "CacheError",
+    "trainer.errors": "TrainerError",
 }
 
 
@@ -63,9 +70,7 @@ class LazyGroup(click.Group):
     epilog="Exit codes: 0 done, 1 failed or damage found, 2 wrong usage or configuration, 130 interrupted.",
 )
 @click.version_option(package_name="i2p-pretrain", prog_name="i2p")
-@click.option("-v", "--verbose", count=True, help="More log lines; twice for debugging.")
-@click.option("-q", "--quiet", is_flag=True, help="Errors only.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@logging_options
 def cli(verbose: int, quiet: bool, debug: bool) -> None:
     """Pre-train 3D point-cloud encoders with what 2D models already know.
 
@@ -74,6 +79,11 @@ def cli(verbose: int, quiet: bool, debug: bool) -> None:
     i2p presets                    the experiments that come with the package
     i2p cache build shapenet       only the cache, for a real corpus
     """
+    begin_logging(verbose, quiet=quiet)
+
+
+def begin_logging(verbose: int, *, quiet: bool) -> None:
+    """Send log lines of every library to standard error, as many as `--verbose` and `--quiet` ask for."""
     level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(EscapingFormatter("%(levelname)s %(name)s: %(message)s"))
@@ -89,11 +99,16 @@ def cli(verbose: int, quiet: bool, debug: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; turns every expected error into words and an exit code."""
+    run(cli, "i2p", arguments)
+
+
+def run(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> None:
+    """Run a command that is called by `name`, and exit as `i2p` does: expected errors are words and an exit code."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in argv
     try:
         # standalone_mode off, because click answers 1 to an interruption, which scripts cannot tell from a failure.
-        code = cli.main(args=argv, prog_name="i2p", standalone_mode=False)
+        code = command.main(args=argv, prog_name=name, standalone_mode=False)
     except click.exceptions.Exit as stop:
         code = stop.exit_code
     except (KeyboardInterrupt, click.exceptions.Abort):
@@ -116,31 +131,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _is_configuration(error: Exception) -> bool:
-    from cli.experiment.toml import ConfigError
-
-    return isinstance(error, ConfigError)
+    return _is_a(error, "cli.experiment.toml", "ConfigError")
 
 
 def _expected(error: Exception) -> bool:
     """Whether this error is one of the rooms' own, whose text is written for people."""
     # An OSError that names its errno is the machine's: a full disk, a file that is not there, no permission.
-    if _is_configuration(error) or (isinstance(error, OSError) and error.errno is not None):
+    if isinstance(error, OSError) and error.errno is not None:
         return True
-    own = [
-        ("teacher_cache.errors", "CacheError"),
-        ("pipeline.corpora.base", "CorpusError"),
-        ("pipeline.corpora.base", "ShapeError"),
-        ("pipeline.teacher.tower", "TeacherError"),
-        ("pipeline.build.driver", "BuildError"),
-        ("trainer.checkpoints.files", "CheckpointError"),
-        ("trainer.errors", "TrainingError"),
-        ("trainer.pretraining.data", "DataError"),
-        ("trainer.errors", "EvaluationError"),
-    ]
-    # Only modules already imported can have raised it, so nothing heavy is loaded to say no.
-    return any(
-        isinstance(error, getattr(sys.modules[module], name, ())) for module, name in own if module in sys.modules
-    )
+    return _is_configuration(error) or any(_is_a(error, module, name) for module, name in _OWN.items())
+
+
+def _is_a(error: Exception, module: str, name: str) -> bool:
+    # Only a module already imported can have raised it, so nothing heavy is loaded to say no.
+    return module in sys.modules and isinstance(error, getattr(sys.modules[module], name))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import click
 if TYPE_CHECKING:
     from teacher_cache.location import Location
 
-__all__ = ["CachePath", "LocalPath", "config_argument", "config_options"]
+__all__ = ["CachePath", "LocalPath", "config_argument", "config_options", "logging_options"]
 
 
 class CachePath(click.ParamType):
@@ -47,6 +47,13 @@ class LocalPath(click.Path):
         if not isinstance(location, Path):
             self.fail(f"expected a path of this machine, found the URL {location}", param, ctx)
         return super().convert(location, param, ctx)
+
+
+def logging_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--verbose``, ``--quiet`` and ``--debug``, which `cli.main.run` looks for itself."""
+    command = click.option("--debug", is_flag=True, help="Show tracebacks.")(command)
+    command = click.option("-q", "--quiet", is_flag=True, help="Errors only.")(command)
+    return click.option("-v", "--verbose", count=True, help="More log lines; twice for debugging.")(command)
 
 
 config_argument = click.argument("config", default="quickstart", metavar="[CONFIG]")

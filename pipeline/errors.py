@@ -1,14 +1,14 @@
 """Errors of the offline stage, one class for each thing a caller would handle differently.
 
-A shape that cannot be used is not here: it is data, raised as `corpora.ShapeError` and quarantined. Nor is a fault of
-the machine, `corpora.MachineFault`; `corpora.faults` tells the two apart.
+Those of corpora stand in `corpora.base`: `CorpusError`, `ShapeError` for a shape that cannot be used, which is data and
+is quarantined, and `MachineFault` for what the machine is at fault for; `corpora.faults` tells the two apart.
 """
 
 __all__ = ["BuildError", "PipelineError", "TeacherError", "TooManyRefused"]
 
 
 class PipelineError(Exception):
-    """Base of every error of this package but those of its corpora."""
+    """Base of every error of this package, those of its corpora included."""
 
 
 class TeacherError(PipelineError):

@@ -23,7 +23,7 @@ ALLOWED = {
 ORDER = {
     "teacher_cache": (
         "testing", "__init__", "maintenance", "reading", "writer", "format", "storage", "recipe", "config", "location",
-        ("sealed", "foreign"), "errors",
+        ("sealed", "foreign"), ("errors", "system"),
     ),
     "pipeline": ("build", "teacher", "views", "corpora", ("config", "errors")),
     "pipeline/corpora": (
@@ -34,7 +34,7 @@ ORDER = {
         "pretraining", "downstream", "checkpoints", ("models", "engine"), ("losses", "randomness", "config"), "errors",
     ),
     "trainer/models": ("heads", "hierarchical", ("tokens", "layers"), "random_inputs", "config"),
-    "cli": ("main", "commands", ("actions", "study", "parity"), ("show", "experiment", "options"), "exit_codes"),
+    "cli": ("main", "commands", ("actions", "study"), ("show", "experiment", "options"), "exit_codes"),
 }  # fmt: skip
 FORBIDDEN = {"trainer": {"dask", "distributed", "open_clip"}, "teacher_cache": {"dask", "open_clip"}}
 

@@ -1,11 +1,30 @@
-"""Errors of training and evaluation."""
+"""Errors of training and evaluation, one class for each thing a caller would handle differently.
 
-__all__ = ["EvaluationError", "TrainingError"]
+What is wrong with a cache is `teacher_cache.errors`, what is wrong with a corpus to evaluate on `pipeline.errors`.
+"""
+
+__all__ = ["CheckpointDamaged", "CheckpointError", "DataError", "EvaluationError", "TrainerError", "TrainingError"]
 
 
-class EvaluationError(Exception):
+class TrainerError(Exception):
+    """Base of every error of this package."""
+
+
+class TrainingError(TrainerError):
+    """Training cannot go on: the loss is not finite, the directory is in use, or the device is not there."""
+
+
+class DataError(TrainerError):
+    """The cache cannot feed this run: too few records for a batch, too few points in a record, nothing but damage."""
+
+
+class EvaluationError(TrainerError):
     """An evaluation cannot be carried out: labels are missing or disagree, too few shapes, features not finite."""
 
 
-class TrainingError(Exception):
-    """Training cannot go on: the loss is not finite, the directory is in use, or the device is not there."""
+class CheckpointError(TrainerError):
+    """A checkpoint is missing, damaged, of another kind, or does not fit the run that wants to go on from it."""
+
+
+class CheckpointDamaged(CheckpointError):
+    """A file of a checkpoint is missing, cut short or changed."""

@@ -17,7 +17,7 @@ from pipeline.build.lanes import Lanes
 from pipeline.build.plan import ShardTask
 from pipeline.build.recipe import recipe_for
 from pipeline.build.shard import ShardReport, build_shard
-from pipeline.corpora import Corpus, CorpusError, open_corpus
+from pipeline.corpora import Corpus, open_corpus
 from pipeline.errors import BuildError, PipelineError
 from pipeline.teacher.tower import Teacher, load_teacher
 from teacher_cache import Basis, CacheError, stored_basis
@@ -79,7 +79,7 @@ def run_task(job: Job, task: ShardTask, *, lanes: int, address: str = "") -> Sha
 
 
 def _in_words(error: Exception) -> str:
-    if isinstance(error, PipelineError | CorpusError | CacheError):
+    if isinstance(error, PipelineError | CacheError):
         return str(error)
     said = f"{type(error).__name__}: {error}".rstrip(": ")
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in said:

@@ -13,6 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from pipeline.errors import PipelineError
+
 __all__ = [
     "Corpus",
     "CorpusError",
@@ -27,7 +29,7 @@ __all__ = [
 ]
 
 
-class CorpusError(Exception):
+class CorpusError(PipelineError):
     """A corpus that cannot be opened: no such folder, a list file that is missing, an option that does not exist."""
 
 
@@ -54,7 +56,7 @@ class MachineFault(CorpusError):
         )
 
 
-class ShapeError(Exception):
+class ShapeError(PipelineError):
     """One shape that cannot be used: unreadable, damaged or degenerate. A build quarantines it and goes on.
 
     source   the file (or the description of the shape) that is at fault

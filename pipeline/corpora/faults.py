@@ -21,6 +21,7 @@ from typing import TypeVar
 from pipeline.corpora.base import MachineFault, ShapeError
 from pipeline.corpora.entrance import FREE_BYTES, MAX_EXPANSION
 from teacher_cache.errors import causes
+from teacher_cache.system import open_file
 
 __all__ = ["check_present", "file_stamp", "is_machine_fault", "machine_fault_in", "patiently", "read_file"]
 
@@ -141,7 +142,7 @@ def _is_backed(path: Path, size: int) -> bool:
     """Whether a file's bytes were written: one of 400 bytes may claim a terabyte, and would be read whole."""
     if not hasattr(os, "SEEK_DATA"):
         return True
-    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    file = open_file(path, os.O_RDONLY, follow=True)
     try:
         at = data = 0
         while at < size:

@@ -17,6 +17,7 @@ from teacher_cache.maintenance.gc import find_abandoned
 from teacher_cache.maintenance.rewrite import Rewritten, refilled, rewrite
 from teacher_cache.maintenance.sources import open_source, parts_of
 from teacher_cache.storage import commit
+from teacher_cache.system import sync_directory
 from teacher_cache.writer import create_cache
 
 __all__ = ["compact"]
@@ -90,7 +91,7 @@ def compact(
             "  Run it again when no build does."
         )
     os.rename(place, old)
-    commit.sync_directory(place.parent)
+    sync_directory(place.parent)
     _take_up(place, fresh, old)
     return Rewritten(path=place, records=made.records, shards=made.shards, written=made.written, bytes=made.bytes)
 
@@ -122,7 +123,7 @@ def _take_up(place: Path, fresh: Path, old: Path) -> None:
         return
     if not place.exists():
         os.rename(fresh, place)
-        commit.sync_directory(place.parent)
+        sync_directory(place.parent)
     shutil.rmtree(old)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from teacher_cache import system
 from teacher_cache.errors import CacheError, ManifestError, StorageError
 from teacher_cache.format import layout
 from teacher_cache.format.manifest import Description, Manifest
@@ -234,7 +235,7 @@ def _remove(piece: Abandoned) -> bool:
         ours = piece.shard is None or not (piece.cache / layout.receipt_path(piece.shard)).exists()
         if ours:
             _delete(path)
-        lock.unlink(missing_ok=True)  # while held, as commit.lock does
+        system.remove_open(lock)  # while held, as commit.lock does
     return ours
 
 
@@ -244,8 +245,7 @@ def _held(path: Path, *, create: bool = False) -> Iterator[Literal["held", "busy
     if create:
         path.parent.mkdir(exist_ok=True)
     try:
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
-        descriptor = os.open(path, flags, 0o644)
+        descriptor = system.open_file(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o644, follow=False)
     except FileNotFoundError:
         yield "absent"
         return

@@ -6,7 +6,6 @@ dies, and process ids in containers or on other machines do not matter. File sys
 """
 
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -18,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from teacher_cache import system
 from teacher_cache.errors import CacheError
 from teacher_cache.storage.shard_files import ShardFile
 
@@ -31,7 +31,6 @@ __all__ = [
     "refuse_links",
     "remove_abandoned",
     "replace_file",
-    "sync_directory",
     "try_lock",
     "workspace",
     "write_documents",
@@ -79,7 +78,7 @@ def replace_file(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
+    system.sync_directory(path.parent)
 
 
 def read_regular(path: Path, limit: int) -> bytes:
@@ -88,7 +87,7 @@ def read_regular(path: Path, limit: int) -> bytes:
     Raises FileNotFoundError also for a pipe, which would wait for a writer, and a device, which might never end.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = system.open_file(path, os.O_RDONLY, follow=True)
     except OSError as error:
         if error.errno != errno.ENXIO:  # a socket
             raise
@@ -105,9 +104,9 @@ def open_log(path: Path) -> int:
 
     A file that has a second name (a hard link: a snapshot's, or somebody else's) is copied first.
     """
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     try:
-        descriptor = os.open(path, flags, 0o666)
+        descriptor = system.open_file(path, flags, follow=False)
     except OSError as error:
         if error.errno not in {errno.ELOOP, errno.ENXIO, errno.EISDIR}:
             raise
@@ -119,7 +118,7 @@ def open_log(path: Path) -> int:
     if os.fstat(descriptor).st_nlink > 1:
         os.close(descriptor)
         replace_file(path, path.read_bytes())
-        return os.open(path, flags, 0o666)
+        return system.open_file(path, flags, follow=False)
     return descriptor
 
 
@@ -132,10 +131,7 @@ def lock(root: Path, name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        try:
-            _release(path)  # while held: a waiter finds the file gone and starts afresh
-        finally:
-            os.close(descriptor)
+        _release(path, descriptor)
 
 
 @contextmanager
@@ -163,18 +159,23 @@ def remove_abandoned(root: Path) -> list[str]:
         if not OWN_NAME.fullmatch(path.stem) or path.with_suffix("").is_symlink():
             continue
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            descriptor = system.open_file(path, os.O_RDWR, follow=False)
         except OSError as error:
             # Its owner ended meanwhile; it is a link or a pipe and no lock; or nothing can be removed here.
             if error.errno in {errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EISDIR} | _READ_ONLY:
                 continue
             raise
         try:
-            if try_lock(descriptor, wait=False) and is_current(descriptor, path):
+            ours = try_lock(descriptor, wait=False) and is_current(descriptor, path)
+            if ours:
                 shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-                _release(path)
-                removed.append(path.stem)
-        finally:
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if ours:
+            _release(path, descriptor)
+            removed.append(path.stem)
+        else:
             os.close(descriptor)
     remove_temporary(root)
     return removed
@@ -210,7 +211,7 @@ def move_into_place(root: Path, folder: Path, files: Iterable[ShardFile]) -> Non
         refuse_links(root, target)
         if not target.parent.is_dir():
             target.parent.mkdir(parents=True, exist_ok=True)
-            sync_directory(target.parent.parent)
+            system.sync_directory(target.parent.parent)
         try:
             os.replace(folder / staged_name(file.path), target)
         except IsADirectoryError as error:
@@ -218,7 +219,7 @@ def move_into_place(root: Path, folder: Path, files: Iterable[ShardFile]) -> Non
         if target.parent not in directories:
             directories.append(target.parent)
     for directory in directories:
-        sync_directory(directory)
+        system.sync_directory(directory)
 
 
 def staged_name(path: str) -> str:
@@ -242,7 +243,7 @@ def write_documents(root: Path, documents: Mapping[str, bytes]) -> None:
 def _holds(path: Path, data: bytes) -> bool:
     """Whether a regular file of these bytes stands there; whatever else does is replaced, and not read."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = system.open_file(path, os.O_RDONLY, follow=False)
     except OSError as error:
         if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}:
             return False
@@ -255,15 +256,6 @@ def _holds(path: Path, data: bytes) -> bool:
         return status.st_size == len(data) and file.read(len(data) + 1) == data
 
 
-def sync_directory(path: Path) -> None:
-    """Make renames within a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _acquire(path: Path) -> int:
     while True:
         try:
@@ -273,7 +265,7 @@ def _acquire(path: Path) -> int:
                 raise
             continue  # tmp/ was there, and removed before mkdir looked whether it is a folder
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            descriptor = system.open_file(path, os.O_RDWR | os.O_CREAT, 0o644, follow=False)
         except FileNotFoundError:
             continue  # tmp/ was removed, empty, between the two calls
         except OSError as error:
@@ -289,24 +281,25 @@ def _acquire(path: Path) -> int:
         os.close(descriptor)  # the holder before us removed the file: lock the one that is there now
 
 
-def _release(path: Path) -> None:
+def _release(path: Path, descriptor: int) -> None:
     """Remove a lock's file, but for that of a workspace that a failing disk kept: the next build finds it by that."""
-    if not path.with_suffix("").is_dir():
-        path.unlink(missing_ok=True)
+    try:
+        kept = path.with_suffix("").is_dir()
+    except BaseException:
+        os.close(descriptor)
+        raise
+    system.end_lock(path, descriptor, remove=not kept)
 
 
 def try_lock(descriptor: int, *, wait: bool) -> bool:
     """Lock an open lock file; -> False where someone else holds it. Raises CacheError without flock."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        return system.try_lock(descriptor, wait=wait)
     except OSError as error:
-        if error.errno in {errno.EWOULDBLOCK, errno.EACCES}:
-            return False
         raise CacheError(
             f"expected a file system with flock; locking under {TEMPORARY}/ failed ({error}).\n"
             "  Build on a local disk or on NFS 4 and copy the finished cache; reading needs no locks."
         ) from error
-    return True
 
 
 def is_current(descriptor: int, path: Path) -> bool:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from teacher_cache.errors import ShardDamaged
 from teacher_cache.sealed import unseal
 from teacher_cache.storage.shard_files import ShardEntry, ShardFile, ShardFileReader
+from teacher_cache.system import open_file
 
 __all__ = ["KeptFiles", "split_keeping"]
 
@@ -75,7 +76,7 @@ class KeptFiles:
             return reader
         name, digest = storage.fetch(file.path, shard, file.bytes, str(folder))
         try:
-            reader = ShardFileReader(os.open(name, os.O_RDONLY | os.O_CLOEXEC), file.path, shard)
+            reader = ShardFileReader(open_file(name, os.O_RDONLY, follow=True), file.path, shard)
             if digest == file.sha256:
                 os.replace(name, kept)
         finally:
@@ -84,7 +85,7 @@ class KeptFiles:
 
     def _sound_copy(self, kept: Path, file: ShardFile, shard: int) -> ShardFileReader | None:
         try:
-            descriptor = os.open(kept, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            descriptor = open_file(kept, os.O_RDONLY, follow=False)
         except OSError:
             return None
         reader = ShardFileReader(descriptor, file.path, shard)

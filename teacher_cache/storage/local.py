@@ -13,6 +13,7 @@ from teacher_cache.sealed import MAX_DOCUMENT
 from teacher_cache.storage import commit
 from teacher_cache.storage.base import VOLATILE, ShardFiles
 from teacher_cache.storage.shard_files import ShardEntry, ShardFile, ShardFileReader
+from teacher_cache.system import open_file, sync_directory
 
 __all__ = ["LocalStorage"]
 
@@ -90,7 +91,7 @@ class LocalStorage:
     def prepare(self) -> list[str]:
         if not self.location.is_dir():
             self.location.mkdir(parents=True, exist_ok=True)
-            commit.sync_directory(self.location.parent)
+            sync_directory(self.location.parent)
         return commit.remove_abandoned(self.location)
 
     def tidy(self) -> None:
@@ -135,7 +136,7 @@ class LocalStorage:
             commit.refuse_links(self.location, target)
             target.unlink(missing_ok=True)
             if target.parent.is_dir():
-                commit.sync_directory(target.parent)
+                sync_directory(target.parent)
 
     def append(self, path: str, line: bytes, *, flush: bool = False) -> None:
         target = self.location / path
@@ -157,7 +158,7 @@ class LocalStorage:
         """Of a regular file, open for reading. A folder, a pipe or a device is no file of a cache: as if absent."""
         target = self.location / path
         try:
-            descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for a writer
+            descriptor = open_file(target, os.O_RDONLY, follow=True)
         except OSError as error:
             if error.errno in _ABSENT:
                 raise FileNotFoundError(errno.ENOENT, "expected a file", str(target)) from error

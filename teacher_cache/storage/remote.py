@@ -22,6 +22,7 @@ from teacher_cache.storage.base import VOLATILE, ShardFiles
 from teacher_cache.storage.kept_files import split_keeping
 from teacher_cache.storage.remote_read import TooLarge, client_options, persist, stream
 from teacher_cache.storage.shard_files import ShardEntry, ShardFile, ShardFileReader
+from teacher_cache.system import open_file
 
 __all__ = ["MAX_DOCUMENT", "RemoteStorage", "folders"]
 
@@ -306,7 +307,7 @@ class _FilesOfShard:
     def open(self, path: str, shard: int) -> ShardFileReader:
         name, _ = self._storage.fetch(path, shard, self._left)
         try:
-            reader = ShardFileReader(os.open(name, os.O_RDONLY | os.O_CLOEXEC), path, shard)
+            reader = ShardFileReader(open_file(name, os.O_RDONLY, follow=True), path, shard)
         finally:
             os.unlink(name)  # an open file stays readable
         self._left -= reader.size

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacher_cache.errors import ShardDamaged
+from teacher_cache.system import read_at
 
 __all__ = ["ShardEntry", "ShardFile", "ShardFileReader"]
 
@@ -54,7 +55,7 @@ class ShardFileReader:
         view = data.data
         done = 0
         while done < size:
-            count = os.preadv(self._descriptor, [view[done:]], offset + done)
+            count = read_at(self._descriptor, view[done:], offset + done)
             if count == 0:
                 raise self.damaged(f"expected {size} bytes at {offset}, the file was cut while open", record)
             done += count

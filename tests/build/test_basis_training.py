@@ -13,9 +13,9 @@ from tests.support.builds import COUNT, POINTS, small_build
 from tests.support.teachers import TINY_PROJECTION, tiny_teacher
 from tests.support.training import MASKING, MODEL, train, trainer_config
 from trainer.checkpoints import files as checkpoint
-from trainer.checkpoints.files import CheckpointError
 from trainer.checkpoints.models import load_encoder, new_model
 from trainer.engine.ranks import Ranks
+from trainer.errors import CheckpointError
 from trainer.pretraining import loop
 from trainer.pretraining.data import Loader
 

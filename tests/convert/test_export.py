@@ -11,17 +11,11 @@ from tests.support.convert import assert_equal_content, entries_of, optimizer_st
 from tests.support.finetune import tiny_classifier
 from tests.support.models import TINY, TINY_CHANNELS, tiny_model
 from tests.support.training import trainer_config
-from trainer.checkpoints.files import (
-    OPTIMIZER,
-    CheckpointError,
-    Header,
-    flatten_optimizer,
-    read_tensors,
-    write_checkpoint,
-)
+from trainer.checkpoints.files import OPTIMIZER, Header, flatten_optimizer, read_tensors, write_checkpoint
 from trainer.checkpoints.models import load_model, sections_of
 from trainer.checkpoints.reference.convert import export_reference, import_reference
 from trainer.engine.optimiser import build_optimizer
+from trainer.errors import CheckpointError
 from trainer.models.config import MaskingConfig
 from trainer.models.hierarchical.student import I2PMAE
 

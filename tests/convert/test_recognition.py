@@ -10,10 +10,11 @@ import torch
 from tests.support.convert import entries_of, optimizer_state, write_file
 from tests.support.finetune import tiny_classifier, tiny_segmenter
 from tests.support.models import TINY, TINY_CHANNELS, tiny_model
-from trainer.checkpoints.files import OPTIMIZER, CheckpointError, read_tensors
+from trainer.checkpoints.files import OPTIMIZER, read_tensors
 from trainer.checkpoints.models import load_fine_tuned, load_model
 from trainer.checkpoints.reference.convert import import_reference
 from trainer.checkpoints.reference.recognise import complete_sections, recognise
+from trainer.errors import CheckpointError
 from trainer.models.config import MaskingConfig
 
 STATED = {"model": {"groups": TINY.groups, "neighbours": TINY.neighbours, "heads": TINY.heads}}

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from tests.support.convert import entries_of, tiny_clip, write_file
 from tests.support.models import TINY, tiny_model
-from trainer.checkpoints.files import CheckpointError
 from trainer.checkpoints.reference.convert import import_reference
 from trainer.checkpoints.reference.pth_file import read_reference, read_teacher
+from trainer.errors import CheckpointError
 
 STATED = {"model": {"groups": TINY.groups, "neighbours": TINY.neighbours, "heads": TINY.heads}}
 

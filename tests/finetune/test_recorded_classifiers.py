@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cli.parity.models import CLASSIFIERS
+from benchmarks.parity.models import CLASSIFIERS
 from tests.support.finetune import recorded_classifier
 from tests.support.reference import reference_arrays
 

@@ -5,10 +5,10 @@ from functools import cache
 
 import pytest
 
+from benchmarks.parity.models import reference_settings
+from benchmarks.parity.recorded import Recorded
+from benchmarks.parity.runner import Result, run_section
 from cli.experiment.sections import Experiment
-from cli.parity.models import reference_settings
-from cli.parity.recorded import Recorded
-from cli.parity.runner import Result, run_section
 from tests.support.reference import shared_dir
 
 

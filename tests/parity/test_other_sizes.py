@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from cli.parity.compare import OK, PAST
-from cli.parity.recorded import Recorded
-from cli.parity.runner import run_section
+from benchmarks.parity.compare import OK, PAST
+from benchmarks.parity.recorded import Recorded
+from benchmarks.parity.runner import run_section
 from tests.support.recording import APART, NEAR, RECORDED, record
 
 # What config.json notes about the reference's behaviour, which our own arrays cannot know.

@@ -1,7 +1,7 @@
 """Running the command line inside the test's process."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ import pytest
 
 from cli.main import main
 
-ROOMS = ("cli", "pipeline", "pipeline.teacher.tower", "teacher_cache", "trainer", "cuda")
+ROOMS = ("benchmarks", "cli", "pipeline", "pipeline.teacher.tower", "teacher_cache", "trainer", "cuda")
 
 
 @dataclass
@@ -21,18 +21,21 @@ class Outcome:
     err: str
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
-    """``i2p ARGUMENTS``; everything is turned to text first."""
+Main = Callable[[Sequence[str]], None]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object, program: Main = main) -> Outcome:
+    """``i2p ARGUMENTS``, or those of another program; everything is turned to text first."""
     capsys.readouterr()
-    code = call([str(argument) for argument in arguments])
+    code = call([str(argument) for argument in arguments], program)
     said = capsys.readouterr()
     return Outcome(code, said.out, said.err)
 
 
-def call(arguments: Sequence[str]) -> int:
+def call(arguments: Sequence[str], program: Main = main) -> int:
     """The exit code of ``i2p ARGUMENTS``; what the command does to logging is undone, for the tests that follow."""
     with _logging_kept(), pytest.raises(SystemExit) as stop:
-        main(arguments)
+        program(arguments)
     assert isinstance(stop.value.code, int)
     return stop.value.code
 

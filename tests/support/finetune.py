@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cli.parity.models import reference_settings, small_classifier, small_segmenter
-from cli.parity.recorded import Recorded
+from benchmarks.parity.models import reference_settings, small_classifier, small_segmenter
+from benchmarks.parity.recorded import Recorded
 from tests.support.models import TINY
 from tests.support.reference import shared_dir
 from trainer.models.config import ModelConfig

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.parity.compare import Row
+from benchmarks.parity.recorded import Arrays, Missing, Recorded
+from benchmarks.parity.runner import SECTIONS
+from benchmarks.parity.section import Section
+from benchmarks.parity.sections.finetune import Finetune
+from benchmarks.parity.sections.partseg import Partseg
+from benchmarks.parity.sections.pretrain import Pretrain
 from cli.experiment.sections import Experiment
-from cli.parity.compare import Row
-from cli.parity.recorded import Arrays, Missing, Recorded
-from cli.parity.runner import SECTIONS
-from cli.parity.section import Section
-from cli.parity.sections.finetune import Finetune
-from cli.parity.sections.partseg import Partseg
-from cli.parity.sections.pretrain import Pretrain
 from tests.support.parity import write_arrays
 from tests.support.teachers import clip_state
 from trainer.engine.optimiser import build_optimizer

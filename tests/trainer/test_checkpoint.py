@@ -10,9 +10,10 @@ import torch
 from tests.support.models import TINY, tiny_model
 from tests.support.training import MASKING, train, trainer_config, weights_of
 from trainer.checkpoints import files as checkpoint
-from trainer.checkpoints.files import CheckpointError, Header
+from trainer.checkpoints.files import Header
 from trainer.checkpoints.models import load_encoder, load_model, resume_problems, section_from_json, sections_of
 from trainer.config import EvaluationConfig
+from trainer.errors import CheckpointDamaged, CheckpointError
 
 
 def _header(epoch: int, **changes: Any) -> Header:
@@ -139,7 +140,7 @@ def test_a_damaged_header_is_described(written: Path, change: Any, text: str) ->
 def test_a_header_that_was_changed_is_damaged(written: Path) -> None:
     path = written / checkpoint.HEADER
     path.write_text(path.read_text().replace('"epoch": 1', '"epoch": 7'))
-    with pytest.raises(checkpoint.CheckpointDamaged, match="does not have the sha256 that it gives"):
+    with pytest.raises(CheckpointDamaged, match="does not have the sha256 that it gives"):
         checkpoint.read_header(written)
 
 

@@ -15,7 +15,8 @@ from tests.support.models import TINY
 from tests.support.training import train, trainer_config, training_cache, weights_of
 from trainer.engine.events import EpochDone
 from trainer.engine.ranks import Ranks
-from trainer.pretraining.data import DataError, Loader
+from trainer.errors import DataError
+from trainer.pretraining.data import Loader
 
 SHARDS = 3  # of 8 records each
 

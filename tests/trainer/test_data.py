@@ -12,8 +12,9 @@ from tests.support.models import TINY
 from tests.support.training import trainer_config, training_cache
 from trainer.engine.augmentation import choose_points, renormalised, scale_and_shift
 from trainer.engine.ranks import Ranks
+from trainer.errors import DataError
 from trainer.models.tokens.maps import TeacherMaps
-from trainer.pretraining.data import DataError, Loader, Part
+from trainer.pretraining.data import Loader, Part
 
 
 def _ranks(rank: int = 0, size: int = 1) -> Ranks:

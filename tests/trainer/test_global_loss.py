@@ -17,7 +17,7 @@ from trainer.checkpoints.reference.convert import export_reference
 from trainer.config import AlignmentConfig
 from trainer.engine.events import StepDone
 from trainer.engine.ranks import Ranks
-from trainer.errors import TrainingError
+from trainer.errors import CheckpointError, TrainingError
 from trainer.pretraining.alignment import Alignment
 from trainer.pretraining.data import Part
 from trainer.pretraining.step import _Whole
@@ -113,7 +113,7 @@ def test_checkpoints_of_runs_before_the_loss_load_and_go_on(whole_cache: Any, tm
     checkpoint.write_checkpoint(tmp_path / "old", header, *tensors)
     assert load_encoder(tmp_path / "old").encode(torch.rand(1, 96, 3)).shape[0] == 1
     assert weights_of(train(whole_cache, tmp_path / "old", epochs=2)) == weights_of(whole)
-    with pytest.raises(checkpoint.CheckpointError, match=r"alignment\.weight was 0\.0, is now 0\.7"):
+    with pytest.raises(CheckpointError, match=r"alignment\.weight was 0\.0, is now 0\.7"):
         train(whole_cache, tmp_path / "old", epochs=2, alignment=ON)
 
 

@@ -14,9 +14,9 @@ import torch
 from tests.support.models import TINY
 from tests.support.training import train, trainer_config, training_cache
 from trainer.checkpoints import files as checkpoint
-from trainer.checkpoints.files import CheckpointError
 from trainer.engine.events import CheckpointWritten, StepDone
 from trainer.engine.ranks import Ranks
+from trainer.errors import CheckpointError
 from trainer.pretraining.data import Loader
 
 ALONE = Ranks(rank=0, size=1, device=torch.device("cpu"))

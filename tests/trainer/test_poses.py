@@ -14,7 +14,8 @@ from tests.support.models import TINY
 from tests.support.training import SCHEMA, train, trainer_config, training_cache, weights_of
 from trainer.engine.augmentation import choose_poses
 from trainer.engine.ranks import Ranks
-from trainer.pretraining.data import DataError, Loader, Part
+from trainer.errors import DataError
+from trainer.pretraining.data import Loader, Part
 
 SHAPES, POSES = 24, 3
 STORED = {"points": 0, "resample": False, "renormalise": False, "scale": (1.0, 1.0), "shift": 0.0}

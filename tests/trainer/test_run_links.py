@@ -14,7 +14,7 @@ from tests.support.training import train
 from trainer.checkpoints import files as checkpoint
 from trainer.engine.ranks import Ranks
 from trainer.engine.run_directory import known_json, owned
-from trainer.errors import TrainingError
+from trainer.errors import CheckpointDamaged, TrainingError
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "failure"])
@@ -91,7 +91,7 @@ def test_a_checkpoint_that_is_a_pipe_or_a_device_is_damaged_and_not_waited_for(
     plant(path / name)
     if name == checkpoint.MODEL:  # as whoever plants a file of no size would note it
         found.files[name]["bytes"] = 0
-    with pytest.raises(checkpoint.CheckpointDamaged, match=name):
+    with pytest.raises(CheckpointDamaged, match=name):
         checkpoint.read_header(path) if name == checkpoint.HEADER else checkpoint.read_tensors(path, found)
 
 
@@ -128,5 +128,5 @@ def test_a_weights_file_longer_than_its_header_says_is_not_read(tmp_path: Path) 
     header = checkpoint.Header(epoch=1, step=1, config={}, cache={}, teacher={})
     path = checkpoint.write_checkpoint(tmp_path, header, {}, {})
     os.truncate(path / checkpoint.MODEL, 1 << 42)  # sparse
-    with pytest.raises(checkpoint.CheckpointDamaged, match=f"has {1 << 42} bytes"):
+    with pytest.raises(CheckpointDamaged, match=f"has {1 << 42} bytes"):
         checkpoint.read_tensors(path, checkpoint.read_header(path))

@@ -8,9 +8,9 @@ import pytest
 
 from tests.support.training import MASKING, MODEL, train, trainer_config, training_cache
 from trainer.checkpoints import files as checkpoint
-from trainer.checkpoints.files import CheckpointError
 from trainer.checkpoints.models import resume_problems, sections_of
 from trainer.config import AlignmentConfig
+from trainer.errors import CheckpointError
 
 FREE = {  # may change from one part of a run to the next: docs/checkpoints.md
     "epochs", "cache", "stale_cache", "checkpoint_every", "checkpoint_steps", "damaged", "keep_checkpoints",

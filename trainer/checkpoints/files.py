@@ -29,11 +29,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from teacher_cache.storage.commit import read_regular, sync_directory, write_file
+from teacher_cache.storage.commit import read_regular, write_file
+from teacher_cache.system import sync_directory
+from trainer.errors import CheckpointDamaged, CheckpointError
 
 __all__ = [
-    "CheckpointDamaged",
-    "CheckpointError",
     "Header",
     "checkpoints",
     "clean_leftovers",
@@ -58,14 +58,6 @@ KINDS = ("pretraining", "classifier", "segmentation")
 ADDED = ("kind", "origin", "under_way")  # entries that a header may lack: pretraining, None, None
 _NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{6,}))?")
 _LEFTOVER = re.compile(r"\.(?:writing-.+-\d+|removing-epoch-\d{4,}(?:-step-\d{6,})?)")
-
-
-class CheckpointError(Exception):
-    """A checkpoint is missing, damaged, of another kind, or does not fit the run that wants to go on from it."""
-
-
-class CheckpointDamaged(CheckpointError):
-    """A file of a checkpoint is missing, cut short or changed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from trainer.checkpoints.files import CheckpointError, Header, find_checkpoint, read_header, read_tensors
+from trainer.checkpoints.files import Header, find_checkpoint, read_header, read_tensors
 from trainer.config import AlignmentConfig
+from trainer.errors import CheckpointError
 from trainer.models.config import MaskingConfig, ModelConfig
 from trainer.models.heads.classifier import Classifier
 from trainer.models.heads.config import ClassifierConfig, SegmentationConfig

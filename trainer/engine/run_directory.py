@@ -1,7 +1,6 @@
 """The directory a run owns while it lasts."""
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from teacher_cache.storage.commit import read_regular, refuse_links, replace_file
+from teacher_cache.system import open_file, try_lock
 from trainer.engine.ranks import Ranks
 from trainer.errors import TrainingError
 
@@ -37,13 +37,11 @@ def owned(run_dir: Path, ranks: Ranks, prepare: Callable[[Path], None]) -> Itera
     for folder in WRITTEN:
         refuse_links(run_dir, run_dir / folder / "any")
     with os.fdopen(_lock_file(run_dir / ".lock"), "r+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(lock.fileno(), wait=False):
             raise TrainingError(
                 f"another process is training in {run_dir}; expected to be the only one. "
                 "Wait for it to end, or use another directory."
-            ) from None
+            )
         prepare(run_dir)
         ranks.wait()
         yield
@@ -51,9 +49,8 @@ def owned(run_dir: Path, ranks: Ranks, prepare: Callable[[Path], None]) -> Itera
 
 def _lock_file(path: Path) -> int:
     """A descriptor of the lock file, made if absent. Raises TrainingError for a link, pipe, device or folder."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        descriptor = os.open(path, flags, 0o644)
+        descriptor = open_file(path, os.O_RDWR | os.O_CREAT, 0o644, follow=False)
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise

@@ -27,16 +27,13 @@ from teacher_cache.reading.stream import NothingSound, Stream, StreamBatch
 from trainer.config import TrainerConfig
 from trainer.engine.augmentation import choose_points, choose_poses, renormalised, scale_and_shift
 from trainer.engine.ranks import Ranks
+from trainer.errors import DataError
 from trainer.models.config import ModelConfig
 from trainer.models.random_inputs import Draws
 from trainer.models.tokens.maps import TeacherMaps
 from trainer.pretraining.alignment import wholes_of
 
-__all__ = ["DataError", "Loader", "Part", "Records"]
-
-
-class DataError(Exception):
-    """The cache cannot feed this run: too few records for a batch, too few points in a record, nothing but damage."""
+__all__ = ["Loader", "Part", "Records"]
 
 
 class Records(Protocol):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoints import files as checkpoint
-from trainer.checkpoints.files import CheckpointError, Header
+from trainer.checkpoints.files import Header
 from trainer.checkpoints.models import new_model, resume_problems, sections_of, software_versions
 from trainer.config import AlignmentConfig, EvaluationConfig, TrainerConfig, alignment_conflicts
 from trainer.engine.events import (
@@ -34,7 +34,7 @@ from trainer.engine.events import (
 from trainer.engine.ranks import Ranks, deterministic, joined
 from trainer.engine.run_directory import known_json, owned, write_json
 from trainer.engine.schedule import learning_rate
-from trainer.errors import TrainingError
+from trainer.errors import CheckpointError, TrainingError
 from trainer.models.config import MaskingConfig, ModelConfig
 from trainer.pretraining.alignment import Alignment, Wholes
 from trainer.pretraining.data import Loader, Part, Records

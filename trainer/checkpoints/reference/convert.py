@@ -13,7 +13,6 @@ from torch import Tensor
 from trainer.checkpoints.files import (
     MODEL,
     OPTIMIZER,
-    CheckpointError,
     Header,
     find_checkpoint,
     read_header,
@@ -39,6 +38,7 @@ from trainer.checkpoints.reference.recognise import (
     misfits,
     recognise,
 )
+from trainer.errors import CheckpointError
 from trainer.models.config import REFERENCE_QUIRKS
 
 __all__ = ["Converted", "export_reference", "import_reference"]

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from teacher_cache.foreign import misnomer, without_wrappers
-from trainer.checkpoints.files import CheckpointError
+from trainer.errors import CheckpointError
 
 __all__ = ["PREFIX", "TEACHER", "ReferenceFile", "read_reference", "read_teacher", "write_reference"]
 

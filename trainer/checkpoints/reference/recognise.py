@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.checkpoints.files import CheckpointError
 from trainer.checkpoints.models import section_from_json
 from trainer.checkpoints.reference.pth_file import some
+from trainer.errors import CheckpointError
 from trainer.models.config import MaskingConfig, ModelConfig
 from trainer.models.heads.classifier import Classifier
 from trainer.models.heads.config import SCANOBJECTNN, ClassifierConfig, SegmentationConfig

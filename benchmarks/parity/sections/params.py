@@ -8,10 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from benchmarks.parity.compare import Row, compare, same
+from benchmarks.parity.recorded import Table
+from benchmarks.parity.section import Part, Section
 from cli.experiment.sections import Experiment
-from cli.parity.compare import Row, compare, same
-from cli.parity.recorded import Table
-from cli.parity.section import Part, Section
 from trainer.checkpoints.reference.pth_file import TEACHER
 from trainer.engine.optimiser import no_decay_names
 from trainer.engine.schedule import learning_rate

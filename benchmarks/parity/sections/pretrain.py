@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cli.parity.compare import Row, compare, same
-from cli.parity.models import small_student, small_teacher
-from cli.parity.quantities import by_gradient, doubled, gradient_norms, names_of, settled
-from cli.parity.recorded import Arrays
-from cli.parity.section import Part, Section
+from benchmarks.parity.compare import Row, compare, same
+from benchmarks.parity.models import small_student, small_teacher
+from benchmarks.parity.quantities import by_gradient, doubled, gradient_norms, names_of, settled
+from benchmarks.parity.recorded import Arrays
+from benchmarks.parity.section import Part, Section
 from pipeline.teacher.live import LiveTeacher
 from pipeline.views import render_views
 from trainer.engine.optimiser import build_optimizer

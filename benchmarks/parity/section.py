@@ -6,9 +6,9 @@ from typing import ClassVar
 
 import torch
 
+from benchmarks.parity.compare import Row
+from benchmarks.parity.recorded import Recorded
 from cli.experiment.sections import Experiment
-from cli.parity.compare import Row
-from cli.parity.recorded import Recorded
 
 __all__ = ["Part", "Section"]
 

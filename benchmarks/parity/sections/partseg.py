@@ -6,11 +6,11 @@ from functools import cached_property
 
 import torch
 
-from cli.parity.compare import Row, merged
-from cli.parity.models import full_segmenter, small_segmenter
-from cli.parity.quantities import doubled, gradient_norms, settled
-from cli.parity.recorded import Arrays
-from cli.parity.section import Part, Section
+from benchmarks.parity.compare import Row, merged
+from benchmarks.parity.models import full_segmenter, small_segmenter
+from benchmarks.parity.quantities import doubled, gradient_norms, settled
+from benchmarks.parity.recorded import Arrays
+from benchmarks.parity.section import Part, Section
 from trainer.models.heads.part_segmenter import PartSegmenter, segmentation_loss
 from trainer.models.hierarchical.decoder import interpolation_weights
 

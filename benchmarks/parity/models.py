@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks.parity.recorded import Missing, Recorded
+from benchmarks.parity.weights import checksum, closed_formula, fill_by_formula
 from cli.experiment.sections import Experiment
 from cli.experiment.toml import load_experiment
-from cli.parity.recorded import Missing, Recorded
-from cli.parity.weights import checksum, closed_formula, fill_by_formula
 from pipeline.config import TeacherConfig
 from pipeline.teacher.tower import Teacher, load_teacher
 from trainer.checkpoints.reference.pth_file import TEACHER

@@ -1,6 +1,6 @@
-"""``i2p parity``: this project beside arrays recorded from the reference implementation, quantity by quantity.
+"""This project beside arrays recorded from the reference implementation: ``python -m benchmarks.parity DIR``.
 
-command    the command
+command    the command, in the words and with the exit codes of `i2p`
 runner     runs sections, turns what is missing into rows
 recorded   reads a folder of recorded files
 compare    rows, and the table of tolerances

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cli.parity.compare import NOISE_BELOW, OK, Row, compare, same
-from cli.parity.recorded import Arrays
+from benchmarks.parity.compare import NOISE_BELOW, OK, Row, compare, same
+from benchmarks.parity.recorded import Arrays
 
 __all__ = ["by_gradient", "doubled", "gradient_norms", "names_of", "settled"]
 

@@ -7,19 +7,19 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from benchmarks.parity.compare import FAILED, UNCOMPARED, Row, missing
+from benchmarks.parity.recorded import Missing, Recorded
+from benchmarks.parity.section import Part, Section
+from benchmarks.parity.sections.backprojection import Backprojection
+from benchmarks.parity.sections.finetune import Finetune
+from benchmarks.parity.sections.fullsize import Fullsize
+from benchmarks.parity.sections.grouping import Grouping
+from benchmarks.parity.sections.params import Params
+from benchmarks.parity.sections.partseg import Partseg
+from benchmarks.parity.sections.pretrain import Pretrain
+from benchmarks.parity.sections.projection import Projection
+from benchmarks.parity.sections.teacher import TeacherSection
 from cli.experiment.sections import Experiment
-from cli.parity.compare import FAILED, UNCOMPARED, Row, missing
-from cli.parity.recorded import Missing, Recorded
-from cli.parity.section import Part, Section
-from cli.parity.sections.backprojection import Backprojection
-from cli.parity.sections.finetune import Finetune
-from cli.parity.sections.fullsize import Fullsize
-from cli.parity.sections.grouping import Grouping
-from cli.parity.sections.params import Params
-from cli.parity.sections.partseg import Partseg
-from cli.parity.sections.pretrain import Pretrain
-from cli.parity.sections.projection import Projection
-from cli.parity.sections.teacher import TeacherSection
 from pipeline.errors import TeacherError
 
 __all__ = ["SECTIONS", "Result", "count_parts", "run_section"]

@@ -7,10 +7,10 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from cli.parity.compare import Row
-from cli.parity.models import FULL_CLASSIFIERS, Filled, full_classifier, full_student, full_teacher
-from cli.parity.recorded import Arrays
-from cli.parity.section import Part, Section
+from benchmarks.parity.compare import Row
+from benchmarks.parity.models import FULL_CLASSIFIERS, Filled, full_classifier, full_student, full_teacher
+from benchmarks.parity.recorded import Arrays
+from benchmarks.parity.section import Part, Section
 from pipeline.teacher.live import LiveTeacher
 from trainer.models.hierarchical.student import top_saliency
 from trainer.models.tokens.maps import TeacherMaps

@@ -6,11 +6,11 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from cli.parity.compare import Row, same
-from cli.parity.models import CLASSIFIERS, small_classifier
-from cli.parity.quantities import doubled, gradient_norms, settled
-from cli.parity.recorded import Arrays
-from cli.parity.section import Part, Section
+from benchmarks.parity.compare import Row, same
+from benchmarks.parity.models import CLASSIFIERS, small_classifier
+from benchmarks.parity.quantities import doubled, gradient_norms, settled
+from benchmarks.parity.recorded import Arrays
+from benchmarks.parity.section import Part, Section
 from trainer.models.heads.classifier import Classifier, accuracy, classification_loss
 
 __all__ = ["Finetune"]

@@ -7,9 +7,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from cli.parity.compare import Row, merged
-from cli.parity.recorded import Arrays
-from cli.parity.section import Part, Section
+from benchmarks.parity.compare import Row, merged
+from benchmarks.parity.recorded import Arrays
+from benchmarks.parity.section import Part, Section
 from cuda.backproject import backproject
 from cuda.geometry import VIEW_AXES, ViewGeometry
 from cuda.project import project

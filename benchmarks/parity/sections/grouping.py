@@ -7,9 +7,9 @@ from functools import cached_property
 
 import torch
 
-from cli.parity.compare import Row, missing
-from cli.parity.recorded import Arrays
-from cli.parity.section import Part, Section
+from benchmarks.parity.compare import Row, missing
+from benchmarks.parity.recorded import Arrays
+from benchmarks.parity.section import Part, Section
 from cuda.fps import farthest_point_sample
 from trainer.models.tokens.grouping import gather, neighbourhoods, tokenise
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cli.parity.compare import Row, compare, missing
-from trainer.checkpoints.files import CheckpointError
+from benchmarks.parity.compare import Row, compare, missing
 from trainer.checkpoints.reference.pth_file import ReferenceFile, read_reference
+from trainer.errors import CheckpointError
 
 __all__ = ["Arrays", "Missing", "Recorded", "Table", "groups_of"]
 

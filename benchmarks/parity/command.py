@@ -1,21 +1,26 @@
-"""``i2p parity``: compare with arrays recorded from the reference implementation."""
+"""``python -m benchmarks.parity``: compare with arrays recorded from the reference implementation."""
 
+import logging
 import platform
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from cli.options import LocalPath
+from cli.main import begin_logging, run
+from cli.options import LocalPath, logging_options
+from cli.show.terminal import echo
 
-__all__ = ["parity"]
+__all__ = ["NAME", "main", "parity"]
 
+NAME = "python -m benchmarks.parity"
 _PAGE = "docs/reference-parity.md"
 
 
 @click.command(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Exit code 0 when everything is within tolerance, 1 otherwise. "
-    "Example: i2p parity ../shared/reference --section pretrain"
+    f"Example: {NAME} recorded/ --section pretrain",
 )
 @click.argument("folder", metavar="DIR", type=LocalPath(exists=True, file_okay=False))
 @click.option("--section", "names", multiple=True, metavar="NAME", help="Compare this section only; may be repeated.")
@@ -35,6 +40,7 @@ _PAGE = "docs/reference-parity.md"
     help="Depart from the reference preset in one setting, to see what it changes; may be repeated.",
 )
 @click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@logging_options
 @click.pass_context
 def parity(
     context: click.Context,
@@ -43,19 +49,24 @@ def parity(
     page: Path | None,
     overrides: tuple[str, ...],
     device: str,
+    verbose: int,
+    quiet: bool,
+    debug: bool,
 ) -> None:
     """Compare with the reference implementation, whose inputs, weights and outputs are recorded in DIR.
 
     All sizes are read from DIR. Its README says what the files are and where the tolerances come from.
     """
+    begin_logging(verbose, quiet=quiet)
+    logging.getLogger("benchmarks").setLevel(logging.getLogger("cli").level)
     import numpy as np
     import torch
 
+    from benchmarks.parity.models import reference_settings
+    from benchmarks.parity.recorded import Recorded
+    from benchmarks.parity.report import Environment, as_markdown, as_text, summary
+    from benchmarks.parity.runner import SECTIONS, count_parts, run_section
     from cli.exit_codes import EXIT_FAILED
-    from cli.parity.models import reference_settings
-    from cli.parity.recorded import Recorded
-    from cli.parity.report import Environment, as_markdown, as_text, summary
-    from cli.parity.runner import SECTIONS, count_parts, run_section
     from cli.show.progress import Progress
     from pipeline.teacher.tower import resolve_device
 
@@ -66,7 +77,6 @@ def parity(
     recorded = Recorded(folder)
     results = []
     begun = 0
-    quiet = context.parent is not None and bool(context.parent.params.get("quiet"))
     with Progress("parity", count_parts(chosen, recorded, settings), unit="parts", quiet=quiet) as progress:
 
         def on_part(part: str) -> None:
@@ -81,12 +91,12 @@ def parity(
             progress.write(f"{name:<16}{outcome}, {result.seconds:.1f} s")
         progress.update(begun)
     for result in results:
-        click.echo(as_text(result) + "\n")
-    click.echo(f"{summary(results)}; {sum(result.seconds for result in results):.0f} s")
+        echo(as_text(result) + "\n")
+    echo(f"{summary(results)}; {sum(result.seconds for result in results):.0f} s")
     if page is not None:
         options = [f"--section {name}" for name in names] + [f"--set {text}" for text in overrides]
         environment = Environment(
-            command=" ".join(["i2p parity DIR --markdown", *options]),
+            command=" ".join([NAME, "DIR --markdown", *options]),
             python=platform.python_version(),
             torch=torch.__version__,
             numpy=np.__version__,
@@ -98,6 +108,11 @@ def parity(
         progress.write(f"table written to {page}")
     if not all(result.passed for result in results):
         context.exit(EXIT_FAILED)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command, with the exit codes and the words of `i2p`."""
+    run(parity, NAME, arguments)
 
 
 def _check_names(names: Sequence[str], known: Sequence[str]) -> None:

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from functools import cached_property
 
-from cli.parity.compare import Row
-from cli.parity.models import small_teacher
-from cli.parity.recorded import Arrays
-from cli.parity.section import Part, Section
+from benchmarks.parity.compare import Row
+from benchmarks.parity.models import small_teacher
+from benchmarks.parity.recorded import Arrays
+from benchmarks.parity.section import Part, Section
 from pipeline.teacher.tower import Teacher
 
 __all__ = ["TeacherSection"]

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from cli.parity.compare import UNCOMPARED, Row, merged, missing, same
-from cli.parity.recorded import Arrays, Missing, groups_of
-from cli.parity.section import Part, Section
+from benchmarks.parity.compare import UNCOMPARED, Row, merged, missing, same
+from benchmarks.parity.recorded import Arrays, Missing, groups_of
+from benchmarks.parity.section import Part, Section
 from cuda.backproject import pixels
 from cuda.geometry import VIEW_AXES, ViewGeometry
 from cuda.project import project

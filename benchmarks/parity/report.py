@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cli.parity.compare import Row
-from cli.parity.runner import Result
+from benchmarks.parity.compare import Row
+from benchmarks.parity.runner import Result
 
 __all__ = ["Environment", "as_markdown", "as_text", "summary"]
 
 _HEADINGS = ("compared", "values", "largest abs", "largest rel", "tolerance", "result")
-_SHOWN = 160  # characters of a note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +72,7 @@ def as_markdown(results: Sequence[Result], environment: Environment) -> str:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    note = row.note if len(row.note) <= _SHOWN else f"{row.note[:_SHOWN]}..."
-    verdict = f"{row.verdict}: {note}" if note else row.verdict
+    verdict = f"{row.verdict}: {row.note}" if row.note else row.verdict
     tolerance = "" if row.tolerance is None else str(row.tolerance)
     values = "" if row.tolerance is None else str(row.values)
     return (row.what, values, _figure(row.absolute), _figure(row.relative), tolerance, verdict)

@@ -17,7 +17,7 @@ TINY = "timm:test_vit"  # six blocks of 64 channels, two heads, images of 160, p
 TOWERS = {
     "timm:test_vit": 48,
     "timm:vit_small_patch14_reg4_dinov2": 42,
-    "timm:vit_tiny_patch16_dinov3_qkvb": 48,
+    "timm:vit_small_patch16_dinov3_qkvb": 48,
     "timm:vit_small_patch16_rope_mixed_224": 32,
     "timm:test_vit3": 64,
     "timm:vit_pe_core_tiny_patch16_384": 48,
@@ -100,7 +100,7 @@ def test_only_a_class_token_attends_to_itself(name):
     assert torch.equal(feature, teacher.encode_views(images(teacher))[2])
 
 
-@pytest.mark.parametrize("name", ["timm:test_vit", "timm:test_vit3", "timm:vit_tiny_patch16_dinov3_qkvb"])
+@pytest.mark.parametrize("name", ["timm:test_vit", "timm:test_vit3", "timm:vit_small_patch16_dinov3_qkvb"])
 def test_an_image_is_seen_alone_and_none_is_no_fault(name):
     teacher = load_teacher(config(name, image_side=48, batch_size=5))
     pixels = images(teacher, 5)
@@ -113,7 +113,7 @@ def test_an_image_is_seen_alone_and_none_is_no_fault(name):
 
 
 @pytest.mark.parametrize(("precision", "allowed"), [("float16", 5e-3), ("bfloat16", 4e-2)])
-@pytest.mark.parametrize("name", ["timm:test_vit", "timm:test_vit3", "timm:vit_tiny_patch16_dinov3_qkvb"])
+@pytest.mark.parametrize("name", ["timm:test_vit", "timm:test_vit3", "timm:vit_small_patch16_dinov3_qkvb"])
 def test_half_precisions_differ_by_their_rounding(name, precision, allowed):
     exact, rounded = (load_teacher(config(name, image_side=48, precision=each)) for each in ("float32", precision))
     wanted, found = exact.encode(images(exact))[0], rounded.encode(images(exact))[0]

@@ -52,7 +52,8 @@ class ProjectionConfig:
     depth_offset   added to every depth before it is drawn, 0..4. 0: the reference's signed depths, whose middle is the
                    background's value, so that outlines vanish there; 1.5: every point stands out from the background
     points         points drawn: 0 for all that are stored, n for the first n of them
-    normalisation  mean and spread the images are brought to: "imagenet" (the reference) or "clip" (OpenAI's own)
+    normalisation  mean and spread the images are brought to: "imagenet" (the reference), "clip" (OpenAI's own), "half"
+                   (0.5 and 0.5: SigLIP's) or "unit" (0 and 1: depths as they are); a timm teacher insists on its own
     """
 
     image_side: int = 224
@@ -61,7 +62,7 @@ class ProjectionConfig:
     reduction: Literal["sum", "mean", "max", "nearest"] = "sum"
     depth_offset: float = 0.0
     points: int = 0
-    normalisation: Literal["imagenet", "clip"] = "imagenet"
+    normalisation: Literal["imagenet", "clip", "half", "unit"] = "imagenet"
 
     @property
     def tokens(self) -> int:
@@ -83,8 +84,8 @@ class ProjectionConfig:
             yield f"depth_offset = {self.depth_offset} is outside 0..4"
         if self.points < 0 or 0 < self.points < MIN_POINTS:
             yield f"points = {self.points} is neither 0 (all stored points) nor at least {MIN_POINTS}"
-        if self.normalisation not in ("imagenet", "clip"):
-            yield f"normalisation = {self.normalisation!r} is neither imagenet nor clip"
+        if self.normalisation not in ("imagenet", "clip", "half", "unit"):
+            yield f"normalisation = {self.normalisation!r} is none of imagenet, clip, half, unit"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,15 +93,17 @@ class TeacherConfig:
     """[teacher]: the frozen image model whose features and attention are cached.
 
     architecture  a model name of open_clip, one of pipeline/architectures (i2p-vit-tiny-16), a JSON file like
-                  those, or "openai": read off a weights file in OpenAI's layout
-    pretrained    open_clip's tag of the weights to download, "embedded" (those in this package, i2p-vit-tiny-16's) or
-                  "random" (for plumbing only); unused beside `weights`
+                  those, "openai": read off a weights file in OpenAI's layout, or "timm:" and a ViT's name in timm
+    pretrained    open_clip's or timm's tag of the weights to download, "embedded" (those in this package,
+                  i2p-vit-tiny-16's) or "random" (for plumbing only); unused beside `weights`
     weights       a local weights file (.safetensors, .pt, .bin); "" takes `pretrained`
     quickgelu     which GELU: "auto" (from the tag, the file or the architecture), "on" or "off"
     precision     arithmetic of the forward pass: "float32", "float16" or "bfloat16"
     batch_size    images in one forward pass; 0 chooses: one shape's on a CPU, 96 on a GPU
     device        "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N"
     seed          draws the weights of the random teacher, 0..2^63-1
+    image_side    pixels along an image's side, of timm's towers alone, a multiple of their patches: positions learnt at
+                  another side are resized; 0 is the architecture's own side
     """
 
     architecture: str = "ViT-B-16"
@@ -111,6 +114,7 @@ class TeacherConfig:
     batch_size: int = 0
     device: str = "auto"
     seed: int = 0
+    image_side: int = 0
 
     @property
     def random(self) -> bool:
@@ -135,6 +139,16 @@ class TeacherConfig:
             yield f"device = {self.device!r} is none of auto, cpu, cuda, cuda:N"
         if not 0 <= self.seed < SEED_BOUND:
             yield f"seed = {self.seed} is outside 0..2^63-1"
+        of_timm = self.architecture.startswith("timm:")
+        if self.image_side and not of_timm:
+            yield (
+                f"image_side = {self.image_side} is of timm's towers; architecture = {self.architecture!r} has a side "
+                "of its own, so leave 0"
+            )
+        elif not 0 <= self.image_side <= 4096:
+            yield f"image_side = {self.image_side} is outside 0..4096"
+        if of_timm and self.quickgelu in ("on", "off"):
+            yield f"quickgelu = {self.quickgelu!r} is not timm's: its architectures say it by their names; leave auto"
 
 
 @dataclass(frozen=True, kw_only=True)

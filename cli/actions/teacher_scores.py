@@ -29,7 +29,8 @@ def score_teacher(
 ) -> dict[str, Any]:
     """Score a teacher and `seeds` random ones of its architecture.
 
-    projection  how shapes are drawn; its image_side and patch_side are replaced by the teacher's.
+    projection  how shapes are drawn; its image_side and patch_side are replaced by the teacher's, and so is a
+                normalisation that a timm teacher does not know.
     corpora  (name, train URI, test URI) of labelled corpora.
     ->       {"teacher": identity, "projection", "points", "seeds", "corpora": {name: {"train", "test", "classes",
              "chance", "rows": {"teacher" | "random": {probe: {"accuracy", "spread", "scores"}}}, "zero_shot"}}}
@@ -44,6 +45,8 @@ def score_teacher(
         check_corpora(train_uri, test_uri, points=points)
     known = load_teacher(config)
     projection = replace(projection, image_side=known.image_side, patch_side=known.patch_side)
+    if known.normalisations and projection.normalisation not in known.normalisations:
+        projection = replace(projection, normalisation=known.normalisations[0])  # type: ignore[arg-type]
     words = _reader(config)
     guessing = [
         load_teacher(replace(config, pretrained="random", weights="", seed=seed, quickgelu=_gelu(known)))
@@ -74,7 +77,8 @@ def score_teacher(
 
 
 def _gelu(known: "Teacher") -> Any:
-    return "on" if known.identity()["quickgelu"] else "off"
+    found = known.identity().get("quickgelu")  # timm's architectures say it by their names
+    return "auto" if found is None else "on" if found else "off"
 
 
 def _reader(config: "TeacherConfig") -> Any:

@@ -81,6 +81,8 @@ def train(config: str, out: Path | None, overrides: tuple[str, ...]) -> None:
 @click.option("--architecture", default="i2p-vit-tiny-16", show_default=True, help="As teacher.architecture.")
 @click.option("--pretrained", default="embedded", show_default=True, help="As teacher.pretrained.")
 @click.option("--weights", default="", help="As teacher.weights: a local file instead.")
+@click.option("--image-side", type=int, default=0, show_default=True,
+              help="As teacher.image_side: of timm's towers; 0 is the architecture's own.")  # fmt: skip
 @click.option("--corpus", "corpora", multiple=True, metavar="NAME=TRAIN,TEST",
               help="Labelled corpora beside held-out synthetic objects; may be given many times.")  # fmt: skip
 @click.option("--shapes", type=int, default=1080, show_default=True,
@@ -97,6 +99,7 @@ def evaluate(
     architecture: str,
     pretrained: str,
     weights: str,
+    image_side: int,
     corpora: tuple[str, ...],
     shapes: int,
     points: int,
@@ -114,7 +117,7 @@ def evaluate(
     from pipeline.corpora.uri import split_uris
 
     config = TeacherConfig(
-        architecture=architecture, pretrained=pretrained, weights=weights, device=device,
+        architecture=architecture, pretrained=pretrained, weights=weights, device=device, image_side=image_side,
         precision=precision,  # type: ignore[arg-type]
     )  # fmt: skip
     projection = ProjectionConfig(reduction=reduction, depth_offset=depth_offset)  # type: ignore[arg-type]

@@ -53,7 +53,11 @@ def experiment_by_recipe(path: "Location", *, scheduler: str | None = None, work
             name=f"the recipe of {path}",
             corpus=CorpusConfig(uri=places["corpus"]["uri"], points=points, poses=recipe.corpus.get("poses", 1)),
             projection=_projection(recipe, points),
-            teacher=TeacherConfig(**places["teacher"], precision=recipe.teacher["precision"]),
+            teacher=TeacherConfig(
+                **places["teacher"],
+                precision=recipe.teacher["precision"],
+                image_side=recipe.teacher["sizes"].get("image_side", 0),  # of timm's towers alone
+            ),
             cache=_replaced(storage, root=str(parent(path)), name=name),
             build=_replaced(
                 build,

@@ -80,7 +80,9 @@ def build_cache(
     local = build.scheduler == "threads"
     # Where others run the tasks, the driver needs the teacher's identity only, and keeps its hands off the GPU.
     loaded = load_teacher(teacher, None if local else torch.device("cpu"))
-    faults = list(size_conflicts(teacher.architecture, loaded.image_side, loaded.patch_side, projection))
+    faults = list(
+        size_conflicts(teacher.architecture, loaded.image_side, loaded.patch_side, projection, loaded.normalisations)
+    )
     if faults:
         raise BuildError("\n".join(faults))
     ids = [source.id(index) for index in range(len(source))]

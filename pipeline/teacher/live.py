@@ -46,7 +46,11 @@ class LiveTeacher:
     """
 
     def __init__(self, projection: ProjectionConfig, teacher: Teacher, basis: Basis | None = None) -> None:
-        faults = list(size_conflicts("the loaded teacher", teacher.image_side, teacher.patch_side, projection))
+        faults = list(
+            size_conflicts(
+                "the loaded teacher", teacher.image_side, teacher.patch_side, projection, teacher.normalisations
+            )
+        )
         if basis is not None and basis.teacher_channels != teacher.channels:
             faults.append(
                 f"the cache's basis is of a teacher with {basis.teacher_channels} channels; the loaded one has "

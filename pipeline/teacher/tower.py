@@ -1,13 +1,11 @@
-"""The teacher: a frozen open_clip ViT that turns depth images into patch features and saliency.
+"""The teacher: a frozen ViT of open_clip or timm that turns depth images into patch features and saliency.
 
 Which weights, how to get them and how to name them: docs/teacher.md. Nothing here falls back to anything: weights that
 are missing, of another shape or of unknown activation are errors that say what to set.
 """
 
-import hashlib
 import json
 import logging
-import threading
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -18,14 +16,10 @@ from torch import Tensor, nn
 
 from pipeline.config import ProjectionConfig, TeacherConfig
 from pipeline.errors import TeacherError
-from pipeline.teacher.attention import (
-    class_features,
-    class_problem,
-    patch_features,
-    token_features,
-    tower_problem,
-    view_features,
-)
+from pipeline.teacher import attention, timm_forward
+from pipeline.teacher.attention import tower_problem
+from pipeline.teacher.filling import DTYPES, fill_tower, seeded, weights_hash
+from pipeline.teacher.timm_tower import PREFIX, describe_timm, load_timm, timm_normalisations
 from pipeline.teacher.weights import TowerWeights, download_weights, openai_architecture, read_weights
 
 __all__ = [
@@ -44,9 +38,6 @@ ARCHITECTURES = Path(__file__).parents[1] / "architectures"
 EMBEDDED = Path(__file__).parents[1] / "embedded"  # weights that travel with the package, one file an architecture
 CPU_BATCH = 3  # one shape's views: larger batches are slower on a CPU (measured, docs/teacher.md)
 GPU_BATCH = 96
-_KEYS_SHOWN = 4
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_random_state = threading.Lock()  # the generator that fills new modules belongs to the whole process
 
 
 class Teacher:
@@ -56,11 +47,22 @@ class Teacher:
     tokens, channels        patch tokens of an image and numbers of a feature, T and C
     batch_size              images in one forward pass
     device, precision       where and in which arithmetic it runs
+    normalisations          values of projection.normalisation that its images may have; (): any
     """
 
     # Any: torch types every attribute of a module as a tensor or a module
-    def __init__(self, tower: Any, config: TeacherConfig, device: torch.device, facts: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        tower: Any,
+        config: TeacherConfig,
+        device: torch.device,
+        facts: Mapping[str, Any],
+        normalisations: tuple[str, ...] = (),
+    ) -> None:
         self._tower = tower
+        # Two modules of the same functions: one for each library's towers.
+        self._pass: Any = timm_forward if isinstance(tower, timm_forward.TimmTower) else attention
+        self.normalisations = normalisations
         self._facts = dict(facts)
         self.device = device
         self.precision = config.precision
@@ -91,20 +93,21 @@ class Teacher:
         features = torch.empty(len(images), self.tokens, self.channels, device=self.device)
         saliency = torch.empty(len(images), self.tokens, device=self.device)
         for part, batch in self._batches("encode", images):
-            features[part], saliency[part] = patch_features(self._tower, batch)
+            features[part], saliency[part] = self._pass.patch_features(self._tower, batch)
         return features, saliency
 
     @property
     def class_problem(self) -> str | None:
         """Why this teacher's class token is not to be had, or None."""
-        return class_problem(self._tower)
+        return self._pass.class_problem(self._tower)
 
     def encode_views(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What `encode` gives, to the bit, and of the same forward passes the class token of each image.
 
         images  as of `encode`.
         ->      features [M, T, C], saliency [M, T], and the class token [M, C] float32, where the features are: after
-                the last norm and the projection, not normalised. For OpenAI's towers that is CLIP's image feature.
+                the last norm and the projection, not normalised. For OpenAI's towers that is CLIP's image feature; of
+                timm's towers that pool by attention, the pool's output stands for it.
 
         Raises as `encode`, and TeacherError where `class_problem` says something.
         """
@@ -114,7 +117,7 @@ class Teacher:
         saliency = torch.empty(len(images), self.tokens, device=self.device)
         whole = torch.empty(len(images), self.channels, device=self.device)
         for part, batch in self._batches("encode_views", images):
-            features[part], saliency[part], whole[part] = view_features(self._tower, batch)
+            features[part], saliency[part], whole[part] = self._pass.view_features(self._tower, batch)
         return features, saliency, whole
 
     def encode_class(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,14 +133,14 @@ class Teacher:
         feature = torch.empty(len(images), self.channels, device=self.device)
         attention = torch.empty(len(images), self.tokens + 1, device=self.device)
         for part, batch in self._batches("encode_class", images):
-            feature[part], attention[part] = class_features(self._tower, batch)
+            feature[part], attention[part] = self._pass.class_features(self._tower, batch)
         return feature, attention
 
     def encode_tokens(self, images: Tensor) -> Tensor:
         """Class and patch features of images as of `encode`, without attention -> [M, T + 1, C], class token first."""
         features = torch.empty(len(images), self.tokens + 1, self.channels, device=self.device)
         for part, batch in self._batches("encode_tokens", images):
-            features[part] = token_features(self._tower, batch)
+            features[part] = self._pass.token_features(self._tower, batch)
         return features
 
     def _batches(self, function: str, images: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -148,7 +151,7 @@ class Teacher:
             raise ValueError(f"{function}: images have shape {tuple(images.shape)}; expected [M, 3, {S}, {S}]")
         for start in range(0, len(images), self.batch_size):
             part = slice(start, start + self.batch_size)
-            yield part, images[part].to(self.device, _DTYPES[self.precision])
+            yield part, images[part].to(self.device, DTYPES[self.precision])
 
     def __reduce__(self) -> Any:
         raise TypeError("a Teacher is not pickled: send its TeacherConfig and load it where it is used")
@@ -161,6 +164,11 @@ def load_teacher(config: TeacherConfig, device: torch.device | None = None) -> T
     not fit, or do not say which GELU they were trained with.
     """
     device = resolve_device(config.device) if device is None else device
+    if config.architecture.startswith(PREFIX):
+        made, facts, normalisations = load_timm(config, device)
+        if config.random:
+            _warn_of_random(config)
+        return Teacher(made, config, device, facts, normalisations)
     weights, tag = _weights(config)
     if config.architecture == "openai":
         assert weights is not None  # TeacherConfig.problems
@@ -170,23 +178,27 @@ def load_teacher(config: TeacherConfig, device: torch.device | None = None) -> T
     quickgelu = _quickgelu(config, architecture, weights, tag)
     tower = _build_tower(config, architecture, quickgelu)
     if weights is not None:
-        _fill(tower, weights, config.architecture)
+        fill_tower(tower, weights, config.architecture)
     named = Path(config.architecture)
     facts = {
         "architecture": named.stem if named.suffix == ".json" else config.architecture,  # never a path of this machine
         "sizes": {"embed_dim": architecture["embed_dim"], "vision_cfg": architecture["vision_cfg"]},
         "quickgelu": quickgelu,
         "precision": config.precision,
-        "weights_sha256": _weights_hash(tower),
+        "weights_sha256": weights_hash(tower),
     }
     if config.random:
         facts["random_seed"] = config.seed
-        logger.warning(
-            "the teacher is RANDOM (%s, seed %d): it has learnt nothing, and its features are for plumbing only",
-            config.architecture,
-            config.seed,
-        )
+        _warn_of_random(config)
     return Teacher(_to_precision(tower, config.precision).to(device), config, device, facts)
+
+
+def _warn_of_random(config: TeacherConfig) -> None:
+    logger.warning(
+        "the teacher is RANDOM (%s, seed %d): it has learnt nothing, and its features are for plumbing only",
+        config.architecture,
+        config.seed,
+    )
 
 
 def resolve_device(name: str) -> torch.device:
@@ -208,18 +220,36 @@ def teacher_conflicts(config: TeacherConfig, projection: ProjectionConfig) -> It
     """
     if config.architecture == "openai":
         return
+    if config.architecture.startswith(PREFIX):
+        image_side, patch_side = describe_timm(config)
+        yield from size_conflicts(config.architecture, image_side, patch_side, projection, timm_normalisations(config))
+        return
     vision = describe_architecture(config.architecture)["vision_cfg"]
     yield from size_conflicts(
         config.architecture, vision.get("image_size", 224), vision.get("patch_size", 16), projection
     )
 
 
-def size_conflicts(architecture: str, image_side: Any, patch_side: Any, projection: ProjectionConfig) -> Iterator[str]:
-    """One line for each size in which a teacher and a projection differ."""
+def size_conflicts(
+    architecture: str,
+    image_side: Any,
+    patch_side: Any,
+    projection: ProjectionConfig,
+    normalisations: tuple[str, ...] = (),
+) -> Iterator[str]:
+    """One line for each size in which a teacher and a projection differ, and one where its images are of other moments.
+
+    normalisations  values of projection.normalisation that the teacher may be shown; (): any.
+    """
     for name, wanted in (("image_side", image_side), ("patch_side", patch_side)):
         given = getattr(projection, name)
         if given != wanted:
             yield f"projection.{name} = {given} is not the {wanted} that teacher.architecture = {architecture} reads"
+    if normalisations and projection.normalisation not in normalisations:
+        yield (
+            f"projection.normalisation = {projection.normalisation} is not the {' or '.join(normalisations)} that "
+            f"teacher.architecture = {architecture} was trained with"
+        )
 
 
 def _weights(config: TeacherConfig) -> tuple[TowerWeights | None, Mapping[str, Any]]:
@@ -332,9 +362,8 @@ def _build_tower(config: TeacherConfig, architecture: Mapping[str, Any], quickge
     if vision.get("timm_model_name") or isinstance(vision.get("layers"), list | tuple):
         kind = "a timm model" if vision.get("timm_model_name") else "a ResNet"
         raise TeacherError(_unsuitable(config.architecture, f"its vision tower is {kind}, not a VisionTransformer"))
-    cast = None if config.precision == "float32" else _DTYPES[config.precision]
-    with _random_state, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    cast = None if config.precision == "float32" else DTYPES[config.precision]
+    with seeded(config.seed):
         tower = _build_vision_tower(architecture["embed_dim"], vision, quickgelu, cast)
     problem = tower_problem(tower)
     if problem:
@@ -349,41 +378,6 @@ def _unsuitable(architecture: str, problem: str) -> str:
     )
 
 
-def _fill(tower: nn.Module, weights: TowerWeights, architecture: str) -> None:
-    """Load weights into the tower; every key and shape must fit, and all faults are named together."""
-    expected = tower.state_dict()
-    given = {key: value for key, value in weights.tensors.items() if isinstance(value, Tensor)}
-    faults = []
-    missing = [key for key in expected if key not in given]
-    unexpected = [key for key in given if key not in expected]
-    reshaped = [
-        f"{key} {tuple(given[key].shape)} for {tuple(value.shape)}"
-        for key, value in expected.items()
-        if key in given and given[key].shape != value.shape
-    ]
-    for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped)):
-        if keys:
-            more = ", ..." if len(keys) > _KEYS_SHOWN else ""
-            faults.append(f"{len(keys)} {what}: {', '.join(keys[:_KEYS_SHOWN])}{more}")
-    if faults:
-        raise TeacherError(
-            f"{weights.source}: its {len(given)} tensors are not the {len(expected)} of {architecture}'s vision tower:"
-            "\n    "
-            + "\n    ".join(faults)
-            + "\n  Name the architecture these weights belong to in teacher.architecture."
-        )
-    tower.load_state_dict(given)
-
-
-def _weights_hash(tower: nn.Module) -> str:
-    """sha256 over (name, shape, little-endian float32 bytes) of every tensor: the same for every file format."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tower.state_dict().items()):
-        digest.update(json.dumps([name, list(tensor.shape)]).encode())
-        digest.update(tensor.float().contiguous().numpy().astype("<f4", copy=False).data)
-    return digest.hexdigest()
-
-
 def _to_precision(tower: nn.Module, precision: str) -> nn.Module:
     """Weights of matrix products in the precision, norms in float32: what open_clip calls bf16 and fp16."""
     if precision == "float32":
@@ -391,8 +385,8 @@ def _to_precision(tower: nn.Module, precision: str) -> nn.Module:
     from open_clip.model import convert_weights_to_lp
     from open_clip.transformer import LayerScale
 
-    convert_weights_to_lp(tower, dtype=_DTYPES[precision])
+    convert_weights_to_lp(tower, dtype=DTYPES[precision])
     for module in tower.modules():
         if isinstance(module, LayerScale):
-            module.gamma.data = module.gamma.data.to(_DTYPES[precision])
+            module.gamma.data = module.gamma.data.to(DTYPES[precision])
     return tower

@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.errors import TeacherError
 from teacher_cache.foreign import misnomer, without_wrappers
 
-__all__ = ["TowerWeights", "download_weights", "openai_architecture", "read_weights"]
+__all__ = ["TowerWeights", "download_weights", "openai_architecture", "read_tensors", "read_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ _KEYS_SHOWN = 4
 class TowerWeights:
     """The vision tower of a weights file.
 
-    tensors  named as in open_clip's VisionTransformer, dtype as stored.
+    tensors  named as in open_clip's VisionTransformer (`read_tensors`: as in the file), dtype as stored.
     openai   True when the file carries the marks of OpenAI's own archives (so QuickGELU is certain).
     source   the file, for messages.
     """
@@ -47,10 +47,32 @@ class TowerWeights:
 def read_weights(path: str | Path) -> TowerWeights:
     """Read the vision tower of a weights file; the container is told by its content, not by its name.
 
-    Raises TeacherError for a file that is absent, damaged, executable (TorchScript), pickled with anything but tensors,
-    or without a vision tower in a layout listed above.
+    Raises TeacherError as `read_tensors` does, and for a file without a vision tower in a layout listed above.
     """
     path = Path(path).expanduser()
+    state = _read_state(path)
+    prefix = "visual." if any(key.startswith("visual.") for key in state) else ""
+    tower = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if "class_embedding" not in tower or "conv1.weight" not in tower:
+        _refuse_layout(state, path)
+    return TowerWeights(tower, bool(OPENAI_MARKERS & state.keys()), str(path))
+
+
+def read_tensors(path: str | Path) -> TowerWeights:
+    """Read all tensors of a weights file under their own names, wrappers' prefixes taken off, in whatever layout.
+
+    Where names begin with `visual.`, a safetensors file gives these alone: the text tower is not read.
+
+    Raises TeacherError for a file that is absent, damaged, executable (TorchScript) or pickled with anything but
+    tensors.
+    """
+    path = Path(path).expanduser()
+    state = _read_state(path)
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    return TowerWeights(tensors, bool(OPENAI_MARKERS & state.keys()), str(path))
+
+
+def _read_state(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise TeacherError(f"teacher.weights = {str(path)!r} is not a file; name a .safetensors, .pt or .bin file")
     with path.open("rb") as file:
@@ -63,12 +85,7 @@ def read_weights(path: str | Path) -> TowerWeights:
         state = _read_safetensors(path)
     else:
         state = _read_torch(path)
-    state = _unwrap(state, path)
-    prefix = "visual." if any(key.startswith("visual.") for key in state) else ""
-    tower = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    if "class_embedding" not in tower or "conv1.weight" not in tower:
-        _refuse_layout(state, path)
-    return TowerWeights(tower, bool(OPENAI_MARKERS & state.keys()), str(path))
+    return _unwrap(state, path)
 
 
 def openai_architecture(weights: TowerWeights) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def test_the_defaults_fit_together():
         (ProjectionConfig, {"splat": 4}, "splat = 4 is not an odd number in 1..15"),
         (ProjectionConfig, {"reduction": "median"}, "reduction = 'median' is none of sum, mean, max, nearest"),
         (ProjectionConfig, {"points": 31}, "points = 31 is neither 0"),
-        (ProjectionConfig, {"normalisation": "none"}, "normalisation = 'none' is neither imagenet nor clip"),
+        (ProjectionConfig, {"normalisation": "none"}, "normalisation = 'none' is none of imagenet, clip, half, unit"),
         (TeacherConfig, {"architecture": ""}, 'architecture = "" names no model'),
         (TeacherConfig, {"architecture": "openai"}, 'architecture = "openai" is read off a weights file'),
         (TeacherConfig, {"pretrained": ""}, 'pretrained = "" and weights = "" name no weights'),

@@ -150,10 +150,18 @@ def npy(mesh: Mesh) -> bytes:
     return file.getvalue()
 
 
-def pcd_binary(mesh: Mesh) -> bytes:
+def _pcd(mesh: Mesh, form: str) -> bytes:
     n = len(mesh[0])
     head = f"VERSION .7\nFIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\nWIDTH {n}\nHEIGHT 1\n"
-    return f"{head}VIEWPOINT 0 0 0 1 0 0 0\nPOINTS {n}\nDATA binary\n".encode() + mesh[0].astype("<f4").tobytes()
+    return f"{head}VIEWPOINT 0 0 0 1 0 0 0\nPOINTS {n}\nDATA {form}\n".encode()
+
+
+def pcd_ascii(mesh: Mesh) -> bytes:
+    return _pcd(mesh, "ascii") + xyz(mesh)
+
+
+def pcd_binary(mesh: Mesh) -> bytes:
+    return _pcd(mesh, "binary") + mesh[0].astype("<f4").tobytes()
 
 
 # -- libraries ---------------------------------------------------------------------------------------------------------
@@ -208,6 +216,7 @@ KINDS = {
     "GLB": Kind(glb, ".glb", (_TRIMESH,)),
     "XYZ text": Kind(xyz, ".xyz", (("numpy.loadtxt", "numpy", with_loadtxt),)),
     "NPY": Kind(npy, ".npy", (("numpy.load", "numpy", with_load),)),
+    "PCD ascii": Kind(pcd_ascii, ".pcd", (("pypcd4", "pypcd4", with_pypcd4),)),
     "PCD binary": Kind(pcd_binary, ".pcd", (("pypcd4", "pypcd4", with_pypcd4),)),
 }
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions, Surface
+from pipeline.corpora.formats.obj_blocks import face_rows, line_blocks, vertex_rows
 from pipeline.corpora.formats.polygons import cut_polygons
 
 __all__ = ["read_obj"]
@@ -40,7 +41,7 @@ def read_obj(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
     """
     if options.parts not in ("", *_PARTS):
         raise Malformed(f"parts={options.parts} is asked for; an OBJ has parts by object, group and material")
-    found = _elements(_lines(data), _PARTS.get(options.parts, ""))
+    found = _elements(_text(data), _PARTS.get(options.parts, ""))
     if not len(found.sizes):
         if not len(found.xyz) or (found.notes and not len(found.points)):
             held = ", ".join(f"{count} {what}" for what, count in found.notes.items())
@@ -63,8 +64,8 @@ def read_obj(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
     return Surface(found.xyz, cut.faces, parts=parts, part_names=found.names, notes=notes)
 
 
-def _lines(data: bytes) -> list[str]:
-    """Lines of text, continued ones joined."""
+def _text(data: bytes) -> str:
+    """The text with LF line ends, continued lines joined."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         try:
             text = data.decode("utf-16")
@@ -76,15 +77,14 @@ def _lines(data: bytes) -> list[str]:
         raise Malformed("is binary; an OBJ is text")
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     # a joined line leaves its line ends behind it, so that numbers of lines stay those of the file
-    text = re.sub(r"(?:[^\n]*\\[ \t]*\n)+[^\n]*", _joined, text) if "\\" in text else text
-    return text.split("\n")
+    return re.sub(r"(?:[^\n]*\\[ \t]*\n)+[^\n]*", _joined, text) if "\\" in text else text
 
 
 def _joined(match: re.Match[str]) -> str:
     return re.sub(r"\\[ \t]*\n", " ", match[0]) + "\n" * match[0].count("\n")
 
 
-def _elements(lines: list[str], part_word: str) -> _Elements:
+def _elements(text: str, part_word: str) -> _Elements:
     vertices, sizes, corners, points, owners = array("d"), array("q"), array("q"), array("q"), array("q")
     names: dict[str, int] = {}
     owner = "none"
@@ -103,10 +103,11 @@ def _elements(lines: list[str], part_word: str) -> _Elements:
             found.append(at)
         return found
 
-    for number, line in enumerate(lines, 1):
+    def take(number: int, line: str) -> None:
+        nonlocal last, owner
         words = line.split("#", 1)[0].split()
         if not words:
-            continue
+            return
         word = "f" if words[0] == "fo" else words[0]  # as the format's first version calls it
         try:
             if word == "v":
@@ -131,6 +132,18 @@ def _elements(lines: list[str], part_word: str) -> _Elements:
         except (ValueError, OverflowError):
             what = "is not three numbers" if word == "v" else "names a vertex that cannot be"
             raise Malformed(f"line {number}: {line.strip()[:60]!r} {what}") from None
+
+    for block in line_blocks(text):
+        if block.kind == "v" and (rows := vertex_rows(block)) is not None:
+            vertices.frombytes(rows.tobytes())
+        elif block.kind == "f" and (found := face_rows(block)) is not None:
+            last = max(last, (found.highest, found.line))
+            corners.frombytes(found.corners.tobytes())
+            sizes.frombytes(found.sizes.tobytes())
+            owners.extend([names.setdefault(owner, len(names))] * len(found.sizes))
+        elif block.kind != "vn" and block.kind != "vt":
+            for number, line in enumerate(block.text.split("\n"), block.first):
+                take(number, line)
     if last[0] > len(vertices) // 3:
         raise Malformed(f"line {last[1]} names vertex {last[0]}; there are {len(vertices) // 3}")
     return _Elements(

@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline.corpora.formats.columns import REMEDY, chosen_columns, named_columns, part_column, whole_parts
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions
+from pipeline.corpora.formats.plain_rows import plain_rows
 
 __all__ = ["read_pcd"]
 
@@ -66,8 +67,11 @@ def read_pcd(data: bytes, path: Path, options: ReadOptions) -> Cloud:
     points, parts = table[:, :3], None
     if options.parts:
         parts = whole_parts(table[:, 3], options.parts)
-    holes = np.isnan(points).any(axis=1)
-    notes = {"points without coordinates (NaN)": int(holes.sum())} if holes.any() else {}
+    holes = np.isnan(points)
+    if not holes.any():
+        return Cloud(points, parts=parts)
+    holes = holes.any(axis=1)
+    notes = {"points without coordinates (NaN)": int(holes.sum())}
     return Cloud(points[~holes], parts=None if parts is None else parts[~holes], notes=notes)
 
 
@@ -124,17 +128,20 @@ def _integers(words: list[str], name: str, high: int) -> list[int]:
 
 
 def _ascii(data: bytes, header: _Header, wanted: list[int]) -> np.ndarray:
+    width = sum(header.counts)
+    columns = [sum(header.counts[:k]) for k in wanted]
+    rows = plain_rows(data[header.body :])
+    if rows is not None and rows.separator is None and rows.values.shape == (header.points, width):
+        return rows.values.take(columns, axis=1)
     lines = [line for line in data[header.body :].decode("latin-1").splitlines() if line.strip()]
     if len(lines) != header.points:
         what = "; the file is truncated" if len(lines) < header.points else ""
         raise Malformed(f"the header promises {header.points} points, {len(lines)} lines follow{what}")
     if not lines:
         return np.empty((0, len(wanted)))
-    width = sum(header.counts)
     for number, line in enumerate(lines, start=1):
         if len(line.split()) != width:
             raise Malformed(f"point {number} has {len(line.split())} numbers; the header promises {width}")
-    columns = [sum(header.counts[:k]) for k in wanted]
     try:
         return np.loadtxt(lines, usecols=columns, ndmin=2, comments=None)
     except ValueError as error:
@@ -146,8 +153,7 @@ def _binary(data: bytes, header: _Header, wanted: list[int]) -> np.ndarray:
     if header.body + header.points * record.itemsize > len(data):
         raise Malformed(f"the header promises {header.points} points, the file ends before; it is truncated")
     table = np.frombuffer(data, dtype=record, count=header.points, offset=header.body)
-    with np.errstate(invalid="ignore"):  # signalling NaN
-        return np.stack([table[f"f{k}"][:, 0].astype(np.float64) for k in wanted], axis=-1)
+    return _columns([table[f"f{k}"][:, 0] for k in wanted])
 
 
 def _compressed(data: bytes, header: _Header, wanted: list[int]) -> np.ndarray:
@@ -169,9 +175,17 @@ def _compressed(data: bytes, header: _Header, wanted: list[int]) -> np.ndarray:
     for k in wanted:
         begin = int(starts[k]) * header.points
         column = np.frombuffer(unpacked, dtype="<" + header.kinds[k], count=header.points, offset=begin)
-        with np.errstate(invalid="ignore"):  # signalling NaN
-            columns.append(column.astype(np.float64))
-    return np.stack(columns, axis=-1)
+        columns.append(column)
+    return _columns(columns)
+
+
+def _columns(columns: list[np.ndarray]) -> np.ndarray:
+    """Columns [n] of any number types side by side, [n, columns] float64."""
+    table = np.empty((len(columns[0]), len(columns)))
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        for k, column in enumerate(columns):
+            table[:, k] = column
+    return table
 
 
 def _unlzf(body: bytes, size: int) -> bytes:

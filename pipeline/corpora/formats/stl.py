@@ -11,6 +11,12 @@ __all__ = ["read_stl"]
 
 _RECORD = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
 _UNKNOWN = (0, 0xFFFFFFFF)  # counts of writers that did not know it when they began
+_SOLID = re.compile(r"^[^\S\r\n]*(?:end)?solid\b[^\r\n]*", re.MULTILINE)
+_CORNER = ["vertex", "", "", ""]
+_FACET = ["facet", "normal", "", "", "", "outer", "loop", *_CORNER * 3, "endloop", "endfacet"]  # "" is a number
+_WORDS = {k: word for k, word in enumerate(_FACET) if word}
+_CORNERS = [k for k in range(_FACET.index("outer"), len(_FACET)) if not _FACET[k]]
+_PIECE = 2**17  # characters that are split at a time: the words take ten times their memory, and fit in a cache
 _VERTEX = re.compile(r"\bvertex\s+(\S+)\s+(\S+)\s+(\S+)")
 
 
@@ -46,7 +52,10 @@ def _ascii(text: str) -> Surface:
     if "endsolid" not in text:
         raise Malformed("neither a binary STL nor a whole ASCII one (solid ... endsolid)")
     # names of solids may be any words, vertex and facet among them
-    text = re.sub(r"^[^\S\r\n]*(?:end)?solid\b[^\r\n]*", "", text, flags=re.MULTILINE)
+    text = _without_solids(text)
+    vertices = _plain(text)
+    if vertices is not None:
+        return Surface(vertices, np.arange(len(vertices)).reshape(-1, 3))
     *facets, rest = re.split(r"\bendfacet\b", text)
     if re.search(r"\b(?:vertex|facet)\b", rest):
         raise Malformed(f"facet {len(facets) + 1} has no endfacet; the file is truncated")
@@ -64,3 +73,45 @@ def _ascii(text: str) -> Surface:
         except ValueError:
             raise Malformed(f"facet {k} has a vertex line that is not 3 numbers: {found}"[:160]) from None
     return Surface(np.array(numbers).reshape(-1, 3), np.arange(3 * len(facets)).reshape(-1, 3))
+
+
+def _without_solids(text: str) -> str:
+    """The text without lines that begin or end a solid."""
+    # most files have two such lines, first and last, and a look at all others takes as long as reading them
+    first, last = text.find("\n") + 1, text.rfind("solid")
+    begin = text.rfind("\n", 0, max(last, 0)) + 1
+    if text.startswith("solid") and text.find("solid", 1) == last and 0 < first <= begin:
+        return _SOLID.sub("", text[:first]) + text[first:begin] + _SOLID.sub("", text[begin:])
+    return _SOLID.sub("", text)
+
+
+def _plain(text: str) -> np.ndarray | None:
+    """Corners [3 F, 3] of facets of exactly the words that the format has; None for any other text, which is then read
+    facet by facet.
+    """
+    found = [np.empty((0, 3))]
+    at, size = 0, len(_FACET)
+    while at < len(text):
+        end = len(text)
+        if end - at > _PIECE:
+            last = text.rfind("endfacet", at, at + _PIECE)
+            end = last + len("endfacet")
+            if last < 0 or not text[end].isspace():
+                return None
+        words = text[at:end].split()
+        at = end
+        facets, rest = divmod(len(words), size)
+        if rest or any(words[k::size].count(word) != facets for k, word in _WORDS.items()):
+            return None
+        numbers = np.empty((facets, len(_CORNERS)))
+        try:
+            for column, k in enumerate(_CORNERS):
+                numbers[:, column] = np.fromiter(map(float, words[k::size]), np.float64, facets)
+        except ValueError:
+            return None
+        found.append(numbers.reshape(-1, 3))
+    # words that are no numbers stand nowhere else, as in the numbers of a normal: "1vertex"
+    count = sum(map(len, found))
+    if "_" in text or text.count("facet") * 3 != 2 * count or text.count("vertex") != count or not count:
+        return None
+    return np.concatenate(found)

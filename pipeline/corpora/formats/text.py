@@ -21,6 +21,7 @@ from pipeline.corpora.formats.columns import (
     whole_parts,
 )
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions
+from pipeline.corpora.formats.plain_rows import PlainRows, plain_rows
 from teacher_cache.foreign import marked_encoding
 
 __all__ = ["decode_text", "read_text"]
@@ -29,6 +30,11 @@ _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?:nan
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*(?:,\d+)?(?:[eE][+-]?\d+)?")
 _COMMENT = re.compile(r"\s*(#|//|%|!)")
 _ANY_SEPARATOR = re.compile(r"[,;\s]+")
+_COUNT = re.compile(r"[0-9]{1,19}")
+_WHOLE = re.compile(r"[+-]?\d*")
+_BYTE_LINE = re.compile(rb"[^\r\n]*(?:\r\n|\n|\r)")
+_WORDS = re.compile(rb"[^0-9+\-.,;eE \t\r\n]")  # what header and comment lines have, and numbers have not
+_MAX_HEAD = 4096  # lines before the numbers, in bytes, that a plain file has
 
 
 class _Line(NamedTuple):
@@ -37,11 +43,15 @@ class _Line(NamedTuple):
 
 
 class _Table(NamedTuple):
-    """Lines and the one way to split them; ``separator`` None means any run of blanks and tabs."""
+    """Lines and the one way to split them; ``separator`` None means any run of blanks and tabs.
+
+    ``rows`` are all their numbers, of a plain file: ``lines`` is its first line only.
+    """
 
     lines: list[_Line]
     separator: str | None
     decimal_comma: bool
+    rows: PlainRows | None = None
 
     def fields(self, text: str) -> list[str]:
         return text.split() if self.separator is None else [f.strip(" \t") for f in text.split(self.separator)]
@@ -80,6 +90,11 @@ def read_text(data: bytes, path: Path, options: ReadOptions) -> Cloud:
     three are, or those behind a column of row numbers. Other columns may hold anything. Lines whose x, y and z are all
     NaN are left out and counted.
     """
+    plain = _plain(data)
+    if plain is not None:
+        header, comments, table = plain
+        width = len(table.fields(table.lines[0].text))
+        return _cloud(table, width, _names(header, comments, table, width), options)
     lines, comments = _lines(decode_text(data))
     lines, promised = _blocks(_without_quotes(lines))
     if not lines:
@@ -100,16 +115,55 @@ def read_text(data: bytes, path: Path, options: ReadOptions) -> Cloud:
     names = _names(header, comments, table, width)
     if names is None and header is None and _is_numbered(table.fields(body[0].text)) and len(body) > 1:
         table, names = _pandas(table, width)
+    return _cloud(table, width, names, options)
+
+
+def _cloud(table: _Table, width: int, names: list[str] | None, options: ReadOptions) -> Cloud:
     where, notes = _columns(table, width, names, options)
     points = _numbers(table, where)
     parts = None
     if options.parts:
         parts = whole_parts(_numbers(table, [part_column(options.parts, names, width)])[:, 0], options.parts)
-    holes = np.isnan(points).all(axis=1)
-    if holes.any():
+    holes = np.isnan(points)
+    if holes.any() and (holes := holes.all(axis=1)).any():
         notes["points without coordinates (NaN)"] = int(holes.sum())
         points, parts = points[~holes], None if parts is None else parts[~holes]
     return Cloud(points, parts=parts, notes=notes)
+
+
+def _plain(data: bytes) -> tuple[_Line | None, list[_Line], _Table] | None:
+    """Header, comments and numbers of a file that is plain: a few comments, at most one header, the right count or
+    none, then rows of as many numbers each. None for any other, which is read line by line.
+    """
+    at = 0
+    while (line := _BYTE_LINE.match(data, at, _MAX_HEAD)) is not None and (_WORDS.search(line[0]) or line[0].isspace()):
+        at = line.end()
+    if marked_encoding(data) is not None or b"\0" in data[:at]:
+        return None
+    lines, comments = _lines(decode_text(data[:at]))
+    row = _BYTE_LINE.match(data, at)
+    if len(lines) > 1 or any('"' in line.text for line in lines) or row is None or not row[0].isascii():
+        return None
+    first = _Line(0, row[0].decode("ascii").strip())
+    if lines and _header_line([lines[0], first]) is None:
+        return None
+    count = int(first.text) if _COUNT.fullmatch(first.text) else None
+    if count is not None:
+        at = row.end()
+        row = _BYTE_LINE.match(data, at)
+        if row is None or not row[0].isascii():
+            return None
+        first = _Line(0, row[0].decode("ascii").strip())
+    rows = plain_rows(data[at:])
+    if rows is None or not first.text:
+        return None
+    points, width = rows.values.shape
+    table = _Table([first], rows.separator, False, rows)
+    if width < 3 or count not in (None, points) or _is_numbered(table.fields(first.text)):
+        return None
+    if rows.separator == "," and not rows.marked:  # commas may be decimal signs then
+        return None
+    return (lines[0] if lines else None), comments, table
 
 
 def _lines(text: str) -> tuple[list[_Line], list[_Line]]:
@@ -133,7 +187,7 @@ def _blocks(lines: list[_Line]) -> tuple[list[_Line], int | None]:
     """Lines without the counts that stand before them, and the sum of those counts (None without any)."""
     kept: list[_Line] = []
     total, at = 0, 0
-    while at < len(lines) and re.fullmatch(r"[0-9]{1,19}", lines[at].text):
+    while at < len(lines) and _COUNT.fullmatch(lines[at].text):
         count = int(lines[at].text)
         kept += lines[at + 1 : at + 1 + count]
         total, at = total + count, at + 1 + count
@@ -291,11 +345,19 @@ def _columns(
 
 def _is_whole(table: _Table, column: int) -> bool:
     """Whether a column is whole numbers only, as written."""
-    return all(re.fullmatch(r"[+-]?\d*", table.fields(line.text)[column]) is not None for line in table.lines)
+    if table.rows is not None:
+        if not table.rows.marked:
+            return True
+        if not (table.rows.values[:, column] == np.floor(table.rows.values[:, column])).all():
+            return False
+        return all(_WHOLE.fullmatch(table.fields(text)[column]) is not None for text in table.rows.lines())
+    return all(_WHOLE.fullmatch(table.fields(line.text)[column]) is not None for line in table.lines)
 
 
 def _numbers(table: _Table, where: Sequence[int]) -> np.ndarray:
     """Some columns as float64 [n, len(where)]."""
+    if table.rows is not None:
+        return table.rows.values.take(where, axis=1)
     texts = [line.text for line in table.lines]
     commas = table.decimal_comma and any("," in table.fields(text)[k] for text in texts for k in where)
     if commas:

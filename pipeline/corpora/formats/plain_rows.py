@@ -1,0 +1,56 @@
+"""Tables of nothing but numbers, read whole by ``numpy.loadtxt``: what nearly all text clouds are.
+
+The careful readers look at every line in Python, which takes ten times as long. What is read here is what they would
+read, bit for bit; anything else is None, and theirs to read or to refuse.
+"""
+
+import io
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["PlainRows", "plain_rows"]
+
+_NUMBERS = b"0123456789+-.eE" + b"naNA"  # the latter for NaN, which organised clouds have
+_LINE_ENDS = b"\r\n"
+
+
+class PlainRows(NamedTuple):
+    """Lines of as many numbers each.
+
+    values     [n, width] float64, a row for each line that holds any.
+    separator  what stands between numbers: None for blanks and tabs, or a comma or semicolon without blanks.
+    text       what they were read from, ASCII.
+    """
+
+    values: np.ndarray
+    separator: str | None
+    text: str
+
+    @property
+    def marked(self) -> bool:
+        """Whether any number is written with a decimal point or an exponent, or is NaN."""
+        return any(mark in self.text for mark in ".eEnN")
+
+    def lines(self) -> Iterator[str]:
+        """The lines that hold numbers, as written."""
+        return (line for line in self.text.splitlines() if line.strip())
+
+
+def plain_rows(body: bytes) -> PlainRows | None:
+    """The numbers of a text; None unless every word is a number in plain ASCII and every line has as many as the first,
+    with one kind of separator.
+    """
+    others = body.translate(None, _NUMBERS + _LINE_ENDS + b" \t")
+    separator = chr(others[0]) if others else None
+    if separator is not None and (separator not in ",;" or others.count(others[0]) < len(others)):
+        return None
+    if (separator is not None and (b" " in body or b"\t" in body)) or not body or body.isspace():
+        return None
+    text = body.decode("ascii")
+    try:
+        values = np.loadtxt(io.StringIO(text, newline=""), ndmin=2, comments=None, delimiter=separator)
+    except ValueError:
+        return None
+    return PlainRows(values, separator, text)

@@ -153,7 +153,7 @@ def test_strangers_cannot_forge_a_line(capsys, tmp_path):
 
 def test_an_interruption_ends_all_processes(tmp_path):
     (tmp_path / "0.off").write_bytes(cube_text("off"))
-    for number in range(1, 3_000):  # more than are read while this process looks for the others
+    for number in range(1, 8_000):  # more than are read while this process looks for the others
         os.link(tmp_path / "0.off", tmp_path / f"{number}.off")
     command = [sys.executable, "-m", "cli.main", "corpus", "info", f"folder:{tmp_path}", "--check", "--workers", "2"]
     process = subprocess.Popen(

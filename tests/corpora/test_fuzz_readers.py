@@ -20,8 +20,8 @@ from pipeline.corpora.surface import triangle_areas
 from tests.support.fuzz import bounded_memory, flipped
 from tests.support.ply import CODES, made
 
-VALID = settings(max_examples=120, deadline=None, derandomize=True)
-DAMAGED = settings(max_examples=350, deadline=None, derandomize=True)
+VALID = settings(max_examples=80, deadline=None, derandomize=True)
+DAMAGED = settings(max_examples=200, deadline=None, derandomize=True)
 QUADS = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
 WORDS = [
     b"nan",

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import psutil
@@ -114,3 +116,21 @@ def test_threads_of_the_environment_come_back(monkeypatch):
         assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == "1"
     assert os.environ["OMP_NUM_THREADS"] == "5"
     assert "MKL_NUM_THREADS" not in os.environ
+
+
+def test_an_interruption_waits_until_all_processes_are_started():
+    """Also in an interpreter that has started none before: what tracks their resources unblocks signals then."""
+    script = (
+        "import signal\n"
+        "from multiprocessing import get_context\n"
+        "from pipeline.corpora.processes import _interrupts_held\n"
+        "if __name__ == '__main__':\n"
+        "    with _interrupts_held():\n"
+        "        process = get_context('spawn').Process(target=int)\n"
+        "        process.start()\n"
+        "        held = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())\n"
+        "    process.join()\n"
+        "    print(held, signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from teacher_cache.errors import CacheError, ManifestError, RecipeMismatch, Sche
 from teacher_cache.format import layout
 from teacher_cache.format.basis import Basis, basis_differences
 from teacher_cache.format.manifest import Description, Manifest, Receipt
+from teacher_cache.format.receipts import iter_receipts, read_receipt
 from teacher_cache.format.records import CacheSchema, Quarantined, TeacherRecord, record_problems
 from teacher_cache.location import Location, join
 from teacher_cache.recipe import Recipe
@@ -29,7 +30,7 @@ from teacher_cache.storage.base import Storage
 from teacher_cache.storage.opening import storage_at
 from teacher_cache.storage.shard_files import ShardEntry, ShardFile
 
-__all__ = ["CacheHandle", "CacheWriter", "create_cache", "noted_receipts", "stored_basis", "write_shard"]
+__all__ = ["CacheHandle", "CacheWriter", "create_cache", "stored_basis", "write_shard"]
 
 logger = logging.getLogger(__name__)
 
@@ -250,66 +251,6 @@ def write_shard(
     result = found or made
     assert result is not None
     return result
-
-
-def iter_receipts(storage: Storage, description: Description) -> Iterator[Receipt]:
-    """The receipts of committed shards, ascending; those that cannot be trusted are warned of and left out."""
-    return (receipt for receipt, whole in noted_receipts(storage, description) if whole)
-
-
-def noted_receipts(storage: Storage, description: Description) -> Iterator[tuple[Receipt, bool]]:
-    """Every sound receipt, ascending, and whether its shard's files are there in full size, so that it counts as built.
-
-    What does not count is warned of.
-    """
-    numbers = [name.removesuffix(".json") for name in storage.names(layout.RECEIPTS)]
-    shards = sorted(int(number) for number in numbers if number.isdecimal())
-    shards = [
-        shard for shard in shards if layout.receipt_path(shard).rpartition("/")[2].removesuffix(".json") in numbers
-    ]
-    sizes = storage.sizes()
-    for shard, data in zip(shards, storage.read_many([layout.receipt_path(s) for s in shards]), strict=True):
-        try:
-            receipt = _decoded_receipt(storage, shard, description, data)
-            try:
-                _check_sizes(storage, receipt, sizes)
-            except ManifestError as error:
-                logger.warning("shard %d counts as not built: %s", shard, error)
-                yield receipt, False
-            else:
-                yield receipt, True
-        except ManifestError as error:
-            logger.warning("shard %d counts as not built: %s", shard, error)
-
-
-def read_receipt(storage: Storage, shard: int, description: Description) -> Receipt:
-    """The receipt of a committed shard whose files are there in full size. Raises ManifestError."""
-    try:
-        data = storage.read(layout.receipt_path(shard))
-    except FileNotFoundError:
-        data = None
-    receipt = _decoded_receipt(storage, shard, description, data)
-    _check_sizes(storage, receipt, storage.sizes(few=True))
-    return receipt
-
-
-def _decoded_receipt(storage: Storage, shard: int, description: Description, data: bytes | None) -> Receipt:
-    where = join(storage.location, layout.receipt_path(shard))
-    if data is None:
-        raise ManifestError(f"{where}: expected the receipt of shard {shard}, found none")
-    receipt = Receipt.decode(data, str(where), shard=shard, paths=layout.shard_paths(description.storage, shard))
-    limit = description.storage.shapes_per_shard
-    if receipt.records > limit:
-        raise ManifestError(f"{where}: {receipt.records} records; expected at most {limit}, its recipe's shard")
-    return receipt
-
-
-def _check_sizes(storage: Storage, receipt: Receipt, sizes: Callable[[str], int | None]) -> None:
-    for file in receipt.files:
-        size = sizes(file.path)
-        if size != file.bytes:
-            found = "none" if size is None else f"{size}"
-            raise ManifestError(f"{join(storage.location, file.path)}: expected {file.bytes} bytes, found {found}")
 
 
 def _ids(receipt: Receipt) -> Iterator[str]:

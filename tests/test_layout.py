@@ -5,6 +5,7 @@ NVIDIA's alone.
 import ast
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,8 @@ ALLOWED = {
 # Inside a room imports run from left to right; what stands in one tuple is of one rank, and neither imports the other.
 ORDER = {
     "teacher_cache": (
-        "testing", "__init__", "maintenance", "reading", "writer", "format", "storage", "recipe", "config", "location",
-        ("sealed", "foreign"), ("errors", "system"),
+        "testing", "__init__", "maintenance", ("reading", "writer"), "format", "storage", "recipe", "config",
+        "location", ("sealed", "foreign"), ("errors", "system"),
     ),
     "pipeline": ("build", "teacher", "views", "corpora", ("config", "errors")),
     "pipeline/corpora": (
@@ -164,3 +165,13 @@ def test_help_loads_no_room_that_is_heavy():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "pretrain" in done.stdout
+
+
+def test_no_folder_of_tests_is_left_out(pytestconfig):
+    """pytest's own list of folders that it does not enter has `build`, `dist`, `venv` and others in it."""
+    ignored = pytestconfig.getini("norecursedirs")
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*.py")}
+    assert Path("tests/build") in folders
+    assert not [
+        str(folder) for folder in folders if any(fnmatch(part, glob) for part in folder.parts for glob in ignored)
+    ]

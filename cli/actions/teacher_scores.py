@@ -26,18 +26,21 @@ def score_teacher(
     *,
     points: int,
     seeds: int,
+    any_normalisation: bool = False,
 ) -> dict[str, Any]:
     """Score a teacher and `seeds` random ones of its architecture.
 
-    projection  how shapes are drawn; its image_side and patch_side are replaced by the teacher's, and so is a
-                normalisation that a timm teacher does not know.
-    corpora  (name, train URI, test URI) of labelled corpora.
+    projection         how shapes are drawn; its image_side and patch_side are replaced by the teacher's.
+    corpora            (name, train URI, test URI) of labelled corpora.
+    any_normalisation  replace a normalisation that a timm teacher does not know by the one it knows.
     ->       {"teacher": identity, "projection", "points", "seeds", "corpora": {name: {"train", "test", "classes",
              "chance", "rows": {"teacher" | "random": {probe: {"accuracy", "spread", "scores"}}}, "zero_shot"}}}
              probes: "class", the views' class features side by side, and "patches", the mean patch feature of each.
 
-    Raises TeacherError, EvaluationError and CorpusError.
+    Raises TeacherError, also for a teacher that knows several normalisations or another one, EvaluationError and
+    CorpusError.
     """
+    from pipeline.errors import TeacherError
     from pipeline.teacher.tower import load_teacher
     from trainer.downstream.clouds import check_corpora, read_clouds
 
@@ -45,8 +48,19 @@ def score_teacher(
         check_corpora(train_uri, test_uri, points=points)
     known = load_teacher(config)
     projection = replace(projection, image_side=known.image_side, patch_side=known.patch_side)
-    if known.normalisations and projection.normalisation not in known.normalisations:
+    if known.normalisations and any_normalisation:
+        if len(known.normalisations) > 1:
+            raise TeacherError(
+                f"{config.weights}: weights of {config.architecture} know images of normalisation "
+                f"{' or '.join(known.normalisations)}, and a file does not say which it is of\n"
+                "  Name it with --normalisation."
+            )
         projection = replace(projection, normalisation=known.normalisations[0])  # type: ignore[arg-type]
+    if known.normalisations and projection.normalisation not in known.normalisations:
+        raise TeacherError(
+            f"normalisation {projection.normalisation} is not the {' or '.join(known.normalisations)} that "
+            f"{config.architecture} was trained with"
+        )
     words = _reader(config)
     guessing = [
         load_teacher(replace(config, pretrained="random", weights="", seed=seed, quickgelu=_gelu(known)))

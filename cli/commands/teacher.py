@@ -1,6 +1,7 @@
 """``i2p teacher``: train a tiny CLIP of our own, and measure what a teacher knows of shapes."""
 
 import json
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,8 @@ def train(config: str, out: Path | None, overrides: tuple[str, ...]) -> None:
 @click.option("--reduction", default="nearest", show_default=True, help="As projection.reduction.")
 @click.option("--depth-offset", type=float, default=1.5, show_default=True,
               help="As projection.depth_offset. The defaults are what the embedded teacher was made for.")  # fmt: skip
+@click.option("--normalisation", default="auto", show_default=True,
+              help="As projection.normalisation; auto: what timm's weights know, or ImageNet's.")  # fmt: skip
 @click.option("--seeds", type=int, default=3, show_default=True, help="Random teachers, and draws of points and folds.")
 @click.option("--precision", default="float32", show_default=True, help="As teacher.precision; bfloat16 is faster.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -105,6 +108,7 @@ def evaluate(
     points: int,
     reduction: str,
     depth_offset: float,
+    normalisation: str,
     seeds: int,
     precision: str,
     device: str,
@@ -121,6 +125,8 @@ def evaluate(
         precision=precision,  # type: ignore[arg-type]
     )  # fmt: skip
     projection = ProjectionConfig(reduction=reduction, depth_offset=depth_offset)  # type: ignore[arg-type]
+    if normalisation != "auto":
+        projection = replace(projection, normalisation=normalisation)  # type: ignore[arg-type]
     problems = [f"teacher.{problem}" for problem in config.problems()]
     problems += [f"projection.{problem}" for problem in projection.problems()]
     if shapes < 72:
@@ -139,7 +145,9 @@ def evaluate(
         problems.append(f"--seeds {seeds} is smaller than 1")
     if problems:
         raise ConfigError("the options", problems)
-    result = score_teacher(config, projection, named, points=points, seeds=seeds)
+    result = score_teacher(
+        config, projection, named, points=points, seeds=seeds, any_normalisation=normalisation == "auto"
+    )
     echo(json.dumps(result, indent=1) if as_json else scores_table(result))
 
 

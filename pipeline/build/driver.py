@@ -41,10 +41,10 @@ from teacher_cache import (
     stored_basis,
 )
 from teacher_cache.format.manifest import Receipt
+from teacher_cache.format.receipts import noted_receipts
 from teacher_cache.location import Location, resolve
 from teacher_cache.maintenance.repair import sound_description
 from teacher_cache.storage.opening import storage_at
-from teacher_cache.writer import noted_receipts
 
 __all__ = ["BuildProgress", "BuildReport", "build_cache", "cache_of", "changes_at", "changes_of"]
 

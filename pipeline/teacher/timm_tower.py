@@ -73,6 +73,13 @@ def timm_normalisations(config: TeacherConfig) -> tuple[str, ...]:
     return found
 
 
+def _unnamed_moments(config: TeacherConfig) -> list[str]:
+    """What other tags of a local file's architecture know that no projection.normalisation gives."""
+    entries = _entries(_name(config)).values() if config.weights else ()
+    unnamed = {(entry.mean, entry.std) for entry in entries} - set(MOMENTS.values())
+    return [f"mean {mean} and deviation {std}, which no setting gives," for mean, std in sorted(unnamed)]
+
+
 def load_timm(config: TeacherConfig, device: torch.device) -> TimmFacts:
     """Build and fill the tower that `config` names, on `device`, frozen, in evaluation mode.
 
@@ -91,12 +98,13 @@ def load_timm(config: TeacherConfig, device: torch.device) -> TimmFacts:
         resized = None
     else:
         resized = _fill(net, name, _weights(config), config.architecture)
-        if len(normalisations) > 1:
+        known = [*normalisations, *_unnamed_moments(config)]
+        if len(known) > 1:
             logger.warning(
                 "%s: weights of this architecture know images of projection.normalisation = %s, and a file does not "
                 "say which it is of",
                 config.weights,
-                " or ".join(normalisations),
+                " or ".join(known),
             )
     sha256 = weights_hash(net)  # of the file's tensors, so before any of them is resized
     net.set_input_size((side, side))

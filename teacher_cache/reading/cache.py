@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from teacher_cache.errors import CacheError, ManifestError, SchemaError, ShardDamaged
 from teacher_cache.format import layout
 from teacher_cache.format.manifest import Description, Manifest, Receipt
+from teacher_cache.format.receipts import iter_receipts
 from teacher_cache.format.records import CacheSchema, Quarantined, RecordBatch, TeacherRecord
 from teacher_cache.location import Location, join
 from teacher_cache.recipe import Recipe
 from teacher_cache.storage.base import Storage
 from teacher_cache.storage.opening import storage_at
 from teacher_cache.storage.shard_files import ShardEntry
-from teacher_cache.writer import iter_receipts
 
 __all__ = ["Cache", "CacheInfo", "open_cache"]
 

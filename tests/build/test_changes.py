@@ -331,6 +331,7 @@ def test_shards_that_move_up_when_a_corpus_shrinks(sizes: dict[int, int], ids: i
 
 def test_brand_new_files_are_not_vouched_for_by_their_times(tmp_path: Path, corpus: Path, monkeypatch: Any) -> None:
     """A second write within one tick of the clock leaves the same size and times."""
+    monkeypatch.setattr("pipeline.build.changes._SETTLED", 3600 * 10**9)  # also where a build takes seconds
     cache = Path(build(tmp_path, corpus).path)
     assert not (cache / STAMPS).exists()
     monkeypatch.setattr("pipeline.corpora.files.file_stamp", lambda path: f"{time.time_ns()}:80:1")
@@ -461,7 +462,8 @@ def test_a_worker_of_other_software_is_refused(tmp_path: Path, corpus: Path, mon
 def test_the_digest_follows_the_sources(tmp_path: Path, monkeypatch: Any) -> None:
     for room in provenance.ROOMS:
         (tmp_path / room).mkdir()
-    source = tmp_path / "pipeline" / "provenance.py"
+    source = tmp_path / "pipeline" / "build" / "provenance.py"
+    source.parent.mkdir()
     source.write_text("x = 1\n")
     (tmp_path / "cuda" / "fps.cu").write_text("// 1\n")
     monkeypatch.setattr(provenance, "__file__", str(source))

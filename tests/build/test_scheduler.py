@@ -31,7 +31,7 @@ from tests.support.teachers import TINY_PROJECTION, tiny_teacher
 NOTES = """
     import json, os, time
     from pathlib import Path
-    from pipeline import worker
+    from pipeline.build import worker
 
     def note(**what):
         with open(os.environ["NOTES"], "a", buffering=1) as file:
@@ -201,15 +201,15 @@ def test_a_scheduler_that_is_killed_is_told_and_the_rest_is_built_later(tmp_path
 
 ELSEWHERE = """
     import os
-    from pipeline import worker
+    from pipeline.build import worker
 
-    from teacher_cache.storage.local import storage_at
+    from teacher_cache.storage.opening import storage_at
 
     worker.storage_at = lambda directory: storage_at(os.environ["ROOT"] + "/" + directory.rpartition("/")[2])
 """
 
 OTHER_FILES = """
-    from pipeline import worker
+    from pipeline.build import worker
     from pipeline.corpora import open_corpus
 
     worker.open_corpus = lambda uri, points: open_corpus("synthetic:?count=9&seed=1", points=points)
@@ -227,7 +227,7 @@ def test_a_worker_that_sees_other_files_says_so(tmp_path, program, said):
     notes = Notes(tmp_path, program)
     with cluster(tmp_path / "cluster", notes.environment(ROOT=str(tmp_path / "nothing"))) as dask:
         dask.worker("--no-nanny", "--nthreads", "1", "--preload", notes.preload)
-        with pytest.raises(BuildError, match=rf"(?s)shard \d failed on tcp://127.0.0.1:\d+: BuildError: {said}"):
+        with pytest.raises(BuildError, match=rf"(?s)shard \d failed on tcp://127.0.0.1:\d+: {said}"):
             small_build(tmp_path, scheduler=dask.address)
         if program == ELSEWHERE:  # another machine's cache of the same name, which a build there once finished
             small_build(tmp_path / "nothing")

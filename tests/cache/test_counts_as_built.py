@@ -10,9 +10,10 @@ import teacher_cache
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError
 from teacher_cache.format import layout
+from teacher_cache.format.receipts import iter_receipts, read_receipt
 from teacher_cache.storage.opening import storage_at
 from teacher_cache.testing import SMALL_SCHEMA, build, make_recipe, tree
-from teacher_cache.writer import create_cache, iter_receipts, read_receipt
+from teacher_cache.writer import create_cache
 
 COUNT = 8
 DAMAGES = {

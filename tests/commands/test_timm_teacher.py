@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import timm
+from safetensors.torch import save_file
+
 import teacher_cache
 from tests.support.commands import run
 
@@ -51,3 +54,20 @@ def test_a_timm_teacher_is_scored_beside_random_ones(capsys) -> None:
     assert found["projection"]["patch_side"] == 16
     assert found["corpora"]["synthetic"]["zero_shot"] is None
     assert set(found["corpora"]["synthetic"]["rows"]) == {"teacher", "random"}
+    assert found["projection"]["normalisation"] == "imagenet"
+
+
+def test_images_are_normalised_as_asked_or_as_the_weights_know_them(tmp_path: Path, capsys) -> None:
+    name = "timm:vit_small_patch16_224"  # its tags know ImageNet's moments and those of timm 0.5
+    options = "--architecture", name, "--image-side", 32, "--shapes", 72, "--points", 64, "--seeds", 1
+    scored = run(capsys, "teacher", "eval", *options, "--pretrained", "random", "--normalisation", "half", "--json")
+    assert scored.code == 0, scored.err
+    assert json.loads(scored.out)["projection"]["normalisation"] == "half"
+    weights = tmp_path / "some.safetensors"
+    save_file(timm.create_model(name.removeprefix("timm:")).state_dict(), weights)
+    unsaid = run(capsys, "teacher", "eval", *options, "--weights", weights)
+    assert unsaid.code != 0
+    assert "imagenet or half, and a file does not say which it is of\n  Name it with --normalisation." in unsaid.err
+    wrong = run(capsys, "teacher", "eval", *options, "--weights", weights, "--normalisation", "clip")
+    assert wrong.code != 0
+    assert "normalisation clip is not the imagenet or half that timm:vit_small_patch16_224 was trained" in wrong.err

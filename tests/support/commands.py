@@ -1,6 +1,7 @@
 """Running the command line inside the test's process."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ def _logging_kept() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     levels = {name: logging.getLogger(name).level for name in ROOMS}
+    dask = os.environ.get("DASK_LOGGING__DISTRIBUTED")  # set for the processes that a command starts
     root.handlers.clear()  # or logging.basicConfig(force=True) would close them
     try:
         yield
@@ -53,3 +55,6 @@ def _logging_kept() -> Iterator[None]:
         root.setLevel(level)
         for name, kept in levels.items():
             logging.getLogger(name).setLevel(kept)
+        os.environ.pop("DASK_LOGGING__DISTRIBUTED", None)
+        if dask is not None:
+            os.environ["DASK_LOGGING__DISTRIBUTED"] = dask

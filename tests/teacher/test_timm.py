@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -276,6 +277,18 @@ def test_a_loaded_teacher_says_which_moments_it_knows(tmp_path, caplog):
     path = written(tmp_path, load_teacher(config(name, image_side=32)), "several.safetensors")
     assert load_teacher(config(name, image_side=32, weights=path)).normalisations == ("imagenet", "half")
     assert "know images of projection.normalisation = imagenet or half" in caplog.text
+
+
+def test_moments_that_no_setting_gives_are_named(tmp_path, caplog, monkeypatch):
+    """As DINOv3's ViT-L has: one tag knows ImageNet's moments, the other those of satellite images."""
+    path = written(tmp_path, load_teacher(config()))
+    tags = {
+        "lvd": SimpleNamespace(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+        "sat": SimpleNamespace(mean=(0.43, 0.411, 0.296), std=(0.213, 0.156, 0.143)),
+    }
+    monkeypatch.setattr("pipeline.teacher.timm_tower._entries", lambda name: tags)
+    assert load_teacher(config(weights=path)).normalisations == ("imagenet",)
+    assert "= imagenet or mean (0.43, 0.411, 0.296) and deviation (0.213, 0.156, 0.143), which no" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,77 @@
+"""Receipts as they lie in a cache: which shards count as built.
+
+A shard counts from the moment its receipt is on disk and as long as its files are there in full size.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+
+from teacher_cache.errors import ManifestError
+from teacher_cache.format import layout
+from teacher_cache.format.manifest import Description, Receipt
+from teacher_cache.location import join
+from teacher_cache.storage.base import Storage
+
+__all__ = ["iter_receipts", "noted_receipts", "read_receipt"]
+
+logger = logging.getLogger(__name__)
+
+
+def iter_receipts(storage: Storage, description: Description) -> Iterator[Receipt]:
+    """The receipts of committed shards, ascending; those that cannot be trusted are warned of and left out."""
+    return (receipt for receipt, whole in noted_receipts(storage, description) if whole)
+
+
+def noted_receipts(storage: Storage, description: Description) -> Iterator[tuple[Receipt, bool]]:
+    """Every sound receipt, ascending, and whether its shard's files are there in full size, so that it counts as built.
+
+    What does not count is warned of.
+    """
+    numbers = [name.removesuffix(".json") for name in storage.names(layout.RECEIPTS)]
+    shards = sorted(int(number) for number in numbers if number.isdecimal())
+    shards = [
+        shard for shard in shards if layout.receipt_path(shard).rpartition("/")[2].removesuffix(".json") in numbers
+    ]
+    sizes = storage.sizes()
+    for shard, data in zip(shards, storage.read_many([layout.receipt_path(s) for s in shards]), strict=True):
+        try:
+            receipt = _decoded_receipt(storage, shard, description, data)
+            try:
+                _check_sizes(storage, receipt, sizes)
+            except ManifestError as error:
+                logger.warning("shard %d counts as not built: %s", shard, error)
+                yield receipt, False
+            else:
+                yield receipt, True
+        except ManifestError as error:
+            logger.warning("shard %d counts as not built: %s", shard, error)
+
+
+def read_receipt(storage: Storage, shard: int, description: Description) -> Receipt:
+    """The receipt of a committed shard whose files are there in full size. Raises ManifestError."""
+    try:
+        data = storage.read(layout.receipt_path(shard))
+    except FileNotFoundError:
+        data = None
+    receipt = _decoded_receipt(storage, shard, description, data)
+    _check_sizes(storage, receipt, storage.sizes(few=True))
+    return receipt
+
+
+def _decoded_receipt(storage: Storage, shard: int, description: Description, data: bytes | None) -> Receipt:
+    where = join(storage.location, layout.receipt_path(shard))
+    if data is None:
+        raise ManifestError(f"{where}: expected the receipt of shard {shard}, found none")
+    receipt = Receipt.decode(data, str(where), shard=shard, paths=layout.shard_paths(description.storage, shard))
+    limit = description.storage.shapes_per_shard
+    if receipt.records > limit:
+        raise ManifestError(f"{where}: {receipt.records} records; expected at most {limit}, its recipe's shard")
+    return receipt
+
+
+def _check_sizes(storage: Storage, receipt: Receipt, sizes: Callable[[str], int | None]) -> None:
+    for file in receipt.files:
+        size = sizes(file.path)
+        if size != file.bytes:
+            found = "none" if size is None else f"{size}"
+            raise ManifestError(f"{join(storage.location, file.path)}: expected {file.bytes} bytes, found {found}")

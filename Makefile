@@ -6,6 +6,8 @@ CONFIG ?= quickstart
 SET    ?=
 ARGS   ?=
 EXTRAS ?= dev
+# Processes of the tests; one thread each, so two fill two cores.
+JOBS   ?= 2
 
 BIN       := $(VENV)/bin
 STAMP     := $(VENV)/.installed
@@ -32,7 +34,7 @@ pretrain: $(STAMP) ## environment, cache, training and evaluation of CONFIG
 	$(BIN)/i2p pretrain $(CONFIG) $(OVERRIDES) $(ARGS)
 
 test: $(STAMP) ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
 
 lint: $(STAMP) ## formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -25,16 +25,18 @@ def some(cache: Any, records: Any = ODD) -> teacher_cache.Selection:
     return teacher_cache.select(cache, [cache.ids[record] for record in records])
 
 
-def test_the_first_shapes_of_a_grown_cache_train_like_the_cache_before(cache: Any, tmp_path: Path) -> None:
+def test_the_first_shapes_of_a_grown_cache_train_like_the_cache_before(tmp_path: Path) -> None:
     """To the byte, the global loss' mean and the checkpoint's header included; so a run goes on over the growth."""
-    whole = AlignmentConfig(weight=1.0)
-    small = training_cache(tmp_path / "small", 16)
-    alone = train(small, tmp_path / "alone", alignment=whole)
-    within = train(teacher_cache.first(cache, 16), tmp_path / "within", alignment=whole)
+    settings: dict[str, Any] = {"alignment": AlignmentConfig(weight=1.0)}
+    small = training_cache(tmp_path / "cache", 16, class_token="float16")
+    alone = train(small, tmp_path / "alone", **settings)
+    train(small, tmp_path / "grown", **settings, epochs=1)
+    first = teacher_cache.first(training_cache(tmp_path / "cache", 40, class_token="float16"), 16)
+    assert len(first.cache) == 40
+    within = train(first, tmp_path / "within", **settings)
     assert files(within.checkpoint) == files(alone.checkpoint)
     assert "shapes" not in json.loads((tmp_path / "within" / "metrics.json").read_text())
-    train(small, tmp_path / "grown", alignment=whole, epochs=1)
-    gone_on = train(teacher_cache.first(cache, 16), tmp_path / "grown", alignment=whole)
+    gone_on = train(first, tmp_path / "grown", **settings)
     assert gone_on.resumed_from == 1
     assert files(gone_on.checkpoint) == files(alone.checkpoint)
 

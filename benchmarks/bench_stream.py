@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ SIZES = {"ViT-B/16": 512, "embedded": 128}
 """channels of a teacher with 3 views of 14 x 14 patches"""
 THREADS, READERS, BATCH, WINDOW, SHARD = 2, 1, 64, 32, 64
 DISTINCT = 32  # records made up; a cache repeats them under other ids
+SHARES = (0.3, 0.1, 0.03)
 LOOP = 128  # records of the plain loops, which take milliseconds each
 BLOCK = 1 << 20
 SHAPENET = {"shards": 656, "classes": 55}  # 41,952 training shapes
@@ -245,6 +247,40 @@ def windows(folder: Path, records: int, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def selections(folder: Path, records: int, rounds: int) -> list[dict[str, Any]]:
+    """Rate of some records of a cache beside all: shares spread over its shards, and its first tenth."""
+    rows = []
+    print("\n### Selections of a cache: records a second\n")
+    names = ["whole", *(f"share {share}" for share in SHARES), "first tenth"]
+    print("| records of | format | " + " | ".join(names) + " |")
+    print("| --- | --- |" + " ---: |" * len(names))
+    for size, channels in SIZES.items():
+        for format in ("zarr", "webdataset"):
+            config = CacheConfig(format=format, shapes_per_shard=SHARD, depth="none")  # type: ignore[arg-type]
+            cache = make_cache(folder / f"selections-{format}-{channels}", config, channels, records)
+            rng = np.random.default_rng(0)
+            chosen: dict[str, Any] = {"whole": cache}
+            for share in SHARES:
+                some = rng.choice(cache.ids, round(share * records), replace=False).tolist()
+                chosen[f"share {share}"] = teacher_cache.select(cache, some)
+            chosen["first tenth"] = teacher_cache.first(cache, records // 10)
+            runs: dict[str, Run] = {name: partial(_of_fresh, cache, some) for name, some in chosen.items()}
+            found = fastest(runs, rounds)
+            rows.append({"records of": size, "format": format, **found})
+            print(f"| {size} | {format} | " + " | ".join(f"{found[name]:.0f}" for name in names) + " |", flush=True)
+    return rows
+
+
+def _of_fresh(cache: teacher_cache.Cache, chosen: Any) -> int:
+    """An epoch with no shard open yet."""
+    fresh = teacher_cache.open(cache.path, threads=THREADS)
+    some = fresh if chosen is cache else teacher_cache.Selection(fresh, chosen.records, chosen.counts, chosen.digest)
+    return sum(
+        int((~batch.padded).sum())
+        for batch in teacher_cache.stream(some, batch_size=BATCH, window=WINDOW, readers=READERS, remainder="pad")
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--records", type=int, default=512, help="of each cache whose rate is measured")
@@ -254,6 +290,7 @@ def main() -> None:
     results: dict[str, Any] = {"title": "stream", "environment": environment()}
     with tempfile.TemporaryDirectory() as folder:
         results["rates"] = print_rates(rates(Path(folder), arguments.records, arguments.rounds))
+        results["selections"] = selections(Path(folder), arguments.shards * SHARD, arguments.rounds)
         results["windows"] = windows(Path(folder), arguments.shards * SHARD, arguments.rounds)
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     with RESULTS.open("a", encoding="utf-8") as file:

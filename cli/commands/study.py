@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from cli.options import LocalPath
 from cli.show.terminal import echo
 
 if TYPE_CHECKING:
+    from cli.study.arms import Arm
     from cli.study.plan import Run
     from teacher_cache.location import Location
 
@@ -24,24 +25,39 @@ def study() -> None:
     """Train one small student under many settings, and compare."""
 
 
+def _options(out: Path) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """What every study may be asked for.  out  where it works unless it is told."""
+    many: dict[str, Any] = {"multiple": True}
+    shown: dict[str, Any] = {"show_default": True}
+    positive = click.IntRange(min=1)
+    options: list[Callable[..., Any]] = [
+        click.argument("config", default="study", metavar="[CONFIG]"),
+        click.option("--out", type=LocalPath(file_okay=False), default=out, **shown),
+        click.option("--seeds", type=positive, default=3, help="Students trained in each arm.", **shown),
+        click.option("--workers", type=positive, default=2, help="Runs at a time, a thread each.", **shown),
+        click.option("--teacher", "given", metavar="NAME=SETTINGS",
+                     help="One more teacher: settings of [teacher], separated by commas.", **many),
+        click.option("--main", default="embedded", help="Teacher of the arms that run with one only.", **shown),
+        click.option("--real", metavar="NAME=TRAIN,TEST", help="Labelled corpora to evaluate on, too.", **many),
+        click.option("--only", metavar="ARM", help="These arms instead of all; may be given many times.", **many),
+        click.option("--set", "overrides", metavar="SECTION.KEY=VALUE", help="Override one setting.", **many),
+        click.option("--report", "report_only", is_flag=True, help="Report what is there; run nothing."),
+    ]  # fmt: skip
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
 @study.command(
     epilog="Examples: i2p study guidance; i2p study guidance --only full --only 3d-random --seeds 5; "
     "i2p study guidance --teacher b16=architecture=ViT-B-16,pretrained=openai. "
     "A study that is stopped goes on where it was; a finished one is only reported."
 )
-@click.argument("config", default="study", metavar="[CONFIG]")
-@click.option("--out", type=LocalPath(file_okay=False), default=Path("runs/study"), show_default=True)
-@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Students trained in each arm.")
-@click.option(
-    "--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Runs at a time, a thread each."
-)
-@click.option("--teacher", "given", multiple=True, metavar="NAME=SETTINGS",
-              help="One more teacher: settings of [teacher], separated by commas.")  # fmt: skip
-@click.option("--main", default="embedded", show_default=True, help="Teacher of the arms that run with one only.")
-@click.option("--real", multiple=True, metavar="NAME=TRAIN,TEST", help="Labelled corpora to evaluate on, too.")
-@click.option("--only", multiple=True, metavar="ARM", help="These arms instead of all; may be given many times.")
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one setting.")
-@click.option("--report", "report_only", is_flag=True, help="Report what is there; run nothing.")
+@_options(Path("runs/study"))
 def guidance(
     config: str,
     out: Path,
@@ -55,13 +71,54 @@ def guidance(
     report_only: bool,
 ) -> None:
     """Does 2D guidance pay? Masking and targets with and without teachers, on one cache a teacher."""
+    from cli.study.arms import ARMS
+
+    _study(ARMS, config, out, seeds, workers, given, main, real, only, overrides, report_only)
+
+
+@study.command(
+    epilog="Examples: i2p study scaling; i2p study scaling --set 'corpus.uri=\"folder:meshes\"' --seeds 5. "
+    "It is stopped, gone on with and reported like the guidance study."
+)
+@_options(Path("runs/scaling"))
+def scaling(
+    config: str,
+    out: Path,
+    seeds: int,
+    workers: int,
+    given: tuple[str, ...],
+    main: str,
+    real: tuple[str, ...],
+    only: tuple[str, ...],
+    overrides: tuple[str, ...],
+    report_only: bool,
+) -> None:
+    """Do more shapes pay? The full method on a tenth, three tenths and all of one cache, for as many steps."""
+    from cli.study.arms import SCALING
+
+    _study(SCALING, config, out, seeds, workers, given, main, real, only, overrides, report_only)
+
+
+def _study(
+    arms: Sequence["Arm"],
+    config: str,
+    out: Path,
+    seeds: int,
+    workers: int,
+    given: tuple[str, ...],
+    main: str,
+    real: tuple[str, ...],
+    only: tuple[str, ...],
+    overrides: tuple[str, ...],
+    report_only: bool,
+) -> None:
     from cli.study.arms import TEACHERS
     from cli.study.plan import plan_runs, result_of
 
     teachers = {**TEACHERS, **dict(map(_teacher, given))}
     runs = plan_runs(
         config, overrides, teachers=teachers, main=main, seeds=seeds, real=[_real(text) for text in real], only=only,
-        folder=out,
+        folder=out, arms=arms,
     )  # fmt: skip
     results = {run: found for run in runs if (found := result_of(run)) is not None}
     failed: list[str] = []

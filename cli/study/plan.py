@@ -62,13 +62,16 @@ def plan_runs(
     real: Sequence[tuple[str, str, str]],
     only: Sequence[str],
     folder: Path,
+    arms: Sequence[Arm] = ARMS,
 ) -> list[Run]:
     """The runs of a study, seed by seed, so that a study that is stopped holds a balanced part.
 
     Raises ConfigError for arms or teachers that do not exist and for settings with problems.
     """
     problems = [
-        f"--only {name}: arms are {', '.join(arm.name for arm in ARMS)}" for name in only if name not in _names()
+        f"--only {name}: arms are {', '.join(arm.name for arm in arms)}"
+        for name in only
+        if name not in {arm.name for arm in arms}
     ]
     if main not in teachers:
         problems.append(f"--main {main}: teachers are {', '.join(teachers)}")
@@ -77,7 +80,7 @@ def plan_runs(
     runs: list[Run] = []
     for seed in range(seeds):
         runs.append(_run(Arm(UNTRAINED, (), "none"), main, seed, config, overrides, teachers, real, folder))
-        for arm in ARMS:
+        for arm in arms:
             if (only and arm.name not in only) or (arm.seeds is not None and seed >= arm.seeds):
                 continue
             for teacher in teachers if arm.teachers == "each" else [main]:
@@ -156,10 +159,6 @@ def _differences(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping
                 yield f"{section}.{key} was {then.get(key, 'absent')!r}, is now {now.get(key, 'absent')!r}"
 
 
-def _names() -> set[str]:
-    return {arm.name for arm in ARMS}
-
-
 def _run(
     arm: Arm,
     teacher: str,
@@ -175,6 +174,10 @@ def _run(
         # A shard holds as many fewer shapes as there are poses; as many shapes are to be shuffled together.
         window = load_experiment(config, settings).trainer.shuffle_window
         settings += [f"corpus.poses={arm.poses}", f"trainer.shuffle_window={window * arm.poses}"]
+    if arm.share < 1:
+        trainer = load_experiment(config, settings).trainer
+        settings += [f"corpus.share={arm.share}", f"trainer.epochs={round(trainer.epochs / arm.share)}"]
+        settings += [f"trainer.warmup_epochs={round(trainer.warmup_epochs / arm.share)}"]
     experiment = load_experiment(config, settings)
     sets = (("synthetic", experiment.evaluation.train, experiment.evaluation.test), *real)
     shown = "none" if arm.teachers == "none" else teacher

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cli.show.pictures import GRID, INK, pyplot, save_figure
-from cli.study.arms import ARMS, BASELINE
+from cli.study.arms import ARMS, BASELINE, SCALING
 from cli.study.plan import UNTRAINED
 
 __all__ = ["markdown", "picture", "summarise"]
@@ -71,7 +71,7 @@ def _cell(
 
 
 def _order(result: Mapping[str, Any]) -> tuple[int, str, int]:
-    names = [UNTRAINED, *(arm.name for arm in ARMS)]
+    names = [UNTRAINED, *(arm.name for arm in (*ARMS, *SCALING))]
     return names.index(result["arm"]), result["teacher"], result["seed"]
 
 

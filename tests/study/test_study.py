@@ -7,7 +7,7 @@ import pytest
 
 from cli.actions.build_cache import build_from
 from cli.experiment.toml import ConfigError, load_experiment
-from cli.study.arms import ARMS, TEACHERS
+from cli.study.arms import ARMS, SCALING, TEACHERS
 from cli.study.plan import cache_settings, plan_runs, result_of
 from cli.study.worker import do
 from tests.support.commands import run
@@ -107,6 +107,31 @@ def test_a_study_and_a_pretraining_share_a_cache_in_either_order(tmp_path):
             do(before, cache)
     assert build_from(larger).shapes == 12
     assert weights(before, do(before, cache)) == weights(alone, expected)
+
+
+def test_a_scaling_study_trains_on_parts_of_one_cache(capsys, tmp_path):
+    overrides = [text for setting in settings(tmp_path) for text in ("--set", setting)]
+    overrides += ["--set", "trainer.batch_size=2", "--set", "trainer.epochs=1", "--set", "trainer.checkpoint_every=9"]
+    answer = run(capsys, "study", "scaling", "--out", tmp_path / "study", "--seeds", 1, *overrides)
+    assert answer.code == 1  # a tenth of 8 shapes is one, and no batch
+    assert "fewer than trainer.batch_size" in answer.err
+    for arm, records, steps in (("share-0.3", 2, 3), ("share-1.0", 8, 4)):
+        assert f"{arm} | embedded" in answer.out
+        found = json.loads((tmp_path / "study" / "embedded" / arm / "seed-0" / "result.json").read_text())
+        assert (found["records"], found["steps"]) == (records, steps)
+        assert ("shapes" in found) == (records < 8)
+    assert len(list((tmp_path / "caches").iterdir())) == 1
+    assert "arms are share-0.1" in run(capsys, "study", "scaling", "--only", "full").err
+
+
+def test_shares_take_as_many_steps_and_warm_up_as_long():
+    given = {"teachers": TEACHERS, "main": "embedded", "seeds": 1, "real": [], "only": []}
+    runs = plan_runs("study", [], folder=Path("x"), arms=SCALING, **given)
+    trainers = {run.arm: cache_settings(run).trainer for run in runs}
+    assert {arm: (trainer.epochs, trainer.warmup_epochs) for arm, trainer in trainers.items()} == {
+        "untrained": (12, 1), "share-0.1": (120, 10), "share-0.3": (40, 3), "share-1.0": (12, 1),
+    }  # fmt: skip
+    assert [cache_settings(run).corpus.share for run in runs] == [1.0, 0.1, 0.3, 1.0]
 
 
 def weights(run, result):

@@ -275,10 +275,9 @@ def _of_fresh(cache: teacher_cache.Cache, chosen: Any) -> int:
     """An epoch with no shard open yet."""
     fresh = teacher_cache.open(cache.path, threads=THREADS)
     some = fresh if chosen is cache else teacher_cache.Selection(fresh, chosen.records, chosen.counts, chosen.digest)
-    return sum(
-        int((~batch.padded).sum())
-        for batch in teacher_cache.stream(some, batch_size=BATCH, window=WINDOW, readers=READERS, remainder="pad")
-    )
+    size = min(BATCH, len(some))
+    batches = teacher_cache.stream(some, batch_size=size, window=WINDOW, readers=READERS, remainder="pad")
+    return sum(map(len, batches))
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ class TrainerConfig:
     cache                  folder or URL of a finished cache to train on; empty: the one that the experiment describes,
                            which is built first
     stale_cache            what is done when files of the corpus changed or went since the cache was built: "refuse", or
-                           "train" on the finished cache as it is, without a look at the corpus
+                           "train" on the finished cache as it is, without comparing the two
     teacher                whose maps are used: "cached", or those of a "live" teacher that looks at the augmented cloud
                            in every step (the reference's recipe); the cache then gives the clouds only
     batch_size             shapes in one optimiser step, over all ranks and accumulated parts

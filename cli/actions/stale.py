@@ -38,8 +38,6 @@ def check_corpus(experiment: "Experiment", place: "Location") -> None:
             "  Bring the cache up to date with `i2p cache build CONFIG --changed rebuild`, or train on it as it is:\n"
             "  --stale-cache train (trainer.stale_cache)."
         )
-    elif changes.came and not experiment.corpus.selects:  # a selection that is not there is refused
-        echo(f"note: {changes.came} shapes of the corpus are not in the cache, and not trained on", err=True)
 
 
 def finished_cache(experiment: "Experiment") -> "Location | None":

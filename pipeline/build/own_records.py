@@ -29,6 +29,10 @@ def own_records(cache: Cache, corpus: CorpusConfig, *, as_it_is: bool = False) -
     source = _corpus_of(cache, corpus)
     shapes = None if source is None else OwnShapes.of(source, corpus, lacking=as_it_is)
     if not corpus.selects and (shapes is None or not shapes.by_rule):
+        if shapes is not None and not as_it_is:  # every shape of the cache is in the corpus, or it is refused before
+            lacking = len(shapes.places) - len(cache) // cache.poses - len(cache.info().quarantined)
+            if lacking > 0:
+                notes.append(_lacking(lacking, len(shapes.places)))
         return cache, notes
     usable: list[str] = []
     held: list[str] = []
@@ -44,13 +48,13 @@ def own_records(cache: Cache, corpus: CorpusConfig, *, as_it_is: bool = False) -
     else:
         own = shapes.places.keys()
     if missing := sorted(own - set(held)):
-        said = f"{len(missing)} of its {len(own)} shapes are not in the cache, first {missing[0]!r}"
         if corpus.selects:
             raise BuildError(
-                f"{cache.path}: expected the shapes that [corpus] selects; {said}.\n"
+                f"{cache.path}: expected the shapes that [corpus] selects; {len(missing)} of its {len(own)} shapes are "
+                f"not in the cache, first {missing[0]!r}.\n"
                 "  Build them with `i2p cache build CONFIG`, or select others."
             )
-        notes.append(f"note: {said}; the experiment goes on without them")
+        notes.append(_lacking(len(missing), len(own)))
     mine = [id for id in usable if id in own]
     if not mine:
         raise BuildError(f"{cache.path}: holds none of the {len(own)} shapes of {corpus.uri}")
@@ -61,6 +65,10 @@ def own_records(cache: Cache, corpus: CorpusConfig, *, as_it_is: bool = False) -
     if len(mine) == len(usable):
         return cache, notes
     return (first(cache, len(mine) * cache.poses) if usable[: len(mine)] == mine else select(cache, mine)), notes
+
+
+def _lacking(missing: int, own: int) -> str:
+    return f"note: {missing} of its {own} shapes are not in the cache; the experiment goes on without them"
 
 
 def _corpus_of(cache: Cache, corpus: CorpusConfig) -> Corpus | None:

@@ -54,6 +54,8 @@ class OwnShapes:
 
     def vanished(self, absent: Collection[str]) -> set[str]:
         """Which of some shapes that a cache holds and the corpus does not have are the experiment's, and went."""
+        if self.by_rule or not absent:
+            return set()
         return self.with_absent(absent).intersection(absent)
 
     def with_absent(self, absent: Collection[str]) -> set[str]:

@@ -47,7 +47,7 @@ _USD = Format(read_usd, "usd", beside=beside_usd)
 
 READERS: dict[str, Format] = {
     ".off": Format(read_off, "off", version=2),
-    ".obj": Format(read_obj, "obj", version=2),
+    ".obj": Format(read_obj, "obj", version=3),
     ".ply": Format(read_ply, "ply", version=2),
     ".stl": Format(read_stl, "stl", version=2),
     ".glb": _GLTF,

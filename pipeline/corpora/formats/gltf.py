@@ -350,8 +350,8 @@ def _check_indices(index: np.ndarray, count: int, what: str) -> None:
 def _used(what: str, faces: np.ndarray, count: int, read: Callable[[np.ndarray], np.ndarray]) -> _Primitive:
     """Faces [F, 3] that are not degenerate, and the vertices that they use alone; ``read`` gives those of some rows."""
     kept = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 0] != faces[:, 2])
-    degenerate = int((~kept).sum())
-    faces = faces[kept]
+    degenerate = len(kept) - int(np.count_nonzero(kept))
+    faces = faces[kept] if degenerate else faces
     if 8 * faces.size < count:  # a few of many
         rows = np.unique(faces)
         faces = np.searchsorted(rows, faces)

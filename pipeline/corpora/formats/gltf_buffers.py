@@ -120,7 +120,7 @@ class Accessors:
         return len(self._stored(accessor, what, _component(accessor, what)))
 
     def floats(self, number: Any, kind: str, owner: str, rows: np.ndarray | None = None) -> np.ndarray:
-        """Some rows [R, components] float64, or all."""
+        """Some rows [R, components] float64, by their rising numbers, or all."""
         accessor, what, code = self._accessor(number, kind, owner)
         values = self._values(accessor, what, code, rows)
         if not flag(accessor, "normalized", what, False):
@@ -137,7 +137,7 @@ class Accessors:
         return self._values(accessor, what, code, None)[:, 0].astype(np.int64)
 
     def joints(self, number: Any, owner: str, rows: np.ndarray) -> np.ndarray:
-        """Some rows [R, 4] int64."""
+        """Some rows [R, 4] int64, by their rising numbers."""
         accessor, what, _ = self._accessor(number, "VEC4", owner)
         return self._values(accessor, what, _unsigned(accessor, what, "joints", JOINTS), rows).astype(np.int64)
 
@@ -157,6 +157,7 @@ class Accessors:
     def _values(self, accessor: dict[str, Any], what: str, code: str, rows: np.ndarray | None) -> np.ndarray:
         """Some rows [R, components] of the stored type, or all."""
         stored = self._stored(accessor, what, code)
+        rows = None if rows is None or len(rows) == len(stored) else rows
         values = stored if rows is None else stored[rows]
         return self._replaced(values, len(stored), accessor, what, rows) if "sparse" in accessor else values
 

@@ -40,14 +40,14 @@ from pipeline.corpora.inspection import DIGEST_BYTES, inspect_cloud, inspect_mes
 
 __all__ = ["READERS", "Entry", "FileCorpus", "files_of", "part_table", "read_geometry"]
 
-_GLTF = Format(read_gltf, "gltf", version=2, beside=beside_gltf)
+_GLTF = Format(read_gltf, "gltf", version=3, beside=beside_gltf)
 _TEXT = Format(read_text, "text", version=2)
 _LAS = Format(read_las, "las")
 _USD = Format(read_usd, "usd", beside=beside_usd)
 
 READERS: dict[str, Format] = {
     ".off": Format(read_off, "off", version=2),
-    ".obj": Format(read_obj, "obj", version=2),
+    ".obj": Format(read_obj, "obj", version=3),
     ".ply": Format(read_ply, "ply", version=2),
     ".stl": Format(read_stl, "stl", version=2),
     ".glb": _GLTF,

@@ -18,6 +18,8 @@ import numpy as np
 
 from benchmarks._table import Row, Timing, print_table, write_json
 from pipeline.build.changes import Stamps, compare_corpus, made_of
+from pipeline.build.selection import OwnShapes
+from pipeline.config import CorpusConfig
 from pipeline.corpora import open_corpus
 from teacher_cache.format.manifest import Receipt
 from teacher_cache.location import resolve
@@ -46,6 +48,7 @@ def cases(count: int, seconds: float) -> list[Row]:
         uri = corpus_of(place / "corpus", count)
         corpus = open_corpus(uri, points=64)
         ids = [corpus.id(index) for index in range(count)]
+        own = OwnShapes.of(corpus, CorpusConfig(uri=uri))
         receipts = {
             shard: Receipt(
                 shard=shard,
@@ -63,7 +66,7 @@ def cases(count: int, seconds: float) -> list[Row]:
         paths = [corpus.source(index) for index in range(count)]
 
         def compare(*, content: bool) -> None:
-            changes = compare_corpus(corpus, ids, receipts, stamps, content=content)
+            changes = compare_corpus(corpus, own, receipts, stamps, content=content)
             if changes.stale or changes.same != count:
                 raise AssertionError("nothing changed, and a change was found")
 

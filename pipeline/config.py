@@ -24,13 +24,36 @@ class CorpusConfig:
     points  points stored for each shape, at least 32; meshes are sampled, larger clouds thinned
     poses   stored of each shape, 1..64: the shape itself, then copies under the student's augmentation that the teacher
             looks at; each is a record, and an epoch of training visits one of them
+    only    a file with the ids of the shapes that the experiment is about, one a line; "": all
+    take    of these the first n, in the corpus' order; 0: all
+    share   of these a part, 0..1, chosen by a hash of each id; smaller shares lie within larger ones
+    share_seed  of that hash, 0..2^63-1: another seed chooses another part
+
+    What is selected is built, compared and trained on; the cache may hold more. It is no part of a cache's recipe.
     """
 
     uri: str = "synthetic:?count=1000&seed=0"
     points: int = 2048
     poses: int = 1
+    only: str = ""
+    take: int = 0
+    share: float = 1.0
+    share_seed: int = 0
+
+    @property
+    def selects(self) -> bool:
+        """True where the experiment is about some of the corpus' shapes."""
+        return bool(self.only or self.take or self.share < 1)
 
     def problems(self) -> Iterator[str]:
+        if self.take < 0:
+            yield f"take = {self.take} is negative; 0 takes all shapes"
+        if not 0 < self.share <= 1:
+            yield f"share = {self.share} is outside 0..1; 0.1 is a tenth of the shapes"
+        if not 0 <= self.share_seed < SEED_BOUND:
+            yield f"share_seed = {self.share_seed} is outside 0..2^63-1"
+        elif self.share_seed and self.share == 1:
+            yield f"share_seed = {self.share_seed} chooses a part of the shapes, and share = 1.0 takes all"
         if not 1 <= self.poses <= 64:
             yield f"poses = {self.poses} is outside 1..64"
         if ":" not in self.uri:

@@ -22,12 +22,14 @@ class BuildError(PipelineError):
 class TooManyRefused(BuildError):
     """A build that went through, and refused a larger share of its corpus than `build.max_refused`.
 
-    path  the cache, which holds the other shapes
+    path    the cache, which holds the other shapes
+    others  shapes in it that the experiment is not about
     """
 
-    def __init__(self, text: str, path: str) -> None:
-        super().__init__(text, path)
+    def __init__(self, text: str, path: str, others: int = 0) -> None:
+        super().__init__(text, path, others)
         self.path = path
+        self.others = others
 
     def __str__(self) -> str:
         return str(self.args[0])

@@ -12,6 +12,7 @@ Reading:
     batch = cache.read([3, 1, 4])               # RecordBatch: the same arrays with 3 rows
     for batch in teacher_cache.stream(cache, batch_size=64, seed=0, epoch=3):
         batch.content                           # RecordBatch; batch.state goes on with the next one
+    some = teacher_cache.select(cache, ["a", "b"])    # these shapes alone; reads and streams like the cache
     assert not teacher_cache.verify(cache.path)
 
 Writing, in the driver and in its workers:
@@ -45,6 +46,7 @@ from teacher_cache.reading.cache import Cache, CacheInfo
 from teacher_cache.reading.cache import open_cache as open
 from teacher_cache.reading.listing import list_caches
 from teacher_cache.reading.order import ShuffleQuality, epoch_order, shuffle_quality
+from teacher_cache.reading.selection import Selection, first, select
 from teacher_cache.reading.stream import NothingSound, Stream, StreamBatch, stream
 from teacher_cache.recipe import FORMAT_VERSION, Recipe, cache_directory
 from teacher_cache.storage.shard_files import ShardFile
@@ -72,6 +74,7 @@ __all__ = [
     "RecordBatch",
     "Rewritten",
     "SchemaError",
+    "Selection",
     "ShardDamaged",
     "ShardFile",
     "ShuffleQuality",
@@ -86,10 +89,12 @@ __all__ = [
     "create_cache",
     "epoch_order",
     "find_abandoned",
+    "first",
     "gc",
     "list_caches",
     "merge",
     "open",
+    "select",
     "shuffle_quality",
     "stored_basis",
     "stream",

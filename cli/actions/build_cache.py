@@ -8,21 +8,25 @@ from cli.experiment.own_recipe import CONFIG_COPY
 from cli.show.terminal import echo
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from cli.experiment.sections import Experiment
     from pipeline.build.driver import BuildReport
+    from teacher_cache.location import Location
 
 __all__ = ["build_from"]
 
 REASONS_SHOWN = 5
 
 
-def build_from(experiment: "Experiment") -> "BuildReport":
-    """Build an experiment's cache with progress on standard error; a complete one is only reported."""
-    from cli.experiment.toml import to_toml
+def build_from(experiment: "Experiment", *, restore: "Mapping[int, Sequence[str]] | None" = None) -> "BuildReport":
+    """Build an experiment's cache with progress on standard error; a complete one is only reported.
+
+    restore  shapes by shard of shards that were withdrawn, as `build_cache` has it.
+    """
     from cli.show.progress import Progress, human_seconds
     from pipeline.build.driver import BuildProgress, build_cache
     from pipeline.errors import TooManyRefused
-    from teacher_cache.storage.opening import storage_at
 
     progress: Progress | None = None
     fitting: Progress | None = None
@@ -62,12 +66,13 @@ def build_from(experiment: "Experiment") -> "BuildReport":
             experiment.teacher,
             experiment.cache,
             experiment.build,
+            restore=restore,
             on_progress=show,
             on_fit=show_fit,
         )
     except TooManyRefused as error:
         with suppress(OSError):  # of a finished cache on a disk that is read only: what was refused is the news
-            storage_at(error.path).write_documents({CONFIG_COPY: to_toml(experiment).encode()})
+            _note_places(experiment, error.path, others=error.others)
         raise
     finally:
         warnings.setLevel(level)
@@ -76,9 +81,10 @@ def build_from(experiment: "Experiment") -> "BuildReport":
         if progress is not None:
             progress.__exit__(None, None, None)
     if report.already_complete:
-        echo(f"cache complete: {report.shapes} shapes in {report.path}", err=True)
+        more = f", which holds {report.others} more" if report.others else ""
+        echo(f"cache complete: {report.shapes} shapes in {report.path}{more}", err=True)
         return report
-    storage_at(report.path).write_documents({CONFIG_COPY: to_toml(experiment).encode()})
+    _note_places(experiment, report.path, others=report.others)
     rate = f"{report.shapes / report.seconds:.1f} shapes/s" if report.built == report.shards else "resumed"
     echo(
         f"cache built: {report.shapes} shapes, {report.shards} shards in {human_seconds(report.seconds)} ({rate})",
@@ -89,6 +95,20 @@ def build_from(experiment: "Experiment") -> "BuildReport":
     echo(f"its work: {work}{busy}", err=True)
     _say_quarantine(report.quarantined)
     return report
+
+
+def _note_places(experiment: "Experiment", path: "Location", *, others: int) -> None:
+    """Leave a copy of the experiment in the cache, where a repair looks for the places of corpus and weights: of the
+    one that is about the most of the shapes, as far as two can be compared."""
+    from cli.experiment.toml import to_toml
+    from teacher_cache.storage.opening import storage_at
+
+    storage = storage_at(path)
+    if others:
+        with suppress(FileNotFoundError):
+            storage.read(CONFIG_COPY)
+            return
+    storage.write_documents({CONFIG_COPY: to_toml(experiment).encode()})
 
 
 def _say_when_random(experiment: "Experiment") -> None:

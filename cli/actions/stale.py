@@ -12,8 +12,8 @@ __all__ = ["check_corpus", "finished_cache"]
 
 
 def check_corpus(experiment: "Experiment", place: "Location") -> None:
-    """Compare a finished cache with the experiment's corpus, if it is of that. Raises BuildError where shapes changed
-    or went; says so where it cannot be compared.
+    """Compare the experiment's shapes in a finished cache with its corpus, if the cache is of that. Raises BuildError
+    where they changed or went; says so where they cannot be compared.
 
     Only the experiment says where the corpus lies: notes in a cache are anybody's.
     """
@@ -38,6 +38,8 @@ def check_corpus(experiment: "Experiment", place: "Location") -> None:
             "  Bring the cache up to date with `i2p cache build CONFIG --changed rebuild`, or train on it as it is:\n"
             "  --stale-cache train (trainer.stale_cache)."
         )
+    elif changes.came and not experiment.corpus.selects:  # a selection that is not there is refused
+        echo(f"note: {changes.came} shapes of the corpus are not in the cache, and not trained on", err=True)
 
 
 def finished_cache(experiment: "Experiment") -> "Location | None":

@@ -62,11 +62,15 @@ def repair(
             taken_back = [problem for problem in problems if _mendable(problem)]
             echo(f"{len(stale)} shards are built again with the files as they are now", err=True)
             problems = [*taken_back, *(stale_problem(shard) for shard in stale)]
+        shapes = _shapes_by_shard(path, experiment)
     # A damaged manifest hides what is damaged below it, so a second look can find more than the first.
     while any(_mendable(problem) for problem in problems) and rounds < REPAIR_ROUNDS:
         shards = teacher_cache.withdraw(path, problems)
         echo(f"{len(problems)} problems; building {len(shards)} shards again", err=True)
-        build_from(replace(experiment, build=replace(experiment.build, max_refused=1.0)))  # it was settled at the build
+        build_from(
+            replace(experiment, build=replace(experiment.build, max_refused=1.0)),  # it was settled at the build
+            restore={shard: shapes[shard] for shard in shards if shard in shapes},
+        )
         problems, rounds = teacher_cache.verify(path), rounds + 1
     for problem in problems:
         echo(problem)
@@ -90,6 +94,17 @@ def _stale_shards(experiment: "Experiment", path: "Location", *, refuse: bool) -
     for line in changes.lines():
         echo(line, err=True)
     return changes.shards if changes.stale else ()
+
+
+def _shapes_by_shard(path: "Location", experiment: "Experiment") -> dict[int, list[str]]:
+    """What each shard holds whose receipt is sound, before it is withdrawn: other experiments' shapes, too."""
+    from pipeline.build.upkeep import as_built
+    from teacher_cache.format.receipts import noted_receipts
+    from teacher_cache.maintenance.repair import sound_description
+    from teacher_cache.storage.opening import storage_at
+
+    noted = noted_receipts(storage_at(path), sound_description(path))
+    return {receipt.shard: as_built(receipt, experiment.corpus.poses) for receipt, _ in noted}
 
 
 def stale_problem(shard: int) -> "Problem":

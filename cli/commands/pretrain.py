@@ -45,6 +45,7 @@ def pretrain(
     from cli.actions.build_cache import build_from
     from cli.actions.stale import check_corpus, finished_cache
     from cli.experiment.toml import load_experiment, to_toml
+    from pipeline.build.own_records import own_records
     from teacher_cache.location import resolve
     from trainer.engine.ranks import place_in_launch
 
@@ -68,7 +69,10 @@ def pretrain(
     opened = teacher_cache.open(cache_path)
     if named and launch.rank == 0 and experiment.trainer.stale_cache == "refuse":
         check_corpus(experiment, cache_path)
-    _train(experiment, opened, out or Path("runs") / experiment.name, launch.rank)
+    own, notes = own_records(opened, experiment.corpus, as_it_is=experiment.trainer.stale_cache == "train")
+    for note in notes if launch.rank == 0 else ():
+        echo(note, err=True)
+    _train(experiment, own, out or Path("runs") / experiment.name, launch.rank)
 
 
 def _check_alone(ranks: int) -> None:

@@ -1,9 +1,10 @@
 """The experiment that mends a cache: what to build from the cache's checked recipe, where things lie from its notes.
 
 A cache is a folder that anybody may have made. Its recipe has a checksum and names the cache; the copy of an experiment
-in logs/ has neither. So the copy is asked for places only: where the corpus and the teacher's weights lie. What is
-found there has to be what the recipe says, or nothing is built. How a build runs (scheduler, workers, devices) comes
-from the command line and the defaults, never from the cache: a Dask scheduler's address is trusted with code.
+in logs/ has neither. So the copy is asked for places only: where the corpus and the teacher's weights lie, and which of
+the corpus' shapes were built. What is found there has to be what the recipe says, or nothing is built. How a build runs
+(scheduler, workers, devices) comes from the command line and the defaults, never from the cache: a Dask scheduler's
+address is trusted with code.
 """
 
 import tomllib
@@ -22,7 +23,7 @@ __all__ = ["CONFIG_COPY", "experiment_by_recipe"]
 CONFIG_COPY = "logs/config.toml"  # of a cache: the experiment that built it
 _MAX_COPY = 1 << 20  # bytes; a real copy has a few thousand
 _PLACES: dict[str, dict[str, type]] = {
-    "corpus": {"uri": str},
+    "corpus": {"uri": str, "only": str, "take": int, "share": float, "share_seed": int},
     "teacher": {"architecture": str, "pretrained": str, "weights": str, "quickgelu": str, "seed": int},
 }
 
@@ -51,7 +52,7 @@ def experiment_by_recipe(path: "Location", *, scheduler: str | None = None, work
     try:
         return Experiment(
             name=f"the recipe of {path}",
-            corpus=CorpusConfig(uri=places["corpus"]["uri"], points=points, poses=recipe.corpus.get("poses", 1)),
+            corpus=CorpusConfig(**places["corpus"], points=points, poses=recipe.corpus.get("poses", 1)),
             projection=_projection(recipe, points),
             teacher=TeacherConfig(
                 **places["teacher"],

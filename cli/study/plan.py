@@ -1,5 +1,6 @@
 """The runs of a study from its arms, teachers and seeds: shared caches, order, and places of results."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cli.experiment.sections import SECTIONS, Experiment
 from cli.experiment.toml import ConfigError, load_experiment
 from cli.study.arms import ARMS, Arm
+from pipeline.config import CorpusConfig
 
 if TYPE_CHECKING:
     from teacher_cache.location import Location
@@ -20,6 +22,7 @@ UNTRAINED = "untrained"
 
 _NOT_OF_A_RUN = {"build", "evaluation"}
 _SCORING = ("stored_points", "points", "feature", "protocol", "grid", "folds", "reference_c")
+_SELECTION = ("only", "take", "share", "share_seed")
 _FREE = {"readers", "prefetch", "tensorboard", "keep_checkpoints", "checkpoint_every", "device"}
 
 
@@ -123,12 +126,26 @@ def require_cache(run: Run, result: Mapping[str, Any], cache: "Location") -> Non
 
 
 def _settings(experiment: Experiment, sets: Sequence[tuple[str, str, str]]) -> str:
+    from pipeline.build.selection import listed_ids
+
     sections = {name: asdict(getattr(experiment, name)) for name in SECTIONS if name not in _NOT_OF_A_RUN}
+    for key in _SELECTION:
+        if sections["corpus"][key] == getattr(CorpusConfig(), key):
+            del sections["corpus"][key]  # absent where nothing is selected, as in results before there were selections
     sections["trainer"] = {key: value for key, value in sections["trainer"].items() if key not in _FREE}
+    if experiment.corpus.only:  # what the list says, wherever it lies
+        ids = "\n".join(sorted(listed_ids(experiment.corpus.only)))
+        sections["corpus"]["only"] = hashlib.sha256(ids.encode("utf-8", "surrogatepass")).hexdigest()
     del sections["cache"]["root"]
     sections["evaluation"] = {key: getattr(experiment.evaluation, key) for key in _SCORING}
     sections["sets"] = {name: [train, test] for name, train, test in sets}
     return json.dumps(sections, sort_keys=True)  # tuples become lists, as in what is read back
+
+
+def _selection(experiment: Experiment) -> list[str]:
+    """What tells the shapes of a run from those of others, in words; nothing where it is about all of its corpus."""
+    corpus = experiment.corpus
+    return [f"{key}={getattr(corpus, key)}" for key in _SELECTION] if corpus.selects else []
 
 
 def _differences(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -167,7 +184,7 @@ def _run(
         seed=seed,
         config=config,
         overrides=tuple(settings),
-        cache=f"{teacher}-{arm.poses}",
+        cache="-".join([teacher, str(arm.poses), *_selection(experiment)]),
         sets=sets,
         folder=folder / shown / arm.name / f"seed-{seed}",
         settings=_settings(experiment, sets),

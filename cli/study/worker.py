@@ -25,6 +25,7 @@ def do(run: Run, cache_path: "Location") -> dict[str, Any]:
     """Do one run, or go on with it; -> what result.json then holds."""
     import teacher_cache
     from cli.experiment.toml import load_experiment
+    from pipeline.build.own_records import own_records
     from teacher_cache.storage.commit import refuse_links
     from trainer.checkpoints.models import load_model
     from trainer.config import EvaluationConfig
@@ -34,9 +35,10 @@ def do(run: Run, cache_path: "Location") -> dict[str, Any]:
     began = time.perf_counter()
     refuse_links(run.folder.parents[2], run.folder / "any")  # OUT/teacher/arm/seed: OUT itself may be a link
     experiment = load_experiment(run.config, run.overrides)
-    opened: Any = teacher_cache.open(cache_path)
+    opened: Any = own_records(teacher_cache.open(cache_path), experiment.corpus)[0]
     result: dict[str, Any] = {"arm": run.arm, "teacher": run.teacher, "seed": run.seed}
     result |= {"settings": json.loads(run.settings), "cache": cache_name(cache_path)}
+    result |= {"records": len(opened)} | _selected(opened)
     trained = 0.0
     if run.arm == UNTRAINED:
         result["sets"] = {name: _untrained(run, experiment, opened, name) for name, _, _ in run.sets}
@@ -60,6 +62,13 @@ def do(run: Run, cache_path: "Location") -> dict[str, Any]:
     run.folder.mkdir(parents=True, exist_ok=True)
     write_json(run.folder / "result.json", result)
     return result
+
+
+def _selected(opened: Any) -> dict[str, str]:
+    """The digest of the shapes of a run, where they are a selection of the cache's."""
+    from teacher_cache import Selection
+
+    return {"shapes": opened.digest} if isinstance(opened, Selection) and opened.digest is not None else {}
 
 
 def _training_seconds(folder: Path) -> float:

@@ -1,4 +1,4 @@
-"""Changes of a corpus since its cache was built: shapes that changed, came or went.
+"""Changes of a corpus since its cache was built: shapes of an experiment that changed, came or went.
 
 The truth is a hash of what each shape was made from, which receipts hold (`Corpus.fingerprint`). The fast path is a
 digest of sizes and times of a shard's files (`Corpus.stamp`), kept in logs/ where no promise depends on it: while it
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from pipeline.build.selection import OwnShapes
 from pipeline.corpora import Corpus, ShapeError
 from pipeline.corpora.faults import patiently
 from pipeline.errors import BuildError
@@ -21,7 +22,17 @@ from teacher_cache.format.manifest import Receipt
 from teacher_cache.location import join
 from teacher_cache.storage.base import Storage
 
-__all__ = ["STAMPS", "Changes", "Stamps", "compare_corpus", "made_of", "refuse_stale", "settled", "stamps_digest"]
+__all__ = [
+    "STAMPS",
+    "Changes",
+    "Stamps",
+    "compare_corpus",
+    "made_of",
+    "refuse_stale",
+    "settled",
+    "shapes_in",
+    "stamps_digest",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +75,9 @@ def stamps_digest(stamps: Iterable[tuple[str, str | None]]) -> str:
 class Stamps:
     """logs/stamps.json: by shard, the receipt it is about and the digest of its files' stamps.
 
-    Lost or damaged it costs a reading of the corpus, no more. Several builders may write it: the last one wins.
+    An experiment that is about some of a shard's shapes looks at these alone; what it finds stands under the shard and
+    the hash of their ids. Lost or damaged it costs a reading of the corpus, no more. Several builders may write it: the
+    last one wins.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -85,14 +98,15 @@ class Stamps:
         self._saved = dict(self._known)
         self._saved_at = time.monotonic()
 
-    def vouch_for(self, receipt: Receipt, digest: str) -> bool:
-        """Whether this shard's files looked like this when their content was last compared."""
-        return bool(digest) and self._known.get(str(receipt.shard)) == [receipt.sha256, digest]
+    def vouch_for(self, receipt: Receipt, digest: str, some: Sequence[str] | None = None) -> bool:
+        """Whether this shard's files, or those of some of its shapes, looked like this when their content was last
+        compared."""
+        return bool(digest) and self._known.get(_key(receipt, some)) == [receipt.sha256, digest]
 
-    def note(self, receipt: Receipt, digest: str) -> None:
-        """Remember how a shard's files look, whose content is what the receipt says."""
+    def note(self, receipt: Receipt, digest: str, some: Sequence[str] | None = None) -> None:
+        """Remember how a shard's files look, or those of some of its shapes, whose content is what the receipt says."""
         if digest:
-            self._known[str(receipt.shard)] = [receipt.sha256, digest]
+            self._known[_key(receipt, some)] = [receipt.sha256, digest]
 
     def save(self, *, now: bool = True) -> None:
         """Write what has been noted, if anything; where nothing can be written, the next build compares again.
@@ -109,9 +123,16 @@ class Stamps:
         self._saved = dict(self._known)
 
 
+def _key(receipt: Receipt, some: Sequence[str] | None) -> str:
+    if some is None:
+        return str(receipt.shard)
+    ids = hashlib.sha256("\n".join(some).encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{receipt.shard}:{ids[:16]}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """How a corpus differs from what the committed shards of its cache were made from.
+    """How the shapes of an experiment differ from what the committed shards of its cache were made from.
 
     changed  ids of shapes that are in both, and made from something else now, those in quarantine excepted
     gone     ids of shapes that the corpus does not have any more
@@ -119,6 +140,7 @@ class Changes:
     same     shapes that are in both, and of which nothing says that they changed
     unknown  shapes in shards without fingerprints, as 0.1.0 wrote them: whether they changed cannot be told
     shards   that hold changed or gone shapes
+    others   shapes that the cache holds and the experiment is not about; nothing else is said of them
     suspects by shard, the quarantined ids that are made from something else now, or of which that cannot be told
     """
 
@@ -128,6 +150,7 @@ class Changes:
     same: int
     unknown: int
     shards: tuple[int, ...]
+    others: int = 0
     suspects: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
     @property
@@ -156,7 +179,7 @@ class Changes:
 
 def compare_corpus(
     corpus: Corpus,
-    ids: Sequence[str],
+    own: OwnShapes,
     receipts: Mapping[int, Receipt],
     stamps: Stamps,
     *,
@@ -164,34 +187,38 @@ def compare_corpus(
     content: bool = False,
     threads: int = 1,
 ) -> Changes:
-    """Compare a corpus with the committed shards of its cache.
+    """Compare the shapes of an experiment with the committed shards of its cache.
 
-    ids      of the corpus, in its order.
+    own      of the corpus. Of other shapes in the cache nothing is looked at.
     poses    records of each shape, which stand together.
     content  read and hash every file, instead of those only whose size or time differs.
     threads  that read.
 
     O(shapes) stat calls where nothing changed. Raises MachineFault.
     """
-    places = {id: index for index, id in enumerate(ids)}
+    places = own.places
     changed: list[str] = []
     gone: list[str] = []
     shards: list[int] = []
     suspects: dict[int, tuple[str, ...]] = {}
-    held = unknown = read = 0
+    held = others = unknown = read = 0
+    vanished = own.vanished(_absent(own, receipts, poses))
     with ThreadPoolExecutor(max(1, threads), thread_name_prefix="compare") as pool:
         for shard in sorted(receipts):
             receipt = receipts[shard]
             refused = {item.id for item in receipt.quarantined}
-            here = [*receipt.ids[::poses], *(item.id for item in receipt.quarantined)]
-            held += sum(id in places for id in here)
-            lost = [id for id in here if id not in places]
+            here = shapes_in(receipt, poses)
+            ours = sum(id in places for id in here)
+            lost = [id for id in here if id in vanished]
+            held += ours
+            others += len(here) - ours - len(lost)
             gone += lost
             known = [(id, sha256) for id, sha256 in receipt.shapes if id in places]
             unknown += len(set(receipt.ids[::poses]).intersection(places).difference(id for id, _ in known))
             looks = stamps_digest((id, settled(corpus.stamp(places[id]))) for id, _ in known) if known else ""
+            some = None if len(known) == len(receipt.shapes) else [id for id, _ in known]
             odd: list[str] = []
-            if content or not stamps.vouch_for(receipt, looks):
+            if content or not stamps.vouch_for(receipt, looks, some):
                 read += len(known)
                 if read >= MANY > read - len(known):
                     logger.warning("the content of many files is compared, whose size or time the cache does not know")
@@ -202,19 +229,30 @@ def compare_corpus(
             if untold := tuple(item.id for item in receipt.quarantined if item.id in places and item.id not in told):
                 suspects[shard] = untold
             if not stale and not lost and known:
-                stamps.note(receipt, looks)
+                stamps.note(receipt, looks, some)
             changed += stale
             if stale or lost:
                 shards.append(shard)
     return Changes(
         changed=tuple(changed),
         gone=tuple(gone),
-        came=len(ids) - held,
+        came=len(places) - held,
         same=held - len(changed),
         unknown=unknown,
         shards=tuple(shards),
+        others=others,
         suspects=suspects,
     )
+
+
+def shapes_in(receipt: Receipt, poses: int) -> list[str]:
+    """Ids of the shapes of a shard, those in quarantine last."""
+    return [*receipt.ids[::poses], *(item.id for item in receipt.quarantined)]
+
+
+def _absent(own: OwnShapes, receipts: Mapping[int, Receipt], poses: int) -> list[str]:
+    """Shapes of the cache that the corpus does not have."""
+    return [id for receipt in receipts.values() for id in shapes_in(receipt, poses) if id not in own.corpus]
 
 
 def refuse_stale(changes: Changes, location: object) -> None:

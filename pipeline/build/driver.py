@@ -3,10 +3,9 @@
 Progress and resume come from the committed shards alone, so they survive any crash.
 """
 
-import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -14,16 +13,17 @@ from uuid import uuid4
 import torch
 
 from pipeline.build.basis import fit_basis
-from pipeline.build.changes import Changes, Stamps, compare_corpus, made_of, refuse_stale, settled, stamps_digest
+from pipeline.build.changes import Changes, Stamps, compare_corpus, made_of, settled, stamps_digest
 from pipeline.build.job import Failure, Job, elsewhere
 from pipeline.build.lanes import Lanes
-from pipeline.build.plan import plan_shards, surplus_shards
+from pipeline.build.plan import plan_shards
 from pipeline.build.poses import check_ids, shapes_of
 from pipeline.build.provenance import software
-from pipeline.build.quarantine import release_mended
-from pipeline.build.recipe import corpus_recipe, recipe_for
+from pipeline.build.recipe import is_of, recipe_for
 from pipeline.build.schedulers import cores, crew_for, on_cluster, on_threads
+from pipeline.build.selection import OwnShapes
 from pipeline.build.tally import BuildProgress, BuildReport, Result, Tally
+from pipeline.build.upkeep import bring_up_to_date
 from pipeline.build.worker import Worker, ids_digest
 from pipeline.config import BuildConfig, CorpusConfig, ProjectionConfig, TeacherConfig, conflicts
 from pipeline.corpora import Corpus, MachineFault, open_corpus
@@ -40,7 +40,6 @@ from teacher_cache import (
     create_cache,
     stored_basis,
 )
-from teacher_cache.format.manifest import Receipt
 from teacher_cache.format.receipts import noted_receipts
 from teacher_cache.location import Location, resolve
 from teacher_cache.maintenance.repair import sound_description
@@ -58,21 +57,24 @@ def build_cache(
     cache: CacheConfig,
     build: BuildConfig,
     *,
+    restore: Mapping[int, Sequence[str]] | None = None,
     on_progress: Callable[[BuildProgress], None] | None = None,
     on_fit: Callable[[int, int], None] | None = None,
 ) -> BuildReport:
-    """Build what is missing of the cache of a recipe; nothing, when it is complete.
+    """Build what is missing of an experiment's shapes in the cache of a recipe; nothing, when all are there.
 
+    restore      shapes by shard of shards that were withdrawn, to be there again: others than the experiment's, too.
     on_progress  called once before the first shard, then after each one, in the calling thread.
     on_fit       called with (shapes done, shapes wanted) while a new cache's basis is fitted, before all that.
 
-    The cache's bytes follow from the recipe and the corpus: not from scheduler, workers, threads or interruptions. Any
-    end of the process leaves a cache that the next call completes.
+    The cache's bytes follow from the recipe, the corpus and the selections in their order: not from scheduler, workers,
+    threads or interruptions. Any end of the process leaves a cache that the next call completes. Shapes that another
+    experiment left in the cache stay there.
 
-    Raises BuildError for settings that do not fit together, a corpus that lost shapes the cache has, a shard that
-    failed (its traceback is in logs/build.jsonl) and a corpus without one usable shape; TooManyRefused, when all is
-    built, where `build.max_refused` is passed; CorpusError, TeacherError and CacheError as opening, loading and
-    creating do.
+    Raises BuildError for settings that do not fit together, a selection that the corpus does not have, shapes of the
+    experiment that changed or went, a shard that failed (its traceback is in logs/build.jsonl) and an experiment
+    without one usable shape; TooManyRefused, when all is built, where `build.max_refused` is passed; CorpusError,
+    TeacherError and CacheError as opening, loading and creating do.
     """
     begun = time.perf_counter()
     _check_settings(corpus, projection, teacher, cache, build)
@@ -87,6 +89,7 @@ def build_cache(
         raise BuildError("\n".join(faults))
     ids = [source.id(index) for index in range(len(source))]
     check_ids(ids, corpus.poses)
+    own = OwnShapes.of(source, corpus)
     if cache.channels > loaded.channels:
         raise BuildError(
             f"cache.channels = {cache.channels} is more than the {loaded.channels} channels of teacher.architecture = "
@@ -111,19 +114,15 @@ def build_cache(
     )
     writer = _open_cache(source, corpus, projection, loaded, cache, fit)
     stamps = Stamps(writer.storage)
-    committed, suspects = _up_to_date(writer, source, ids, corpus.poses, build, stamps)
-    places = {id: index for index, id in enumerate(ids)}
-    mended = release_mended(
-        writer, source, places, committed, None if build.retry_refused else suspects, threads=cores()
-    )
-    for shard, some in sorted(mended.items()):
-        logger.warning(
-            "shard %d is built again: %d shapes that were refused can be used now, first %s", shard, len(some), some[0]
-        )
+    standing = bring_up_to_date(writer, source, own, build, stamps, restore or {}, poses=corpus.poses, threads=cores())
     tasks = plan_shards(
-        ids, shapes_of(committed, corpus.poses), shapes_per_shard=cache.shapes_per_shard // corpus.poses
+        ids,
+        shapes_of(standing.committed, corpus.poses),
+        shapes_per_shard=cache.shapes_per_shard // corpus.poses,
+        wanted=own.places if standing.shared else None,
+        restore=standing.restore,
     )
-    tally = Tally(writer, committed, len(tasks), len(source), corpus.poses, begun, on_progress)
+    tally = Tally(writer, standing.committed, len(tasks), own.places, corpus.poses, begun, on_progress)
     if tasks:
         crew = crew_for(
             build, resolve_device(teacher.device) if not build.remote else None, len(tasks), _groups(loaded, cache)
@@ -152,7 +151,7 @@ def build_cache(
             writer.log({"event": "build", "missing": len(tasks), "software": job.software})
         except OSError as error:  # on a full disk the shards fail and say what to do, which a note must not hide
             logger.warning("the build is not noted in the cache's log: %s", error)
-        taken = partial(_take, tally, stamps, source, places, None if local else writer)
+        taken = partial(_take, tally, stamps, source, own.corpus, None if local else writer)
         try:
             if local:
                 on_threads(job, Worker(source, loaded, Lanes(crew.lanes), writer.basis), tasks, crew, taken)
@@ -175,7 +174,7 @@ def build_cache(
 def changes_of(
     corpus: CorpusConfig, projection: ProjectionConfig, teacher: TeacherConfig, cache: CacheConfig, *, content: bool
 ) -> Changes:
-    """How the corpus differs from what the cache of these settings was built from; nothing is written.
+    """How the experiment's shapes differ from what the cache of these settings was built from; nothing is written.
 
     Shards count that are damaged, as long as their receipts are sound.
     """
@@ -185,14 +184,14 @@ def changes_of(
 
 
 def changes_at(place: Location, corpus: CorpusConfig, *, content: bool) -> Changes | None:
-    """How a corpus differs from what a cache was built from, whatever its teacher; None for a cache of another corpus.
+    """How an experiment's shapes differ from what a cache was built from, whatever its teacher; None for a cache of
+    another corpus.
 
     Nothing is written but the cache's notes of how files looked, where they can be. Raises CorpusError where the corpus
     cannot be opened, MachineFault, and CacheError where the cache cannot be read.
     """
     source = open_corpus(corpus.uri, points=corpus.points)
-    asked = corpus_recipe(source, points=corpus.points, poses=corpus.poses)
-    if json.loads(json.dumps(asked)) != dict(sound_description(place).recipe.corpus):
+    if not is_of(source, corpus, sound_description(place).recipe):
         return None
     return _compared(place, source, corpus, content=content)
 
@@ -200,9 +199,8 @@ def changes_at(place: Location, corpus: CorpusConfig, *, content: bool) -> Chang
 def _compared(place: Location, source: Corpus, corpus: CorpusConfig, *, content: bool) -> Changes:
     storage = storage_at(place)
     receipts = {receipt.shard: receipt for receipt, _ in noted_receipts(storage, sound_description(place))}
-    ids = [source.id(index) for index in range(len(source))]
-    stamps = Stamps(storage)
-    changes = compare_corpus(source, ids, receipts, stamps, poses=corpus.poses, content=content, threads=cores())
+    own, stamps = OwnShapes.of(source, corpus), Stamps(storage)
+    changes = compare_corpus(source, own, receipts, stamps, poses=corpus.poses, content=content, threads=cores())
     stamps.save()
     return changes
 
@@ -260,40 +258,13 @@ def _open_cache(
     return create_cache(directory, recipe, schema, cache, label_names=source.label_names, basis=basis)
 
 
-def _up_to_date(
-    writer: CacheWriter, source: Corpus, ids: list[str], poses: int, build: BuildConfig, stamps: Stamps
-) -> tuple[dict[int, Receipt], Mapping[int, tuple[str, ...]]]:
-    """The committed shards that are of the corpus as it is, and the refused shapes to try again, by shard; other shards
-    are withdrawn, if the settings say so.
-
-    Raises BuildError where shapes changed or went, and build.changed is "refuse".
-    """
-    found = list(noted_receipts(writer.storage, writer.description))
-    noted = {receipt.shard: receipt for receipt, _ in found}
-    committed = {receipt.shard: receipt for receipt, whole in found if whole}
-    changes = compare_corpus(source, ids, noted, stamps, poses=poses, content=build.check == "content", threads=cores())
-    stamps.save()  # what was read need not be read again, whatever comes of it
-    if build.changed == "refuse":
-        refuse_stale(changes, writer.directory)
-    if changes.unknown:
-        logger.warning(
-            "%s: %d shapes were built before their content was noted; whether they changed is not known",
-            writer.directory,
-            changes.unknown,
-        )
-    doomed = set(changes.shards)
-    kept = {shard: receipt for shard, receipt in committed.items() if shard not in doomed}
-    doomed |= set(surplus_shards(ids, shapes_of(kept, poses)))
-    if doomed:
-        for line in changes.lines():
-            logger.warning("%s: %s", writer.directory, line)
-        logger.warning("%s: %d shards are built again", writer.directory, len(doomed))
-        writer.withdraw(sorted(doomed))
-    return {shard: receipt for shard, receipt in committed.items() if shard not in doomed}, changes.suspects
-
-
 def _take(
-    tally: Tally, stamps: Stamps, source: Corpus, places: dict[str, int], elsewhere: CacheWriter | None, result: Result
+    tally: Tally,
+    stamps: Stamps,
+    source: Corpus,
+    places: Mapping[str, int],
+    elsewhere: CacheWriter | None,
+    result: Result,
 ) -> None:
     """Count a finished shard, and remember how its files looked.
 

@@ -4,9 +4,12 @@ Shapes are known by their ids. Those that no committed shard holds are spread, i
 indices that are free: first those that are missing between committed ones, then new ones. So a build that was killed
 comes back to the very shards it would have made, and a corpus that has grown, wherever its new shapes stand, adds
 shards and touches no old one.
+
+A cache that several experiments share may hold shapes that this one is not about, and so may the shards it builds
+again: those get the very shapes back that they had.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,47 +59,58 @@ def surplus_shards(ids: Sequence[str], committed: Mapping[int, CommittedShard]) 
 
 
 def plan_shards(
-    ids: Sequence[str], committed: Mapping[int, CommittedShard], *, shapes_per_shard: int
+    ids: Sequence[str],
+    committed: Mapping[int, CommittedShard],
+    *,
+    shapes_per_shard: int,
+    wanted: Collection[str] | None = None,
+    restore: Mapping[int, Sequence[str]] | None = None,
 ) -> list[ShardTask]:
-    """The shards that are still to be built, ascending; with the committed ones they hold every shape once.
+    """The shards that are still to be built, ascending; with the committed ones they hold every wanted shape once.
 
     ids               of the whole corpus, in its order, unique.
-    committed         receipts by shard index; any index may be missing.
+    committed         receipts by shard index; any index may be missing, and they may hold shapes the corpus lacks.
     shapes_per_shard  at least 1. Every planned shard holds that many but the last, and those that fill gaps that are
                       too small (a shard closed early by growth, then lost); none is empty.
+    wanted            shapes to be there; None: the whole corpus. Where it is not, indices may stay free for which no
+                      shape is left: those of another experiment's build that was stopped.
+    restore           given with `wanted` alone: shards that are to hold what they held, their shapes in order, wanted
+                      or not. Those that another shard holds, or the corpus has not, are left out.
 
-    Raises BuildError when a committed shape is not in the corpus any more, when an id comes twice, or when shards are
-    missing for which no shapes are left. O(len(ids)).
+    Raises BuildError when an id comes twice, or when shards of a whole corpus are missing for which no shapes are left.
+    O(len(ids)).
     """
     held = {id for receipt in committed.values() for id in receipt.ids}
     held.update(item.id for receipt in committed.values() for item in receipt.quarantined)
-    known = set(ids)
-    if len(known) != len(ids):
+    places = {id: index for index, id in enumerate(ids)}
+    if len(places) != len(ids):
         raise BuildError(
-            f"the corpus has {len(ids)} shapes but {len(known)} different ids; every shape needs an id of its own"
+            f"the corpus has {len(ids)} shapes but {len(places)} different ids; every shape needs an id of its own"
         )
-    if not held <= known:
-        gone = sorted(held - known)
-        raise BuildError(
-            f"{len(gone)} shapes of the cache are not in the corpus any more, first {gone[0]!r}; a cache only grows.\n"
-            "  Bring them back, or build the corpus as it is now into another cache.root."
-        )
-    left = [index for index, id in enumerate(ids) if id not in held]
-    last = max(committed, default=-1)
-    gaps = [shard for shard in range(last) if shard not in committed]
-    if len(left) < len(gaps):
+    tasks: list[ShardTask] = []
+    taken = set(committed)
+    for shard, shapes in sorted((restore or {}).items()):
+        again = [id for id in shapes if id in places and id not in held]
+        if again and shard not in taken:
+            tasks.append(ShardTask(shard=shard, indices=tuple(places[id] for id in again)))
+            held.update(again)
+            taken.add(shard)
+    left = [index for id, index in places.items() if id not in held and (wanted is None or id in wanted)]
+    last = max(taken, default=-1)
+    gaps = [shard for shard in range(last) if shard not in taken]
+    if len(left) < len(gaps) and wanted is None:
         raise BuildError(
             f"shards {gaps[0]}..{gaps[-1]} are missing and {len(left)} shapes are left for {len(gaps)} of them: files "
             "were removed from or added to this cache by hand.\n  Build into another cache.root."
         )
-    tasks: list[ShardTask] = []
     start = 0
     for position, shard in enumerate(gaps):
-        size = min(
-            shapes_per_shard, len(left) - start - (len(gaps) - position - 1)
-        )  # one at least for each gap to come
-        tasks.append(ShardTask(shard=shard, indices=tuple(left[start : start + size])))
-        start += size
+        size = shapes_per_shard
+        if wanted is None:  # one at least for each gap to come
+            size = min(size, len(left) - start - (len(gaps) - position - 1))
+        if some := left[start : start + size]:
+            tasks.append(ShardTask(shard=shard, indices=tuple(some)))
+            start += len(some)
     for shard, begin in enumerate(range(start, len(left), shapes_per_shard), start=last + 1):
         tasks.append(ShardTask(shard=shard, indices=tuple(left[begin : begin + shapes_per_shard])))
-    return tasks
+    return sorted(tasks, key=lambda task: task.shard)

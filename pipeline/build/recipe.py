@@ -1,19 +1,26 @@
 """The recipe of a cache, gathered from the settings that determine its bytes."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from pipeline.build.poses import pose_settings
-from pipeline.config import ProjectionConfig
+from pipeline.config import CorpusConfig, ProjectionConfig
 from pipeline.corpora import Corpus
 from teacher_cache import CacheConfig, Recipe
 
-__all__ = ["corpus_recipe", "recipe_for"]
+__all__ = ["corpus_recipe", "is_of", "recipe_for"]
 
 
 def corpus_recipe(corpus: Corpus, *, points: int, poses: int) -> dict[str, Any]:
     """The part of a recipe that is about the corpus."""
     return {**corpus.identity, "points": points, **pose_settings(poses)}
+
+
+def is_of(corpus: Corpus, config: CorpusConfig, recipe: Recipe) -> bool:
+    """Whether a cache of this recipe is one of this corpus, whatever its teacher and however many shapes it holds."""
+    asked = corpus_recipe(corpus, points=config.points, poses=config.poses)
+    return bool(json.loads(json.dumps(asked)) == dict(recipe.corpus))
 
 
 def recipe_for(

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from pipeline.build.job import Failure
@@ -27,7 +27,7 @@ class BuildProgress:
     """How far a build is, what was committed before it included.
 
     shards_done, shards_total  shards committed, and to be
-    shapes_done, shapes_total  shapes in committed shards, those in quarantine included, and in the corpus
+    shapes_done, shapes_total  shapes of the experiment in committed shards, those in quarantine included, and in all
     quarantined                shapes in quarantine so far
     seconds                    since this build began
     """
@@ -45,13 +45,15 @@ class BuildReport:
     """A finished build.
 
     path              the cache
-    shapes, shards    in it
+    shapes            of the experiment, in it
+    shards            of the cache
     built             shards that this build added
-    quarantined       every shape that left no record
+    quarantined       every shape of the experiment that left no record
     seconds           this build took
     stages            seconds of work in read, project, teacher and write, added up over threads and workers
     teachers          forward passes that could run at once; 0 where that is not known, as on a cluster
     already_complete  nothing was missing
+    others            shapes in the cache that the experiment is not about
     """
 
     path: Location
@@ -63,6 +65,7 @@ class BuildReport:
     stages: dict[str, float]
     teachers: int
     already_complete: bool
+    others: int = 0
 
     @property
     def shares(self) -> dict[str, float]:
@@ -86,18 +89,19 @@ class Tally:
         writer: CacheWriter,
         committed: dict[int, Receipt],
         missing: int,
-        shapes: int,
+        own: Collection[str],
         poses: int,
         begun: float,
         on_progress: Callable[[BuildProgress], None] | None,
     ) -> None:
-        self.writer, self.shapes, self.poses = writer, shapes, poses
+        self.writer, self.own, self.shapes, self.poses = writer, own, len(own), poses
         self.begun, self.on_progress = begun, on_progress
         self.receipts = dict(committed)
         self.before = len(committed)
         self.total = len(committed) + missing
-        self.records = sum(receipt.records for receipt in committed.values())
-        self.refused = sum(len(receipt.quarantined) for receipt in committed.values())
+        self.usable = self.refused = self.others = 0
+        for receipt in committed.values():
+            self._count(receipt)
         self.stages: Counter[str] = Counter()
         self.teachers = 0
         self.tell()
@@ -121,8 +125,7 @@ class Tally:
             raise stopped
         receipt = result.receipt
         self.receipts[receipt.shard] = receipt
-        self.records += receipt.records
-        self.refused += len(receipt.quarantined)
+        self._count(receipt)
         self.stages.update(result.seconds)
         self.writer.log(
             {
@@ -138,6 +141,13 @@ class Tally:
             logger.info("quarantined %s: %s: %s", item.id, item.source, item.reason)
         self.tell()
 
+    def _count(self, receipt: Receipt) -> None:
+        """Add its shapes: those of the experiment by what became of them, and the others."""
+        usable = sum(id in self.own for id in receipt.ids[:: self.poses])
+        refused = sum(item.id in self.own for item in receipt.quarantined)
+        self.usable, self.refused = self.usable + usable, self.refused + refused
+        self.others += receipt.records // self.poses + len(receipt.quarantined) - usable - refused
+
     def tell(self) -> None:
         if self.on_progress is None:
             return
@@ -145,7 +155,7 @@ class Tally:
             BuildProgress(
                 shards_done=len(self.receipts),
                 shards_total=self.total,
-                shapes_done=self.records // self.poses + self.refused,
+                shapes_done=self.usable + self.refused,
                 shapes_total=self.shapes,
                 quarantined=self.refused,
                 seconds=time.perf_counter() - self.begun,
@@ -153,13 +163,16 @@ class Tally:
         )
 
     @property
-    def planned(self) -> int:
-        """Records and quarantine entries of the whole corpus: a refused shape has one entry, whatever its poses."""
+    def planned(self) -> int | None:
+        """Records and quarantine entries of the whole corpus: a refused shape has one entry, whatever its poses. None
+        where the cache holds more than the experiment asks for: as many as there are."""
+        if self.others:
+            return None
         return (self.shapes - self.refused) * self.poses + self.refused
 
     def check_usable(self) -> None:
         """A cache without a record is a mistake somewhere else. Raises BuildError."""
-        if self.records:
+        if self.usable:
             return
         refused = self.quarantined()
         if not refused:
@@ -176,18 +189,21 @@ class Tally:
         raise TooManyRefused(
             f"{self.refused} of {self.shapes} shapes ({self.refused / self.shapes:.1%}) cannot be used; "
             f"build.max_refused = {most:g} allows {most:.1%}. The first are\n  {shown}\n"
-            f"  The other {self.records // self.poses} are in {self.writer.directory}, and stay. Mend the files and "
+            f"  The other {self.usable} are in {self.writer.directory}, and stay. Mend the files and "
             "run the build again: it takes them in. Or allow as many with --set build.max_refused=1.0.",
             str(self.writer.directory),
+            self.others,
         )
 
     def quarantined(self) -> tuple[Quarantined, ...]:
-        return tuple(item for shard in sorted(self.receipts) for item in self.receipts[shard].quarantined)
+        """Those of the experiment."""
+        refused = (item for shard in sorted(self.receipts) for item in self.receipts[shard].quarantined)
+        return tuple(item for item in refused if item.id in self.own)
 
     def report(self, *, already_complete: bool) -> BuildReport:
         return BuildReport(
             path=self.writer.directory,
-            shapes=self.records // self.poses,
+            shapes=self.usable,
             shards=len(self.receipts),
             built=len(self.receipts) - self.before,
             quarantined=self.quarantined(),
@@ -195,4 +211,5 @@ class Tally:
             stages={stage: round(self.stages[stage], 3) for stage in STAGES if stage in self.stages},
             teachers=self.teachers,
             already_complete=already_complete,
+            others=self.others,
         )

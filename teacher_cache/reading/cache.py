@@ -24,7 +24,7 @@ from teacher_cache.storage.base import Storage
 from teacher_cache.storage.opening import storage_at
 from teacher_cache.storage.shard_files import ShardEntry
 
-__all__ = ["Cache", "CacheInfo", "open_cache"]
+__all__ = ["Cache", "CacheInfo", "checked_rows", "open_cache"]
 
 OPEN_SHARDS = 48  # kept open at a time; a zarr shard holds three or four descriptors, processes often get 1024
 OPEN_REMOTE_SHARDS = 96  # the same, where an open shard is one that needs not be fetched again
@@ -159,7 +159,7 @@ class Cache:
         Raises IndexError, TypeError for indices; SchemaError for depth that is not stored and for more records than
         fit into memory; ShardDamaged.
         """
-        rows = self._resolve(indices)
+        rows = checked_rows(indices, len(self), self.path)
         try:
             return self._read(rows, depth=depth, exact=exact)
         except MemoryError as error:
@@ -201,7 +201,7 @@ class Cache:
                 f"{self.path}: expected class tokens, this cache stores none (recipe: storage without class).\n"
                 "  Build it with cache.class_token = float16."
             )
-        rows = self._resolve(indices)
+        rows = checked_rows(indices, len(self), self.path)
         out = np.empty((rows.size, *self.schema.class_shape), np.float16)
         shards, positions = self._places(rows)
         for row, (shard, position) in enumerate(zip(shards.tolist(), positions.tolist(), strict=True)):
@@ -225,7 +225,7 @@ class Cache:
         if not self._storage.remote or not self.counts.size:
             return
         limit = 2 * OPEN_REMOTE_SHARDS // 3
-        some = self._resolve(np.asarray(indices)[: limit * max(1, int(self.counts.mean()))])
+        some = checked_rows(np.asarray(indices)[: limit * max(1, int(self.counts.mean()))], len(self), self.path)
         shards, first = np.unique(np.searchsorted(self._ends, some, side="right"), return_index=True)
         wanted = shards[np.argsort(first)][:limit]
         self._open.prepare([self._manifest.shards[shard] for shard in wanted.tolist()])
@@ -268,16 +268,18 @@ class Cache:
     def __repr__(self) -> str:
         return f"<Cache {self.path} {self.format}, {len(self)} records in {len(self.counts)} shards>"
 
-    def _resolve(self, indices: Any) -> NDArray[np.int64]:
-        rows = np.asarray(indices)
-        if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
-            raise TypeError(f"read: expected a list of integers, found shape {list(rows.shape)} {rows.dtype.name}")
-        rows = rows.astype(np.int64)
-        count = len(self)
-        outside = (rows < -count) | (rows >= count)
-        if outside.any():
-            raise IndexError(f"{self.path}: record {int(rows[outside][0])} of {count}")
-        return np.where(rows < 0, rows + count, rows)
+
+def checked_rows(indices: Any, count: int, where: Location) -> NDArray[np.int64]:
+    """Indices into `count` records, [B] int64 in 0..count - 1; negative ones count from the end. Raises IndexError,
+    TypeError."""
+    rows = np.asarray(indices)
+    if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
+        raise TypeError(f"read: expected a list of integers, found shape {list(rows.shape)} {rows.dtype.name}")
+    rows = rows.astype(np.int64)
+    outside = (rows < -count) | (rows >= count)
+    if outside.any():
+        raise IndexError(f"{where}: record {int(rows[outside][0])} of {count}")
+    return np.where(rows < 0, rows + count, rows)
 
 
 def load_receipts(storage: Storage, manifest: Manifest) -> Iterator[Receipt | CacheError]:

@@ -22,6 +22,7 @@ from teacher_cache.format.codecs import crc32c
 from teacher_cache.format.records import RecordBatch
 from teacher_cache.reading.order import epoch_order
 from teacher_cache.reading.read_ahead import read_ahead
+from teacher_cache.reading.selection import Selection
 
 __all__ = ["NothingSound", "Stream", "StreamBatch", "stream"]
 
@@ -50,7 +51,7 @@ class StreamBatch:
     """One rank's share of one batch; B rows.
 
     step       number of the batch in the epoch, from 0.
-    records    [B] int64, positions in the cache.
+    records    [B] int64, positions in the cache, or in the selection of it that is streamed.
     content    what is stored of them.
     stand_ins  [B] bool, True where a record stands in for a damaged one.
     padded     [B] bool, True where the epoch begins again to fill its last batch.
@@ -77,7 +78,7 @@ def stream(
 
     `batch.state` holds all that decides what comes after a batch: ``stream(cache, **state)`` goes on with the next one,
     in another process, on another machine, or with other ranks, workers and readers. It refuses a cache whose records
-    are not in the same order, as one that has grown.
+    are not in the same order, as one that has grown, and another selection of its shapes.
     """
     order = epoch_order(cache.counts, seed=seed, epoch=epoch, window=window)
     settings = {"seed": int(seed), "epoch": int(epoch), "window": int(window)}
@@ -87,7 +88,7 @@ def stream(
 class Stream:
     """An iterator over the batches of an order; ``stream`` makes one of the usual order.
 
-    cache       open for reading.
+    cache       open for reading, or a selection of its shapes (`teacher_cache.select`).
     order       [n] integers, records of the cache in the order in which they are wanted; n >= 1.
     batch_size  records of a batch over all ranks, a multiple of `ranks`.
     rank        0..ranks - 1: whose part of each batch is read.
@@ -156,7 +157,8 @@ class Stream:
         self.steps: int = wanted.size // batch_size if remainder == "drop" else -(-wanted.size // batch_size)
         if not 0 <= start <= self.steps:
             raise ValueError(f"stream: start = {start}; this epoch has batches 0..{self.steps - 1}")
-        checksum = crc32c(wanted)
+        # Of the cache's own records: two selections may have as many records in as many shards.
+        checksum = crc32c(cache.stored(wanted) if isinstance(cache, Selection) else wanted)
         if order_crc32c is not None and order_crc32c != checksum:
             raise ValueError(
                 f"stream: the records of this epoch are in another order (CRC-32C {checksum}) than those of the state "

@@ -126,10 +126,13 @@ def test_more_shapes_add_shards_and_change_none(tmp_path, undisturbed):
     assert len(set(ids)) == 31
 
 
-def test_a_corpus_that_lost_shapes_is_refused(tmp_path):
-    small_build(tmp_path)
-    with pytest.raises(BuildError, match=r"13 shapes are not in the corpus any more"):
-        small_build(tmp_path, corpus="synthetic:?count=10&seed=1")
+def test_a_smaller_corpus_of_made_up_shapes_is_a_part_of_the_cache(tmp_path):
+    whole = small_build(tmp_path)
+    before = tree(whole.path)
+    part = small_build(tmp_path, corpus="synthetic:?count=10&seed=1")
+    assert (part.already_complete, part.path) == (True, whole.path)
+    assert (part.shapes, part.others, whole.others) == (10, COUNT - 10, 0)
+    assert tree(whole.path) == before
 
 
 def test_a_lost_shard_is_built_again_with_the_same_bytes(tmp_path, undisturbed):

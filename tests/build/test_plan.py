@@ -97,11 +97,57 @@ def test_every_shape_is_in_one_shard_through_growth_anywhere_and_lost_shards(gro
         committed |= commit(ids, kept)
 
 
-def test_a_shape_that_vanished_is_named():
+def test_shapes_of_another_experiment_stay_where_they_are():
     ids = names(7)
     committed = commit(ids, plan_shards(ids, {}, shapes_per_shard=3))
-    with pytest.raises(BuildError, match=r"2 shapes of the cache are not in the corpus any more, first 's5'"):
-        plan_shards(ids[:5], committed, shapes_per_shard=3)
+    assert plan_shards(ids[:5], committed, shapes_per_shard=3, wanted=ids[:5]) == []
+    grown = ["new", *ids[:5]]
+    assert plan_shards(grown, committed, shapes_per_shard=3, wanted=grown) == [ShardTask(shard=3, indices=(0,))]
+
+
+def test_only_what_is_wanted_is_built_and_indices_without_a_shape_stay_free():
+    ids = names(12)
+    whole = commit(ids, plan_shards(ids, {}, shapes_per_shard=3))
+    stopped = {3: whole[3]}
+    wanted = {"s1", "s4", "s5", "s6", "s9"}
+    assert plan_shards(ids, stopped, shapes_per_shard=3, wanted=wanted) == [
+        ShardTask(shard=0, indices=(1, 4, 5)),
+        ShardTask(shard=1, indices=(6,)),
+    ]
+    assert plan_shards(ids, stopped, shapes_per_shard=3, wanted=["s9"]) == []
+
+
+def test_shards_come_back_as_they_were_with_shapes_that_nobody_wants_now():
+    ids = names(9)
+    committed = {0: Committed(("s5", "s1")), 2: Committed(("s8",))}
+    tasks = plan_shards(
+        ids, committed, shapes_per_shard=3, wanted=["s0", "s3"], restore={1: ["s7", "vanished", "s1", "s3"], 4: ["s6"]}
+    )
+    assert tasks == [
+        ShardTask(shard=1, indices=(7, 3)),
+        ShardTask(shard=3, indices=(0,)),
+        ShardTask(shard=4, indices=(6,)),
+    ]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40), st.integers(1, 7), st.lists(st.sets(st.integers(0, 39)), max_size=5), st.data())
+def test_experiments_in_any_order_leave_each_shape_once(count, size, experiments, data):
+    ids, committed = names(count), {}
+    asked = set()
+    for chosen in experiments:
+        wanted = {ids[index] for index in chosen if index < count}
+        tasks = plan_shards(ids, committed, shapes_per_shard=size, wanted=wanted)
+        asked |= wanted
+        committed |= commit(ids, tasks)
+        assert covered(ids, committed, []) == sorted(asked)
+        assert all(0 < len(task.indices) <= size for task in tasks)
+        lost = data.draw(st.sets(st.sampled_from(sorted(committed)))) if committed else set()
+        before = {shard: [*committed[shard].ids, *(item.id for item in committed[shard].quarantined)] for shard in lost}
+        rest = {shard: receipt for shard, receipt in committed.items() if shard not in lost}
+        again = plan_shards(ids, rest, shapes_per_shard=size, wanted=wanted, restore=before)
+        assert {task.shard: [ids[index] for index in task.indices] for task in again} == before
+    assert covered(ids, committed, plan_shards(ids, committed, shapes_per_shard=size, wanted=ids)) == sorted(ids)
 
 
 def test_an_id_that_comes_twice_is_refused():

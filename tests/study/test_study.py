@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cli.actions.build_cache import build_from
-from cli.experiment.toml import ConfigError
+from cli.experiment.toml import ConfigError, load_experiment
 from cli.study.arms import ARMS, TEACHERS
 from cli.study.plan import cache_settings, plan_runs, result_of
 from cli.study.worker import do
@@ -79,6 +79,59 @@ def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path):
     assert [line["epoch"] for line in log if line["event"] == "start"] == [0, 2]
     for key in ("losses", "steps", "visible", "sets", "settings"):
         assert found[key] == expected[key]
+
+
+def test_a_study_and_a_pretraining_share_a_cache_in_either_order(tmp_path):
+    """The study trains on its own 8 shapes, to the byte as on a cache of its own, whatever else its cache holds."""
+
+    def prepared(name):
+        run = next(run for run in plan(tmp_path / name, only=["full"]) if run.arm == "full")
+        larger = load_experiment("study", [*run.overrides, "corpus.uri=synthetic:?count=12&seed=0"])
+        return run, larger
+
+    alone, _ = prepared("alone")
+    expected = do(alone, build_from(cache_settings(alone)).path)
+    assert expected["records"] == 8
+
+    after, larger = prepared("after")
+    cache = build_from(larger).path
+    found = build_from(cache_settings(after))
+    assert (found.path, found.shapes, found.others, found.already_complete) == (cache, 8, 4, True)
+    assert weights(after, do(after, cache)) == weights(alone, expected)
+
+    before, larger = prepared("before")
+    cache = build_from(cache_settings(before)).path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.pretraining.loop._Run._checkpoint_if_due", _checkpoint_then_stop)
+        with pytest.raises(KeyboardInterrupt):
+            do(before, cache)
+    assert build_from(larger).shapes == 12
+    assert weights(before, do(before, cache)) == weights(alone, expected)
+
+
+def weights(run, result):
+    """The end of a run: its numbers and every byte of its weights."""
+    [last] = sorted((run.folder / "checkpoints").iterdir())[-1:]
+    numbers = {key: result[key] for key in ("losses", "steps", "visible", "sets", "records")}
+    return numbers, (last / "model.safetensors").read_bytes(), (last / "checkpoint.json").read_bytes()
+
+
+def test_a_selection_has_results_of_its_own(tmp_path):
+    def of(*overrides):
+        given = {"teachers": TEACHERS, "main": "embedded", "seeds": 1, "real": [], "only": ["full"]}
+        runs = plan_runs("study", [*settings(tmp_path), *overrides], folder=tmp_path / "study", **given)
+        return next(run for run in runs if run.arm == "full")
+
+    (tmp_path / "few.txt").write_text("a\nb\n")
+    whole, share = of(), of("corpus.share=0.5")
+    listed = of(f"corpus.only={tmp_path / 'few.txt'}")
+    assert "share" not in whole.settings  # as in results of before
+    assert len({whole.cache, share.cache, listed.cache}) == 3
+    assert len({whole.settings, share.settings, listed.settings}) == 3
+    (tmp_path / "few.txt").write_text("b\r\na")
+    assert of(f"corpus.only={tmp_path / 'few.txt'}").settings == listed.settings
+    (tmp_path / "few.txt").write_text("a\nc\n")
+    assert of(f"corpus.only={tmp_path / 'few.txt'}").settings != listed.settings
 
 
 _checkpoint = _Run._checkpoint_if_due

@@ -66,7 +66,8 @@ class Header:
 
     epoch       epochs completed; step: optimiser steps taken
     config      section name -> settings, JSON types only
-    cache       recipe (hash) and records of the cache that was trained on, and basis (hash) if its channels are its own
+    cache       recipe (hash) and records of the cache that was trained on; basis (hash) if its channels are its own;
+                shapes (digest) if it was a selection of the cache's
     teacher     channels and views of the teacher's maps, which shape the model's 2D head
     metrics     of the epoch just completed
     loss_scale  state of float16 loss scaling, None for other precisions

@@ -35,7 +35,7 @@ Section = TypeVar("Section")
 # Settings that leave the course of training as it is: bit for bit, but for those marked, which change rounding only.
 _FREE = {
     "trainer.epochs",
-    "trainer.cache",  # which records it holds is compared by its recipe
+    "trainer.cache",  # which records it holds is compared by its recipe, and those of a selection by their ids
     "trainer.stale_cache",
     "trainer.checkpoint_every",
     "trainer.checkpoint_steps",

@@ -44,6 +44,7 @@ class RunStarted(Event):
 
     epochs, steps_per_epoch  planned.   records  in the cache.   parameters  of the student.   ranks, device  where.
     resumed  True when a checkpoint was found.   global_target  what the global loss learns from; "" without one.
+    shapes  digest of the selection of the cache that is trained on; "" for a whole one.
     """
 
     epochs: int
@@ -55,6 +56,7 @@ class RunStarted(Event):
     device: str
     resumed: bool
     global_target: str = ""
+    shapes: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from teacher_cache.reading.selection import Selection
 from trainer.checkpoints import files as checkpoint
 from trainer.checkpoints.files import Header
 from trainer.checkpoints.models import new_model, resume_problems, sections_of, software_versions
@@ -90,7 +91,8 @@ def pretrain(
 ) -> TrainReport:
     """Train a student on a cache, or go on with the run that lies in `run_dir`.
 
-    cache      of the shapes, and of the teacher's maps unless `teacher` is given.
+    cache      of the shapes, and of the teacher's maps unless `teacher` is given; or a `teacher_cache.Selection` of
+               them, which checkpoints, the log and metrics.json then name by its digest.
     alignment  the global loss; None: off. Its targets are of the cache, with a live teacher too; where the cache has no
                class tokens something else stands in, and the log, train.jsonl and metrics.json say so.
     run_dir    made if absent. Receives train.jsonl, metrics.json, tensorboard/ and checkpoints/.
@@ -152,6 +154,8 @@ class _Run:
         self.identity = {"recipe": cache.recipe.hash, "records": len(cache)}
         if cache.basis is not None:  # which a recipe does not say: what the 2D head has learnt is of this basis
             self.identity["basis"] = cache.basis.sha256
+        if isinstance(cache, Selection) and cache.digest is not None:  # which of the cache's shapes, in which order
+            self.identity["shapes"] = cache.digest
         maker = cache.schema if teacher is None else teacher
         self.teacher_shape = {"channels": maker.channels, "views": maker.views}
         whole = alignment.weight > 0
@@ -202,6 +206,7 @@ class _Run:
                     device=str(self.ranks.device),
                     resumed=resumed,
                     global_target=self._global_target,
+                    shapes=self.identity.get("shapes", ""),
                 )
             )
             while self.epoch < self.config.epochs:
@@ -346,6 +351,8 @@ class _Run:
         content: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "final": final}
         if self._global_target:
             content["global_target"] = self._global_target
+        if "shapes" in self.identity:
+            content |= {"records": self.identity["records"], "shapes": self.identity["shapes"]}
         content |= dict(sorted(self.metrics.items()))  # in the order that a checkpoint gives them back
         content |= {"evaluation_settings": self.sections["evaluation"], "evaluation": result}
         write_json(self.run_dir / "metrics.json", content)

@@ -1,0 +1,74 @@
+"""The records of a finished cache that an experiment trains on: those of its own shapes."""
+
+from collections.abc import Set
+
+from pipeline.build.changes import shapes_in
+from pipeline.build.recipe import is_of
+from pipeline.build.selection import OwnShapes, select_shapes
+from pipeline.config import CorpusConfig
+from pipeline.corpora import Corpus, CorpusError, MachineFault, open_corpus
+from pipeline.errors import BuildError
+from teacher_cache import Cache, Selection, first, select
+
+__all__ = ["own_records"]
+
+
+def own_records(cache: Cache, corpus: CorpusConfig, *, as_it_is: bool = False) -> tuple[Cache | Selection, list[str]]:
+    """The cache, or the selection of it, that an experiment trains on; and what is to be said of that, a line each.
+
+    as_it_is  shapes that went from the corpus since are the experiment's all the same (trainer.stale_cache = "train").
+
+    An experiment that selects shapes gets these, or an error. One that does not gets what the cache has of its corpus:
+    of shapes made from their numbers no more than it asks for, of files all, since a cache of files that went is
+    refused before (`changes_at`). Where the corpus cannot be opened, or the cache is of another, settings select among
+    the shapes of the cache, those in quarantine included.
+
+    Raises BuildError where shapes that are selected are not there, MachineFault, and CacheError.
+    """
+    notes: list[str] = []
+    source = _corpus_of(cache, corpus)
+    shapes = None if source is None else OwnShapes.of(source, corpus, lacking=as_it_is)
+    if not corpus.selects and (shapes is None or not shapes.by_rule):
+        return cache, notes
+    usable: list[str] = []
+    held: list[str] = []
+    for receipt in cache.receipts():
+        usable += receipt.ids[:: cache.poses]
+        held += shapes_in(receipt, cache.poses)
+    own: Set[str]
+    if shapes is None:
+        notes.append("note: the shapes are selected among those of the cache, since its corpus is not at hand")
+        own = {held[index] for index in select_shapes(held, corpus, where="the cache").tolist()}
+    elif as_it_is:
+        own = shapes.with_absent([id for id in held if id not in shapes.corpus])
+    else:
+        own = shapes.places.keys()
+    if missing := sorted(own - set(held)):
+        said = f"{len(missing)} of its {len(own)} shapes are not in the cache, first {missing[0]!r}"
+        if corpus.selects:
+            raise BuildError(
+                f"{cache.path}: expected the shapes that [corpus] selects; {said}.\n"
+                "  Build them with `i2p cache build CONFIG`, or select others."
+            )
+        notes.append(f"note: {said}; the experiment goes on without them")
+    mine = [id for id in usable if id in own]
+    if not mine:
+        raise BuildError(f"{cache.path}: holds none of the {len(own)} shapes of {corpus.uri}")
+    if len(mine) < len(usable):
+        notes.append(f"note: the experiment is about {len(mine)} of the {len(usable)} shapes in the cache")
+    if corpus.selects:
+        return select(cache, mine), notes
+    if len(mine) == len(usable):
+        return cache, notes
+    return (first(cache, len(mine) * cache.poses) if usable[: len(mine)] == mine else select(cache, mine)), notes
+
+
+def _corpus_of(cache: Cache, corpus: CorpusConfig) -> Corpus | None:
+    """The experiment's corpus, where it can be opened and the cache is of it."""
+    try:
+        source = open_corpus(corpus.uri, points=corpus.points)
+    except MachineFault:
+        raise
+    except CorpusError:
+        return None
+    return source if is_of(source, corpus, cache.recipe) else None

@@ -1,0 +1,111 @@
+"""The shards of a cache that stand as they are, and those that are built again, for one experiment's shapes."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.build.changes import Stamps, compare_corpus, refuse_stale, shapes_in
+from pipeline.build.plan import surplus_shards
+from pipeline.build.poses import shapes_of
+from pipeline.build.quarantine import release_mended
+from pipeline.build.selection import OwnShapes
+from pipeline.config import BuildConfig
+from pipeline.corpora import Corpus
+from teacher_cache import CacheWriter
+from teacher_cache.format.manifest import Receipt
+from teacher_cache.format.receipts import noted_receipts
+
+__all__ = ["Standing", "as_built", "bring_up_to_date"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What a build begins with.
+
+    committed  receipts by shard, all of the corpus as it is as far as the experiment's shapes go
+    shared     the cache holds shapes that the experiment is not about, or the experiment is about some of its corpus
+    restore    of a shared cache, shapes by shard of those that are built again
+    """
+
+    committed: dict[int, Receipt]
+    shared: bool
+    restore: Mapping[int, Sequence[str]]
+
+
+def bring_up_to_date(
+    writer: CacheWriter,
+    source: Corpus,
+    own: OwnShapes,
+    build: BuildConfig,
+    stamps: Stamps,
+    restore: Mapping[int, Sequence[str]],
+    *,
+    poses: int,
+    threads: int,
+) -> Standing:
+    """Withdraw the shards with shapes of the experiment that changed or went, if the settings say so, those with
+    refused ones that can be used by now, and those that have to move up in a corpus that became smaller.
+
+    restore  shards that were withdrawn before, and what they held.
+
+    Raises BuildError where shapes changed or went and build.changed is "refuse", MachineFault and CacheError.
+    """
+    found = list(noted_receipts(writer.storage, writer.description))
+    noted = {receipt.shard: receipt for receipt, _ in found}
+    committed = {receipt.shard: receipt for receipt, whole in found if whole}
+    content = build.check == "content"
+    changes = compare_corpus(source, own, noted, stamps, poses=poses, content=content, threads=threads)
+    stamps.save()  # what was read need not be read again, whatever comes of it
+    if build.changed == "refuse":
+        refuse_stale(changes, writer.directory)
+    if changes.unknown:
+        logger.warning(
+            "%s: %d shapes were built before their content was noted; whether they changed is not known",
+            writer.directory,
+            changes.unknown,
+        )
+    shared = own.config.selects or bool(changes.others) or not all(map(own.places.__contains__, _ids(restore)))
+    doomed = set(changes.shards)
+    kept = {shard: receipt for shard, receipt in committed.items() if shard not in doomed}
+    if not shared:
+        doomed |= set(surplus_shards(list(own.corpus), shapes_of(kept, poses)))
+    if doomed:
+        for line in changes.lines():
+            logger.warning("%s: %s", writer.directory, line)
+        logger.warning("%s: %d shards are built again", writer.directory, len(doomed))
+        writer.withdraw(sorted(doomed))
+    kept = {shard: receipt for shard, receipt in committed.items() if shard not in doomed}
+    mended = release_mended(
+        writer, source, own.places, kept, None if build.retry_refused else changes.suspects, threads=threads
+    )
+    for shard, some in sorted(mended.items()):
+        logger.warning(
+            "shard %d is built again: %d shapes that were refused can be used now, first %s", shard, len(some), some[0]
+        )
+    if not shared:
+        return Standing(committed=kept, shared=False, restore={})
+    # Files of a shard may be gone without its receipt: where it holds a shape of the experiment it is made whole again.
+    again = dict(restore) | {
+        shard: shapes
+        for shard, receipt in noted.items()
+        if shard not in kept and own.places.keys() & (shapes := as_built(receipt, poses))
+    }
+    if lost := sum(id not in own.corpus for id in _ids(again)):
+        logger.warning(
+            "%s: %d shapes of the shards that are built again are not in this experiment's corpus, and leave the cache",
+            writer.directory,
+            lost,
+        )
+    return Standing(committed=kept, shared=True, restore=again)
+
+
+def as_built(receipt: Receipt, poses: int) -> list[str]:
+    """Shapes of a shard in the order in which they were read, as far as that is known."""
+    shapes = [id for id, _ in receipt.shapes]
+    return [*shapes, *(id for id in shapes_in(receipt, poses) if id not in set(shapes))]
+
+
+def _ids(shards: Mapping[int, Sequence[str]]) -> list[str]:
+    return [id for shapes in shards.values() for id in shapes]

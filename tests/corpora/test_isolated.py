@@ -115,7 +115,7 @@ def test_a_process_whose_parent_is_another_reads_nothing():
     assert (done.returncode, done.stdout, done.stderr) == (isolated._ALONE, b"", b"")
 
 
-def test_a_thread_may_ask(monkeypatch):
+def test_a_thread_may_ask():
     """The kernel follows the thread that started the process, not the process of that thread."""
     found = []
 

@@ -32,9 +32,7 @@ FREE_MEMORY = 2**30  # bytes that any file may take beyond what its decoder take
 MEMORY_SHARE = 64  # more bytes for each byte of the file, as for what is packed elsewhere (entrance.unpacking_fault)
 FREE_SECONDS = 30  # of processor time
 BYTES_A_SECOND = 200_000  # what the slowest of the decoders gets through, ten times over
-PATIENCE = (
-    10  # times as many seconds of the clock: a machine that gives a process less than a tenth of a core is at fault
-)
+PATIENCE = 10  # times as many seconds of the clock: less than a tenth of a core is the machine's fault
 MAX_MESSAGE = 300
 _BUG, _MEMORY, _ALONE = 70, 71, 72  # exit codes of the process
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
@@ -74,10 +72,11 @@ def decode(module: str, data: bytes, path: Path, options: ReadOptions) -> Surfac
 def call(module: str, function: str, data: bytes, path: Path, options: ReadOptions) -> Any:
     """What a function of a module returns: a geometry, or anything that JSON holds.
 
-    Raises Malformed as `decode` does, MemoryError where the machine had no memory left, OSError (ETIMEDOUT) where it gave
-    the process too little processor time or a disk kept it waiting, RuntimeError with the traceback for a fault of the
-    function.
+    Raises Malformed as `decode` does, MemoryError where the machine had no memory left, OSError (ETIMEDOUT) where it
+    gave the process too little processor time or a disk kept it waiting, RuntimeError with the traceback for a fault of
+    the function.
     """
+    seconds = FREE_SECONDS + len(data) // BYTES_A_SECOND
     head = {
         "module": module,
         "function": function,
@@ -86,7 +85,7 @@ def call(module: str, function: str, data: bytes, path: Path, options: ReadOptio
         "parts": options.parts,
         "up": options.up,
         "memory": FREE_MEMORY + MEMORY_SHARE * len(data),
-        "seconds": FREE_SECONDS + len(data) // BYTES_A_SECOND,
+        "seconds": seconds,
     }
     text = json.dumps(head).encode()
     # The paths of this process and, by -P, no others: the same code. One thread, as many files are read at once.
@@ -102,15 +101,15 @@ def call(module: str, function: str, data: bytes, path: Path, options: ReadOptio
             capture_output=True,
             env=environment,
             check=False,
-            timeout=PATIENCE * head["seconds"],
+            timeout=PATIENCE * seconds,
         )
     except subprocess.TimeoutExpired as error:  # the process is gone: run kills it
-        said = f"the process that read the file had not used {head['seconds']} s of a core within {error.timeout:.0f} s"
+        said = f"the process that read the file had not used {seconds} s of a core within {error.timeout:.0f} s"
         raise OSError(errno.ETIMEDOUT, said) from None
     if done.returncode == _MEMORY:
         raise Malformed(f"takes more than {head['memory']} bytes of memory; its {len(data)} bytes do not justify it")
     if done.returncode == -getattr(signal, "SIGXCPU", 0) != 0:
-        raise Malformed(f"takes more than {head['seconds']} s to read; its {len(data)} bytes do not justify it")
+        raise Malformed(f"takes more than {seconds} s to read; its {len(data)} bytes do not justify it")
     if done.returncode == -getattr(signal, "SIGKILL", 0) != 0:
         raise MemoryError("the process that read the file was killed")
     if done.returncode < 0:

@@ -10,10 +10,10 @@ import torch
 
 from trainer.checkpoints.models import new_model
 from trainer.config import EvaluationConfig
+from trainer.downstream.baselines.coordinates import coordinate_statistics
 from trainer.downstream.clouds import LabelledClouds, check_classes, check_corpora, read_clouds
 from trainer.downstream.features import (
     Encoder,
-    coordinate_statistics,
     encode,
     feature_name,
     model_encoder,

@@ -1,6 +1,7 @@
 """Features of clouds: what an encoder is to whoever compares them, and a model as one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -8,13 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainer.models.heads.classifier import Classifier
 from trainer.models.layers.batch_norm import BatchNorm
 from trainer.models.layers.pooling import Feature
 
 __all__ = [
+    "ClassifierEncoder",
     "Encoder",
     "EncodesPoints",
     "ModelEncoder",
+    "classifier_logits",
     "encode",
     "feature_name",
     "model_encoder",
@@ -72,6 +76,46 @@ class ModelEncoder:
 def model_encoder(model: EncodesPoints, device: torch.device, feature: Feature = "levels") -> ModelEncoder:
     """The model's feature of that name, as an Encoder."""
     return ModelEncoder(model, device, feature)
+
+
+@dataclass(frozen=True)
+class ClassifierEncoder:
+    """What the head of a fine-tuned classifier sees, as an Encoder: [B, D of `Classifier.pooled`]."""
+
+    model: Classifier
+    device: torch.device
+
+    @property
+    def feature(self) -> str:
+        """What a table calls it."""
+        return "pooled"
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        with _evaluating(self.model), torch.no_grad():
+            cloud = torch.from_numpy(np.ascontiguousarray(points)).to(self.device)
+            return self.model.pooled(self.model.h_encoder.plan(cloud)).float().cpu().numpy()
+
+
+def classifier_logits(model: Classifier, device: torch.device) -> Callable[[np.ndarray], np.ndarray]:
+    """A classifier as a function of clouds: [B, N, 3] float32 -> [B, classes] float32, in evaluation mode."""
+
+    def logits(points: np.ndarray) -> np.ndarray:
+        with _evaluating(model), torch.no_grad():
+            cloud = torch.from_numpy(np.ascontiguousarray(points)).to(device)
+            found = model(cloud).float().cpu().numpy()
+        return np.asarray(found)
+
+    return logits
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    mode = model.training
+    model.train(False)
+    try:
+        yield
+    finally:
+        model.train(mode)
 
 
 def feature_name(encoder: Encoder) -> str:

@@ -1,8 +1,8 @@
 """Point-NN: an encoder without a single parameter, of sines, farthest points, neighbours and pooling.
 
-Source: R. Zhang, L. Wang, Y. Wang, P. Gao, H. Li, J. Shi, *Parameter is Not All You Need* (CVPR 2023,
-arXiv 2303.08134), 3.1. It departs from the authors' code in one place: the standard deviation that differences are divided by is taken
-over the whole batch there, so that a shape's feature depends on others; here it is taken over the cloud.
+Source: R. Zhang, L. Wang, Y. Wang, P. Gao, H. Li, J. Shi, *Parameter is Not All You Need* (CVPR 2023, arXiv
+2303.08134), 3.1. It departs from the authors' code in one place: the standard deviation that differences are divided by
+is taken over the whole batch there, so that a shape's feature depends on others; here it is taken over the cloud.
 """
 
 from dataclasses import dataclass

@@ -31,7 +31,7 @@ ORDER = {
         ("entrance", "releases", "episodes"), ("options", "report"), "check", "base", ("surface", "objects"),
     ),
     "trainer": (
-        "pretraining", "downstream", "checkpoints", ("models", "engine"), ("losses", "randomness", "config"), "errors",
+        "pretraining", "downstream", "checkpoints", "config", ("models", "engine"), ("losses", "randomness"), "errors",
     ),
     "trainer/models": ("heads", "hierarchical", ("tokens", "layers"), "random_inputs", "config"),
     "cli": ("main", "commands", ("actions", "study"), ("show", "experiment", "options"), "exit_codes"),

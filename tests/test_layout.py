@@ -31,7 +31,7 @@ ORDER = {
     "pipeline": ("build", "teacher", "views", "corpora", ("config", "errors")),
     "pipeline/corpora": (
         "survey", "__init__", "uri", "kinds", ("files", "rows"), "inspection", "formats", ("faults", "processes"),
-        ("entrance", "options", "report"), "check", "base", ("surface", "objects"),
+        ("entrance", "releases", "episodes"), ("options", "report"), "check", "base", ("surface", "objects"),
     ),
     "trainer": (
         "pretraining", "downstream", "checkpoints", "config", ("models", "engine"), ("losses", "randomness"), "errors",

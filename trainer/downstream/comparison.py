@@ -1,7 +1,7 @@
 """Several encoders on the same labelled clouds, points and folds: one row each, so that the numbers can be compared."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,10 +10,10 @@ import torch
 
 from trainer.checkpoints.models import new_model
 from trainer.config import EvaluationConfig
+from trainer.downstream.baselines.coordinates import coordinate_statistics
 from trainer.downstream.clouds import LabelledClouds, check_classes, check_corpora, read_clouds
 from trainer.downstream.features import (
     Encoder,
-    coordinate_statistics,
     encode,
     feature_name,
     model_encoder,
@@ -80,21 +80,34 @@ class Evaluator:
         self.test = read_clouds(config.test, points=config.stored_points)
         check_classes(self.train, self.test)  # a class may have lost its only shape to a broken file
 
-    def compare(self, encoders: Mapping[str, Encoder], *, seeds: int | None = None) -> Comparison:
-        """Score every encoder on the same draws. `seeds` overrides the configured number; the reference protocol has no
+    def rounds(self, seeds: int | None = None) -> int:
+        """How often each encoder is scored; `seeds` overrides the configured number. The reference protocol has no
         random part and always scores once."""
+        return 1 if self.config.protocol == "reference" else seeds or self.config.seeds
+
+    def compare(
+        self,
+        encoders: Mapping[str, Encoder],
+        *,
+        seeds: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Comparison:
+        """Score every encoder on the same draws, `rounds(seeds)` times.
+
+        progress  is told how many clouds each encoded batch had; in all rounds x encoders x (train + test).
+        """
         config = self.config
-        count = 1 if config.protocol == "reference" else seeds or config.seeds
+        count = self.rounds(seeds)
         scores: dict[str, list[SvmScore]] = {name: [] for name in encoders}
         dimensions = {}
         for seed in range(count):
             train, test = self._points(self.train, seed), self._points(self.test, seed)
             for name, encoder in encoders.items():
-                features = encode(encoder, train, batch_size=config.batch_size)
+                features = encode(encoder, train, batch_size=config.batch_size, progress=progress)
                 score = linear_svm(
                     features,
                     self.train.labels,
-                    encode(encoder, test, batch_size=config.batch_size),
+                    encode(encoder, test, batch_size=config.batch_size, progress=progress),
                     self.test.labels,
                     protocol=config.protocol,
                     grid=config.grid,

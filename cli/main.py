@@ -26,6 +26,7 @@ COMMANDS = {
         "Look into a checkpoint; convert from and to the reference's.",
     ),
     "corpus": ("cli.commands.corpus", "corpus", "List and picture the shapes of a corpus."),
+    "doctor": ("cli.commands.doctor", "doctor", "Print versions and devices, and try what this machine can do."),
     "evaluate": ("cli.commands.evaluate", "evaluate", "Score an encoder with a linear SVM on labelled shapes."),
     "presets": ("cli.commands.presets", "presets", "List the presets, or print one."),
     "pretrain": (

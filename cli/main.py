@@ -26,6 +26,7 @@ COMMANDS = {
         "Look into a checkpoint; convert from and to the reference's.",
     ),
     "corpus": ("cli.commands.corpus", "corpus", "List and picture the shapes of a corpus."),
+    "doctor": ("cli.commands.doctor", "doctor", "Print versions and devices, and try what this machine can do."),
     "evaluate": ("cli.commands.evaluate", "evaluate", "Score an encoder with a linear SVM on labelled shapes."),
     "embed": ("cli.commands.embed", "embed", "Write an encoder's features of a corpus; draw nearest neighbours."),
     "fewshot": ("cli.commands.fewshot", "fewshot", "Score encoders by linear probes on a few shapes of a few classes."),

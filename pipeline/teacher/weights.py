@@ -22,6 +22,7 @@ from teacher_cache.foreign import misnomer, without_wrappers
 
 __all__ = [
     "TowerWeights",
+    "cached_weights",
     "check_kind",
     "download_weights",
     "openai_architecture",
@@ -210,6 +211,22 @@ def download_weights(architecture: str, tag: str, entry: Mapping[str, Any]) -> P
             f"  Fetch {where} on a machine with a network, put the file anywhere on this one, and set\n"
             f"    teacher.weights = PATH/TO/{name or HUB_NAMES[0] if hub else url.rpartition('/')[2]}{gelu}"
         ) from error
+
+
+def cached_weights(architecture: str, tag: str, entry: Mapping[str, Any]) -> Path | None:
+    """Find the local copy that `download_weights` would use, without a look at the network; None: there is none."""
+    hub, url = entry.get("hf_hub", ""), entry.get("url", "")
+    if not hub:
+        path = Path.home() / ".cache" / "clip" / url.rpartition("/")[2]  # where open_clip puts them
+        return path if url and path.is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    repository, _, name = hub.rpartition("/")
+    for each in (name,) if name else HUB_NAMES:
+        found = try_to_load_from_cache(repository, each)
+        if isinstance(found, str):
+            return Path(found)
+    return None
 
 
 def _from_hub(repository: str, names: tuple[str, ...]) -> Path:

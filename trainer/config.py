@@ -13,6 +13,7 @@ from trainer.engine.config import EngineConfig, absurd, not_one_of
 __all__ = ["AlignmentConfig", "EvaluationConfig", "TrainerConfig", "absurd", "alignment_conflicts"]
 
 MIN_POINTS = 32
+EMBEDDED_POINTS = 128  # groups of the package's own encoder at its first level
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +130,7 @@ class EvaluationConfig:
     reference_c    C of the reference protocol
     batch_size     shapes encoded at a time
     baselines      after training, also score coordinate statistics and the untrained encoder
+    embedded       among the baselines, score the package's own encoder too, of 128 groups
     """
 
     train: str = ""
@@ -144,6 +146,7 @@ class EvaluationConfig:
     reference_c: float = 0.01
     batch_size: int = 32
     baselines: bool = True
+    embedded: bool = False
 
     @property
     def enabled(self) -> bool:
@@ -170,6 +173,8 @@ class EvaluationConfig:
             yield f"every = {self.every} is negative"
         if self.points < MIN_POINTS:
             yield f"points = {self.points} is fewer than {MIN_POINTS}"
+        if self.embedded and self.points < EMBEDDED_POINTS:
+            yield f"points = {self.points} is fewer than the {EMBEDDED_POINTS} that embedded = true needs"
         if self.stored_points < self.points:
             yield f"stored_points = {self.stored_points} is fewer than points = {self.points}"
         yield from not_one_of(self, "feature", ("auto", "levels", "top"))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["BASELINES", "ENCODER_HELP", "named_encoders", "points_needed"]
 
 BASELINES = ("coordinates", "point-nn")
-ENCODER_HELP = "a run directory, one of its checkpoints, coordinates or point-nn"
+ENCODER_HELP = "a run directory, one of its checkpoints, embedded, coordinates or point-nn"
 
 
 def named_encoders(
@@ -27,7 +27,7 @@ def named_encoders(
 ) -> "dict[str, Encoder]":
     """Encoders in the order of their names.
 
-    names         paths of runs and checkpoints (of fine-tuned classifiers too), or `BASELINES`.
+    names         paths of runs and checkpoints (of fine-tuned classifiers too), "embedded", or `BASELINES`.
     feature       of a pre-training model: "levels" or "top".
     untrained_on  clouds [B, N, 3] on which the batch norms of the same model with its first weights settle; it is added
                   as "untrained" behind each pre-training model. None: it is not.
@@ -49,7 +49,7 @@ def named_encoders(
         if name == "point-nn":
             found[name] = PointNN()
             continue
-        if not Path(name).is_dir():
+        if not _is_checkpoint(name):
             raise click.UsageError(f"{name} is no encoder; expected {ENCODER_HELP}")
         if read_header(find_checkpoint(name)).kind != "pretraining":
             tuned, _ = load_fine_tuned(name)
@@ -75,7 +75,11 @@ def points_needed(names: Sequence[str]) -> int:
 
     least = 32
     for name in names:
-        if name not in BASELINES and Path(name).is_dir():
+        if name not in BASELINES and _is_checkpoint(name):
             header = read_header(find_checkpoint(name))
             least = max(least, *header.config.get("model", {}).get("groups", [0]))
     return least
+
+
+def _is_checkpoint(name: str) -> bool:
+    return name == "embedded" or Path(name).is_dir()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from cli.options import LocalPath
+from cli.options import CheckpointPath
 from cli.show.terminal import echo
 
 __all__ = ["evaluate"]
@@ -15,7 +15,7 @@ __all__ = ["evaluate"]
     epilog="Examples: i2p evaluate runs/quickstart; i2p evaluate runs/quickstart "
     '--train "modelnet40:DIR?split=train" --test "modelnet40:DIR?split=test"'
 )
-@click.argument("checkpoint", type=LocalPath(exists=True, file_okay=False))
+@click.argument("checkpoint", type=CheckpointPath())
 @click.option("--train", metavar="URI", help="Labelled corpus the SVM is fitted on. [default: the run's own]")
 @click.option("--test", metavar="URI", help="Labelled corpus it is scored on. [default: the run's own]")
 @click.option("--stored-points", type=int, help="Points read of each shape. [default: --points]")
@@ -26,6 +26,7 @@ __all__ = ["evaluate"]
               show_default=True, help="How C is chosen; reference: fixed, raw features.")  # fmt: skip
 @click.option("--c", "reference_c", type=float, default=0.01, show_default=True, help="C of the reference protocol.")
 @click.option("--point-nn", is_flag=True, help="Score Point-NN too, which has no weights (0.3 s a shape).")
+@click.option("--embedded", is_flag=True, help="Score the package's own encoder too.")
 @click.option("--seeds", type=int, default=5, show_default=True, help="Draws of points and folds.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -39,11 +40,12 @@ def evaluate(
     protocol: str,
     reference_c: float,
     point_nn: bool,
+    embedded: bool,
     seeds: int,
     device: str,
     as_json: bool,
 ) -> None:
-    """Score CHECKPOINT (a run directory or one of its checkpoints) with a linear SVM, beside two baselines."""
+    """Score CHECKPOINT (a run directory, one of its checkpoints, or embedded) by a linear SVM, beside baselines."""
     from cli.commands.pretrain import table
     from cli.experiment.toml import ConfigError
     from cli.show.progress import Progress
@@ -66,7 +68,7 @@ def evaluate(
     assert test is not None
     config = EvaluationConfig(
         train=train, test=test, stored_points=stored_points or points, points=points,
-        feature=feature, protocol=protocol, reference_c=reference_c, seeds=seeds,  # type: ignore[arg-type]
+        feature=feature, protocol=protocol, reference_c=reference_c, seeds=seeds, embedded=embedded,  # type: ignore[arg-type]
     )  # fmt: skip
     problems = list(config.problems())
     if model.config.groups[0] > points:

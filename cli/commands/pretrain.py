@@ -152,6 +152,7 @@ def table(result: Mapping[str, Any]) -> str:
     titles = {
         "coordinates": "coordinate statistics",
         "untrained": "untrained encoder",
+        "embedded": "the package's own encoder",
         "point-nn": "Point-NN (no weights)",
         "trained": "trained encoder",
     }

@@ -35,6 +35,7 @@ from trainer.checkpoints.under_way import is_under_way
 from trainer.errors import CheckpointDamaged, CheckpointError
 
 __all__ = [
+    "EMBEDDED",
     "Header",
     "checkpoints",
     "clean_leftovers",
@@ -52,6 +53,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+EMBEDDED = Path(__file__).parent / "embedded"  # the package's own encoder, by the name "embedded"
 FORMAT, VERSION = "i2p-checkpoint", 1
 HEADER, MODEL, OPTIMIZER = "checkpoint.json", "model.safetensors", "optimizer.safetensors"
 HEADER_LIMIT = 16 * 2**20  # bytes; a real header has a few thousand
@@ -152,15 +154,18 @@ def latest(run_dir: Path) -> Path | None:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint that `path` means: itself, or the newest one of the run directory `path`."""
-    path = Path(path)
+    """Find the checkpoint that `path` means: itself, or the newest one of the run directory `path`.
+
+    The text "embedded" means the package's own encoder; a folder of that name is "./embedded".
+    """
+    path = EMBEDDED if path == "embedded" else Path(path)
     if (path / HEADER).is_file():
         return path
     found = latest(path.parent if path.name == "checkpoints" else path)
     if found is None:
         raise CheckpointError(
             f"{path} is neither a checkpoint (a folder with {HEADER}) nor a run with one in its folder 'checkpoints'. "
-            "Name a run directory, or one of its checkpoints/epoch-NNNN."
+            "Name a run directory, one of its checkpoints/epoch-NNNN, or embedded."
         )
     return found
 

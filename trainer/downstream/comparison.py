@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.checkpoints.models import new_model
+from trainer.checkpoints.models import load_encoder, new_model
 from trainer.config import EvaluationConfig
 from trainer.downstream.baselines.coordinates import coordinate_statistics
 from trainer.downstream.clouds import LabelledClouds, check_classes, check_corpora, read_clouds
@@ -130,14 +130,19 @@ class Evaluator:
 
     def baselines(self, model: I2PMAE, *, seed: int, device: torch.device) -> dict[str, Encoder]:
         """What an encoder has to beat: "coordinates", statistics of them, and "untrained", the model's own settings
-        with the first weights of `seed` and the batch norm statistics of some training clouds."""
+        with the first weights of `seed` and the batch norm statistics of some training clouds; and "embedded", the
+        package's own encoder, where the settings ask for it."""
         teacher = {"channels": model.teacher_channels, "views": model.views}
         fresh = new_model(model.config, model.masking, teacher, seed=seed).to(device)
         settle_batch_norms(fresh, self._points(self.train, 0)[:SETTLING_CLOUDS], device)
-        return {
+        found: dict[str, Encoder] = {
             "coordinates": coordinate_statistics,
             "untrained": model_encoder(fresh, device, self.config.model_feature),
         }
+        if self.config.embedded:
+            own = load_encoder("embedded").to(device)
+            found["embedded"] = model_encoder(own, device, self.config.model_feature)
+        return found
 
     def _points(self, clouds: LabelledClouds, seed: int) -> np.ndarray:
         if self.config.protocol == "reference":

@@ -374,7 +374,7 @@ MUTANTS: tuple[Mutant, ...] = (
          "    if digest and known is None and digest != expected.sha256:"),
     ),
     *_of(
-        "teacher_cache/writer.py", SHARDS,
+        "teacher_cache/format/receipts.py", SHARDS,
         ("a shard with a file cut short counts as built", "        if size != file.bytes:", "        if size is None:"),
     ),
     *_of(

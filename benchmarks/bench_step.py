@@ -27,6 +27,7 @@ from teacher_cache.format.records import CacheSchema
 from teacher_cache.testing.made_up import build
 from trainer.checkpoints.models import new_model
 from trainer.engine.ranks import Ranks
+from trainer.losses.terms import weighted_sum
 from trainer.pretraining.data import Loader, Part
 from trainer.pretraining.step import Stepper
 
@@ -88,8 +89,8 @@ def operations(stepper: Stepper, part: Part) -> float:
     model = stepper.model.train()
     plan = model.plan(part.points, part.points_canonical, part.maps, part.draws)
     with FlopCounterMode(display=False) as counter:
-        model.losses(plan, model.network(plan, part.draws.drop_path)).total.backward()
-    stepper.optimizer.zero_grad(set_to_none=True)
+        weighted_sum(model.losses(plan, model.network(plan, part.draws.drop_path))).backward()
+    stepper.updates.optimizer.zero_grad(set_to_none=True)
     return float(counter.get_total_flops())
 
 
@@ -100,16 +101,16 @@ def phases(stepper: Stepper, part: Part) -> dict[str, float]:
     plan = plan_of()
 
     def forward() -> torch.Tensor:
-        return model.losses(plan, model.network(plan, part.draws.drop_path)).total
+        return weighted_sum(model.losses(plan, model.network(plan, part.draws.drop_path)))
 
     def both() -> None:
-        stepper.optimizer.zero_grad(set_to_none=True)
+        stepper.updates.optimizer.zero_grad(set_to_none=True)
         forward().backward()
 
     spent = {"plan": measure(plan_of, seconds=1, least=STEPS, warmup=1).p50}
     spent["forward"] = measure(forward, seconds=1, least=STEPS, warmup=1).p50
     spent["backward"] = measure(both, seconds=1, least=STEPS, warmup=1).p50 - spent["forward"]
-    spent["optimiser"] = measure(stepper.optimizer.step, seconds=0.5, least=STEPS, warmup=1).p50
+    spent["optimiser"] = measure(stepper.updates.optimizer.step, seconds=0.5, least=STEPS, warmup=1).p50
     return spent
 
 

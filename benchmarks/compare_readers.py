@@ -7,7 +7,8 @@ DIR holds files and an expected.json, {path below DIR: value}, worked out by nei
      "odd.glb":     {"expected": "refused"}}
 
 area         of all triangles or polygons; anything between it and area_earclip, where polygons are not flat
-bbox_min, bbox_max  of the vertices that faces use, or of the points; the axes and units of the file
+bbox_min, bbox_max  of the vertices that faces use, or of the points; the axes and units of the file; either or both may
+             be absent, and then is not compared
 points       of a cloud that holds no more than them
 tolerance    share of the largest side of the box, and of the area; 0.001 where it is absent
 
@@ -266,10 +267,11 @@ def verdict(said: dict[str, Any], wanted: dict[str, Any]) -> tuple[str, str]:
         return "wrong", "it has to be refused"
     share = wanted.get("tolerance", TOLERANCE)
     low, high = np.array(said["box"])
-    bounds = [np.array(wanted[key]) for key in ("bbox_min", "bbox_max") if key in wanted]
-    side = float(np.ptp(bounds, axis=0).max()) if len(bounds) == 2 else float(np.abs(bounds[0]).max())
+    bounds = {key: np.array(wanted[key]) for key in ("bbox_min", "bbox_max") if key in wanted}
+    corners = np.stack(list(bounds.values()) or [np.zeros(3)])
+    side = float((np.ptp(corners, axis=0) if len(corners) == 2 else np.abs(corners)).max())
     for key, value in (("bbox_min", low), ("bbox_max", high)):
-        if key in wanted and not np.allclose(value, wanted[key], rtol=0, atol=share * side):
+        if key in bounds and not np.allclose(value, bounds[key], rtol=0, atol=share * side):
             return "wrong", f"{key} {np.round(value, 4).tolist()}, right {np.round(wanted[key], 4).tolist()}"
     if "area" in wanted:
         least, most = sorted([wanted["area"], wanted.get("area_earclip", wanted["area"])])

@@ -26,15 +26,20 @@ COMMANDS = {
         "Look into a checkpoint; convert from and to the reference's.",
     ),
     "corpus": ("cli.commands.corpus", "corpus", "List and picture the shapes of a corpus."),
+    "doctor": ("cli.commands.doctor", "doctor", "Print versions and devices, and try what this machine can do."),
     "evaluate": ("cli.commands.evaluate", "evaluate", "Score an encoder with a linear SVM on labelled shapes."),
+    "embed": ("cli.commands.embed", "embed", "Write an encoder's features of a corpus; draw nearest neighbours."),
+    "fewshot": ("cli.commands.fewshot", "fewshot", "Score encoders by linear probes on a few shapes of a few classes."),
     "presets": ("cli.commands.presets", "presets", "List the presets, or print one."),
     "pretrain": (
         "cli.commands.pretrain",
         "pretrain",
         "Pre-train an encoder from a cache (built first if it is not there).",
     ),
+    "results": ("cli.commands.results", "results", "Gather what runs have measured into one table, beside papers'."),
     "study": ("cli.commands.study", "study", "Train one small student under many settings, and compare."),
     "teacher": ("cli.commands.teacher", "teacher", "Train the embedded teacher; measure what a teacher knows."),
+    "vote": ("cli.commands.vote", "vote", "Score a fine-tuned classifier with a vote over draws of its points."),
 }
 
 # The base of each room's errors, by the module that has it.

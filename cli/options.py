@@ -9,7 +9,7 @@ import click
 if TYPE_CHECKING:
     from teacher_cache.location import Location
 
-__all__ = ["CachePath", "LocalPath", "config_argument", "config_options", "logging_options"]
+__all__ = ["CachePath", "CheckpointPath", "LocalPath", "config_argument", "config_options", "logging_options"]
 
 
 class CachePath(click.ParamType):
@@ -47,6 +47,20 @@ class LocalPath(click.Path):
         if not isinstance(location, Path):
             self.fail(f"expected a path of this machine, found the URL {location}", param, ctx)
         return super().convert(location, param, ctx)
+
+
+class CheckpointPath(LocalPath):
+    """A run directory or a checkpoint, or the word embedded for the package's own."""
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, file_okay=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "embedded":
+            from trainer.checkpoints.files import EMBEDDED
+
+            return EMBEDDED
+        return super().convert(value, param, ctx)
 
 
 def logging_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -30,6 +30,13 @@ def said(area=22.0, points=8, low=(0, 0, 0), high=(1, 2, 3)):
         (said(None, 70), {"points": 70, "bbox_max": [1, 2, 3]}, "right"),
         (said(None, 69), {"points": 70, "bbox_max": [1, 2, 3]}, "wrong"),
         (said(22.0, 70), {"points": 70, "bbox_max": [1, 2, 3]}, "wrong"),  # a surface instead of points
+        (said(), {"area": 22.0}, "right"),  # no box is known
+        (said(21.0), {"area": 22.0}, "wrong"),
+        (said(None), {"area": 22.0}, "wrong"),
+        (said(None, 70, high=(9, 9, 9)), {"points": 70}, "right"),
+        (said(None, 69), {"points": 70}, "wrong"),
+        (said(None, 70), {"points": 70, "bbox_min": [0, 0, 1]}, "wrong"),
+        ({"area": None, "points": 0, "box": None}, {"area": 22.0}, "empty"),
         ({"refused": "ValueError"}, BOX, "refused"),
         ({"refused": "ValueError"}, {"expected": "refused"}, "right"),
         (said(), {"expected": "refused"}, "wrong"),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import LocalPath
+from cli.options import CheckpointPath, LocalPath
 from cli.show.terminal import echo
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def checkpoint() -> None:
 
 
 @checkpoint.command(epilog="Example: i2p checkpoint info runs/quickstart")
-@click.argument("path", type=LocalPath(exists=True, file_okay=False))
+@click.argument("path", type=CheckpointPath())
 def info(path: Path) -> None:
     """Print what a checkpoint holds and how it came about; checks its files against their hashes."""
     from trainer.checkpoints.files import find_checkpoint, read_header, read_tensors
@@ -73,7 +73,7 @@ def import_(file: Path, out: Path, overrides: tuple[str, ...]) -> None:
     epilog="Example: i2p checkpoint export runs/quickstart --out quickstart.pth   "
     "(to go on with a pre-training there: --teacher ViT-B-16.safetensors)"
 )
-@click.argument("path", type=LocalPath(exists=True, file_okay=False))
+@click.argument("path", type=CheckpointPath())
 @click.option("--out", type=LocalPath(), required=True, help="The .pth to write; must not exist.")
 @click.option("--teacher", type=LocalPath(exists=True, dir_okay=False),
               help="CLIP to put under `clip_model.`: OpenAI's layout, or a reference checkpoint.")  # fmt: skip
@@ -87,6 +87,22 @@ def export(path: Path, out: Path, teacher: Path | None, prefix: bool | None) -> 
     echo(f"file        {converted.path}")
     _describe(converted.header)
     _note(converted.notes)
+
+
+@checkpoint.command(epilog="Example: i2p checkpoint slim runs/quickstart --out encoder --half")
+@click.argument("path", type=CheckpointPath())
+@click.option("--out", type=LocalPath(), required=True, help="Directory to write; must not exist.")
+@click.option("--half", is_flag=True, help="Round the weights to float16: half the bytes.")
+def slim(path: Path, out: Path, half: bool) -> None:
+    """Write the weights of PATH alone, to hand on: a checkpoint without the optimiser's state.
+
+    It loads, evaluates and exports as PATH does; training does not resume from it.
+    """
+    from trainer.checkpoints.slim import slim_checkpoint
+
+    written, header = slim_checkpoint(path, out, half=half)
+    echo(f"checkpoint  {written}")
+    _describe(header)
 
 
 def _describe(header: "Header") -> None:

@@ -55,6 +55,28 @@ def info(uri: str, points: int, check: bool, workers: int | None, as_json: bool)
         raise SystemExit(1)
 
 
+@corpus.command(epilog='Example: i2p corpus check "scanobjectnn:data/ScanObjectNN?variant=pb_t50_rs&split=all"')
+@click.argument("uri")
+@click.option("--points", default=2048, show_default=True, help="Points read of each shape.")
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Processes that read; as of `corpus info`.")
+@click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
+def check(uri: str, points: int, workers: int | None, as_json: bool) -> None:
+    """Verify a published set: which release it is, its counts, its labels, every shape, and checksums where known.
+
+    Exit 1 where something is missing, wrong or cannot be read. Archives are compared where they still lie beside.
+    """
+    from cli.actions.check_release import check_release, print_check
+    from pipeline.corpora import open_corpus
+
+    found = check_release(open_corpus(uri, points=points), workers)
+    if as_json:
+        echo(json.dumps(found, indent=1))
+    else:
+        print_check(found)
+    if found["problems"]:
+        raise SystemExit(1)
+
+
 @corpus.command(epilog='Example: i2p corpus render "synthetic:?count=48" --out shapes.png')
 @click.argument("uri")
 @click.option("--out", type=LocalPath(dir_okay=False), default=Path("corpus.png"), show_default=True)

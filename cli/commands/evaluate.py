@@ -5,19 +5,19 @@ from pathlib import Path
 
 import click
 
-from cli.options import LocalPath
+from cli.options import CheckpointPath
 from cli.show.terminal import echo
 
 __all__ = ["evaluate"]
 
 
 @click.command(
-    epilog="Example: i2p evaluate runs/quickstart "
+    epilog="Examples: i2p evaluate runs/quickstart; i2p evaluate runs/quickstart "
     '--train "modelnet40:DIR?split=train" --test "modelnet40:DIR?split=test"'
 )
-@click.argument("checkpoint", type=LocalPath(exists=True, file_okay=False))
-@click.option("--train", required=True, metavar="URI", help="Labelled corpus the SVM is fitted on.")
-@click.option("--test", required=True, metavar="URI", help="Labelled corpus it is scored on; the same labels.")
+@click.argument("checkpoint", type=CheckpointPath())
+@click.option("--train", metavar="URI", help="Labelled corpus the SVM is fitted on. [default: the run's own]")
+@click.option("--test", metavar="URI", help="Labelled corpus it is scored on. [default: the run's own]")
 @click.option("--stored-points", type=int, help="Points read of each shape. [default: --points]")
 @click.option("--points", type=int, default=1024, show_default=True, help="Points of each shape the encoder sees.")
 @click.option("--feature", type=click.Choice(["auto", "levels", "top"]), default="auto", show_default=True,
@@ -25,37 +25,52 @@ __all__ = ["evaluate"]
 @click.option("--protocol", type=click.Choice(["cross-validated", "reference"]), default="cross-validated",
               show_default=True, help="How C is chosen; reference: fixed, raw features.")  # fmt: skip
 @click.option("--c", "reference_c", type=float, default=0.01, show_default=True, help="C of the reference protocol.")
+@click.option("--point-nn", is_flag=True, help="Score Point-NN too, which has no weights (0.3 s a shape).")
+@click.option("--embedded", is_flag=True, help="Score the package's own encoder too.")
 @click.option("--seeds", type=int, default=5, show_default=True, help="Draws of points and folds.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def evaluate(
     checkpoint: Path,
-    train: str,
-    test: str,
+    train: str | None,
+    test: str | None,
     stored_points: int | None,
     points: int,
     feature: str,
     protocol: str,
     reference_c: float,
+    point_nn: bool,
+    embedded: bool,
     seeds: int,
     device: str,
     as_json: bool,
 ) -> None:
-    """Score CHECKPOINT (a run directory or one of its checkpoints) with a linear SVM, beside two baselines."""
+    """Score CHECKPOINT (a run directory, one of its checkpoints, or embedded) by a linear SVM, beside baselines."""
     from cli.commands.pretrain import table
     from cli.experiment.toml import ConfigError
+    from cli.show.progress import Progress
     from trainer.checkpoints.models import load_model
     from trainer.config import EvaluationConfig
+    from trainer.downstream.baselines.point_nn import PointNN
     from trainer.downstream.comparison import Evaluator
     from trainer.downstream.features import model_encoder
     from trainer.engine.ranks import joined
 
+    if bool(train) != bool(test):
+        raise click.UsageError("name both --train and --test, or neither for the run's own")
+    model, header = load_model(checkpoint)
+    if not train:
+        own = header.config.get("evaluation", {})
+        train, test = own.get("train"), own.get("test")
+        if not train or not test:
+            raise click.UsageError(f"{checkpoint} was not evaluated on anything; name --train and --test")
+        stored_points = stored_points or max(points, int(own.get("stored_points", points)))
+    assert test is not None
     config = EvaluationConfig(
         train=train, test=test, stored_points=stored_points or points, points=points,
-        feature=feature, protocol=protocol, reference_c=reference_c, seeds=seeds,  # type: ignore[arg-type]
+        feature=feature, protocol=protocol, reference_c=reference_c, seeds=seeds, embedded=embedded,  # type: ignore[arg-type]
     )  # fmt: skip
     problems = list(config.problems())
-    model, header = load_model(checkpoint)
     if model.config.groups[0] > points:
         problems.append(f"--points {points} is fewer than the {model.config.groups[0]} groups the encoder forms")
     if problems:
@@ -64,6 +79,10 @@ def evaluate(
     with joined(device) as ranks:
         evaluator = Evaluator(config)
         encoders = evaluator.baselines(model, seed=seed, device=ranks.device)
+        if point_nn:
+            encoders["point-nn"] = PointNN()
         encoders["trained"] = model_encoder(model.to(ranks.device), ranks.device, config.model_feature)
-        result = evaluator.compare(encoders).to_json()
+        total = evaluator.rounds() * len(encoders) * (len(evaluator.train) + len(evaluator.test))
+        with Progress("evaluating", total, unit="clouds") as progress:
+            result = evaluator.compare(encoders, progress=progress.add).to_json()
     echo(json.dumps(result, indent=1) if as_json else table(result))

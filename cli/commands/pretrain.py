@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["pretrain", "table"]
 
+_TITLES = {"3d": "3D", "2d": "2D"}  # of losses; others are called by their names
+
 
 @click.command(
     epilog="Examples: i2p pretrain quickstart; i2p pretrain mine.toml --set trainer.epochs=50; "
@@ -150,6 +152,8 @@ def table(result: Mapping[str, Any]) -> str:
     titles = {
         "coordinates": "coordinate statistics",
         "untrained": "untrained encoder",
+        "embedded": "the package's own encoder",
+        "point-nn": "Point-NN (no weights)",
         "trained": "trained encoder",
     }
     for name, row in result["rows"].items():
@@ -171,7 +175,6 @@ class _Reporter:
         self._quiet, self._evaluates, self._on_start = quiet, evaluates, on_start
         self._progress: Any = None
         self._epochs = 0
-        self._global = False
 
     def __call__(self, event: "Event") -> None:
         from cli.show.progress import Progress, human_seconds
@@ -180,7 +183,6 @@ class _Reporter:
         match event:
             case RunStarted():
                 self._on_start()
-                self._global = bool(event.global_target)
                 self._epochs = event.epochs
                 total = event.epochs * event.steps_per_epoch
                 self._progress = Progress("training", total, unit="steps", initial=event.step, quiet=self._quiet)
@@ -191,15 +193,14 @@ class _Reporter:
                     f"{'es' if event.ranks > 1 else ''}"
                 )
             case StepDone():
-                losses = {"loss_3d": f"{event.loss_3d:.4f}", "loss_2d": f"{event.loss_2d:.4f}"}
-                if self._global:
-                    losses["loss_global"] = f"{event.loss_global:.4f}"
-                self._progress.update(event.step, **losses)
+                self._progress.update(
+                    event.step, **{f"loss_{name}": f"{value:.4f}" for name, value in event.losses.items()}
+                )
             case EpochDone():
+                losses = "  ".join(f"{_TITLES.get(name, name)} {value:.4f}" for name, value in event.losses.items())
                 self._progress.write(
-                    f"epoch {event.epoch:>3}  loss 3D {event.loss_3d:.4f}  2D {event.loss_2d:.4f}  "
-                    + (f"global {event.loss_global:.4f}  " if self._global else "")
-                    + f"lr {event.learning_rate:.2e}  {event.shapes_per_second:.0f} shapes/s  "
+                    f"epoch {event.epoch:>3}  loss {losses}  "
+                    f"lr {event.learning_rate:.2e}  {event.shapes_per_second:.0f} shapes/s  "
                     f"{human_seconds(event.seconds)}, {event.waited:.1f} s of them waiting for data"
                     + (f", {event.skipped} damaged records left out" if event.skipped else "")
                 )

@@ -50,7 +50,9 @@ def print_report(report: "Report") -> None:
     """The report, for people. What the corpus does not have (faces, classes, duplicates) is not spoken of."""
     _head(report.uri, report.shapes, report.points, report.ignored)
     formats = ", ".join(f"{count} {name}" for name, count in report.formats.items())
-    echo(f"formats     {formats}{f', {_bytes(report.size)}' if report.size is not None else ''}")
+    if report.size is not None:  # of the shapes that can be used, while the formats are of all
+        formats += f"; {_bytes(report.size)} can be used" if report.refused else f", {_bytes(report.size)}"
+    echo(f"formats     {formats}")
     classes = {group.label for group in report.groups if group.label is not None}
     labelled = sum(group.shapes for group in report.groups if group.label is not None)
     echo(f"labels      {len(classes)} classes, {labelled} shapes labelled")

@@ -15,7 +15,7 @@ from teacher_cache.storage.commit import replace_file
 __all__ = ["GRID", "INK", "contrastive_curve", "curves", "pyplot", "record_sheet", "save_figure"]
 
 INK, GRID = "#222222", "#dddddd"
-_LOSSES = {"loss_3d": "3D loss (Chamfer)", "loss_2d": "2D loss (MSE)", "loss_global": "global loss (InfoNCE)"}
+_TITLES = {"loss_3d": "3D loss (Chamfer)", "loss_2d": "2D loss (MSE)", "loss_global": "global loss (InfoNCE)"}
 EMPTY = 0.5  # the depth image where nothing was drawn
 CLOUD_SIDE = 220  # pixels
 
@@ -54,14 +54,15 @@ def curves(run_dir: Path, path: Path) -> bool:
     if not epochs:
         return False
     plt = pyplot()
-    shown = [name for name in _LOSSES if any(line.get(name) for line in epochs)]
+    logged = dict.fromkeys(name for line in epochs for name in line if name.startswith("loss_"))
+    shown = [name for name in logged if any(line.get(name) for line in epochs)]
     panels = len(shown) + bool(scores)
     figure, axes = plt.subplots(1, panels, figsize=(4.2 * panels, 3.2), layout="constrained", squeeze=False)
     for axis, name in zip(axes[0], shown, strict=False):
         axis.plot(
             [line["epoch"] for line in epochs], [line.get(name, 0.0) for line in epochs], color="#1f5fa8", marker="."
         )
-        axis.set_title(_LOSSES[name], fontsize=10)
+        axis.set_title(_TITLES.get(name, f"{name.removeprefix('loss_')} loss"), fontsize=10)
     if scores:
         _accuracies(axes[0][-1], scores)
     for axis in axes[0]:

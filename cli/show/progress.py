@@ -55,6 +55,10 @@ class Progress:
         if self._bar is None and time.monotonic() - self._last_line >= LINE_EVERY_S:
             self._line()
 
+    def add(self, more: int) -> None:
+        """Note that so many more units are done."""
+        self.update(self.done + more)
+
     def write(self, text: str) -> None:
         """A line above the bar."""
         if self._quiet:

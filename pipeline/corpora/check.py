@@ -85,6 +85,7 @@ def fit_points(
     id: str,
     source: str,
     repeat: bool = False,
+    stored_order: bool = False,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Cut a stored cloud to ``count`` points in random order, by numbers that depend on (seed, id) only, and check the
     result.
@@ -92,13 +93,15 @@ def fit_points(
     points       [M, 3] float, as stored; part_labels [M] or None.
     repeat       what to do with fewer points than asked: False raises ShapeError; True keeps every point and draws the
                  missing ones again at random, with replacement.
+    stored_order  True: the first ``count`` points as they are stored; repeated ones come after them.
     ->           [count, 3] float32, [count] int16 or None. For M >= count the result for a smaller count is a prefix of
                  a larger one's.
     """
     points = finite_points(points, source)
     M = len(points)
     generator = shape_generator(seed, id, "order")
-    order = np.argsort(generator.random(M), kind="stable")[:count]
+    shuffled = np.argsort(generator.random(M), kind="stable")
+    order = (np.arange(M) if stored_order else shuffled)[:count]
     if count > M:
         if not repeat:
             raise ShapeError(
@@ -106,7 +109,8 @@ def fit_points(
             )
         extra = (generator.random(count - M) * M).astype(np.int64)
         order = np.concatenate([order, extra])
-        order = order[np.argsort(generator.random(count), kind="stable")]
+        if not stored_order:
+            order = order[np.argsort(generator.random(count), kind="stable")]
     chosen = points[order]
     check_shape(chosen, source)
     if part_labels is None:

@@ -37,17 +37,18 @@ from pipeline.corpora.formats.text import read_text
 from pipeline.corpora.formats.threemf import read_3mf
 from pipeline.corpora.formats.usd import beside_usd, read_usd
 from pipeline.corpora.inspection import DIGEST_BYTES, inspect_cloud, inspect_mesh
+from pipeline.corpora.releases import Release
 
 __all__ = ["READERS", "Entry", "FileCorpus", "files_of", "part_table", "read_geometry"]
 
-_GLTF = Format(read_gltf, "gltf", version=2, beside=beside_gltf)
+_GLTF = Format(read_gltf, "gltf", version=3, beside=beside_gltf)
 _TEXT = Format(read_text, "text", version=2)
 _LAS = Format(read_las, "las")
 _USD = Format(read_usd, "usd", beside=beside_usd)
 
 READERS: dict[str, Format] = {
     ".off": Format(read_off, "off", version=2),
-    ".obj": Format(read_obj, "obj", version=2),
+    ".obj": Format(read_obj, "obj", version=3),
     ".ply": Format(read_ply, "ply", version=2),
     ".stl": Format(read_stl, "stl", version=2),
     ".glb": _GLTF,
@@ -147,6 +148,7 @@ class FileCorpus:
         uri, identity, label_names, part_names: see Corpus
         points: points of each shape
         ignored: files that were passed over when the list was made
+        release: the published set that was found, or None
     """
 
     def __init__(
@@ -164,11 +166,17 @@ class FileCorpus:
         reading: ReadOptions | None = None,
         part_names: Sequence[str] = (),
         up: str = "file",
+        stored_order: bool = False,
+        parts_of_label: Sequence[range] = (),
+        release: Release | None = None,
     ) -> None:
         """
         reading     what the user says about the files.
         part_names  of the parts that `reading.parts` asks for, over all files; empty where parts are numbers.
         up          the axis that is up in the files: "y" is turned to z, "z" and "file" stay as they are.
+        stored_order    the first points of each cloud instead of random ones.
+        parts_of_label  for each label the parts that its shapes may have; empty: any.
+        release         which published set it is, of a kind that knows one.
         beside  of a corpus by a list: the list and the folder of its files. While they are there, a listed file that is
                 absent is missing from the corpus; else, and where the files themselves were listed, the disk is.
         """
@@ -187,6 +195,8 @@ class FileCorpus:
         self._seed = seed
         self._repeat = repeat
         self._beside = tuple(beside)
+        self._stored_order, self._parts_of_label = stored_order, tuple(parts_of_label)
+        self.release = release
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -255,7 +265,13 @@ class FileCorpus:
 
     def _sampled(self, entry: Entry, geometry: Surface | Cloud) -> Shape:
         points, parts = sample_geometry(
-            geometry, count=self.points, seed=self._seed, id=entry.id, source=str(entry.path), repeat=self._repeat
+            geometry,
+            count=self.points,
+            seed=self._seed,
+            id=entry.id,
+            source=str(entry.path),
+            repeat=self._repeat,
+            stored_order=self._stored_order,
         )
         if self._up == "y":  # a quarter turn about x, exact: y up becomes z up
             points = np.stack([points[:, 0], -points[:, 2], points[:, 1]], axis=1)
@@ -263,6 +279,7 @@ class FileCorpus:
             raise ShapeError(str(entry.path), f"holds no parts by parts={self._reading.parts}")
         if parts is not None:
             parts = self._numbered(parts, geometry.part_names, str(entry.path))
+            self._check_category(entry, geometry)
         return Shape(id=entry.id, points=points, label=entry.label, part_labels=parts, split=entry.split)
 
     def _numbered(self, parts: np.ndarray, names: Sequence[str], source: str) -> np.ndarray:
@@ -278,6 +295,19 @@ class FileCorpus:
         if parts.min() < 0 or parts.max() >= most:
             raise ShapeError(source, f"part labels run from {parts.min()} to {parts.max()}; expected 0..{most - 1}")
         return parts.astype(np.int16)
+
+    def _check_category(self, entry: Entry, geometry: Surface | Cloud) -> None:
+        """Raise ShapeError for a part of another category anywhere in the file, whichever points were drawn."""
+        if not self._parts_of_label or entry.label is None or geometry.parts is None:
+            return
+        own = self._parts_of_label[entry.label]
+        low, high = int(geometry.parts.min()), int(geometry.parts.max())
+        if low < own.start or high >= own.stop:
+            raise ShapeError(
+                str(entry.path),
+                f"part labels run from {low} to {high}; a {self.label_names[entry.label]} has {own.start} to "
+                f"{own.stop - 1}. Does it lie in another category's folder?",
+            )
 
     def _present(self, index: int) -> Entry:
         """The entry; a file that a list names and that is not there is a ShapeError while all else of the corpus is."""

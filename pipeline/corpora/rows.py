@@ -12,6 +12,7 @@ from pipeline.corpora.check import fit_points
 from pipeline.corpora.entrance import check_ids
 from pipeline.corpora.formats.geometry import Cloud
 from pipeline.corpora.inspection import inspect_cloud
+from pipeline.corpora.releases import Release
 
 __all__ = ["RowCorpus"]
 
@@ -24,6 +25,7 @@ class RowCorpus:
     Attributes:
         uri, identity, label_names, part_names: see Corpus
         points: points of each shape
+        release: the published set that was found, or None
     """
 
     def __init__(
@@ -44,10 +46,13 @@ class RowCorpus:
         parts: np.ndarray | None = None,
         part_names: Sequence[str] = (),
         format: str = "rows",
+        stored_order: bool = False,
+        release: Release | None = None,
     ) -> None:
         """``read(i)`` returns the stored points [M, 3] of row i, or raises ShapeError; ``parts`` is [n, M]; the rest
         has one entry a row: ``stamps`` the `file_stamp` of the file that it lies in, taken before that was opened.
-        ``format`` names the kind of file, for reports.
+        ``format`` names the kind of file, for reports. ``stored_order``: the first points of each row instead of random
+        ones. ``release``: which published set it is, of a kind that knows one.
         """
         if not ids:
             raise CorpusError(f"{uri}: no shapes")
@@ -62,7 +67,8 @@ class RowCorpus:
         self._read, self._parts = read, parts
         self._stamps = list(stamps)
         self._seed, self._repeat = seed, repeat
-        self._format = format
+        self._format, self._stored_order = format, stored_order
+        self.release = release
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -114,7 +120,14 @@ class RowCorpus:
                 f"part labels run from {parts.min()} to {parts.max()}; there are {len(self.part_names)} part names",
             )
         cloud, part_labels = fit_points(
-            points, parts, count=self.points, seed=self._seed, id=id, source=source, repeat=self._repeat
+            points,
+            parts,
+            count=self.points,
+            seed=self._seed,
+            id=id,
+            source=source,
+            repeat=self._repeat,
+            stored_order=self._stored_order,
         )
         label, split = self.label(index), self.split_of(index)
         return Shape(id=id, points=cloud, label=label, part_labels=part_labels, split=split)

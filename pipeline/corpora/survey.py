@@ -17,6 +17,7 @@ import numpy as np
 from pipeline.corpora.base import Corpus, CorpusError, Inspection, MachineFault, ShapeError
 from pipeline.corpora.faults import machine_fault_in, patiently
 from pipeline.corpora.files import Entry, FileCorpus
+from pipeline.corpora.kinds.fewshot import EpisodeCorpus
 from pipeline.corpora.processes import spread
 from pipeline.corpora.report import Duplicates, Group, Note, Reason, Report, Same, Spread, UpGuess
 from pipeline.corpora.rows import RowCorpus
@@ -50,7 +51,7 @@ def survey(
     if processes < 1:
         raise ValueError(f"processes = {processes}; expected at least 1")
     tally = _Tally(corpus)
-    if processes == 1 or isinstance(corpus, RowCorpus):
+    if processes == 1 or isinstance(corpus, RowCorpus | EpisodeCorpus):  # an episode is small, and may be of such rows
         found: Iterable[list[_Found]] = ([_look(corpus, index, index)] for index in range(count))
     else:
         base = corpus.holding([]) if isinstance(corpus, FileCorpus) else corpus

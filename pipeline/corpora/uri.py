@@ -25,6 +25,9 @@ KINDS = {
     "npz": "npz:FILE",
     "modelnet40": "modelnet40:DIR?split=train",
     "shapenet55": "shapenet55:DIR?split=train",
+    "scanobjectnn": "scanobjectnn:DIR?variant=obj_bg&split=train",
+    "shapenetpart": "shapenetpart:DIR?split=trainval",
+    "fewshot": "fewshot:?train=URI&test=URI&way=5&shot=10&fold=0",
 }
 
 
@@ -72,7 +75,35 @@ def _open(uri: str, points: int) -> Corpus:
             from pipeline.corpora.kinds.shapenet55 import open_shapenet55
 
             return open_shapenet55(_path(uri, kind), options, points)
+        case "scanobjectnn":
+            from pipeline.corpora.kinds.scanobjectnn import open_scanobjectnn
+
+            return open_scanobjectnn(_path(uri, kind), options, points)
+        case "shapenetpart":
+            from pipeline.corpora.kinds.shapenetpart import open_shapenetpart
+
+            return open_shapenetpart(_path(uri, kind), options, points)
+        case "fewshot":
+            return _open_fewshot(uri, location, options, points)
     raise CorpusError(f"{uri}: {kind!r} is not a kind of corpus; there are\n  " + "\n  ".join(KINDS.values()))
+
+
+def _open_fewshot(uri: str, location: str, options: Options, points: int) -> Corpus:
+    """A fold of stored pickles where a folder is named, else one drawn from other corpora."""
+    if location:
+        from pipeline.corpora.kinds.fold_pickles import open_fold
+
+        return open_fold(_path(uri, "fewshot"), options, points)
+    from pipeline.corpora.kinds.fewshot import open_episode
+
+    train, test = options.text("train", ""), options.text("test", "")
+    if not train:
+        raise CorpusError(
+            f"{uri}: no corpus to draw from; write {KINDS['fewshot']} (a & within a URI is %26), or name a folder of "
+            "stored folds"
+        )
+    pools = [open_corpus(pool, points=points) for pool in (train, test) if pool]
+    return open_episode(pools[0], pools[1] if test else None, options, points)
 
 
 def split_uris(text: str) -> list[str]:

@@ -6,6 +6,8 @@ a vision tower alone (no prefix). Containers: safetensors, and PyTorch files tha
 
 import logging
 import pickle
+import re
+import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +20,17 @@ from torch import Tensor
 from pipeline.errors import TeacherError
 from teacher_cache.foreign import misnomer, without_wrappers
 
-__all__ = ["TowerWeights", "download_weights", "openai_architecture", "read_tensors", "read_weights"]
+__all__ = [
+    "TowerWeights",
+    "cached_weights",
+    "check_kind",
+    "download_weights",
+    "openai_architecture",
+    "own_items",
+    "read_pickled",
+    "read_tensors",
+    "read_weights",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +40,9 @@ OPENAI_HEAD_WIDTH = 64
 HUB_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # in the order open_clip tries them
 INSIDE = ("state_dict", "model_state_dict", "model")  # where a training checkpoint has its weights
 _KEYS_SHOWN = 4
+_NUMBERS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "u1": "B", "b1": "?"}  # NumPy's code -> struct's
+_DATA = "tensors, dictionaries and numbers alone"
+_OPENAI_BY_NAME = "\n  teacher.pretrained = openai without teacher.weights takes OpenAI's weights as safetensors."
 
 
 @dataclass(frozen=True)
@@ -75,17 +90,65 @@ def read_tensors(path: str | Path) -> TowerWeights:
 def _read_state(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise TeacherError(f"teacher.weights = {str(path)!r} is not a file; name a .safetensors, .pt or .bin file")
-    with path.open("rb") as file:
-        head = file.read(1024)
-    found = misnomer(head)
-    if found is not None:
-        raise TeacherError(f"{path}: {found}.")
+    head = _head(path)
     # safetensors: eight bytes of length, then a JSON object
     if head[8:9] == b"{":
         state = _read_safetensors(path)
     else:
-        state = _read_torch(path)
+        state = read_pickled(path, instead=_OPENAI_BY_NAME)
     return _unwrap(state, path)
+
+
+def read_pickled(path: str | Path, *, mapped: bool = False, instead: str = "") -> Any:
+    """Load a PyTorch file that holds data alone, without running anything in it.
+
+    A pickle can name any function to be called. Here only what torch counts as data is built (tensors, dictionaries,
+    lists, text, numbers), and NumPy's numbers, which metrics often are and which come back as Python's; a file that
+    names anything else is refused before that is used.
+
+    mapped   leave the tensors of a zip file on the disk until they are used; the file must then not be written to
+    instead  a further remedy, for a file that is a program
+    ->       what was saved, tensors in the computer's memory
+
+    Raises OSError for a file that cannot be opened, and TeacherError for one that is damaged, of another kind (see
+    `check_kind`), or needs more than data to be read.
+    """
+    path = Path(path)
+    head = _head(path)
+    zipped = _is_zip(path)
+    if not zipped and head.startswith(b"PK"):
+        raise TeacherError(f"{path} is cut short: a zip without its directory at the end. Fetch it again.")
+    if zipped and _is_program(path):
+        raise TeacherError(
+            f"{path} is a TorchScript archive, which is a program; expected {_DATA}.{instead}\n"
+            "  If you trust the file, convert it once:\n"
+            "    python -c \"import torch; torch.save(torch.jit.load('IN.pt', 'cpu').state_dict(), 'OUT.pt')\""
+        )
+    allowed: list[Any] = [(_NumpyType, "numpy.dtype")]
+    allowed += [(_numpy_number, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipped)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if named is not None:
+            raise TeacherError(
+                f"{path} needs {named[1]} to be read; expected {_DATA}. It could run anything, so it was not opened. "
+                "If you trust it, load it elsewhere and save the state dict by itself, best as safetensors."
+            ) from None
+        raise TeacherError(f"{path} is no sound PyTorch file ({_first_line(error)}). Fetch it again.") from None
+    except Exception as error:  # bytes at random make the unpickler raise nearly every class there is
+        raise TeacherError(f"{path} is no sound PyTorch file ({_first_line(error)}). Fetch it again.") from None
+
+
+def check_kind(path: str | Path) -> None:
+    """Raise TeacherError for what is no weights file at all (a web page, a Git LFS pointer, ...), with what it is."""
+    _head(Path(path))
+
+
+def own_items(mapping: dict[Any, Any]) -> dict[Any, Any]:
+    """Copy a dictionary from a file: an OrderedDict can carry an attribute `items` that is not dict's method."""
+    return dict(dict.items(mapping))
 
 
 def openai_architecture(weights: TowerWeights) -> dict[str, Any]:
@@ -150,6 +213,22 @@ def download_weights(architecture: str, tag: str, entry: Mapping[str, Any]) -> P
         ) from error
 
 
+def cached_weights(architecture: str, tag: str, entry: Mapping[str, Any]) -> Path | None:
+    """Find the local copy that `download_weights` would use, without a look at the network; None: there is none."""
+    hub, url = entry.get("hf_hub", ""), entry.get("url", "")
+    if not hub:
+        path = Path.home() / ".cache" / "clip" / url.rpartition("/")[2]  # where open_clip puts them
+        return path if url and path.is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    repository, _, name = hub.rpartition("/")
+    for each in (name,) if name else HUB_NAMES:
+        found = try_to_load_from_cache(repository, each)
+        if isinstance(found, str):
+            return Path(found)
+    return None
+
+
 def _from_hub(repository: str, names: tuple[str, ...]) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -178,40 +257,15 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         raise TeacherError(f"{path}: not a whole safetensors file ({error}).\n  Fetch it again.") from error
 
 
-def _read_torch(path: Path) -> Any:
-    if _is_torchscript(path):
-        raise TeacherError(
-            f"{path}: a TorchScript archive, which is a program, not only weights; it is not run here.\n"
-            "  Either set teacher.pretrained = openai and no teacher.weights (the same weights as safetensors), or\n"
-            "  convert it once, if you trust the file:\n"
-            "    python -c \"import torch; torch.save(torch.jit.load('IN.pt', 'cpu').state_dict(), 'OUT.pt')\""
-        )
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise TeacherError(
-            f"{path}: neither safetensors nor a PyTorch file of tensors alone ({_first_line(error)}).\n"
-            "  Files that hold other objects are not opened. Save the plain state dict, best as safetensors."
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise TeacherError(f"{path}: not a whole weights file ({_first_line(error)}).\n  Fetch it again.") from error
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.rpartition("/")[2] == "constants.pkl" or "/code/" in name for name in archive.namelist())
-
-
 def _unwrap(state: Any, path: Path) -> dict[str, Any]:
     """The state dict itself: training checkpoints keep it under a name of their own, and wrappers prefix all names."""
-    while isinstance(state, Mapping):
-        inner = next((state[key] for key in INSIDE if isinstance(state.get(key), Mapping)), None)
+    while isinstance(state, dict):
+        state = own_items(state)
+        inner = next((state[key] for key in INSIDE if isinstance(state.get(key), dict)), None)
         if inner is None:
             break
         state = inner
-    if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
         raise TeacherError(f"{path}: holds a {type(state).__name__} without tensors; expected a state dict.")
     names = [key for key in state if isinstance(key, str)]
     if len(names) < len(state):
@@ -233,6 +287,49 @@ def _refuse_layout(state: Mapping[str, Any], path: Path) -> NoReturn:
     raise TeacherError(f"{path}: no vision tower found among its {len(state)} keys ({shown}, ...).\n  {remedy}")
 
 
+def _head(path: Path) -> bytes:
+    """The first kilobyte. Raises TeacherError as `check_kind` does."""
+    with path.open("rb") as file:
+        head = file.read(1024)
+    found = misnomer(head)
+    if found is not None:
+        raise TeacherError(f"{path} {found}.")
+    return head
+
+
+def _is_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # a directory that points to other disks
+        return True
+
+
+def _is_program(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.rpartition("/")[2] == "constants.pkl" or "/code/" in name for name in archive.namelist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
+        return False  # damaged; torch says how
+
+
+class _NumpyType:
+    """Stands in for numpy.dtype while a file is read, so that numpy's own unpickling never sees the file."""
+
+    def __init__(self, code: Any, *flags: Any) -> None:
+        if code not in _NUMBERS:
+            raise pickle.UnpicklingError(f"GLOBAL numpy.dtype({code!r})")
+        self.format = "<" + _NUMBERS[code]
+
+    def __setstate__(self, state: Any) -> None:
+        if state[1] == ">":
+            self.format = ">" + self.format[1:]
+
+
+def _numpy_number(kind: Any, raw: Any) -> Any:
+    """Stands in for numpy's constructor of numbers; gives Python's."""
+    return struct.unpack(kind.format, raw)[0]
+
+
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
-    return text.splitlines()[0] if text else "no message"
+    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -70,7 +70,7 @@ def test_the_2d_loss_is_a_mean_over_the_teachers_channels(tmp_path, monkeypatch)
     plan = model.plan(part.points, part.points_canonical, part.maps, part.draws)
     with torch.no_grad():
         output = model.losses(plan, model.network(plan, part.draws.drop_path))
-    assert output.sum_2d / (output.count_2d * 8 / 5) == pytest.approx(first, rel=1e-5)
+    assert output["2d"].sum / (output["2d"].count * 8 / 5) == pytest.approx(first, rel=1e-5)
     # And what is differentiated is what is logged: a weight of 2 takes 2 back, to the bit.
     weights = []
     for settings, named in (({}, {}), ({"weight_2d": 2.0}, {"stands_for": 2.0}), ({}, {"stands_for": 2.0})):

@@ -263,9 +263,10 @@ def test_an_interrupt_leaves_a_cache_that_the_next_build_completes(tmp_path, und
         if progress.shards_done == 2:
             raise KeyboardInterrupt
 
+    held = set(worker_module._held)  # what other tests left in this process
     with pytest.raises(KeyboardInterrupt):
         small_build(tmp_path, on_progress=interrupt)
-    assert not worker_module._held
+    assert set(worker_module._held) <= held
     assert tree(small_build(tmp_path).path) == tree(undisturbed["zarr"].path)
 
 

@@ -58,8 +58,10 @@ def test_the_whole_report(capsys, mixed, workers):
     outcome = run(capsys, "corpus", "info", f"folder:{mixed}", "--points", 64, "--check", "--workers", workers)
     assert outcome.code == 1
     said = lines(outcome.out)
+    names = ("train/box/a.off", "test/box/a.off", "test/box/b.obj", "train/ball/c.npy")
+    usable = sum((mixed / name).stat().st_size for name in names)
     for line in (
-        "formats 3 npy, 1 obj, 2 off, " + said[3].rpartition(", ")[2],
+        f"formats 3 npy, 1 obj, 2 off; {usable / 1e3:.1f} kB can be used",
         "train test refused",
         "ball 3 0 2",
         "box 1 2 0",

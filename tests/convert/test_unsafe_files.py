@@ -112,6 +112,15 @@ def test_absent_empty_cut_and_other_files_are_described(tmp_path):
             read_reference(path)
 
 
+def test_a_zip_that_points_to_another_disk_is_damaged(sound):
+    path, blob = sound
+    damaged = path.with_name("disks.pth")
+    at = blob.index(b"PK\x06\x07") + 16  # the number of disks, in the locator of the directory
+    damaged.write_bytes(blob[:at] + b"\x02" + blob[at + 1 :])
+    with pytest.raises(CheckpointError, match=r"disks\.pth is no sound PyTorch file"):
+        read_reference(damaged)
+
+
 def test_a_tensor_larger_than_its_file_is_refused(tmp_path):
     entries = entries_of(tiny_model())
     entries["module.mask_token"] = torch.zeros(1).expand(2**20, 2**20)

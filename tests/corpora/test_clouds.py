@@ -110,6 +110,10 @@ REFUSED = {
         "a header .* or a point",
     ),
     "both decimal.csv": (lines(between=",", decimal=","), "commas are decimal signs and separators both"),
+    "both decimal, and NaN.csv": (
+        lines(between=",", decimal=",", number="{:.2f}") + "nan,nan,nan,nan,nan,nan\n",
+        "commas are decimal signs and separators both",
+    ),
     "thousands.csv": (lines(between=";", decimal=",") + "1.234,5;2,5;3,5\n", "line 71 has '1.234,5' in column 1"),
     "mixed.txt": (lines() + lines(between=","), "line 71 mixes commas and blanks"),
     "rgb behind.txt": (lines(between=",", behind=" 255,0,0"), "line 1 mixes commas and blanks"),

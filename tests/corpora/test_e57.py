@@ -58,6 +58,48 @@ def test_invalid_points_are_left_out_and_counted(made):
     assert cloud.notes == {"points marked as invalid": 4}
 
 
+def test_a_scan_in_spherical_coordinates_is_placed_too(tmp_path):
+    """Written by libe57 itself, as pye57 writes cartesian scans alone; its pose turns and moves it."""
+    pye57 = pytest.importorskip("pye57", reason="pye57 of the extra 'formats' is not installed")
+    from pye57 import libe57
+
+    ranges = np.linalg.norm(POINTS, axis=1)
+    columns = {
+        "sphericalRange": ranges,
+        "sphericalAzimuth": np.arctan2(POINTS[:, 1], POINTS[:, 0]),
+        "sphericalElevation": np.arcsin(POINTS[:, 2] / ranges),
+        "sphericalInvalidState": np.arange(75) % 25 == 3,
+    }
+    file = pye57.E57(str(tmp_path / "made.e57"), mode="w")
+    image = file.image_file
+
+    def structure(**values):
+        node = libe57.StructureNode(image)
+        for name, value in values.items():
+            node.set(name, libe57.FloatNode(image, value) if isinstance(value, float) else value)
+        return node
+
+    prototype = structure(
+        **{name: libe57.FloatNode(image, 0.0, libe57.E57_DOUBLE, -9.0, 9.0) for name in list(columns)[:3]},
+        sphericalInvalidState=libe57.IntegerNode(image, 0, 0, 2),
+    )
+    points = libe57.CompressedVectorNode(image, prototype, libe57.VectorNode(image, True))
+    w, x, y, z = TURN.tolist()
+    pose = structure(rotation=structure(w=w, x=x, y=y, z=z), translation=structure(x=100.0, y=0.0, z=7.0))
+    file.data3d.append(structure(guid=libe57.StringNode(image, "{1}"), pose=pose, points=points))
+    arrays, buffers = file.make_buffers(list(columns), 75)
+    for name, column in columns.items():
+        arrays[name][:] = column
+    writer = points.writer(buffers)
+    writer.write(75)
+    writer.close()
+    file.close()
+    cloud = read((tmp_path / "made.e57").read_bytes())
+    turned = np.stack([100 - POINTS[:, 1], POINTS[:, 0], POINTS[:, 2] + 7], axis=1)
+    np.testing.assert_allclose(cloud.points, turned[np.arange(75) % 25 != 3], atol=1e-12)
+    assert cloud.notes == {"points marked as invalid": 3}
+
+
 def test_spherical_points_follow_the_standard():
     """x = r cos(e) cos(a), y = r cos(e) sin(a), z = r sin(e), of range, azimuth and elevation."""
     pytest.importorskip("pye57", reason="pye57 of the extra 'formats' is not installed")

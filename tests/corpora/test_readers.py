@@ -173,7 +173,7 @@ WRONG = {
     "strips.ply": (cube_text("ply-ascii").replace(b"vertex_indices", b"vertex_strips"), "no list vertex_indices"),
     "short.stl": (cube_stl()[:-1], r"promises 12 triangles \(684 bytes\), the file has 683"),
     "short-ascii.stl": (cube_stl(ascii=True)[:-20], "neither a binary STL nor a whole ASCII one"),
-    "binary.obj": (b"v 0 0\0", "is binary; an OBJ is text"),
+    "binary.obj": (b"v 0 0\0", "is binary, not text"),
     "nothing.obj": (b"# nothing\n", "holds neither triangles nor points"),
     "short.glb": (glb()[:-10], "the header promises"),
     "wrong.glb": (b"PK\3\4" * 8, "does not start with glTF"),

@@ -214,3 +214,62 @@ def test_a_wrong_shapenet55_is_named(tmp_path):
         open_corpus(f"shapenet55:{tmp_path}", points=64)
     assert len(SYNSETS) == 55
     assert list(SYNSETS) == sorted(SYNSETS)
+
+
+def text_release(root, names=("airplane_0001", "night_stand_0001"), rows=128):
+    """A small text release, all to train on; -> the folder. Cloud k is ball(rows, k)."""
+    root.mkdir(exist_ok=True)
+    (root / "modelnet40_shape_names.txt").write_text("airplane\nnight_stand\n")
+    (root / "modelnet40_train.txt").write_text("".join(f"{name}\n" for name in names))
+    (root / "modelnet40_test.txt").write_text("airplane_0009\n")
+    for k, name in enumerate(names):
+        path = root / name.rpartition("_")[0] / f"{name}.txt"
+        path.parent.mkdir(exist_ok=True)
+        np.savetxt(path, np.concatenate([ball(rows, k), ball(rows, k)], axis=1), delimiter=",", fmt="%.9g")
+    return root
+
+
+def test_modelnet40_comes_in_its_stored_order(tmp_path):
+    """Rows of both releases are in the order of farthest points, so that the first of them are a sample."""
+    text_release(tmp_path / "text")
+    hdf5(tmp_path / "hdf5")
+    for folder, index, seed in (("text", 1, 1), ("hdf5", 7, 12)):
+        base = f"modelnet40:{tmp_path / folder}"
+        stored = open_corpus(f"{base}?order=stored", points=50)
+        assert stored[index].points.tobytes() == ball(128, seed)[:50].tobytes()
+        drawn = open_corpus(base, points=50)
+        assert drawn[index].points.tobytes() != stored[index].points.tobytes()
+        assert "order" not in drawn.identity  # caches of before stay what they were
+        assert {**drawn.identity, "order": "stored"} == stored.identity
+    more = open_corpus(f"modelnet40:{tmp_path / 'text'}?order=stored&pad=repeat", points=200)[0].points
+    assert more[:128].tobytes() == ball(128, 0).tobytes()
+    assert {p.tobytes() for p in more[128:]} < {p.tobytes() for p in more[:128]}
+
+
+def test_modelnet40_is_counted(tmp_path, caplog):
+    text_release(tmp_path / "text")
+    hdf5(tmp_path / "hdf5")
+    for folder, name, whole in (("text", "normal resampled", "9,843"), ("hdf5", "HDF5 of 2048 points", "9,840")):
+        caplog.clear()
+        open_corpus(f"modelnet40:{tmp_path / folder}", points=64)
+        assert f"holds not all of ModelNet40, {name}: train:" in caplog.text
+        assert f"{whole} in the release" in caplog.text
+        with pytest.raises(
+            CorpusError, match=rf"(?s)holds ModelNet40, {name}, and not as.*test: .* 2,468 in the release"
+        ):
+            open_corpus(f"modelnet40:{tmp_path / folder}?counts=official&split=all", points=64)
+
+
+def test_a_listed_hdf5_file_that_is_absent_is_named(tmp_path):
+    hdf5(tmp_path)
+    (tmp_path / "ply_data_train1.h5").unlink()
+    with pytest.raises(CorpusError, match=r"ply_data_train1\.h5: is listed in train_files\.txt, and is not there"):
+        open_corpus(f"modelnet40:{tmp_path}", points=64)
+
+
+def test_pickled_caches_are_refused_with_what_to_read_instead(tmp_path):
+    path = tmp_path / "modelnet40_test_8192pts_fps.dat"
+    path.write_bytes(b"\x80\x04]q\x00.")
+    for place in (path, tmp_path):
+        with pytest.raises(CorpusError, match=r"_fps\.dat is a pickled cache .*Name the text release"):
+            open_corpus(f"modelnet40:{place}", points=64)

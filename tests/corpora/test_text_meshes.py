@@ -77,6 +77,20 @@ def test_polygons_of_mixed_sizes_and_parts_by_name(tmp_path):
         read_obj(text.encode(), tmp_path / "a.obj", ReadOptions(parts="node"))
 
 
+def test_names_are_the_text_that_every_text_format_is(tmp_path):
+    text = "v 0 0 0\nv 1 0 0\nv 0 1 0\ng stühle\xa0été\nf 1 2 3\n"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32", "latin-1"):
+        surface = read_obj(text.encode(encoding), tmp_path / "a.obj", ReadOptions(parts="group"))
+        assert surface.part_names == ("stühle été",), encoding
+    kanji = text.replace("stühle\xa0été", "椅子")
+    assert read_obj(kanji.encode(), tmp_path / "a.obj", ReadOptions(parts="group")).part_names == ("椅子",)
+    for encoding in ("utf-16-le", "utf-16-be"):
+        with pytest.raises(Malformed, match="looks like UTF-16 without its mark; save it as UTF-8"):
+            read_obj(text.encode(encoding), tmp_path / "a.obj", ReadOptions())
+    with pytest.raises(Malformed, match="starts with the mark of utf-16 and is not"):
+        read_obj(text.encode("utf-16")[:-1], tmp_path / "a.obj", ReadOptions())
+
+
 def test_vertices_alone_are_a_cloud(tmp_path):
     cloud = read_obj(b"v 1 2 3\nv 4 5 6\np 1 2\n", tmp_path / "a.obj", ReadOptions())
     assert isinstance(cloud, Cloud)
@@ -124,6 +138,8 @@ def test_free_form_surfaces_are_refused_by_line_beside_faces_too(tmp_path, word)
         ("v 0 0\n", "line 1: 'v 0 0' is not three numbers"),
         ("# a\nv 1,5 0 0\n", "line 2: .* is not three numbers"),
         ("v 1_0 0 0\n", "line 1"),
+        ("v \u0663 0 0\n", "line 1: .* is not three numbers"),
+        ("v 0 0 0\nf 1 1 \u0661\n", "line 2: .* names a vertex that cannot be"),
         ("v 0 0 0\nf 1 1 0\n", "line 2: .* names a vertex that cannot be"),
         ("v 0 0 0\nf 1 1 -2\n", "line 2"),
         ("v 0 \\\n0 0\nv 0 0 0\nf 1 1 x\n", "line 4"),

@@ -9,20 +9,11 @@ import pytest
 import torch
 
 from cuda import _backend
+from cuda.compiling import BUILDS, KernelError, compile_kernel
 from tests.support.kernels import host_launch
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = ("sm_80", "sm_90")
-BUILDS = {
-    "fps": [{"THREADS": 64, "PER_THREAD": 1}, {"THREADS": 1024, "PER_THREAD": 8}, {"THREADS": 1024, "PER_THREAD": 0}],
-    "knn": [{"WARPS": 8}],
-    "project": [{"THREADS": 256}],
-    "backproject": [{"THREADS": 256, "FORMAT": format_} for format_ in range(3)],
-    "chamfer": [{"THREADS": 128}],
-    "gather": [
-        {"THREADS": 256, "LANES": lanes, "WIDTH": width} for lanes, width in ((4, 4), (32, 2), (32, 4), (32, 8))
-    ],
-}
 
 
 def test_every_source_is_listed_here():
@@ -33,20 +24,21 @@ def test_every_source_is_listed_here():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("source", BUILDS)
 def test_nvrtc_compiles_without_spills_or_fused_arithmetic(source, architecture):
-    nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed")
+    pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed")
     for defines in BUILDS[source]:
-        program = nvrtc.createProgram(_backend.kernel_source(source, defines), f"{source}.cu", (), ())
-        options = (*_backend.NVRTC_OPTIONS, f"-arch={architecture}", "--ptxas-options=-v")
-        try:
-            nvrtc.compileProgram(program, options)
-        except Exception as error:
-            pytest.fail(f"{source}.cu {defines}: {error}\n{nvrtc.getProgramLog(program)}")
-        log = nvrtc.getProgramLog(program)
+        log, ptx = compile_kernel(source, defines, architecture)
         spills = [line for line in log.splitlines() if "spill" in line]
         assert spills
         assert all(" 0 bytes spill stores, 0 bytes spill loads" in line for line in spills), log
-        ptx = nvrtc.getPTX(program)
-        assert "fma" not in (ptx.decode() if isinstance(ptx, bytes) else ptx)
+        assert "fma" not in ptx
+
+
+def test_a_source_that_does_not_compile_is_named():
+    pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed")
+    with pytest.raises(KernelError, match=r"(?s)gather\.cu \{\}: .*LANES"):
+        compile_kernel("gather", {}, "sm_80")
+    with pytest.raises(KernelError, match="fps"):
+        compile_kernel("fps", BUILDS["fps"][0], "sm_1")
 
 
 def test_our_cuda_joins_nvidias_namespace():

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from tests.support.models import assert_same, tiny_batch, tiny_model
+from trainer.losses.terms import weighted_sum
 from trainer.models.hierarchical.student import I2PMAE, Plan
 from trainer.models.random_inputs import Draws
 
@@ -24,7 +25,7 @@ def test_a_step_traces_whole_and_gives_the_same_losses_and_gradients(autocast):
         def losses(plan: Plan, drop_path: Tensor, model=model) -> Tensor:
             prediction = model.network(plan, drop_path)
             assert prediction.whole is not None
-            return model.losses(plan, prediction).total + prediction.whole.float().square().mean()
+            return weighted_sum(model.losses(plan, prediction)) + prediction.whole.float().square().mean()
 
         run = torch.compile(losses, backend="aot_eager", fullgraph=True) if compiled else losses
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):

@@ -12,6 +12,7 @@ from torch import nn
 
 from tests.support.models import SIZES, THREE_STAGES, tiny_batch
 from tests.support.plain_models import plain_classifier, plain_feature, plain_losses, plain_segmenter
+from trainer.losses.terms import weighted_sum
 from trainer.models.config import MaskingConfig, ModelConfig
 from trainer.models.heads.classifier import Classifier, classification_loss
 from trainer.models.heads.config import ClassifierConfig, SegmentationConfig
@@ -67,11 +68,9 @@ def test_losses_are_those_of_the_definition(config, layout):
         found = model(moved, points, maps, None, mask_order=order)
     expected = plain_losses(model, moved, points, maps, order)
     # float32 against float64: 3e-7 was seen
-    assert (found.loss_3d.item(), found.loss_2d.item()) == pytest.approx(expected, rel=2e-5)
-    assert found.total.item() == pytest.approx(sum(expected), rel=2e-5)
-    assert found.normalised(found.count_3d, found.count_2d, 0.25).item() == pytest.approx(
-        expected[0] + 0.25 * expected[1], rel=2e-5
-    )
+    assert (found["3d"].mean.item(), found["2d"].mean.item()) == pytest.approx(expected, rel=2e-5)
+    assert weighted_sum(found).item() == pytest.approx(sum(expected), rel=2e-5)
+    assert weighted_sum(found, weights={"2d": 0.25}).item() == pytest.approx(expected[0] + 0.25 * expected[1], rel=2e-5)
 
 
 def test_drop_path_is_that_of_the_definition(config):
@@ -86,7 +85,7 @@ def test_drop_path_is_that_of_the_definition(config):
     with torch.no_grad():
         found = model(points, points, maps, draws, mask_order=order)
     expected = plain_losses(model, points, points, maps, order, draws.drop_path)
-    assert (found.loss_3d.item(), found.loss_2d.item()) == pytest.approx(expected, rel=2e-5)
+    assert (found["3d"].mean.item(), found["2d"].mean.item()) == pytest.approx(expected, rel=2e-5)
     assert plain_losses(model, points, points, maps, order) != pytest.approx(expected, rel=1e-3)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from cuda.backproject import backproject
 from tests.support.golden_losses import PATH, training_losses
 from tests.support.models import assert_same, tiny_batch, tiny_model
+from trainer.losses.terms import Losses, weighted_sum
 from trainer.models.config import MaskingConfig
 from trainer.models.hierarchical.student import I2PMAE
 from trainer.models.layers.pooling import FEATURES
@@ -24,6 +25,11 @@ def draws_for(model: I2PMAE, batch: int = 4, seed: int = 0) -> Draws:
 def part(maps: TeacherMaps, rows: Tensor) -> TeacherMaps:
     geometry = type(maps.geometry)(*(x[rows] for x in maps.geometry))
     return TeacherMaps(maps.features[rows], maps.saliency[rows], geometry, maps.image_side)
+
+
+def numbers(losses: Losses) -> Tensor:
+    """Sum and count of every loss."""
+    return torch.stack([value for term in losses.values() for value in (term.sum, term.count)])
 
 
 def gradients(model: I2PMAE) -> dict[str, Tensor]:
@@ -42,9 +48,9 @@ def test_both_layouts_give_the_same_losses_gradients_and_statistics(groups):
     points, maps = tiny_batch()
     models = [tiny_model(layout=layout, batch_norm_groups=groups).train() for layout in ("packed", "static")]
     outputs = [model(points, points, maps, draws_for(model)) for model in models]
-    torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(*map(numbers, outputs), rtol=1e-5, atol=1e-4)
     for output in outputs:
-        output.total.backward()
+        weighted_sum(output).backward()
     assert_same(*map(gradients, models))
     assert_same(*(dict(model.named_buffers()) for model in models))
 
@@ -56,7 +62,7 @@ def test_hidden_groups_matter_only_through_batch_statistics():
         model = tiny_model(batch_norm_groups=groups)
         for training in (False, True):
             model.train(training)
-            losses.append(model(points, points, maps, draws_for(model)).total.item())
+            losses.append(weighted_sum(model(points, points, maps, draws_for(model))).item())
     evaluated, trained = losses[::2], losses[1::2]
     assert evaluated[0] == pytest.approx(evaluated[1], rel=1e-6)
     assert abs(trained[0] - trained[1]) > 1e-4
@@ -72,8 +78,8 @@ def test_a_samples_result_does_not_depend_on_its_company():
         for b in range(len(points)):
             rows = torch.tensor([b])
             one = model(points[rows], points[rows], part(maps, rows), Draws(draws.mask[rows], draws.drop_path[rows]))
-            alone.append(torch.stack(one))
-        torch.testing.assert_close(torch.stack(alone).sum(0), torch.stack(together), rtol=1e-5, atol=0)
+            alone.append(numbers(one))
+        torch.testing.assert_close(torch.stack(alone).sum(0), numbers(together), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("feature", FEATURES)
@@ -98,7 +104,7 @@ def test_the_order_of_the_batch_does_not_matter():
     with torch.no_grad():
         one = model(points, points, maps, draws)
         two = model(points[order], points[order], part(maps, order), Draws(draws.mask[order], draws.drop_path[order]))
-        torch.testing.assert_close(torch.stack(one), torch.stack(two), rtol=1e-5, atol=0)
+        torch.testing.assert_close(numbers(one), numbers(two), rtol=1e-5, atol=0)
         torch.testing.assert_close(model.encode(points)[order], model.encode(points[order]), rtol=1e-5, atol=1e-6)
 
 
@@ -134,9 +140,9 @@ def test_nothing_hidden_has_no_3d_term_and_stays_finite():
             masking=MaskingConfig(ratio=0.0), layout=layout, groups=(24, 24 - 1, 8), neighbours=(4, 23, 8)
         )
         output = model(points, points, maps, draws_for(model))
-        assert output.loss_2d.isfinite()
-        assert output.loss_3d.isfinite()
-        output.total.backward()
+        assert output["2d"].mean.isfinite()
+        assert output["3d"].mean.isfinite()
+        weighted_sum(output).backward()
         assert all(g.isfinite().all() for g in gradients(model).values())
 
 
@@ -145,10 +151,10 @@ def test_targets_switch(targets, zero):
     points, maps = tiny_batch()
     model = tiny_model(targets=targets).train()
     output = model(points, points, maps, draws_for(model))
-    assert getattr(output, f"loss_{zero}") == 0
-    assert getattr(output, f"count_{zero}") == 0
-    assert getattr(output, f"loss_{targets}") > 0
-    output.total.backward()
+    assert output[zero].mean == 0
+    assert output[zero].count == 0
+    assert output[targets].mean > 0
+    weighted_sum(output).backward()
     missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert missing == []
 
@@ -156,7 +162,7 @@ def test_targets_switch(targets, zero):
 def test_3d_alone_with_random_masks_needs_no_teacher():
     points, _ = tiny_batch()
     model = tiny_model(masking=MaskingConfig(mode="random", ratio=0.7), targets="3d")
-    assert model(points, points, None, draws_for(model)).loss_3d.isfinite()
+    assert model(points, points, None, draws_for(model))["3d"].mean.isfinite()
 
 
 def test_drop_path_skips_whole_branches_of_single_samples():
@@ -179,7 +185,7 @@ def test_drop_path_skips_whole_branches_of_single_samples():
 def test_normed_merge_trains_every_norm():
     points, maps = tiny_batch()
     model = tiny_model(merge_input="normed").train()
-    model(points, points, maps, draws_for(model)).total.backward()
+    weighted_sum(model(points, points, maps, draws_for(model))).backward()
     assert all(p.grad is not None for p in model.parameters())
 
 
@@ -210,9 +216,9 @@ def test_bfloat16_autocast_is_near_float32(layout):
     exact = copy.deepcopy(model)(points, points, maps, draws_for(model))
     with torch.autocast("cpu", torch.bfloat16):
         rough = model(points, points, maps, draws_for(model))
-    rough.total.backward()
-    assert rough.sum_3d.dtype == rough.sum_2d.dtype == torch.float32
-    torch.testing.assert_close(rough.total, exact.total, rtol=2e-2, atol=0)
+    weighted_sum(rough).backward()
+    assert rough["3d"].sum.dtype == rough["2d"].sum.dtype == torch.float32
+    torch.testing.assert_close(weighted_sum(rough), weighted_sum(exact), rtol=2e-2, atol=0)
     assert all(g.isfinite().all() for g in gradients(model).values())
 
 
@@ -225,7 +231,7 @@ def test_network_and_losses_compile_into_one_graph(layout):
     expected = copy.deepcopy(model)
     whole = torch.compile(lambda: model.losses(plan, model.network(plan, paths)), backend="eager", fullgraph=True)
     one, two = whole(), expected.losses(plan, expected.network(plan, paths))
-    torch.testing.assert_close(tuple(one), tuple(two), rtol=1e-5, atol=1e-5)
-    one.total.backward()
-    two.total.backward()
+    torch.testing.assert_close(numbers(one), numbers(two), rtol=1e-5, atol=1e-5)
+    weighted_sum(one).backward()
+    weighted_sum(two).backward()
     assert_same(gradients(model), gradients(expected))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tests.support.models import assert_same, tiny_batch, tiny_model
 from tests.support.ranks import WORLD, on_two_ranks
+from trainer.losses.terms import weighted_sum
 from trainer.models.hierarchical.student import I2PMAE
 from trainer.models.random_inputs import Draws
 from trainer.models.tokens.maps import TeacherMaps
@@ -39,9 +40,9 @@ def one_rank(rank: int) -> dict[str, dict[str, Tensor]]:
         model = tiny_model(**settings).train()
         points, maps, draws = batch(slice(rank * half, (rank + 1) * half))
         output = model(points, points, maps, draws)
-        counts = torch.stack((output.count_3d, output.count_2d))
+        counts = torch.stack([term.count for term in output.values()])
         dist.all_reduce(counts)
-        loss = output.normalised(counts[0], counts[1])
+        loss = weighted_sum(output, counts=dict(zip(output, counts, strict=True)))
         loss.backward()
         loss = loss.detach()
         for value in [loss, *(p.grad for p in model.parameters() if p.grad is not None)]:
@@ -60,7 +61,7 @@ def test_loss_gradients_and_buffers_equal_one_process(ranks, name):
     model = tiny_model(**VARIANTS[name]).train()
     points, maps, draws = batch(slice(None))
     output = model(points, points, maps, draws)
-    output.total.backward()
-    expected = summary(model, output.total)
+    weighted_sum(output).backward()
+    expected = summary(model, weighted_sum(output))
     for rank in ranks:
         assert_same(rank[name], expected)

@@ -153,18 +153,17 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     *_of(
         "trainer/pretraining/step.py", STEP,
-        ("the 2D loss enters without its weight", "counts[1], self.config.weight_2d)", "counts[1])"),
+        ("the 2D loss enters without its weight", "counts=counts, weights=self._weights)", "counts=counts)"),
         ("drop path is off", "return self.model.plan(part.points, frame, maps, part.draws), part.draws.drop_path",
          "return self.model.plan(part.points, frame, maps, part.draws), None"),
-        ("the learning rate stays where it was", "set_learning_rate(self.optimizer, rate)", "rate = rate"),
-        ("gradients of one step stay for the next", "self.optimizer.zero_grad(set_to_none=True)", "counts = counts"),
+        ("gradients of one step stay for the next", "self.updates.begin()", "counts = counts"),
         ("a live teacher is looked up in the canonical frame",
          "maps, frame = self.teacher(part.points), part.points",
          "maps, frame = self.teacher(part.points), part.points_canonical"),
-        ("a part's loss is divided by its own counts", "loss = output.normalised(counts[0], counts[1],",
-         "loss = output.normalised(output.count_3d, output.count_2d,"),
+        ("a part's loss is divided by its own counts", "counts=counts, weights=self._weights)",
+         "weights=self._weights)"),
         ("batch norms do not train", "self.model.train()", "self.model.eval()"),
-        ("a basis weighs by the channels it has", "* self._stands_for\n", "\n"),
+        ("a basis weighs by the channels it has", "counts[FEATURES] * self._stands_for\n", "counts[FEATURES]\n"),
     ),
     *_of(
         "trainer/losses/alignment.py", "tests/model/test_alignment.py",
@@ -219,7 +218,16 @@ MUTANTS: tuple[Mutant, ...] = (
         ("the 3D loss has one way only", "both = forth + back", "both = forth"),
         ("hidden tokens weigh alike in the static layout", "(both.sum(1) * weight).sum()", "both.sum(1).sum()"),
         ("the 2D loss is a mean, not a sum", 'reduction="sum")', 'reduction="mean")'),
-        ("the total leaves out the 2D loss", "return self.loss_3d + self.loss_2d", "return self.loss_3d"),
+    ),
+    *_of(
+        "trainer/losses/terms.py", MODEL,
+        ("the last loss of several is left out", "for name, term in losses.items()",
+         "for name, term in [*losses.items()][:1]"),
+        ("losses have no weights", "factors.get(name, 1.0) * term.sum", "term.sum"),
+    ),
+    *_of(
+        "trainer/engine/update.py", STEP,
+        ("the learning rate stays where it was", "set_learning_rate(self.optimizer, rate)", "rate = rate"),
     ),
     *_of(
         "trainer/models/hierarchical/student.py", MODEL,
@@ -366,7 +374,7 @@ MUTANTS: tuple[Mutant, ...] = (
          "    if digest and known is None and digest != expected.sha256:"),
     ),
     *_of(
-        "teacher_cache/writer.py", SHARDS,
+        "teacher_cache/format/receipts.py", SHARDS,
         ("a shard with a file cut short counts as built", "        if size != file.bytes:", "        if size is None:"),
     ),
     *_of(

@@ -1,6 +1,7 @@
 """Fine-tuning models to test with: the recorded ones with their weights, and tiny ones."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from benchmarks.parity.models import reference_settings, small_classifier, small
 from benchmarks.parity.recorded import Recorded
 from tests.support.models import TINY
 from tests.support.reference import shared_dir
+from trainer.checkpoints.files import Header, write_checkpoint_at
+from trainer.checkpoints.models import sections_of, software_versions
 from trainer.models.config import ModelConfig
 from trainer.models.heads.classifier import Classifier
 from trainer.models.heads.config import ClassifierConfig, SegmentationConfig
@@ -65,3 +68,13 @@ def recorded_segmenter(**model_settings: Any) -> PartSegmenter:
 
 def _recorded() -> Recorded:
     return Recorded(shared_dir("reference"))
+
+
+def classifier_checkpoint(path: Path, **settings: Any) -> Path:
+    """A tiny classifier with the weights of seed 0, written as a checkpoint; -> its folder."""
+    model = tiny_classifier(**settings)
+    header = Header(
+        epoch=1, step=1, config=sections_of(model=model.model, classifier=model.config), cache={}, teacher={},
+        versions=software_versions(), kind="classifier",
+    )  # fmt: skip
+    return write_checkpoint_at(path, header, model.state_dict(), None)

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from tests.support.models import tiny_batch, tiny_model
+from trainer.losses.terms import weighted_sum
 from trainer.models.random_inputs import Draws
 
 PATH = Path(__file__).parents[1] / "model" / "golden_losses.json"
@@ -22,9 +23,9 @@ def training_losses(**settings: object) -> list[list[float]]:
         draws = Draws.for_records(range(len(points)), model.config, seed=3, epoch=step)
         output = model(points, points, maps, draws)
         optimizer.zero_grad()
-        output.total.backward()
+        weighted_sum(output).backward()
         optimizer.step()
-        losses.append([round(output.loss_3d.item(), 7), round(output.loss_2d.item(), 7)])
+        losses.append([round(output["3d"].mean.item(), 7), round(output["2d"].mean.item(), 7)])
     return losses
 
 

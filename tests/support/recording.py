@@ -20,6 +20,7 @@ from cli.experiment.sections import Experiment
 from tests.support.parity import write_arrays
 from tests.support.teachers import clip_state
 from trainer.engine.optimiser import build_optimizer
+from trainer.losses.terms import weighted_sum
 from trainer.models.heads.classifier import Classifier
 from trainer.models.heads.config import MODELNET40, SCANOBJECTNN, SegmentationConfig
 from trainer.models.heads.part_segmenter import PartSegmenter, segmentation_loss
@@ -233,7 +234,7 @@ def _train(section: Section) -> None:
     if isinstance(section, Pretrain):
         arrays, model = section._arrays, section._model().train()
         plan = section._plan(model)
-        model.losses(plan, model.network(plan, None)).total.backward()
+        weighted_sum(model.losses(plan, model.network(plan, None))).backward()
         buffers = [name for name, _ in model.named_buffers() if not name.endswith("num_batches_tracked")]
         _put(arrays, "buffer_names", buffers)
         _put_gradients(arrays, "param_names", "train__grad_norms", model)

@@ -128,7 +128,7 @@ def test_the_runs_seed_is_the_loaders_and_the_first_weights(cache: Any, tmp_path
     for seed in (0, 7):
         events: list[Any] = []
         train(cache, tmp_path / f"{seed}", epochs=1, seed=seed, on_event=events.append)
-        losses.append([event.loss_3d for event in events if type(event).__name__ == "StepDone"])
+        losses.append([event.losses["3d"] for event in events if type(event).__name__ == "StepDone"])
     assert len(losses[0]) == 3
     assert all(a != b for a, b in zip(*losses, strict=True))
     weights = [new_model(TINY, MASKING, {"channels": 6, "views": 3}, seed=seed).state_dict() for seed in (0, 7)]

@@ -12,9 +12,10 @@ from pipeline.corpora.base import CorpusError
 from tests.support.models import TINY, tiny_model
 from tests.support.training import clouds, train
 from trainer.config import EvaluationConfig
+from trainer.downstream.baselines.coordinates import coordinate_statistics
 from trainer.downstream.clouds import read_clouds
 from trainer.downstream.comparison import Evaluator, compare
-from trainer.downstream.features import coordinate_statistics, encode, model_encoder, settle_batch_norms
+from trainer.downstream.features import encode, model_encoder, settle_batch_norms
 from trainer.engine.events import Evaluated
 from trainer.errors import EvaluationError
 from trainer.models.layers.pooling import feature_width

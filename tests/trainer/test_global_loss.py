@@ -20,7 +20,7 @@ from trainer.engine.ranks import Ranks
 from trainer.errors import CheckpointError, TrainingError
 from trainer.pretraining.alignment import Alignment
 from trainer.pretraining.data import Part
-from trainer.pretraining.step import _Whole
+from trainer.pretraining.step import _GlobalLoss
 
 ON = AlignmentConfig(weight=0.7)
 ALONE = Ranks(rank=0, size=1, device=torch.device("cpu"))
@@ -129,12 +129,11 @@ def test_parts_of_a_batch_add_up_to_its_loss(parts: int) -> None:
         Part([], np.empty(0), torch.empty(0), torch.empty(0), None, None, 0, wholes[rows], rows.numpy())  # type: ignore[arg-type]
         for rows in torch.arange(6).chunk(parts)
     ]
-    whole = _Whole(alignment, ALONE, pieces)
-    shares = [whole.share(i, part) for i, part in enumerate(answers.chunk(parts))]
-    expected = _Whole(alignment, ALONE, [pieces[0]._replace(whole=wholes, shapes=np.arange(6))])
-    total = expected.share(0, answers)
-    torch.testing.assert_close(torch.stack(shares).sum(), total)
-    torch.testing.assert_close(whole.mean(), total / 0.7)
+    whole = _GlobalLoss(alignment, ALONE, pieces)
+    terms = [whole.term(i, part) for i, part in enumerate(answers.chunk(parts))]
+    expected = _GlobalLoss(alignment, ALONE, [pieces[0]._replace(whole=wholes, shapes=np.arange(6))]).term(0, answers)
+    torch.testing.assert_close(torch.stack([term.sum for term in terms]).sum(), expected.sum)
+    assert sum(term.count.item() for term in terms) == whole.count.item() == expected.count.item() == 6
 
 
 def test_a_batch_of_one_is_refused_without_a_sample(whole_cache: Any, tmp_path: Path) -> None:

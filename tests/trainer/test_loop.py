@@ -112,8 +112,8 @@ def test_events_come_in_order_and_agree_with_the_log(cache: Any, tmp_path: Path)
     assert (started.steps_per_epoch, started.records, started.ranks, started.resumed) == (3, 24, 1, False)
     assert [line["step"] for line in _lines(tmp_path)] == [event.step for event in events]
     assert all(event.seconds >= event.waited >= 0 for event in events if isinstance(event, StepDone))
-    mean = np.mean([event.loss_3d for event in events[1:4]])
-    assert events[4].loss_3d == pytest.approx(mean)
+    mean = np.mean([event.losses["3d"] for event in events[1:4]])
+    assert events[4].losses["3d"] == pytest.approx(mean)
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
 
 
@@ -192,11 +192,12 @@ def test_accumulated_parts_give_the_large_batchs_losses_and_gradient(cache: Any)
         stepper = Stepper(model, config, ALONE, None)
         parts = next(Loader(cache, TINY, config, ALONE).epoch(0))
         outcomes.append(stepper.step(parts, 1e-3))
-        gradients.append(torch.cat([p.grad.reshape(-1) for p in stepper.parameters if p.grad is not None]))
+        gradients.append(torch.cat([p.grad.reshape(-1) for p in stepper.updates.parameters if p.grad is not None]))
     # The parts hide 208 to 220 and 100 to 120 points, so a mean of their means would be off by per cents;
     # the right mean differs by float32 sums in another order: 8e-8 of the gradient's norm was seen.
     for outcome, gradient in zip(outcomes[1:], gradients[1:], strict=True):
-        assert np.allclose(outcome, outcomes[0], rtol=1e-6)
+        assert outcome.losses == pytest.approx(outcomes[0].losses, rel=1e-6)
+        assert outcome.gradient_norm == pytest.approx(outcomes[0].gradient_norm, rel=1e-6)
         assert (gradient - gradients[0]).norm() < 1e-6 * gradients[0].norm()
 
 
@@ -206,12 +207,12 @@ def test_the_2d_loss_enters_the_gradient_with_its_weight(cache: Any) -> None:
         config = trainer_config(weight_2d=weight)
         stepper = Stepper(new_model(TINY, MASKING, TEACHER, seed=0), config, ALONE, None)
         outcomes[weight] = stepper.step(next(Loader(cache, TINY, config, ALONE).epoch(0)), 1e-3)
-        gradients[weight] = torch.cat([p.grad.reshape(-1) for p in stepper.parameters if p.grad is not None])
+        gradients[weight] = torch.cat([p.grad.reshape(-1) for p in stepper.updates.parameters if p.grad is not None])
     of_2d = gradients[1.0] - gradients[0.0]
     assert of_2d.norm() > 1e-3
     off = gradients[0.25] - (gradients[0.0] + 0.25 * of_2d)
     assert off.norm() < 1e-4 * of_2d.norm()  # float32 sums
-    assert outcomes[0.0][:2] == outcomes[1.0][:2]  # what is reported is the loss itself
+    assert outcomes[0.0].losses == outcomes[1.0].losses  # what is reported is the loss itself
 
 
 def test_clipping_bounds_the_step_and_reports_the_norm_before(cache: Any) -> None:
@@ -221,7 +222,7 @@ def test_clipping_bounds_the_step_and_reports_the_norm_before(cache: Any) -> Non
         model = new_model(TINY, MASKING, TEACHER, seed=0)
         stepper = Stepper(model, config, ALONE, None)
         outcome = stepper.step(next(Loader(cache, TINY, config, ALONE).epoch(0)), 1e-3)
-        left = torch.nn.utils.get_total_norm([p.grad for p in stepper.parameters if p.grad is not None])
+        left = torch.nn.utils.get_total_norm([p.grad for p in stepper.updates.parameters if p.grad is not None])
         found[limit] = outcome.gradient_norm, left.item()
     assert found[0.0][0] == pytest.approx(found[0.5][0])
     assert found[0.0][0] == pytest.approx(found[0.0][1])
@@ -241,31 +242,31 @@ def test_bfloat16_training_stays_close_to_float32(cache: Any) -> None:
             found.append(stepper.step(next(Loader(cache, TINY, config, ALONE).epoch(0)), 1e-3))
         full, half = found
         assert half != full
-        assert half.loss_3d == pytest.approx(full.loss_3d, rel=0.1)
-        assert half.loss_2d == pytest.approx(full.loss_2d, rel=0.02)
+        assert half.losses["3d"] == pytest.approx(full.losses["3d"], rel=0.1)
+        assert half.losses["2d"] == pytest.approx(full.losses["2d"], rel=0.02)
 
 
 def test_float16_scales_its_loss_and_leaves_out_a_step_that_overflows(cache: Any) -> None:
     config = trainer_config(precision="float16")
     model = new_model(TINY, MASKING, TEACHER, seed=0)
     stepper = Stepper(model, config, ALONE, None)
-    assert stepper.scaler is not None
+    assert stepper.updates.scaler is not None
     batches = [parts for epoch in range(4) for parts in Loader(cache, TINY, config, ALONE).epoch(epoch)]
     scales, changed = [], []
     for parts in batches:
         before = model.mask_token.detach().clone()
         outcome = stepper.step(parts, 1e-3)
-        assert np.isfinite(outcome[:2]).all()
-        scales.append(stepper.scaler.get_scale())
+        assert np.isfinite(list(outcome.losses.values())).all()
+        scales.append(stepper.updates.scaler.get_scale())
         changed.append(not torch.equal(before, model.mask_token))
     # The first scale, 65536, is meant to overflow; it is halved until gradients fit, and steps are taken from then on.
     assert scales[-1] < 65536
     assert any(changed)
     assert changed == [after == before for before, after in pairwise([65536.0, *scales])]
     other = Stepper(new_model(TINY, MASKING, TEACHER, seed=0), config, ALONE, None)
-    assert other.scaler is not None
-    other.scaler.load_state_dict(json.loads(json.dumps(stepper.scaler.state_dict())))
-    assert other.scaler.get_scale() == scales[-1]
+    assert other.updates.scaler is not None
+    other.updates.scaler.load_state_dict(json.loads(json.dumps(stepper.updates.scaler.state_dict())))
+    assert other.updates.scaler.get_scale() == scales[-1]
 
 
 def test_float16_without_a_gpu_is_refused(cache: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,8 +78,8 @@ def test_a_channel_that_stands_for_several_weighs_as_if_it_were_one(batch: Any) 
     """Of a basis: the 2D loss and its gradient are means over the teacher's channels."""
     plain, basis = stepper(), stepper(stands_for=4.0)
     a, b = plain.step(batch, 0.0), basis.step(batch, 0.0)
-    assert b.loss_2d == pytest.approx(a.loss_2d / 4, rel=1e-6)
-    assert b.loss_3d == a.loss_3d
+    assert b.losses["2d"] == pytest.approx(a.losses["2d"] / 4, rel=1e-6)
+    assert b.losses["3d"] == a.losses["3d"]
     name = "rec_head_2d.weight"
     torch.testing.assert_close(4 * gradients(basis)[name], gradients(plain)[name], rtol=1e-5, atol=1e-9)
 
@@ -87,7 +87,7 @@ def test_a_channel_that_stands_for_several_weighs_as_if_it_were_one(batch: Any) 
 def test_the_2d_weight_reaches_the_gradient_and_not_the_reported_loss(batch: Any) -> None:
     plain, half = stepper(), stepper(weight_2d=0.5)
     a, b = plain.step(batch, 0.0), half.step(batch, 0.0)
-    assert (a.loss_3d, a.loss_2d) == (b.loss_3d, b.loss_2d)
+    assert a.losses == b.losses
     name = "rec_head_2d.weight"
     torch.testing.assert_close(2 * gradients(half)[name], gradients(plain)[name], rtol=1e-5, atol=1e-9)
     name = "rec_head_3d.weight"
@@ -100,8 +100,8 @@ def test_the_reported_losses_are_the_models_own(batch: Any) -> None:
     twin = copy.deepcopy(one.model).train()
     expected = twin(part.points, part.points_canonical, part.maps, part.draws)
     found = one.step(batch, 1e-3)
-    assert found.loss_3d == pytest.approx(expected.loss_3d.item(), rel=1e-6)
-    assert found.loss_2d == pytest.approx(expected.loss_2d.item(), rel=1e-6)
+    assert found.losses["3d"] == pytest.approx(expected["3d"].mean.item(), rel=1e-6)
+    assert found.losses["2d"] == pytest.approx(expected["2d"].mean.item(), rel=1e-6)
 
 
 def test_the_optimiser_is_the_configured_one() -> None:
@@ -124,5 +124,6 @@ def test_a_run_takes_each_step_at_its_rate_and_reports_means(cache: Any, tmp_pat
     assert schedule == "reference" or len({step.learning_rate for step in steps}) == 9
     for done in (event for event in events if isinstance(event, EpochDone)):
         own = steps[3 * (done.epoch - 1) : 3 * done.epoch]
-        for name in ("loss_3d", "loss_2d", "gradient_norm"):
-            assert getattr(done, name) == pytest.approx(sum(getattr(step, name) for step in own) / 3, rel=1e-12)
+        for name in ("3d", "2d"):
+            assert done.losses[name] == pytest.approx(sum(step.losses[name] for step in own) / 3, rel=1e-12)
+        assert done.gradient_norm == pytest.approx(sum(step.gradient_norm for step in own) / 3, rel=1e-12)

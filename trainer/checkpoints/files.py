@@ -31,9 +31,11 @@ from torch import Tensor
 
 from teacher_cache.storage.commit import read_regular, write_file
 from teacher_cache.system import sync_directory
+from trainer.checkpoints.under_way import is_under_way
 from trainer.errors import CheckpointDamaged, CheckpointError
 
 __all__ = [
+    "EMBEDDED",
     "Header",
     "checkpoints",
     "clean_leftovers",
@@ -51,6 +53,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+EMBEDDED = Path(__file__).parent / "embedded"  # the package's own encoder, by the name "embedded"
 FORMAT, VERSION = "i2p-checkpoint", 1
 HEADER, MODEL, OPTIMIZER = "checkpoint.json", "model.safetensors", "optimizer.safetensors"
 HEADER_LIMIT = 16 * 2**20  # bytes; a real header has a few thousand
@@ -74,9 +77,8 @@ class Header:
     versions    of this package, torch, numpy and python
     files       name -> {"bytes", "sha256"}; filled in by write_checkpoint
     kind        whose weights these are: "pretraining", or the fine-tuned "classifier" or "segmentation"
-    under_way   of a checkpoint within an epoch: "steps" of it that are done, their summed loss_3d, loss_2d, gradient
-                norm and, with a global loss, loss_global as "totals", damaged records "skipped" in them; None between
-                epochs
+    under_way   of a checkpoint within an epoch: "steps" of it that are done, the sums over them as "totals" (see
+                `checkpoints.under_way`), damaged records "skipped" in them; None between epochs
     origin      for a checkpoint that was converted, from what; see `checkpoints.reference.convert`. None for our own
     """
 
@@ -152,15 +154,18 @@ def latest(run_dir: Path) -> Path | None:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint that `path` means: itself, or the newest one of the run directory `path`."""
-    path = Path(path)
+    """Find the checkpoint that `path` means: itself, or the newest one of the run directory `path`.
+
+    The text "embedded" means the package's own encoder; a folder of that name is "./embedded".
+    """
+    path = EMBEDDED if path == "embedded" else Path(path)
     if (path / HEADER).is_file():
         return path
     found = latest(path.parent if path.name == "checkpoints" else path)
     if found is None:
         raise CheckpointError(
             f"{path} is neither a checkpoint (a folder with {HEADER}) nor a run with one in its folder 'checkpoints'. "
-            "Name a run directory, or one of its checkpoints/epoch-NNNN."
+            "Name a run directory, one of its checkpoints/epoch-NNNN, or embedded."
         )
     return found
 
@@ -199,7 +204,7 @@ def read_header(path: Path) -> Header:
             raise CheckpointError(f"{file}: {name} is {value!r}, not of the expected type. {_remedy(path)}")
     if content.get("kind", KINDS[0]) not in KINDS:
         raise CheckpointError(f"{file}: kind is {content['kind']!r}; this program reads {', '.join(KINDS)}.")
-    if not _is_under_way(content.get("under_way")):
+    if not is_under_way(content.get("under_way")):
         raise CheckpointError(
             f"{file}: under_way is {content['under_way']!r}, not of the expected form. {_remedy(path)}"
         )
@@ -210,18 +215,6 @@ def _digest_of(content: Mapping[str, Any]) -> str:
     """SHA-256 of a header's canonical JSON, without its own "sha256"."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _is_under_way(value: Any) -> bool:
-    if value is None:
-        return True
-    counts, totals = [value.get("steps"), value.get("skipped")], value.get("totals")
-    return (
-        set(value) == {"steps", "skipped", "totals"}
-        and all(type(count) is int and count >= 0 for count in counts)
-        and isinstance(totals, list)
-        and [type(total) for total in totals] in ([float] * 3, [float] * 4)
-    )
 
 
 def read_tensors(path: Path, header: Header, name: str = MODEL) -> dict[str, Tensor]:

@@ -1,8 +1,9 @@
 """Labelled clouds to evaluate on, read once through the corpora's one door."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -27,6 +28,9 @@ class LabelledClouds:
     labels       [n] int64 into label_names
     label_names  of all classes, those without a shape included
     skipped      shapes that could not be read or have no label, each as "source: reason"
+    ids          [n] names of the shapes, as of the corpus
+    part_labels  [n, N] int16 into part_names: the part of each point, which moves with it; None where not all have one
+    part_names   of all parts; empty where there are none
     """
 
     uri: str
@@ -34,6 +38,9 @@ class LabelledClouds:
     labels: np.ndarray
     label_names: tuple[str, ...]
     skipped: tuple[str, ...]
+    ids: tuple[str, ...]
+    part_labels: np.ndarray | None = None
+    part_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -44,24 +51,60 @@ class LabelledClouds:
 
     def draw(self, count: int, seed: int) -> np.ndarray:
         """Random `count` points of each shape, drawn by `seed`, centred and scaled again. [n, count, 3] float32."""
-        n, N, _ = self.points.shape
-        keys = record_uniforms(np.arange(n), N, seed=seed, epoch=0, purpose=Purpose.SUBSET)
-        chosen = np.argsort(keys, axis=1, kind="stable")[:, :count]
+        chosen = self._drawn(count, seed)
         return renormalised(np.take_along_axis(self.points, chosen[:, :, None], axis=1))
 
+    def draw_parts(self, count: int, seed: int) -> np.ndarray:
+        """The parts of the points that `draw` returns for the same arguments, in their order. [n, count] int16.
 
-def read_clouds(uri: str, *, points: int) -> LabelledClouds:
-    """Read every shape of a labelled corpus. Raises EvaluationError where there is no label or no readable shape, and
-    pipeline's CorpusError for a URI that does not open."""
-    corpus = _labelled(uri, points)
-    clouds, labels, skipped = [], [], []
+        Raises EvaluationError where shapes have no part labels.
+        """
+        if self.part_labels is None:
+            raise EvaluationError(
+                f"{self.uri} has no part labels; name a corpus that has, or say parts= (docs/corpora.md)"
+            )
+        return np.take_along_axis(self.part_labels, self._drawn(count, seed), axis=1)
+
+    def _drawn(self, count: int, seed: int) -> np.ndarray:
+        n, N, _ = self.points.shape
+        keys = record_uniforms(np.arange(n), N, seed=seed, epoch=0, purpose=Purpose.SUBSET)
+        return np.argsort(keys, axis=1, kind="stable")[:, :count]
+
+
+def read_clouds(
+    uri: str,
+    *,
+    points: int,
+    frame: Literal["canonical", "stored"] = "canonical",
+    labelled: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> LabelledClouds:
+    """Read every shape of a labelled corpus.
+
+    points    of each shape.
+    frame     "canonical": centred, in the unit sphere; "stored": as the corpus has them, as ScanObjectNN is published.
+    labelled  False: a corpus without labels will do, whose labels are then -1.
+    progress  is told 1 for every shape.
+
+    Raises EvaluationError where there is no label or no readable shape, and pipeline's CorpusError for a URI that does
+    not open.
+    """
+    corpus = _labelled(uri, points) if labelled else open_corpus(uri, points=points)
+    clouds, parts, labels, ids, skipped = [], [], [], [], []
     for index in range(len(corpus)):
         try:
-            clouds.append(_read(corpus, index))
+            cloud, part = _read(corpus, index, frame, labelled)
         except ShapeError as error:
             skipped.append(str(error))
             continue
-        labels.append(corpus.label(index))
+        finally:
+            if progress is not None:
+                progress(1)
+        label = corpus.label(index)
+        clouds.append(cloud)
+        parts.append(part)
+        labels.append(-1 if label is None else label)
+        ids.append(corpus.id(index))
     for text in skipped:
         logger.warning("not evaluated on: %s", text)
     if not clouds:
@@ -72,6 +115,11 @@ def read_clouds(uri: str, *, points: int) -> LabelledClouds:
         labels=np.asarray(labels, dtype=np.int64),
         label_names=tuple(corpus.label_names),
         skipped=tuple(skipped),
+        ids=tuple(ids),
+        part_labels=np.stack(known)
+        if len(known := [part for part in parts if part is not None]) == len(parts)
+        else None,
+        part_names=tuple(corpus.part_names),
     )
 
 
@@ -115,10 +163,11 @@ def _labelled(uri: str, points: int) -> Corpus:
     return corpus
 
 
-def _read(corpus: Corpus, index: int) -> np.ndarray:
-    if corpus.label(index) is None:
+def _read(corpus: Corpus, index: int, frame: str, labelled: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    if labelled and corpus.label(index) is None:
         raise ShapeError(corpus.source(index), "has no label")
+    shape = corpus[index]
     try:
-        return normalise(corpus[index].points)
+        return (normalise(shape.points) if frame == "canonical" else shape.points), shape.part_labels
     except ValueError as error:
         raise ShapeError(corpus.source(index), str(error)) from None

@@ -1,19 +1,19 @@
 """Several encoders on the same labelled clouds, points and folds: one row each, so that the numbers can be compared."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from trainer.checkpoints.models import new_model
+from trainer.checkpoints.models import load_encoder, new_model
 from trainer.config import EvaluationConfig
+from trainer.downstream.baselines.coordinates import coordinate_statistics
 from trainer.downstream.clouds import LabelledClouds, check_classes, check_corpora, read_clouds
 from trainer.downstream.features import (
     Encoder,
-    coordinate_statistics,
     encode,
     feature_name,
     model_encoder,
@@ -80,21 +80,34 @@ class Evaluator:
         self.test = read_clouds(config.test, points=config.stored_points)
         check_classes(self.train, self.test)  # a class may have lost its only shape to a broken file
 
-    def compare(self, encoders: Mapping[str, Encoder], *, seeds: int | None = None) -> Comparison:
-        """Score every encoder on the same draws. `seeds` overrides the configured number; the reference protocol has no
+    def rounds(self, seeds: int | None = None) -> int:
+        """How often each encoder is scored; `seeds` overrides the configured number. The reference protocol has no
         random part and always scores once."""
+        return 1 if self.config.protocol == "reference" else seeds or self.config.seeds
+
+    def compare(
+        self,
+        encoders: Mapping[str, Encoder],
+        *,
+        seeds: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Comparison:
+        """Score every encoder on the same draws, `rounds(seeds)` times.
+
+        progress  is told how many clouds each encoded batch had; in all rounds x encoders x (train + test).
+        """
         config = self.config
-        count = 1 if config.protocol == "reference" else seeds or config.seeds
+        count = self.rounds(seeds)
         scores: dict[str, list[SvmScore]] = {name: [] for name in encoders}
         dimensions = {}
         for seed in range(count):
             train, test = self._points(self.train, seed), self._points(self.test, seed)
             for name, encoder in encoders.items():
-                features = encode(encoder, train, batch_size=config.batch_size)
+                features = encode(encoder, train, batch_size=config.batch_size, progress=progress)
                 score = linear_svm(
                     features,
                     self.train.labels,
-                    encode(encoder, test, batch_size=config.batch_size),
+                    encode(encoder, test, batch_size=config.batch_size, progress=progress),
                     self.test.labels,
                     protocol=config.protocol,
                     grid=config.grid,
@@ -117,14 +130,19 @@ class Evaluator:
 
     def baselines(self, model: I2PMAE, *, seed: int, device: torch.device) -> dict[str, Encoder]:
         """What an encoder has to beat: "coordinates", statistics of them, and "untrained", the model's own settings
-        with the first weights of `seed` and the batch norm statistics of some training clouds."""
+        with the first weights of `seed` and the batch norm statistics of some training clouds; and "embedded", the
+        package's own encoder, where the settings ask for it."""
         teacher = {"channels": model.teacher_channels, "views": model.views}
         fresh = new_model(model.config, model.masking, teacher, seed=seed).to(device)
         settle_batch_norms(fresh, self._points(self.train, 0)[:SETTLING_CLOUDS], device)
-        return {
+        found: dict[str, Encoder] = {
             "coordinates": coordinate_statistics,
             "untrained": model_encoder(fresh, device, self.config.model_feature),
         }
+        if self.config.embedded:
+            own = load_encoder("embedded").to(device)
+            found["embedded"] = model_encoder(own, device, self.config.model_feature)
+        return found
 
     def _points(self, clouds: LabelledClouds, seed: int) -> np.ndarray:
         if self.config.protocol == "reference":

@@ -1,6 +1,7 @@
-"""Features of clouds: a model's, or plain statistics of the coordinates as a baseline."""
+"""Features of clouds: what an encoder is to whoever compares them, and a model as one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -8,14 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainer.models.heads.classifier import Classifier
 from trainer.models.layers.batch_norm import BatchNorm
 from trainer.models.layers.pooling import Feature
 
 __all__ = [
+    "ClassifierEncoder",
     "Encoder",
     "EncodesPoints",
     "ModelEncoder",
-    "coordinate_statistics",
+    "classifier_logits",
     "encode",
     "feature_name",
     "model_encoder",
@@ -23,9 +26,6 @@ __all__ = [
 
 Encoder = Callable[[np.ndarray], np.ndarray]
 """[B, N, 3] float32 -> [B, D] float32; row i depends on cloud i alone."""
-
-_QUANTILES = np.linspace(0.05, 0.95, 9)
-_CELLS = 4  # a side of the occupancy grid
 
 
 class EncodesPoints(Protocol):
@@ -38,9 +38,18 @@ class EncodesPoints(Protocol):
     def train(self, mode: bool = True) -> Any: ...
 
 
-def encode(encoder: Encoder, points: np.ndarray, *, batch_size: int) -> np.ndarray:
-    """Features of all clouds [n, N, 3], `batch_size` at a time -> [n, D] float32."""
-    parts = [encoder(points[start : start + batch_size]) for start in range(0, len(points), batch_size)]
+def encode(
+    encoder: Encoder, points: np.ndarray, *, batch_size: int, progress: Callable[[int], None] | None = None
+) -> np.ndarray:
+    """Features of all clouds [n, N, 3], `batch_size` at a time -> [n, D] float32.
+
+    progress  is told how many clouds each batch had.
+    """
+    parts = []
+    for start in range(0, len(points), batch_size):
+        parts.append(encoder(points[start : start + batch_size]))
+        if progress is not None:
+            progress(len(points[start : start + batch_size]))
     return np.concatenate(parts)
 
 
@@ -67,6 +76,46 @@ class ModelEncoder:
 def model_encoder(model: EncodesPoints, device: torch.device, feature: Feature = "levels") -> ModelEncoder:
     """The model's feature of that name, as an Encoder."""
     return ModelEncoder(model, device, feature)
+
+
+@dataclass(frozen=True)
+class ClassifierEncoder:
+    """What the head of a fine-tuned classifier sees, as an Encoder: [B, D of `Classifier.pooled`]."""
+
+    model: Classifier
+    device: torch.device
+
+    @property
+    def feature(self) -> str:
+        """What a table calls it."""
+        return "pooled"
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        with _evaluating(self.model), torch.no_grad():
+            cloud = torch.from_numpy(np.ascontiguousarray(points)).to(self.device)
+            return self.model.pooled(self.model.h_encoder.plan(cloud)).float().cpu().numpy()
+
+
+def classifier_logits(model: Classifier, device: torch.device) -> Callable[[np.ndarray], np.ndarray]:
+    """A classifier as a function of clouds: [B, N, 3] float32 -> [B, classes] float32, in evaluation mode."""
+
+    def logits(points: np.ndarray) -> np.ndarray:
+        with _evaluating(model), torch.no_grad():
+            cloud = torch.from_numpy(np.ascontiguousarray(points)).to(device)
+            found = model(cloud).float().cpu().numpy()
+        return np.asarray(found)
+
+    return logits
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    mode = model.training
+    model.train(False)
+    try:
+        yield
+    finally:
+        model.train(mode)
 
 
 def feature_name(encoder: Encoder) -> str:
@@ -96,26 +145,3 @@ def settle_batch_norms(model: nn.Module, points: np.ndarray, device: torch.devic
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def coordinate_statistics(points: np.ndarray) -> np.ndarray:
-    """What can be read off the coordinates without learning: the bar that an encoder has to clear.
-
-    Of each axis and of the radius: 9 quantiles, standard deviation, skewness, kurtosis; the 6 second moments between
-    axes and their eigenvalues; the share of points in each cell of a 4 x 4 x 4 grid over [-1, 1]^3.
-    [B, N, 3] float32 -> [B, 121] float32.
-    """
-    B, N, _ = points.shape
-    wide = points.astype(np.float64)
-    radius = np.sqrt((wide**2).sum(axis=2, keepdims=True))
-    columns = np.concatenate([wide, radius], axis=2)  # [B, N, 4]
-    quantiles = np.quantile(columns, _QUANTILES, axis=1).transpose(1, 2, 0).reshape(B, -1)
-    spread = columns.std(axis=1)
-    standard = (columns - columns.mean(axis=1, keepdims=True)) / np.maximum(spread, 1e-9)[:, None]
-    moments = np.concatenate([spread, (standard**3).mean(axis=1), (standard**4).mean(axis=1)], axis=1)
-    covariance = np.einsum("bni,bnj->bij", wide, wide) / N
-    eigenvalues = np.linalg.eigvalsh(covariance)
-    upper = covariance[:, *np.triu_indices(3)]
-    cell = np.clip(((wide + 1) * (_CELLS / 2)).astype(np.int64), 0, _CELLS - 1) @ np.array([_CELLS**2, _CELLS, 1])
-    share = np.stack([np.bincount(row, minlength=_CELLS**3) for row in cell]) / N
-    return np.concatenate([quantiles, moments, upper, eigenvalues, share], axis=1).astype(np.float32)

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from teacher_cache.storage.commit import open_log, replace_file
+from trainer.losses.terms import WHOLE
 
 __all__ = [
     "CheckpointWritten",
@@ -63,18 +64,16 @@ class RunStarted(Event):
 class StepDone(Event):
     """One optimiser step over one whole batch.
 
-    loss_3d, loss_2d, loss_global  over the whole batch, before weights; a loss that is switched off is 0.
+    losses  by name, over the whole batch, before weights; a loss that is switched off is 0, or absent.
     gradient_norm  before clipping.
     seconds  of the whole step; waited: of these, the time for which the next batch was not ready.
     """
 
-    loss_3d: float
-    loss_2d: float
+    losses: Mapping[str, float]
     learning_rate: float
     gradient_norm: float
     seconds: float
     waited: float
-    loss_global: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,15 +83,13 @@ class EpochDone(Event):
     shapes_per_second  counts all ranks.   skipped  damaged records that others stood in for, in the whole epoch.
     """
 
-    loss_3d: float
-    loss_2d: float
+    losses: Mapping[str, float]
     learning_rate: float
     gradient_norm: float
     seconds: float
     waited: float
     shapes_per_second: float
     skipped: int = 0
-    loss_global: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +152,7 @@ class EventLog:
 
     def __call__(self, event: Event) -> None:
         """Write and hand on one event."""
-        self._file.write(json.dumps({"event": _NAMES[type(event)], **_finite(asdict(event))}) + "\n")
+        self._file.write(json.dumps({"event": _NAMES[type(event)], **_finite(_line(event))}) + "\n")
         self._file.flush()
         if self._board is not None:
             for tag, value in _scalars(event):
@@ -192,13 +189,24 @@ def _step_of(line: bytes) -> int | None:
     return step if type(step) is int else None
 
 
+def _logged(losses: Mapping[str, float]) -> dict[str, float]:
+    """Losses as logs have them: with a global one, which they show as 0 where there is none."""
+    return {**losses, WHOLE: losses.get(WHOLE, 0.0)}
+
+
+def _line(event: Event) -> dict[str, Any]:
+    """The fields of an event's line; losses stand in it as `loss_<name>`."""
+    line: dict[str, Any] = {}
+    for key, value in asdict(event).items():
+        line |= {f"loss_{name}": loss for name, loss in _logged(value).items()} if key == "losses" else {key: value}
+    return line
+
+
 def _scalars(event: Event) -> list[tuple[str, float]]:
     match event:
         case StepDone():
             return [
-                ("loss/3d", event.loss_3d),
-                ("loss/2d", event.loss_2d),
-                ("loss/global", event.loss_global),
+                *((f"loss/{name}", value) for name, value in _logged(event.losses).items()),
                 ("optimiser/learning_rate", event.learning_rate),
                 ("optimiser/gradient_norm", event.gradient_norm),
                 ("time/step_s", event.seconds),
@@ -206,9 +214,7 @@ def _scalars(event: Event) -> list[tuple[str, float]]:
             ]
         case EpochDone():
             return [
-                ("epoch/loss_3d", event.loss_3d),
-                ("epoch/loss_2d", event.loss_2d),
-                ("epoch/loss_global", event.loss_global),
+                *((f"epoch/loss_{name}", value) for name, value in _logged(event.losses).items()),
                 ("time/shapes_per_second", event.shapes_per_second),
                 ("epoch/skipped", float(event.skipped)),
             ]

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from trainer.config import TrainerConfig
+from trainer.engine.config import EngineConfig
 
 __all__ = ["build_optimizer", "no_decay_names", "set_learning_rate", "total_gradient_norm"]
 
@@ -23,7 +23,7 @@ def no_decay_names(parameters: Iterable[tuple[str, Tensor]], rule: Literal["vect
     return [name for name, value in parameters if _spared(name, value, rule)]
 
 
-def build_optimizer(model: nn.Module, config: TrainerConfig) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, config: EngineConfig) -> torch.optim.AdamW:
     """AdamW over all parameters that need a gradient, in two groups: decayed, then spared."""
     named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
     spared = set(no_decay_names(named, config.no_decay))

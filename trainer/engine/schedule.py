@@ -2,12 +2,12 @@
 
 import math
 
-from trainer.config import TrainerConfig
+from trainer.engine.config import EngineConfig
 
 __all__ = ["learning_rate"]
 
 
-def learning_rate(config: TrainerConfig, epoch: int, step: int, steps_per_epoch: int) -> float:
+def learning_rate(config: EngineConfig, epoch: int, step: int, steps_per_epoch: int) -> float:
     """The rate of one optimiser step.
 
     epoch  0-based; step  0-based within the epoch; steps_per_epoch  at least 1.

@@ -77,13 +77,15 @@ class Part(NamedTuple):
     shapes: np.ndarray | None = None
 
     def to(self, device: torch.device) -> "Part":
-        """The same part on another device; asynchronous where its memory is pinned."""
+        """The same part with what a model's plan needs on another device; asynchronous where its memory is pinned.
+
+        What describes the whole batch (`whole`, `shapes`) stays where it is: only the global loss reads it.
+        """
         return self._replace(
             points=self.points.to(device, non_blocking=True),
             points_canonical=self.points_canonical.to(device, non_blocking=True),
             maps=None if self.maps is None else self.maps.to(device, non_blocking=True),
             draws=self.draws.to(device, non_blocking=True),
-            whole=None if self.whole is None else self.whole.to(device, non_blocking=True),
         )
 
     def pinned(self) -> "Part":

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from teacher_cache.reading.selection import Selection
@@ -25,7 +24,6 @@ from trainer.config import AlignmentConfig, EvaluationConfig, TrainerConfig, ali
 from trainer.engine.events import (
     CheckpointWritten,
     EpochDone,
-    Evaluated,
     Event,
     EventLog,
     RunEnded,
@@ -33,14 +31,16 @@ from trainer.engine.events import (
     StepDone,
 )
 from trainer.engine.ranks import Ranks, deterministic, joined
-from trainer.engine.run_directory import known_json, owned, write_json
+from trainer.engine.run_directory import owned
 from trainer.engine.schedule import learning_rate
 from trainer.errors import CheckpointError, TrainingError
 from trainer.models.config import MaskingConfig, ModelConfig
 from trainer.pretraining.alignment import Alignment, Wholes
-from trainer.pretraining.data import Loader, Part, Records
+from trainer.pretraining.data import Loader, Records
+from trainer.pretraining.evaluation import Evaluations, check_evaluation
 from trainer.pretraining.failure import not_finite
-from trainer.pretraining.step import LiveTeacher, Outcome, Stepper
+from trainer.pretraining.progress import Progress
+from trainer.pretraining.step import LiveTeacher, Stepper
 
 __all__ = ["TrainReport", "TrainingCache", "TrainingError", "pretrain"]
 
@@ -122,10 +122,7 @@ def pretrain(
                 f'trainer.precision = "float16" needs a GPU, and trainer.device = {trainer.device!r} found none. '
                 'Use "float32" or "bfloat16".'
             )
-        if evaluation.enabled and ranks.main:
-            from trainer.downstream.clouds import check_corpora
-
-            check_corpora(evaluation.train, evaluation.test, points=evaluation.stored_points)
+        check_evaluation(evaluation, ranks)
         run = _Run(cache, run_dir, model, masking, trainer, evaluation, alignment, teacher, ranks)
         return run.go(on_event)
 
@@ -145,7 +142,7 @@ class _Run:
         teacher: LiveTeacher | None,
         ranks: Ranks,
     ):
-        self.run_dir, self.config, self.evaluation, self.ranks = run_dir, trainer, evaluation, ranks
+        self.run_dir, self.config, self.ranks = run_dir, trainer, ranks
         # Without the cache's place: runs of one experiment write the same checkpoints wherever their cache lies.
         noted = replace(trainer, cache="", stale_cache="refuse")
         self.sections = sections_of(
@@ -163,18 +160,24 @@ class _Run:
         fresh = new_model(model, masking, self.teacher_shape, seed=trainer.seed, whole=whole)
         self.model = fresh.to(ranks.device)
         stands_for = 1.0 if cache.basis is None else cache.basis.teacher_channels / cache.basis.channels
-        self.alignment = None
+        targets = None
         if whole:
-            self.alignment = Alignment.of_cache(
+            targets = Alignment.of_cache(
                 alignment, cache, seed=trainer.seed, device=ranks.device, skip_damaged=trainer.damaged == "skip"
             )
-        self.stepper = Stepper(self.model, trainer, ranks, teacher, stands_for=stands_for, alignment=self.alignment)
+        self.global_target = "" if targets is None else targets.source
+        self.stepper = Stepper(self.model, trainer, ranks, teacher, stands_for=stands_for, alignment=targets)
+        self.updates = self.stepper.updates
+        facts = {"global_target": self.global_target} if self.global_target else {}
+        if "shapes" in self.identity:
+            facts |= {name: self.identity[name] for name in ("records", "shapes")}
+        self.evaluations = Evaluations(
+            run_dir, evaluation, self.model, ranks,
+            settings=self.sections["evaluation"], seed=trainer.seed, facts=facts,
+        )  # fmt: skip
         self.names: dict[Tensor, str] = {value: name for name, value in self.model.named_parameters()}
         self.records = len(cache) // cache.poses  # that an epoch visits
-        self.epoch = self.step = 0
-        self._begin_epoch()
-        self.metrics: dict[str, Any] = {}
-        self._evaluator: Any = None
+        self.progress = Progress(ranks, count_skipped=trainer.damaged == "skip")
 
     def go(self, on_event: Callable[[Event], None] | None) -> TrainReport:
         """Resume if there is something to resume, train, evaluate, report."""
@@ -188,53 +191,48 @@ class _Run:
                 "the checkpoint to resume from": "none" if found is None else found.name,
             }
         )
-        resumed = self._resume()
-        self.ranks.agree({"epoch": str(self.epoch), "step": str(self.step)})
-        resumed_from = self.epoch
+        resumed, progress = self._resume(), self.progress
+        self.ranks.agree({"epoch": str(progress.epoch), "step": str(progress.step)})
+        resumed_from = progress.epoch
         self.ranks.share_weights(self.model)
         with self._events(on_event) as emit:
             emit(
                 RunStarted(
-                    epoch=self.epoch,
-                    step=self.step,
+                    epoch=progress.epoch,
+                    step=progress.step,
                     epochs=self.config.epochs,
                     steps_per_epoch=self.loader.steps_per_epoch,
                     records=self.records,
                     batch_size=self.config.batch_size,
-                    parameters=sum(p.numel() for p in self.stepper.parameters),
+                    parameters=sum(p.numel() for p in self.updates.parameters),
                     ranks=self.ranks.size,
                     device=str(self.ranks.device),
                     resumed=resumed,
-                    global_target=self._global_target,
+                    global_target=self.global_target,
                     shapes=self.identity.get("shapes", ""),
                 )
             )
-            while self.epoch < self.config.epochs:
+            while progress.epoch < self.config.epochs:
                 self._train_epoch(emit)
-                self._evaluate_if_due(emit)
-                self._checkpoint_if_due(emit)
-            result = self._final_evaluation(emit)
+                self.evaluations.if_due(progress, self.config.epochs, emit)
+                if progress.epoch % self.config.checkpoint_every == 0 or progress.epoch == self.config.epochs:
+                    self._checkpoint(emit)
+            result = self.evaluations.final(progress, emit)
             seconds = time.perf_counter() - started
-            emit(RunEnded(epoch=self.epoch, step=self.step, seconds=seconds))
+            emit(RunEnded(epoch=progress.epoch, step=progress.step, seconds=seconds))
         self.ranks.wait()
         last = checkpoint.latest(self.run_dir)
         assert last is not None
         return TrainReport(
             run_dir=self.run_dir,
             checkpoint=last,
-            epochs=self.epoch,
-            steps=self.step,
+            epochs=progress.epoch,
+            steps=progress.step,
             resumed_from=resumed_from,
-            metrics=self.metrics,
+            metrics=progress.metrics,
             evaluation=result,
             seconds=seconds,
         )
-
-    def _begin_epoch(self) -> None:
-        self._steps_done = 0  # of the epoch under way
-        self._totals = [0.0] * len(Outcome._fields)  # of these, in the order of Outcome
-        self._skipped_before = 0  # damaged records skipped in these by all ranks, up to the checkpoint resumed from
-        self._skipped = 0  # and since then, by this rank
 
     def _resume(self) -> bool:
         """Take over the newest checkpoint; -> False where there is none."""
@@ -251,171 +249,81 @@ class _Run:
             )
         self.model.load_state_dict(checkpoint.read_tensors(found, header, checkpoint.MODEL))
         flat = checkpoint.read_tensors(found, header, checkpoint.OPTIMIZER)
-        checkpoint.restore_optimizer(self.stepper.optimizer, self.names, flat, found)
-        if self.stepper.scaler is not None and header.loss_scale is not None:
-            self.stepper.scaler.load_state_dict(header.loss_scale)
-        self.epoch, self.step, self.metrics = header.epoch, header.step, dict(header.metrics)
-        if header.under_way is not None:
-            self._steps_done = int(header.under_way["steps"])
-            found_totals = [float(total) for total in header.under_way["totals"]]
-            self._totals = found_totals + [0.0] * (len(Outcome._fields) - len(found_totals))
-            self._skipped_before = int(header.under_way["skipped"])
+        checkpoint.restore_optimizer(self.updates.optimizer, self.names, flat, found)
+        if self.updates.scaler is not None and header.loss_scale is not None:
+            self.updates.scaler.load_state_dict(header.loss_scale)
+        self.progress.resume(header)
         logger.info("going on from %s, %d of %d epochs done", found, header.epoch, self.config.epochs)
         return True
 
     def _train_epoch(self, emit: Callable[[Event], None]) -> None:
+        config, progress = self.config, self.progress
         began = time.perf_counter()
         waited_in_all = rate = 0.0
-        steps, first = self.loader.steps_per_epoch, self._steps_done
-        with closing(self.loader.epoch(self.epoch, first)) as batches:  # its threads must not outlive a failure
+        steps, first = self.loader.steps_per_epoch, progress.steps_done
+        with closing(self.loader.epoch(progress.epoch, first)) as batches:  # its threads must not outlive a failure
             for index in range(first, steps):
                 asked = time.perf_counter()
                 parts = next(batches)
                 waited = time.perf_counter() - asked
-                rate = learning_rate(self.config, self.epoch, index, steps)
+                rate = learning_rate(config, progress.epoch, index, steps)
                 outcome = self.stepper.step(parts, rate)
-                self._require_finite(outcome, parts, rate)
-                self.step += 1
+                if not self.updates.is_finite(outcome.losses.values(), outcome.gradient_norm):
+                    facts = {"epoch": progress.epoch, "step": progress.step + 1, "learning_rate": rate}
+                    raise not_finite(self.run_dir / "failure", self.ranks.rank, parts, outcome, facts)
+                progress.add(outcome, sum(part.skipped for part in parts))
+                seconds = time.perf_counter() - asked
                 emit(
                     StepDone(
-                        epoch=self.epoch,
-                        step=self.step,
-                        learning_rate=rate,
-                        seconds=time.perf_counter() - asked,
-                        waited=waited,
+                        epoch=progress.epoch,
+                        step=progress.step,
                         **outcome._asdict(),
+                        learning_rate=rate,
+                        seconds=seconds,
+                        waited=waited,
                     )
                 )
-                self._totals = [total + value for total, value in zip(self._totals, outcome, strict=True)]
-                self._steps_done = index + 1
-                self._skipped += sum(part.skipped for part in parts)
                 waited_in_all += waited
-                every = self.config.checkpoint_steps
-                if every and self.step % every == 0 and index + 1 < steps:
+                if config.checkpoint_steps and progress.step % config.checkpoint_steps == 0 and index + 1 < steps:
                     self._checkpoint(emit)
-        self.epoch += 1
-        means = Outcome(*(total / steps for total in self._totals))
-        skipped = self._skipped_by_all()
-        self.metrics = {"loss_3d": means.loss_3d, "loss_2d": means.loss_2d, "learning_rate": rate}
-        if self.alignment is not None:
-            self.metrics["loss_global"] = means.loss_global
-        if self.config.damaged == "skip":
-            self.metrics["skipped"] = skipped
-        self._begin_epoch()
+        means, skipped = progress.means(), progress.skipped()
+        metrics = {f"loss_{name}": value for name, value in means.losses.items()} | {"learning_rate": rate}
+        if config.damaged == "skip":
+            metrics["skipped"] = skipped
+        progress.end_epoch(metrics)
         seconds = time.perf_counter() - began
         emit(
             EpochDone(
-                epoch=self.epoch,
-                step=self.step,
+                epoch=progress.epoch,
+                step=progress.step,
                 **means._asdict(),
                 learning_rate=rate,
                 seconds=seconds,
                 waited=waited_in_all,
-                shapes_per_second=(steps - first) * self.config.batch_size / seconds,
+                shapes_per_second=(steps - first) * config.batch_size / seconds,
                 skipped=skipped,
             )
         )
 
-    def _require_finite(self, outcome: Outcome, parts: list[Part], rate: float) -> None:
-        """Stop where training has blown up; a float16 gradient that overflows is the loss scaler's business."""
-        values = outcome if self.stepper.scaler is None else outcome._replace(gradient_norm=0.0)
-        if all(abs(value) < float("inf") for value in values):
-            return
-        facts = {"epoch": self.epoch, "step": self.step + 1, "learning_rate": rate}
-        raise not_finite(self.run_dir / "failure", self.ranks.rank, parts, outcome, facts)
-
-    def _evaluate_if_due(self, emit: Callable[[Event], None]) -> None:
-        """A short evaluation between epochs: one seed, no baselines."""
-        every = self.evaluation.every
-        if not (self.evaluation.enabled and every and self.epoch % every == 0 and self.epoch < self.config.epochs):
-            return
-        if self.ranks.main:
-            result = self._compare(emit, final=False)
-            self.metrics["svm_accuracy"] = result["rows"]["trained"]["accuracy"]
-            self._write_metrics(result, final=False)
-        self.ranks.wait()
-
-    def _final_evaluation(self, emit: Callable[[Event], None]) -> Mapping[str, Any] | None:
-        """Evaluate the last epoch in full, unless metrics.json says that this was done; -> the result, in rank 0."""
-        if not self.ranks.main:
-            return None
-        known = known_json(self.run_dir / "metrics.json", "the evaluation")
-        same = known.get("epoch") == self.epoch and known.get("evaluation_settings") == self.sections["evaluation"]
-        if known.get("final") and same and "evaluation" in known:
-            return known["evaluation"]
-        result = self._compare(emit, final=True) if self.evaluation.enabled else None
-        self._write_metrics(result, final=True)
-        return result
-
-    def _write_metrics(self, result: Mapping[str, Any] | None, *, final: bool) -> None:
-        content: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "final": final}
-        if self._global_target:
-            content["global_target"] = self._global_target
-        if "shapes" in self.identity:
-            content |= {"records": self.identity["records"], "shapes": self.identity["shapes"]}
-        content |= dict(sorted(self.metrics.items()))  # in the order that a checkpoint gives them back
-        content |= {"evaluation_settings": self.sections["evaluation"], "evaluation": result}
-        write_json(self.run_dir / "metrics.json", content)
-
-    def _compare(self, emit: Callable[[Event], None], *, final: bool) -> Mapping[str, Any]:
-        """Score the model as it is; after the last epoch with all seeds, and beside the baselines."""
-        from trainer.downstream.comparison import Evaluator
-        from trainer.downstream.features import Encoder, model_encoder
-
-        began = time.perf_counter()
-        if self._evaluator is None:
-            self._evaluator = Evaluator(self.evaluation)
-        encoders: dict[str, Encoder] = {}
-        if final and self.evaluation.baselines:
-            encoders |= self._evaluator.baselines(self.model, seed=self.config.seed, device=self.ranks.device)
-        encoders["trained"] = model_encoder(self.model, self.ranks.device, self.evaluation.model_feature)
-        result = self._evaluator.compare(encoders, seeds=None if final else 1).to_json()
-        emit(
-            Evaluated(
-                epoch=self.epoch,
-                step=self.step,
-                final=final,
-                result=result,
-                seconds=time.perf_counter() - began,
-            )
-        )
-        return result
-
-    @property
-    def _global_target(self) -> str:
-        return "" if self.alignment is None else self.alignment.source
-
-    def _skipped_by_all(self) -> int:
-        """Damaged records skipped in the epoch under way, by all ranks."""
-        if self.config.damaged == "raise":
-            return 0
-        return self._skipped_before + int(self.ranks.sum(torch.tensor(self._skipped)))
-
-    def _checkpoint_if_due(self, emit: Callable[[Event], None]) -> None:
-        if self.epoch % self.config.checkpoint_every == 0 or self.epoch == self.config.epochs:
-            self._checkpoint(emit)
-
     def _checkpoint(self, emit: Callable[[Event], None]) -> None:
         """Write the state as it is, between epochs or between the steps of one."""
-        config, skipped = self.config, self._skipped_by_all()
-        totals = self._totals if self.alignment is not None else self._totals[:3]
-        under_way = {"steps": self._steps_done, "totals": totals, "skipped": skipped}
+        config, progress, scaler = self.config, self.progress, self.updates.scaler
+        under_way = progress.under_way()
         if self.ranks.main:
-            scaler = self.stepper.scaler
             header = Header(
-                epoch=self.epoch,
-                step=self.step,
+                epoch=progress.epoch,
+                step=progress.step,
                 config=self.sections,
                 cache=self.identity,
                 teacher=self.teacher_shape,
-                metrics=self.metrics,
+                metrics=progress.metrics,
                 loss_scale=None if scaler is None else scaler.state_dict(),
                 versions=software_versions(),
-                under_way=under_way if self._steps_done else None,
+                under_way=under_way,
             )
-            optimizer = checkpoint.flatten_optimizer(self.stepper.optimizer, self.names)
+            optimizer = checkpoint.flatten_optimizer(self.updates.optimizer, self.names)
             path = checkpoint.write_checkpoint(self.run_dir, header, self.model.state_dict(), optimizer)
-            emit(CheckpointWritten(epoch=self.epoch, step=self.step, path=str(path)))
+            emit(CheckpointWritten(epoch=progress.epoch, step=progress.step, path=str(path)))
             checkpoint.prune(self.run_dir, keep=config.keep_checkpoints, milestone_every=config.milestone_every)
         self.ranks.wait()
 
@@ -426,7 +334,7 @@ class _Run:
             yield lambda event: None
             return
         board = self.config.tensorboard
-        with EventLog(self.run_dir, step=self.step, tensorboard=board, on_event=on_event) as log:
+        with EventLog(self.run_dir, step=self.progress.step, tensorboard=board, on_event=on_event) as log:
             yield log
 
 

@@ -82,8 +82,8 @@ class Fullsize(Section):
         for mode, what in (("evalbn", "running statistics"), ("train", "batch statistics")):
             model.train(mode == "train")
             losses = model.losses(plan, model.network(plan, None))
-            yield self._arrays.check(f"3D loss, {what}", f"pre__{mode}_loss_3d", losses.loss_3d, "loss")
-            yield self._arrays.check(f"2D loss, {what}", f"pre__{mode}_loss_2d", losses.loss_2d, "loss")
+            yield self._arrays.check(f"3D loss, {what}", f"pre__{mode}_loss_3d", losses["3d"].mean, "loss")
+            yield self._arrays.check(f"2D loss, {what}", f"pre__{mode}_loss_2d", losses["2d"].mean, "loss")
 
     @torch.no_grad()
     def _classifier(self, name: str) -> Iterator[Row]:

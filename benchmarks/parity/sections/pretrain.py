@@ -17,6 +17,7 @@ from benchmarks.parity.section import Part, Section
 from pipeline.teacher.live import LiveTeacher
 from pipeline.views import render_views
 from trainer.engine.optimiser import build_optimizer
+from trainer.losses.terms import weighted_sum
 from trainer.models.hierarchical.student import I2PMAE, Plan, top_saliency
 from trainer.models.tokens.maps import TeacherMaps
 from trainer.models.tokens.masking import propagate, weight_logits
@@ -136,17 +137,17 @@ class Pretrain(Section):
         if prediction.rec_2d is not None:
             yield check("predicted 2D features", "evalbn__rec_2d", _rows(prediction.rec_2d, visible), "decoder")
         losses = model.losses(plan, prediction)
-        yield check("3D loss, running statistics", "evalbn__loss_3d", losses.loss_3d, "loss")
-        yield check("2D loss, running statistics", "evalbn__loss_2d", losses.loss_2d, "loss")
+        yield check("3D loss, running statistics", "evalbn__loss_3d", losses["3d"].mean, "loss")
+        yield check("2D loss, running statistics", "evalbn__loss_2d", losses["2d"].mean, "loss")
 
     def _training(self) -> Iterator[Row]:
         model = self._model().train()
         plan = self._plan(model)
         losses = model.losses(plan, model.network(plan, None))
-        losses.total.backward()
+        weighted_sum(losses).backward()
         arrays = self._arrays
-        yield arrays.check("3D loss, batch statistics", "train__loss_3d", losses.loss_3d, "loss")
-        yield arrays.check("2D loss, batch statistics", "train__loss_2d", losses.loss_2d, "loss")
+        yield arrays.check("3D loss, batch statistics", "train__loss_3d", losses["3d"].mean, "loss")
+        yield arrays.check("2D loss, batch statistics", "train__loss_2d", losses["2d"].mean, "loss")
         yield from settled(self._gradients(model), self._gradients_in_float64)
         yield from self._buffers(model)
         build_optimizer(model, self.settings.trainer).step()
@@ -162,7 +163,7 @@ class Pretrain(Section):
         model = self._model().train()
         plan = doubled(self._plan(model))
         model.double()
-        model.losses(plan, model.network(plan, None)).total.backward()
+        weighted_sum(model.losses(plan, model.network(plan, None))).backward()
         yield from self._gradients(model)
 
     def _gradients(self, model: I2PMAE) -> Iterator[Row]:

@@ -96,15 +96,32 @@ class Format:
 
 
 def sample_geometry(
-    geometry: Cloud | Surface, *, count: int, seed: int, id: str, source: str, repeat: bool
+    geometry: Cloud | Surface,
+    *,
+    count: int,
+    seed: int,
+    id: str,
+    source: str,
+    repeat: bool,
+    stored_order: bool = False,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Exactly ``count`` checked points: a surface sampled by area, a cloud cut to size; by numbers that depend on
     (seed, id) only.
 
+    stored_order  True: the first points of a cloud as they are stored, see `fit_points`; a surface has no order.
     ->  [count, 3] float32 in random order, and the part of each point [count] int, or None. Raises ShapeError.
     """
     if isinstance(geometry, Cloud):
-        return fit_points(geometry.points, geometry.parts, count=count, seed=seed, id=id, source=source, repeat=repeat)
+        return fit_points(
+            geometry.points,
+            geometry.parts,
+            count=count,
+            seed=seed,
+            id=id,
+            source=source,
+            repeat=repeat,
+            stored_order=stored_order,
+        )
     vertices, faces = geometry.vertices, geometry.faces
     if len(faces) == 0 or len(vertices) == 0:
         raise ShapeError(source, "the mesh has no triangles")

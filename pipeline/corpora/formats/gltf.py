@@ -5,7 +5,7 @@ Whatever would change geometry is applied, or refused by its name. Source: the g
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 
 from pipeline.corpora.faults import read_file
+from pipeline.corpora.formats.allowance import Allowance
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions, Surface
-from pipeline.corpora.formats.gltf_buffers import Accessors, Buffers, external_files, items
-from pipeline.corpora.formats.gltf_nodes import Nodes, instance_matrices
+from pipeline.corpora.formats.gltf_buffers import Accessors, Buffers, external_files
+from pipeline.corpora.formats.gltf_json import flag, items, listed, named, numbers, object_of, shown, title, whole
+from pipeline.corpora.formats.gltf_nodes import INSTANCING, Nodes, instance_matrices
 
 __all__ = ["beside_gltf", "read_gltf"]
 
 POINTS, LINES, TRIANGLES, STRIP, FAN = 0, (1, 2, 3), 4, 5, 6
-MAX_TRIANGLES = 30_000_000  # after instancing, which can make any number of a few bytes
+MAX_TRIANGLES = 30_000_000  # of any file, however large
 DRACO = "KHR_draco_mesh_compression"
 # What leaves the surface where it is: materials, textures, lights, names, sounds, poses over time.
 HARMLESS = (
@@ -62,32 +64,23 @@ def read_gltf(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
     document, blob = _document(data, path)
     _check_extensions(document)
     external_files(document, path)  # a buffer that is not beside the file is refused, used or not
-    buffers = Buffers(document, blob, path)
-    accessors = Accessors(document, buffers, len(data))
-    nodes = Nodes(document, accessors)
-    pile = _Pile()
-    for index in nodes.drawn():
-        node = nodes[index]
-        if "mesh" in node:
-            _add_mesh(document, accessors, nodes, index, options.parts, pile)
+    scene = _Scene(document, blob, path, len(data), options.parts)
+    for index in scene.nodes.drawn():
+        if "mesh" in scene.nodes[index]:
+            scene.draw(index)
+    pile = scene.pile
     if not pile.faces:
         if pile.points:
             return Cloud(np.concatenate(pile.points), notes=pile.notes)
         only = ", ".join(f"{count} {reason}" for reason, count in pile.notes.items())
         raise Malformed(f"its scene holds neither triangles nor points{f' ({only})' if only else ''}")
     pile.note("points beside the triangles, not sampled", sum(len(points) for points in pile.points))
-    faces = np.concatenate(pile.faces)
-    kept = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 0] != faces[:, 2])
-    pile.note("degenerate faces", int((~kept).sum()))
     names = list(dict.fromkeys(name for name, _ in pile.owners))
     number = {name: k for k, name in enumerate(names)}
-    parts = (
-        np.concatenate([np.full(count, number[name]) for name, count in pile.owners])[kept] if options.parts else None
-    )
     return Surface(
         np.concatenate(pile.vertices),
-        faces[kept],
-        parts=parts,
+        np.concatenate(pile.faces),
+        parts=np.concatenate([np.full(count, number[name]) for name, count in pile.owners]) if options.parts else None,
         part_names=tuple(names) if options.parts else (),
         notes=pile.notes,
     )
@@ -126,10 +119,10 @@ def _parsed(text: bytes) -> dict[str, Any]:
         raise Malformed(f"cannot be parsed as JSON: {error}"[:200]) from error
     if not isinstance(document, dict):
         raise Malformed("is JSON, and no glTF object")
-    asset = document.get("asset")
-    version = asset.get("version") if isinstance(asset, dict) else None
-    if not isinstance(version, str) or not version.startswith("2."):
-        raise Malformed(f"is glTF {str(version)[:20]!r}; version 2 is read. Convert it (gltf-pipeline does)")
+    asset = object_of(document, "asset", "the document")
+    for version in (asset.get("version"), asset.get("minVersion", "2.0")):
+        if not isinstance(version, str) or not version.startswith("2."):
+            raise Malformed(f"is glTF {shown(version)}; version 2 is read. Convert it (gltf-pipeline does)")
     return document
 
 
@@ -161,120 +154,220 @@ def _chunks(data: bytes) -> tuple[bytes, bytes | None]:
 
 def _check_extensions(document: dict[str, Any]) -> None:
     """Refuse by name what a reader has to know and this one does not."""
-    for name in document.get("extensionsRequired") or []:
+    for name in listed(document, "extensionsRequired", "the document"):
         if isinstance(name, str) and "meshopt" in name:
             raise Malformed(f"is compressed by the extension {name[:60]}, which is not read here; {UNPACK}")
         if not isinstance(name, str) or (name not in APPLIED and not name.startswith(HARMLESS)):
             raise Malformed(f"requires the extension {str(name)[:60]}, which is not read here; {REMEDY}")
-    for node in items(document, "nodes"):
-        hidden = (node.get("extensions") or {}).get("KHR_node_visibility")
-        if isinstance(hidden, dict) and hidden.get("visible") is False:
+    for index, node in enumerate(items(document, "nodes")):
+        extensions = object_of(node, "extensions", f"node {index}")
+        hidden = object_of(extensions, "KHR_node_visibility", f"node {index}")
+        if not flag(hidden, "visible", f"node {index}", True):
             raise Malformed(f"hides a node by the extension KHR_node_visibility, which is not read here; {REMEDY}")
     buffers = items(document, "buffers")
-    for view in items(document, "bufferViews"):
-        for name in view.get("extensions") or {}:
+    for index, view in enumerate(items(document, "bufferViews")):
+        for name in object_of(view, "extensions", f"buffer view {index}"):
             # A file that does not require it holds the same view unpacked, in the buffer that the view itself names.
             if "meshopt" in name and not _has_bytes(view.get("buffer"), buffers):
-                raise Malformed(f"is compressed by the extension {str(name)[:60]}, which is not read here; {UNPACK}")
+                raise Malformed(f"is compressed by the extension {name[:60]}, which is not read here; {UNPACK}")
 
 
 def _has_bytes(number: Any, buffers: list[dict[str, Any]]) -> bool:
     """Whether a buffer of a view that is also packed holds anything itself. One without a uri never lies in the GLB."""
-    return type(number) is int and 0 <= number < len(buffers) and "uri" in buffers[number]
+    return "uri" in buffers[named(number, buffers, "buffer", "a buffer view")]
 
 
 # -- meshes ------------------------------------------------------------------------------------------------------------
 
 
-def _add_mesh(
-    document: dict[str, Any], accessors: Accessors, nodes: Nodes, index: int, parts: str, pile: _Pile
-) -> None:
-    node = nodes[index]
-    meshes = items(document, "meshes")
-    number = node["mesh"]
-    if type(number) is not int or not 0 <= number < len(meshes):
-        raise Malformed(f"node {index} names mesh {number!r}; there are {len(meshes)}")
-    mesh = meshes[number]
-    weights = node.get("weights", mesh.get("weights"))
-    matrices = instance_matrices(node, nodes.world(index), accessors)
-    for primitive in items(mesh, "primitives"):
-        owner = _owner(document, nodes, index, primitive, parts)
-        positions, faces, mode = _primitive(document, accessors, primitive, weights, pile)
-        if positions is None:
-            continue
-        skinned = nodes.skin(index, primitive, positions)
-        placed = [skinned] if skinned is not None else [_apply(matrix, positions) for matrix in matrices]
-        if mode == POINTS:
-            pile.points += [copy[np.unique(faces)] for copy in placed]
-            continue
-        pile.triangles += len(faces) * len(placed)
-        if pile.triangles > MAX_TRIANGLES:
+@dataclass(frozen=True)
+class _Primitive:
+    """A primitive as it is stored, whoever draws it: only the vertices that it uses.
+
+    owner       what it is called in reasons.
+    positions   [R, 3] float64, before morph targets.
+    rows        [R] int64, which of the mesh's vertices they are.
+    count       all vertices that the mesh has for it.
+    faces       [F, 3] int64 into positions, none degenerate; None: it is points.
+    degenerate  faces that were.
+    """
+
+    owner: str
+    positions: np.ndarray
+    rows: np.ndarray
+    count: int
+    faces: np.ndarray | None
+    degenerate: int = 0
+
+
+class _Scene:
+    """What the nodes of one document draw."""
+
+    def __init__(self, document: dict[str, Any], blob: bytes | None, path: Path, size: int, parts: str) -> None:
+        self.allowance = Allowance(size)
+        self.accessors = Accessors(document, Buffers(document, blob, path, self.allowance), self.allowance)
+        self.nodes = Nodes(document, self.accessors)
+        self.pile = _Pile()
+        self._parts = parts
+        self._meshes, self._materials = items(document, "meshes"), items(document, "materials")
+        self._read: dict[int, list[tuple[dict[str, Any], _Primitive | None, dict[str, int]]]] = {}
+
+    def draw(self, index: int) -> None:
+        """Add the mesh of a node to the pile, wherever it is drawn."""
+        node = self.nodes[index]
+        number = named(node["mesh"], self._meshes, "mesh", f"node {index}")
+        mesh = self._meshes[number]
+        weights, owner = (node, f"node {index}") if "weights" in node else (mesh, f"mesh {number}")
+        instances = instance_matrices(node, index, self.accessors, self.allowance)
+        if instances is not None and "skin" in node:
+            raise Malformed(f"node {index} has both a skin and {INSTANCING}, which is not read here; {REMEDY}")
+        world = self.nodes.world(index)
+        with np.errstate(over="ignore", invalid="ignore"):
+            matrices = world[None] if instances is None else world @ instances
+        for stored, primitive, notes in self._primitives(number):
+            for reason, count in notes.items():
+                self.pile.note(reason, count)
+            part = self._part(index, stored)
+            if primitive is None:
+                continue
+            drawn = len(matrices) * len(primitive.rows)
+            self.allowance.spend("points" if primitive.faces is None else "vertices", drawn)
+            if primitive.faces is not None:
+                self._count_triangles(len(matrices) * len(primitive.faces))
+            positions = self._morphed(stored, primitive, weights, owner)
+            skinned = self.nodes.skin(index, stored["attributes"], positions, primitive.rows, primitive.count)
+            self._add(part, primitive, _placed(matrices, positions) if skinned is None else skinned, len(matrices))
+
+    def _add(self, part: str, primitive: _Primitive, placed: np.ndarray, copies: int) -> None:
+        pile = self.pile
+        if primitive.faces is None:
+            pile.points.append(placed)
+            return
+        starts = pile.count + len(primitive.rows) * np.arange(copies)
+        pile.vertices.append(placed)
+        pile.faces.append((primitive.faces + starts[:, None, None]).reshape(-1, 3))
+        pile.owners.append((part, copies * len(primitive.faces)))
+        pile.count += len(placed)
+        pile.note("degenerate faces", copies * primitive.degenerate)
+
+    def _count_triangles(self, count: int) -> None:
+        self.allowance.spend("triangles", count)
+        self.pile.triangles += count
+        if self.pile.triangles > MAX_TRIANGLES:
             raise Malformed(f"its nodes and instances make more than {MAX_TRIANGLES} triangles")
-        for copy in placed:
-            pile.vertices.append(copy)
-            pile.faces.append(faces + pile.count)
-            pile.owners.append((owner, len(faces)))
-            pile.count += len(copy)
 
+    def _primitives(self, number: int) -> list[tuple[dict[str, Any], _Primitive | None, dict[str, int]]]:
+        """The primitives of a mesh, read once: as the document has them, what they are, and what is noted of them."""
+        if number not in self._read:
+            found = []
+            for place, stored in enumerate(items(self._meshes[number], "primitives")):
+                notes: dict[str, int] = {}
+                what = f"primitive {place} of mesh {number}"
+                found.append((stored, _primitive(self.accessors, stored, what, notes, self.allowance), notes))
+            self._read[number] = found
+        return self._read[number]
 
-def _owner(document: dict[str, Any], nodes: Nodes, index: int, primitive: dict[str, Any], parts: str) -> str:
-    """The name of the part that a primitive's faces are."""
-    if parts == "material":
-        number = primitive.get("material")
-        if type(number) is not int:
+    def _part(self, index: int, primitive: dict[str, Any]) -> str:
+        """The name of the part that a primitive's faces are."""
+        if self._parts == "node":
+            return title(self.nodes[index], f"node {index}")
+        if self._parts != "material" or "material" not in primitive:
             return "no material"
-        materials = items(document, "materials")
-        if not 0 <= number < len(materials):
-            raise Malformed(f"a primitive names material {number}; there are {len(materials)}")
-        return str(materials[number].get("name") or f"material {number}")
-    return str(nodes[index].get("name") or f"node {index}")
+        number = named(primitive["material"], self._materials, "material", "a primitive")
+        return title(self._materials[number], f"material {number}")
+
+    def _morphed(
+        self, stored: dict[str, Any], primitive: _Primitive, weights: dict[str, Any], owner: str
+    ) -> np.ndarray:
+        """Positions [R, 3] with the morph targets of a primitive at the weights that a node or a mesh has."""
+        targets, positions = items(stored, "targets"), primitive.positions
+        if not targets or "weights" not in weights:
+            return positions
+        for weight, target in zip(numbers(weights, "weights", owner, len(targets)), targets, strict=True):
+            if not weight or "POSITION" not in target:
+                continue
+            moves = self.accessors.count(target["POSITION"], primitive.owner)
+            if moves != primitive.count:
+                raise Malformed(f"a morph target moves {moves} vertices; there are {primitive.count}")
+            self.allowance.spend("moved vertices", len(positions))
+            moved = self.accessors.floats(target["POSITION"], "VEC3", primitive.owner, primitive.rows)
+            with np.errstate(over="ignore", invalid="ignore"):
+                positions = positions + weight * moved
+        return positions
 
 
 def _primitive(
-    document: dict[str, Any], accessors: Accessors, primitive: dict[str, Any], weights: Any, pile: _Pile
-) -> tuple[np.ndarray | None, np.ndarray, int]:
-    """Positions [M, 3] float64 with morph targets applied, faces [F, 3] (or points [P]) into them, and TRIANGLES or
-    POINTS; None where there is nothing to read, which is noted.
-    """
-    nothing = None, np.empty((0, 3), np.int64), TRIANGLES
-    mode = primitive.get("mode", TRIANGLES)
+    accessors: Accessors, primitive: dict[str, Any], what: str, notes: dict[str, int], allowance: Allowance
+) -> _Primitive | None:
+    """What a primitive is; None where there is nothing to read, which is noted."""
+    mode = whole(primitive, "mode", what, TRIANGLES)
     if mode not in (POINTS, *LINES, TRIANGLES, STRIP, FAN):
-        raise Malformed(f"a primitive has mode {mode!r}")
-    attributes = primitive.get("attributes")
-    if not isinstance(attributes, dict):
-        raise Malformed("a primitive has no attributes")
-    extensions = primitive.get("extensions") or {}
+        raise Malformed(f"{what} has mode {mode}")
+    if "attributes" not in primitive:
+        raise Malformed(f"{what} has no attributes")
+    attributes = object_of(primitive, "attributes", what)
+    extensions = object_of(primitive, "extensions", what)
     for name in extensions:
         if name.startswith("KHR_gaussian_splatting"):
             raise Malformed(f"holds splats by the extension {name[:60]}, which are no surface; {REMEDY}")
     if mode in LINES:
-        pile.note("primitives of lines", 1)
-        return nothing
+        notes["primitives of lines"] = 1
+        return None
     if DRACO in extensions:
-        if primitive.get("targets") or "JOINTS_0" in attributes:
+        if items(primitive, "targets") or "JOINTS_0" in attributes:
             raise Malformed(f"a skinned or morphing mesh is compressed by {DRACO}, which is not read here; {REMEDY}")
-        positions, index = accessors.draco(extensions[DRACO])
-    elif "POSITION" not in attributes:
-        pile.note("primitives without positions", 1)
-        return nothing
+        if mode not in (TRIANGLES, STRIP):  # a strip is what a decoder may make of the triangles that are stored
+            raise Malformed(f"{what} has mode {mode} and {DRACO}, which holds triangles alone")
+        positions, faces = accessors.draco(object_of(extensions, DRACO, what), what)
+        _check_indices(faces, len(positions), what)
+        return _used(what, faces, len(positions), lambda rows: positions[rows])
+    if "POSITION" not in attributes:
+        notes["primitives without positions"] = 1
+        return None
+    count = accessors.count(attributes["POSITION"], what)
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        allowance.spend("stored vertices", len(rows))
+        return accessors.floats(attributes["POSITION"], "VEC3", what, rows)
+
+    if "indices" in primitive:
+        index = accessors.indices(primitive["indices"], what)
     else:
-        positions = accessors.floats(attributes["POSITION"], "VEC3")
-        index = None
-        if "indices" in primitive:
-            index = accessors.indices(primitive["indices"])
-        positions = _morphed(accessors, positions, primitive.get("targets") or [], weights)
-    if index is None:
-        index = np.arange(len(positions), dtype=np.int64)
-    if len(index) and index.max() >= len(positions):
-        raise Malformed(f"a primitive names vertex {int(index.max())}; there are {len(positions)}")
+        allowance.spend("indices", count)
+        index = np.arange(count, dtype=np.int64)
+    _check_indices(index, count, what)
     if mode == POINTS:
-        return positions, index, POINTS
-    return positions, _triangles(index, mode, pile), TRIANGLES
+        rows = np.unique(index)
+        return _Primitive(what, read(rows), rows, count, None)
+    return _used(what, _triangles(index, mode, notes), count, read)
 
 
-def _triangles(index: np.ndarray, mode: int, pile: _Pile) -> np.ndarray:
+def _check_indices(index: np.ndarray, count: int, what: str) -> None:
+    if index.size and index.max() >= count:
+        raise Malformed(f"{what} names vertex {int(index.max())}; there are {count}")
+
+
+def _used(what: str, faces: np.ndarray, count: int, read: Callable[[np.ndarray], np.ndarray]) -> _Primitive:
+    """Faces [F, 3] that are not degenerate, and the vertices that they use alone; ``read`` gives those of some rows."""
+    kept = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 0] != faces[:, 2])
+    degenerate = len(kept) - int(np.count_nonzero(kept))
+    faces = faces[kept] if degenerate else faces
+    if 8 * faces.size < count:  # a few of many
+        rows = np.unique(faces)
+        faces = np.searchsorted(rows, faces)
+    else:
+        used = np.zeros(count, bool)
+        used[faces] = True
+        rows = np.flatnonzero(used)
+        if len(rows) < count:
+            faces = (np.cumsum(used) - 1)[faces]
+    return _Primitive(what, read(rows), rows, count, faces, degenerate)
+
+
+def _triangles(index: np.ndarray, mode: int, notes: dict[str, int]) -> np.ndarray:
     if mode == TRIANGLES:
-        pile.note("corners left over of triangles", len(index) % 3)
+        if len(index) % 3:
+            notes["corners left over of triangles"] = len(index) % 3
         return index[: len(index) // 3 * 3].reshape(-1, 3)
     if len(index) < 3:
         return np.empty((0, 3), np.int64)
@@ -283,22 +376,15 @@ def _triangles(index: np.ndarray, mode: int, pile: _Pile) -> np.ndarray:
     return np.stack([np.broadcast_to(index[0], len(index) - 2), index[1:-1], index[2:]], axis=1)
 
 
-def _morphed(accessors: Accessors, positions: np.ndarray, targets: Any, weights: Any) -> np.ndarray:
-    if not targets or weights is None:
-        return positions
-    if not isinstance(targets, list) or not isinstance(weights, list) or len(weights) != len(targets):
-        raise Malformed(f"has {len(targets)} morph targets and other weights: {str(weights)[:40]}")
-    for weight, target in zip(weights, targets, strict=True):
-        if not isinstance(weight, int | float) or not isinstance(target, dict):
-            raise Malformed(f"a morph weight is {str(weight)[:40]!r}")
-        if weight and "POSITION" in target:
-            moved = accessors.floats(target["POSITION"], "VEC3")
-            if len(moved) != len(positions):
-                raise Malformed(f"a morph target moves {len(moved)} vertices; there are {len(positions)}")
-            positions = positions + weight * moved
-    return positions
+def _placed(matrices: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Positions [R, 3] by each of n matrices [n, 4, 4]: [n R, 3].
 
-
-def _apply(matrix: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    Spelled out, because the last bits of a product of matrices depend on how many rows it has.
+    """
+    x, y, z = positions.T
+    placed = np.empty((len(matrices), len(positions), 3))
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused when it is sampled
-        return positions @ matrix[:3, :3].T + matrix[:3, 3]
+        for axis in range(3):
+            row = matrices[:, axis, :, None]  # [n, 4, 1]
+            placed[:, :, axis] = row[:, 0] * x + row[:, 1] * y + row[:, 2] * z + row[:, 3]
+    return placed.reshape(-1, 3)

@@ -10,41 +10,30 @@ import numpy as np
 
 from pipeline.corpora.base import ShapeError
 from pipeline.corpora.faults import read_file
-from pipeline.corpora.formats.geometry import Malformed, ReaderMissing
+from pipeline.corpora.formats.allowance import Allowance
+from pipeline.corpora.formats.geometry import Malformed
+from pipeline.corpora.formats.gltf_draco import decode_draco
+from pipeline.corpora.formats.gltf_json import flag, items, named, object_of, shown, whole, word
 
-__all__ = ["Accessors", "Buffers", "external_files", "items"]
+__all__ = ["Accessors", "Buffers", "external_files"]
 
 COMPONENTS = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 FULL = {"i1": 127.0, "u1": 255.0, "<i2": 32767.0, "<u2": 65535.0}  # what a normalised integer calls 1
 SIZES = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
+INDICES, JOINTS = (5121, 5123, 5125), (5121, 5123)
 FREE_ITEMS = 4096  # of an accessor without bytes, which is all zeros; beyond that the file's size has to justify it
-EXPANSION = 400  # triangles and vertices that a byte of Draco may stand for, at most
-
-
-def items(owner: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    """A list of objects, empty where it is absent. Raises Malformed for anything else."""
-    found = owner.get(key, [])
-    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
-        raise Malformed(f"its {key} are no list of objects")
-    return found
-
-
-def _whole(owner: dict[str, Any], key: str, default: int | None = None, *, least: int = 0) -> int:
-    value = owner.get(key, default)
-    if type(value) is not int or not least <= value < 2**53:
-        raise Malformed(f"{key} is {str(value)[:40]!r}; expected a whole number of at least {least}")
-    return value
 
 
 def external_files(document: dict[str, Any], path: Path) -> list[Path]:
-    """Files that the buffers name. Raises Malformed for what is not a file below the folder of `path`."""
+    """Files that the buffers name, each once. Raises Malformed for what is not a file below the folder of `path`."""
     uris = [buffer["uri"] for buffer in items(document, "buffers") if "uri" in buffer]
-    return [_beside(uri, path) for uri in uris if not (isinstance(uri, str) and uri[:5].lower() == "data:")]
+    found = [_beside(uri, path) for uri in uris if not (isinstance(uri, str) and uri[:5].lower() == "data:")]
+    return list(dict.fromkeys(found))
 
 
 def _beside(uri: Any, path: Path) -> Path:
     if not isinstance(uri, str) or not uri:
-        raise Malformed(f"a buffer has the uri {str(uri)[:40]!r}")
+        raise Malformed(f"a buffer has the uri {shown(uri)}")
     name = unquote(uri)
     refused = Malformed(f"wants {name[:120]!r}, which is not a file beside it")
     if "://" in name or name.startswith(("/", "\\")) or "\0" in name or ":" in name.split("/")[0]:
@@ -60,42 +49,41 @@ def _beside(uri: Any, path: Path) -> Path:
 
 
 class Buffers:
-    """Buffers and views of one document, read when they are asked for."""
+    """Buffers and views of one document, read when they are asked for; files beside it count in the allowance."""
 
-    def __init__(self, document: dict[str, Any], blob: bytes | None, path: Path) -> None:
+    def __init__(self, document: dict[str, Any], blob: bytes | None, path: Path, allowance: Allowance) -> None:
         self._buffers, self._views = items(document, "buffers"), items(document, "bufferViews")
-        self._blob, self._path = blob, path
-        self._read: dict[int, bytes] = {}
+        self._blob, self._path, self._allowance = blob, path, allowance
+        self._read: dict[int, memoryview] = {}
+        self._files: dict[Path, bytes] = {}
 
-    def view(self, number: Any) -> tuple[memoryview, int]:
+    def view(self, number: Any, owner: str) -> tuple[memoryview, int]:
         """The bytes of a view, and its stride (0: none is given)."""
-        if type(number) is not int or not 0 <= number < len(self._views):
-            raise Malformed(f"names buffer view {str(number)[:20]!r}; there are {len(self._views)}")
-        view = self._views[number]
-        data = self._buffer(_whole(view, "buffer"))
-        begin, size = _whole(view, "byteOffset", 0), _whole(view, "byteLength")
+        number = named(number, self._views, "buffer view", owner)
+        view, what = self._views[number], f"buffer view {number}"
+        data = self._buffer(named(view.get("buffer"), self._buffers, "buffer", what))
+        begin, size = whole(view, "byteOffset", what, 0), whole(view, "byteLength", what, least=1)
         if begin + size > len(data):
-            raise Malformed(f"buffer view {number} ends at byte {begin + size}; its buffer has {len(data)}")
-        return memoryview(data)[begin : begin + size], _whole(view, "byteStride", 0)
+            raise Malformed(f"{what} ends at byte {begin + size}; its buffer has {len(data)}")
+        stride = whole(view, "byteStride", what, least=1) if "byteStride" in view else 0
+        return data[begin : begin + size], stride
 
-    def _buffer(self, number: int) -> bytes:
+    def _buffer(self, number: int) -> memoryview:
         if number not in self._read:
-            if number >= len(self._buffers):
-                raise Malformed(f"names buffer {number}; there are {len(self._buffers)}")
             buffer = self._buffers[number]
             data = self._content(buffer, number)
-            size = _whole(buffer, "byteLength", least=1)
+            size = whole(buffer, "byteLength", f"buffer {number}", least=1)
             if size > len(data):
                 raise Malformed(f"buffer {number} promises {size} bytes, {len(data)} are there; it is truncated")
-            self._read[number] = data[:size]
+            self._read[number] = memoryview(data)[:size]
         return self._read[number]
 
     def _content(self, buffer: dict[str, Any], number: int) -> bytes:
-        uri = buffer.get("uri")
-        if uri is None:
+        if "uri" not in buffer:
             if number or self._blob is None:
                 raise Malformed(f"buffer {number} has neither a uri nor a binary chunk")
             return self._blob
+        uri = buffer["uri"]
         if isinstance(uri, str) and uri[:5].lower() == "data:":
             head, comma, body = uri.partition(",")
             if not comma:
@@ -106,115 +94,112 @@ class Buffers:
             except (binascii.Error, ValueError) as error:
                 raise Malformed(f"buffer {number} has a damaged data uri ({error})") from error
         target = _beside(uri, self._path)
-        try:
-            return read_file(target)
-        except ShapeError as error:
-            raise Malformed(f"{target.name}: {error.reason}") from error
+        if target not in self._files:  # buffers may name one file by the thousand
+            try:
+                self._files[target] = read_file(target)
+            except ShapeError as error:
+                raise Malformed(f"{target.name}: {error.reason}") from error
+            self._allowance.size += len(self._files[target])
+        return self._files[target]
 
 
 class Accessors:
-    """Typed arrays of one document: sparse, normalised, strided and interleaved ones as their values."""
+    """Typed arrays of one document: sparse, normalised, strided and interleaved ones as their values.
 
-    def __init__(self, document: dict[str, Any], buffers: Buffers, size: int) -> None:
-        self._accessors, self._buffers, self._size = items(document, "accessors"), buffers, size
+    Only the rows that are asked for are read, so that a mesh of three vertices out of a shared million costs three.
+    """
 
-    def floats(self, number: Any, kind: str | tuple[str, ...]) -> np.ndarray:
-        """[count, components] float64."""
-        accessor = self._accessor(number)
-        if accessor.get("type") not in ((kind,) if isinstance(kind, str) else kind):
-            raise Malformed(f"accessor {number} is of type {str(accessor.get('type'))[:20]!r}; expected {kind}")
-        values = self._values(accessor, number)
-        if accessor.get("normalized") is True:
-            code = COMPONENTS[accessor["componentType"]]
-            if code not in FULL:
-                raise Malformed(f"accessor {number} is normalised and not of small integers")
-            return np.maximum(values.astype(np.float64) / FULL[code], -1.0)
-        return values.astype(np.float64)
+    def __init__(self, document: dict[str, Any], buffers: Buffers, allowance: Allowance) -> None:
+        self._accessors, self._buffers, self._allowance = items(document, "accessors"), buffers, allowance
 
-    def indices(self, number: Any) -> np.ndarray:
+    def count(self, number: Any, owner: str) -> int:
+        """How many items an accessor has, of which the bytes are there."""
+        number = named(number, self._accessors, "accessor", owner)
+        accessor, what = self._accessors[number], f"accessor {number}"
+        word(accessor, "type", what, SIZES)
+        return len(self._stored(accessor, what, _component(accessor, what)))
+
+    def floats(self, number: Any, kind: str, owner: str, rows: np.ndarray | None = None) -> np.ndarray:
+        """Some rows [R, components] float64, by their rising numbers, or all."""
+        accessor, what, code = self._accessor(number, kind, owner)
+        values = self._values(accessor, what, code, rows)
+        if not flag(accessor, "normalized", what, False):
+            return values.astype(np.float64)
+        if code not in FULL:
+            raise Malformed(f"{what} is normalised and not of small integers")
+        return np.maximum(values.astype(np.float64) / FULL[code], -1.0)
+
+    def indices(self, number: Any, owner: str) -> np.ndarray:
         """[count] int64."""
-        accessor = self._accessor(number)
-        if accessor.get("type") != "SCALAR" or accessor.get("componentType") not in (5121, 5123, 5125):
-            raise Malformed(f"accessor {number} holds no indices")
-        return self._values(accessor, number)[:, 0].astype(np.int64)
+        accessor, what, _ = self._accessor(number, "SCALAR", owner)
+        code = _unsigned(accessor, what, "indices", INDICES)
+        self._allowance.spend("indices", self.count(number, owner))
+        return self._values(accessor, what, code, None)[:, 0].astype(np.int64)
 
-    def joints(self, number: Any) -> np.ndarray:
-        """[count, 4] int64."""
-        accessor = self._accessor(number)
-        if accessor.get("type") != "VEC4" or accessor.get("componentType") not in (5121, 5123):
-            raise Malformed(f"accessor {number} holds no joints")
-        return self._values(accessor, number).astype(np.int64)
+    def joints(self, number: Any, owner: str, rows: np.ndarray) -> np.ndarray:
+        """Some rows [R, 4] int64, by their rising numbers."""
+        accessor, what, _ = self._accessor(number, "VEC4", owner)
+        return self._values(accessor, what, _unsigned(accessor, what, "joints", JOINTS), rows).astype(np.int64)
 
-    def draco(self, extension: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Positions [M, 3] float64 and indices [3 F] of a mesh compressed by Draco."""
-        try:
-            import DracoPy
-        except ImportError as error:
-            raise ReaderMissing(
-                "is compressed by the extension KHR_draco_mesh_compression, and no decoder is installed: "
-                "pip install 'i2p-pretrain[formats]'"
-            ) from error
-        if not isinstance(extension, dict):
-            raise Malformed("its KHR_draco_mesh_compression is no object")
-        data = bytes(self._buffers.view(extension.get("bufferView"))[0])
-        try:
-            mesh = DracoPy.decode(data)
-            points, faces = np.asarray(mesh.points, np.float64), np.asarray(mesh.faces, np.int64)
-        except (ValueError, TypeError, RuntimeError, AttributeError, DracoPy.FileTypeException) as error:
-            raise Malformed(f"its Draco data cannot be decoded: {error}"[:200]) from error
-        if points.ndim != 2 or points.shape[1] != 3 or faces.ndim != 2 or faces.shape[1] != 3:
-            raise Malformed("its Draco data holds no triangle mesh")
-        return points, faces.reshape(-1)
+    def draco(self, extension: dict[str, Any], owner: str) -> tuple[np.ndarray, np.ndarray]:
+        """Positions [M, 3] float64 and faces [F, 3] int64 of a mesh compressed by Draco."""
+        what = f"the KHR_draco_mesh_compression of {owner}"
+        whole(object_of(extension, "attributes", what), "POSITION", what)
+        return decode_draco(bytes(self._buffers.view(extension.get("bufferView"), what)[0]), self._allowance)
 
-    def _accessor(self, number: Any) -> dict[str, Any]:
-        if type(number) is not int or not 0 <= number < len(self._accessors):
-            raise Malformed(f"names accessor {str(number)[:20]!r}; there are {len(self._accessors)}")
-        accessor = self._accessors[number]
-        if accessor.get("componentType") not in COMPONENTS or accessor.get("type") not in SIZES:
-            raise Malformed(
-                f"accessor {number} has type {str(accessor.get('type'))[:20]!r} of components "
-                f"{str(accessor.get('componentType'))[:20]}"
-            )
-        return accessor
+    def _accessor(self, number: Any, kind: str, owner: str) -> tuple[dict[str, Any], str, str]:
+        """An accessor of a type, what it is called in reasons, and its components as NumPy names them."""
+        number = named(number, self._accessors, "accessor", owner)
+        accessor, what = self._accessors[number], f"accessor {number}"
+        word(accessor, "type", what, (kind,))
+        return accessor, what, _component(accessor, what)
 
-    def _values(self, accessor: dict[str, Any], number: int) -> np.ndarray:
-        """[count, components] of the stored type."""
-        count = _whole(accessor, "count", least=1)
-        dtype, columns = np.dtype(COMPONENTS[accessor["componentType"]]), SIZES[accessor["type"]]
+    def _values(self, accessor: dict[str, Any], what: str, code: str, rows: np.ndarray | None) -> np.ndarray:
+        """Some rows [R, components] of the stored type, or all."""
+        stored = self._stored(accessor, what, code)
+        rows = None if rows is None or len(rows) == len(stored) else rows
+        values = stored if rows is None else stored[rows]
+        return self._replaced(values, len(stored), accessor, what, rows) if "sparse" in accessor else values
+
+    def _stored(self, accessor: dict[str, Any], what: str, code: str) -> np.ndarray:
+        """All rows [count, components], without what is sparse, as they lie in the file: nothing is copied."""
+        count = whole(accessor, "count", what, least=1)
+        dtype, columns = np.dtype(code), SIZES[accessor["type"]]
+        offset = whole(accessor, "byteOffset", what, 0)
         if "bufferView" in accessor:
-            view, offset = accessor["bufferView"], _whole(accessor, "byteOffset", 0)
-            values = self._strided(view, offset, count, dtype, columns)
-        else:
-            if count > FREE_ITEMS + self._size:
-                raise Malformed(f"accessor {number} promises {count} items and has no bytes for them")
-            values = np.zeros((count, columns), dtype)
-        sparse = accessor.get("sparse")
-        if sparse is None:
-            return values
-        return self._replaced(values, sparse, number)
+            return self._strided(accessor["bufferView"], offset, count, dtype, columns, what)
+        if count > FREE_ITEMS + self._allowance.size:
+            raise Malformed(f"{what} promises {count} items and has no bytes for them")
+        return np.broadcast_to(np.zeros(1, dtype), (count, columns))
 
-    def _replaced(self, values: np.ndarray, sparse: Any, number: int) -> np.ndarray:
-        if not isinstance(sparse, dict):
-            raise Malformed(f"accessor {number} has a sparse that is no object")
-        some = _whole(sparse, "count", least=1)
-        where, what = sparse.get("indices"), sparse.get("values")
-        if some > len(values) or not isinstance(where, dict) or not isinstance(what, dict):
-            raise Malformed(f"accessor {number} replaces {some} of {len(values)} items")
-        if where.get("componentType") not in (5121, 5123, 5125):
-            raise Malformed(f"accessor {number} has sparse indices of another type than unsigned integers")
-        code = np.dtype(COMPONENTS[where["componentType"]])
-        at = self._strided(where.get("bufferView"), _whole(where, "byteOffset", 0), some, code, 1)[:, 0].astype(
-            np.int64
-        )
-        if (np.diff(at) <= 0).any() or at[-1] >= len(values):
-            raise Malformed(f"accessor {number} has sparse indices that do not rise below {len(values)}")
-        offset = _whole(what, "byteOffset", 0)
+    def _replaced(
+        self, values: np.ndarray, count: int, accessor: dict[str, Any], what: str, rows: np.ndarray | None
+    ) -> np.ndarray:
+        """Values with those that a sparse accessor says instead; ``count`` is that of all of its rows."""
+        sparse = object_of(accessor, "sparse", what)
+        some = whole(sparse, "count", what, least=1)
+        if some > count:
+            raise Malformed(f"{what} replaces {some} of {count} items")
+        self._allowance.spend("sparse items", some)
+        where, instead = object_of(sparse, "indices", what), object_of(sparse, "values", what)
+        code = _unsigned(where, what, "sparse indices", INDICES)
+        offset = whole(where, "byteOffset", what, 0)
+        at = self._strided(where.get("bufferView"), offset, some, np.dtype(code), 1, what)[:, 0].astype(np.int64)
+        if (np.diff(at) <= 0).any() or at[-1] >= count:
+            raise Malformed(f"{what} has sparse indices that do not rise below {count}")
+        offset = whole(instead, "byteOffset", what, 0)
+        others = self._strided(instead.get("bufferView"), offset, some, values.dtype, values.shape[1], what)
         values = values.copy()
-        values[at] = self._strided(what.get("bufferView"), offset, some, values.dtype, values.shape[1])
+        if rows is None:
+            values[at] = others
+            return values
+        place = np.minimum(np.searchsorted(at, rows), some - 1)
+        held = at[place] == rows
+        values[held] = others[place[held]]
         return values
 
-    def _strided(self, view: Any, offset: int, count: int, dtype: np.dtype, columns: int) -> np.ndarray:
-        data, stride = self._buffers.view(view)
+    def _strided(self, view: Any, offset: int, count: int, dtype: np.dtype, columns: int, what: str) -> np.ndarray:
+        data, stride = self._buffers.view(view, what)
         size = dtype.itemsize * columns
         stride = stride or size
         if stride < size:
@@ -222,3 +207,18 @@ class Accessors:
         if offset + stride * (count - 1) + size > len(data):
             raise Malformed(f"{count} items of {size} bytes do not fit into buffer view {view} of {len(data)} bytes")
         return np.ndarray((count, columns), dtype, data, offset, (stride, dtype.itemsize))
+
+
+def _component(owner: dict[str, Any], what: str) -> str:
+    """The type of the numbers of an accessor, as NumPy names it."""
+    code = whole(owner, "componentType", what)
+    if code not in COMPONENTS:
+        raise Malformed(f"{what} has components {code}; expected one of {', '.join(map(str, COMPONENTS))}")
+    return COMPONENTS[code]
+
+
+def _unsigned(owner: dict[str, Any], what: str, held: str, among: tuple[int, ...]) -> str:
+    code = _component(owner, what)
+    if owner["componentType"] not in among or flag(owner, "normalized", what, False):
+        raise Malformed(f"{what} has {held} of components {owner['componentType']}; expected unsigned integers")
+    return code

@@ -5,13 +5,17 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.corpora.formats.allowance import Allowance
 from pipeline.corpora.formats.geometry import Malformed
-from pipeline.corpora.formats.gltf_buffers import Accessors, items
+from pipeline.corpora.formats.gltf_buffers import Accessors
+from pipeline.corpora.formats.gltf_json import items, listed, named, numbers, object_of
 
-__all__ = ["Nodes", "instance_matrices"]
+__all__ = ["INSTANCING", "Nodes", "instance_matrices"]
 
 INSTANCING = "EXT_mesh_gpu_instancing"
 MAX_DEPTH = 1000  # nodes within nodes
+MAX_SETS = 8  # of four joints a vertex
+_PLACES = {"TRANSLATION": "VEC3", "ROTATION": "VEC4", "SCALE": "VEC3"}
 
 
 class Nodes:
@@ -19,9 +23,10 @@ class Nodes:
 
     def __init__(self, document: dict[str, Any], accessors: Accessors) -> None:
         self._document, self._accessors = document, accessors
-        self._nodes = items(document, "nodes")
+        self._nodes, self._skins = items(document, "nodes"), items(document, "skins")
         self._parents = self._family()
         self._worlds: dict[int, np.ndarray] = {}
+        self._joints: dict[int, np.ndarray] = {}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._nodes[index]
@@ -32,10 +37,8 @@ class Nodes:
         if not scenes:
             roots = [index for index, parent in enumerate(self._parents) if parent is None]
         else:
-            number = self._document.get("scene", 0)
-            if type(number) is not int or not 0 <= number < len(scenes):
-                raise Malformed(f"its scene is {str(number)[:20]!r}; there are {len(scenes)}")
-            roots = self._numbers(scenes[number].get("nodes", []), "a scene")
+            number = named(self._document.get("scene", 0), scenes, "scene", "the document")
+            roots = self._numbers(scenes[number], "nodes", f"scene {number}")
         stack = list(reversed(roots))
         seen: set[int] = set()
         while stack:
@@ -57,47 +60,67 @@ class Nodes:
             if node not in self._worlds:
                 parent = self._parents[node]
                 own = _local(self._nodes[node], node)
-                self._worlds[node] = own if parent is None else self._worlds[parent] @ own
+                with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused when it is sampled
+                    self._worlds[node] = own if parent is None else self._worlds[parent] @ own
         return self._worlds[index]
 
-    def skin(self, index: int, primitive: dict[str, Any], positions: np.ndarray) -> np.ndarray | None:
-        """Positions [M, 3] of a skinned primitive in the scene, by its joints alone; None for one without a skin.
+    def skin(
+        self, index: int, attributes: dict[str, Any], positions: np.ndarray, rows: np.ndarray, count: int
+    ) -> np.ndarray | None:
+        """Positions [R, 3] of a skinned primitive in the scene, by its joints alone; None for one without a skin.
+
+        rows   of the attributes that the positions are [R].
+        count  of all vertices of the primitive.
 
         The node's own matrix does not count (specification, section 3.7.3.3).
         """
-        node, attributes = self._nodes[index], primitive["attributes"]
-        if "skin" not in node or "JOINTS_0" not in attributes:
+        node = self._nodes[index]
+        if "skin" not in node:
             return None
-        skins = items(self._document, "skins")
-        number = node["skin"]
-        if type(number) is not int or not 0 <= number < len(skins):
-            raise Malformed(f"node {index} names skin {str(number)[:20]!r}; there are {len(skins)}")
-        joints = self._numbers(skins[number].get("joints"), f"skin {number}")
-        matrices = np.stack([self.world(joint) for joint in joints])  # [J, 4, 4]
-        if "inverseBindMatrices" in skins[number]:
-            bind = self._accessors.floats(skins[number]["inverseBindMatrices"], "MAT4")
-            if len(bind) < len(joints):
-                raise Malformed(f"skin {number} has {len(joints)} joints and {len(bind)} inverse bind matrices")
-            matrices = matrices @ bind[: len(joints)].reshape(-1, 4, 4).transpose(0, 2, 1)
+        number = named(node["skin"], self._skins, "skin", f"node {index}")
+        if "JOINTS_0" not in attributes:
+            return None
+        matrices, what = self._skin_matrices(number), f"the mesh of node {index}"
         moved, total = np.zeros((len(positions), 3)), np.zeros(len(positions))
-        for k in range(8):
+        for k in range(MAX_SETS):
             if f"JOINTS_{k}" not in attributes:
                 break
-            named = self._accessors.joints(attributes[f"JOINTS_{k}"])
-            shares = self._accessors.floats(attributes.get(f"WEIGHTS_{k}"), "VEC4")
-            if len(named) != len(positions) or len(shares) != len(positions):
-                raise Malformed(f"{len(positions)} vertices have {len(named)} joints and {len(shares)} weights")
+            for key in (f"JOINTS_{k}", f"WEIGHTS_{k}"):
+                held = self._accessors.count(attributes.get(key), what)
+                if held != count:
+                    raise Malformed(f"{what} has {count} vertices and {key} of {held}")
+            joints = self._accessors.joints(attributes[f"JOINTS_{k}"], what, rows)
+            shares = self._accessors.floats(attributes[f"WEIGHTS_{k}"], "VEC4", what, rows)
             for column in range(4):
                 share = shares[:, column]
                 used = share != 0
-                if used.any() and named[used, column].max() >= len(joints):
-                    raise Malformed(f"a vertex names joint {int(named[used, column].max())} of {len(joints)}")
-                place = matrices[np.where(used, named[:, column], 0)]  # [M, 4, 4]
-                moved += share[:, None] * (np.einsum("nij,nj->ni", place[:, :3, :3], positions) + place[:, :3, 3])
+                if used.any() and joints[used, column].max() >= len(matrices):
+                    raise Malformed(f"a vertex names joint {int(joints[used, column].max())} of {len(matrices)}")
+                place = matrices[np.where(used, joints[:, column], 0)]  # [R, 4, 4]
+                with np.errstate(over="ignore", invalid="ignore"):
+                    moved += share[:, None] * (np.einsum("nij,nj->ni", place[:, :3, :3], positions) + place[:, :3, 3])
                 total += share
         if (total <= 0).any():
             raise Malformed(f"{int((total <= 0).sum())} vertices of a skinned mesh have no weights")
         return moved / total[:, None]
+
+    def _skin_matrices(self, number: int) -> np.ndarray:
+        """From the mesh as it was bound to the scene, for each joint [J, 4, 4]."""
+        if number not in self._joints:
+            skin, what = self._skins[number], f"skin {number}"
+            joints = self._numbers(skin, "joints", what)
+            if not joints:
+                raise Malformed(f"{what} has no joints")
+            matrices = np.stack([self.world(joint) for joint in joints])
+            if "inverseBindMatrices" in skin:
+                count = self._accessors.count(skin["inverseBindMatrices"], what)
+                if count < len(joints):
+                    raise Malformed(f"{what} has {len(joints)} joints and {count} inverse bind matrices")
+                bind = self._accessors.floats(skin["inverseBindMatrices"], "MAT4", what, np.arange(len(joints)))
+                with np.errstate(over="ignore", invalid="ignore"):
+                    matrices = matrices @ bind.reshape(-1, 4, 4).transpose(0, 2, 1)
+            self._joints[number] = matrices
+        return self._joints[number]
 
     def _family(self) -> list[int | None]:
         parents: list[int | None] = [None] * len(self._nodes)
@@ -109,65 +132,59 @@ class Nodes:
         return parents
 
     def _children(self, index: int) -> list[int]:
-        return self._numbers(self._nodes[index].get("children", []), f"node {index}")
+        return self._numbers(self._nodes[index], "children", f"node {index}")
 
-    def _numbers(self, found: Any, owner: str) -> list[int]:
-        if not isinstance(found, list) or not all(type(one) is int and 0 <= one < len(self._nodes) for one in found):
-            raise Malformed(f"{owner} names nodes {str(found)[:40]}; there are {len(self._nodes)}")
-        return found
+    def _numbers(self, owner: dict[str, Any], key: str, what: str) -> list[int]:
+        return [named(one, self._nodes, "node", what) for one in listed(owner, key, what)]
 
 
-def instance_matrices(node: dict[str, Any], world: np.ndarray, accessors: Accessors) -> list[np.ndarray]:
-    """Where a node's mesh is drawn: once, or once for each instance of EXT_mesh_gpu_instancing."""
-    extension = (node.get("extensions") or {}).get(INSTANCING)
-    if extension is None:
-        return [world]
-    attributes = extension.get("attributes") if isinstance(extension, dict) else None
-    if not isinstance(attributes, dict):
-        raise Malformed(f"its {INSTANCING} has no attributes")
-    found = {
-        name: accessors.floats(attributes[name], kind)
-        for name, kind in (("TRANSLATION", "VEC3"), ("ROTATION", "VEC4"), ("SCALE", "VEC3"))
-        if name in attributes
-    }
-    counts = {len(values) for values in found.values()}
+def instance_matrices(
+    node: dict[str, Any], index: int, accessors: Accessors, allowance: Allowance
+) -> np.ndarray | None:
+    """Where the mesh of a node is drawn within it [count, 4, 4], by EXT_mesh_gpu_instancing; None without that."""
+    what = f"node {index}"
+    extensions = object_of(node, "extensions", what)
+    if INSTANCING not in extensions:
+        return None
+    what = f"the {INSTANCING} of {what}"
+    attributes = object_of(object_of(extensions, INSTANCING, f"node {index}"), "attributes", what)
+    kinds = {name: kind for name, kind in _PLACES.items() if name in attributes}
+    counts = {accessors.count(attributes[name], what) for name in kinds}
     if len(counts) != 1:
-        raise Malformed(f"its {INSTANCING} has attributes of {sorted(counts)} instances")
+        raise Malformed(f"{what} has attributes of {sorted(counts)} instances")
     count = counts.pop()
-    moved = found.get("TRANSLATION", np.zeros((count, 3)))
-    turned = found.get("ROTATION", np.tile([0.0, 0.0, 0.0, 1.0], (count, 1)))
-    scaled = found.get("SCALE", np.ones((count, 3)))
-    return [world @ _composed(moved[k], turned[k], scaled[k]) for k in range(count)]
+    allowance.spend("instances", count)
+    found = {name: accessors.floats(attributes[name], kind, what) for name, kind in kinds.items()}
+    return _composed(
+        found.get("TRANSLATION", np.zeros((count, 3))),
+        found.get("ROTATION", np.tile([0.0, 0.0, 0.0, 1.0], (count, 1))),
+        found.get("SCALE", np.ones((count, 3))),
+    )
 
 
 def _local(node: dict[str, Any], index: int) -> np.ndarray:
-    def numbers(key: str, count: int, default: list[float]) -> np.ndarray:
-        value = node.get(key, default)
-        if (
-            not isinstance(value, list)
-            or len(value) != count
-            or not all(type(one) in (int, float) and abs(one) < 1e300 for one in value)
-        ):
-            raise Malformed(f"node {index} has {key} {str(value)[:60]}; expected {count} finite numbers")
-        return np.array(value, np.float64)
-
+    what = f"node {index}"
     if "matrix" in node:
-        return numbers("matrix", 16, []).reshape(4, 4).T
-    return _composed(
-        numbers("translation", 3, [0, 0, 0]), numbers("rotation", 4, [0, 0, 0, 1]), numbers("scale", 3, [1, 1, 1])
-    )
+        return np.array(numbers(node, "matrix", what, 16)).reshape(4, 4).T
+
+    def row(key: str, default: list[float]) -> np.ndarray:
+        return np.array([numbers(node, key, what, len(default)) if key in node else default], np.float64)
+
+    return _composed(row("translation", [0, 0, 0]), row("rotation", [0, 0, 0, 1]), row("scale", [1, 1, 1]))[0]
 
 
 def _composed(moved: np.ndarray, turned: np.ndarray, scaled: np.ndarray) -> np.ndarray:
-    """Translation times rotation (a unit quaternion x, y, z, w) times scale, [4, 4]."""
-    x, y, z, w = turned
-    matrix = np.eye(4)
-    matrix[:3, :3] = scaled * np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-        ]
-    )
-    matrix[:3, 3] = moved
-    return matrix
+    """Translations [n, 3] times rotations (unit quaternions x, y, z, w) [n, 4] times scales [n, 3]: [n, 4, 4]."""
+    x, y, z, w = turned.T
+    matrices = np.tile(np.eye(4), (len(moved), 1, 1))
+    with np.errstate(over="ignore", invalid="ignore"):
+        rotation = np.array(
+            [
+                [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+                [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+                [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+            ]
+        )  # [3, 3, n]
+        matrices[:, :3, :3] = rotation.transpose(2, 0, 1) * scaled[:, None, :]
+    matrices[:, :3, 3] = moved
+    return matrices

@@ -2,9 +2,11 @@
 
 The decoders of the extra `formats` are native code that was not made for bytes nobody promised anything about. The
 process may take memory and processor time in proportion to the file; a signal that ends it refuses the file, and does
-not end a build.
+not end a build. It never outlives whoever asked, not even one that is killed.
 """
 
+import ctypes
+import errno
 import importlib
 import importlib.util
 import io
@@ -30,8 +32,10 @@ FREE_MEMORY = 2**30  # bytes that any file may take beyond what its decoder take
 MEMORY_SHARE = 64  # more bytes for each byte of the file, as for what is packed elsewhere (entrance.unpacking_fault)
 FREE_SECONDS = 30  # of processor time
 BYTES_A_SECOND = 200_000  # what the slowest of the decoders gets through, ten times over
+PATIENCE = 10  # times as many seconds of the clock: less than a tenth of a core is the machine's fault
 MAX_MESSAGE = 300
-_BUG, _MEMORY = 70, 71  # exit codes of the process
+_BUG, _MEMORY, _ALONE = 70, 71, 72  # exit codes of the process
+_PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
 def need(module: str, what: str) -> None:
@@ -68,9 +72,11 @@ def decode(module: str, data: bytes, path: Path, options: ReadOptions) -> Surfac
 def call(module: str, function: str, data: bytes, path: Path, options: ReadOptions) -> Any:
     """What a function of a module returns: a geometry, or anything that JSON holds.
 
-    Raises Malformed as `decode` does, MemoryError where the machine had no memory left, RuntimeError with the traceback
-    for a fault of the function.
+    Raises Malformed as `decode` does, MemoryError where the machine had no memory left, OSError (ETIMEDOUT) where it
+    gave the process too little processor time or a disk kept it waiting, RuntimeError with the traceback for a fault of
+    the function.
     """
+    seconds = FREE_SECONDS + len(data) // BYTES_A_SECOND
     head = {
         "module": module,
         "function": function,
@@ -79,7 +85,7 @@ def call(module: str, function: str, data: bytes, path: Path, options: ReadOptio
         "parts": options.parts,
         "up": options.up,
         "memory": FREE_MEMORY + MEMORY_SHARE * len(data),
-        "seconds": FREE_SECONDS + len(data) // BYTES_A_SECOND,
+        "seconds": seconds,
     }
     text = json.dumps(head).encode()
     # The paths of this process and, by -P, no others: the same code. One thread, as many files are read at once.
@@ -88,17 +94,22 @@ def call(module: str, function: str, data: bytes, path: Path, options: ReadOptio
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
         "OPENBLAS_NUM_THREADS": "1",
     }
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "pipeline.corpora.formats.isolated"],
-        input=struct.pack("<Q", len(text)) + text + data,
-        capture_output=True,
-        env=environment,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "pipeline.corpora.formats.isolated", str(os.getpid())],
+            input=struct.pack("<Q", len(text)) + text + data,
+            capture_output=True,
+            env=environment,
+            check=False,
+            timeout=PATIENCE * seconds,
+        )
+    except subprocess.TimeoutExpired as error:  # the process is gone: run kills it
+        said = f"the process that read the file had not used {seconds} s of a core within {error.timeout:.0f} s"
+        raise OSError(errno.ETIMEDOUT, said) from None
     if done.returncode == _MEMORY:
         raise Malformed(f"takes more than {head['memory']} bytes of memory; its {len(data)} bytes do not justify it")
     if done.returncode == -getattr(signal, "SIGXCPU", 0) != 0:
-        raise Malformed(f"takes more than {head['seconds']} s to read; its {len(data)} bytes do not justify it")
+        raise Malformed(f"takes more than {seconds} s to read; its {len(data)} bytes do not justify it")
     if done.returncode == -getattr(signal, "SIGKILL", 0) != 0:
         raise MemoryError("the process that read the file was killed")
     if done.returncode < 0:
@@ -139,8 +150,13 @@ def _message(head: dict[str, Any]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def _main() -> int:
-    """One request from standard input, its answer on standard output."""
+def _main(parent: int) -> int:
+    """One request from standard input, its answer on standard output.
+
+    parent  the process that asks, without which this one ends.
+    """
+    if not _die_with(parent):
+        return _ALONE
     answer = os.dup(1)
     os.dup2(2, 1)  # libraries print
     size = struct.unpack("<Q", sys.stdin.buffer.read(8))[0]
@@ -162,6 +178,20 @@ def _main() -> int:
     with os.fdopen(answer, "wb") as out:
         out.write(told_back)
     return 0
+
+
+def _die_with(parent: int) -> bool:
+    """Have the kernel kill this process when ``parent`` ends, however it does; False where it has ended already.
+
+    Linux alone can; elsewhere the limits of `_limit` end the process. The signal follows the thread that started this
+    process, which waits for its answer in `call`.
+    """
+    if sys.platform != "linux":
+        return True
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "the kernel does not tie this process to its parent")
+    return os.getppid() == parent  # a parent that died before gave it away, and no signal comes
 
 
 def _limit(memory: int, seconds: int) -> None:
@@ -186,6 +216,6 @@ def _limit(memory: int, seconds: int) -> None:
 
 
 if __name__ == "__main__":
-    status = _main()
+    status = _main(int(sys.argv[1]))
     sys.stderr.flush()
     os._exit(status)  # libraries that were stopped half way crash when they are unloaded

@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions, Surface
 from pipeline.corpora.formats.obj_blocks import face_rows, line_blocks, vertex_rows
 from pipeline.corpora.formats.polygons import cut_polygons
+from pipeline.corpora.formats.text import decode_text
 
 __all__ = ["read_obj"]
 
@@ -66,16 +67,7 @@ def read_obj(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
 
 def _text(data: bytes) -> str:
     """The text with LF line ends, continued lines joined."""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        try:
-            text = data.decode("utf-16")
-        except UnicodeDecodeError as error:
-            raise Malformed(f"is UTF-16 by its mark and cannot be decoded: {error}"[:200]) from error
-    else:
-        text = data.removeprefix(b"\xef\xbb\xbf").decode("latin-1")
-    if "\0" in text:
-        raise Malformed("is binary; an OBJ is text")
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = decode_text(data).replace("\r\n", "\n").replace("\r", "\n")
     # a joined line leaves its line ends behind it, so that numbers of lines stay those of the file
     return re.sub(r"(?:[^\n]*\\[ \t]*\n)+[^\n]*", _joined, text) if "\\" in text else text
 
@@ -98,7 +90,7 @@ def _elements(text: str, part_word: str) -> _Elements:
         for text in words:
             at = int(text.split("/", 1)[0])
             at = at - 1 if at > 0 else count + at
-            if at < 0 or at >= 2**53 or text.startswith("0") or "_" in text:
+            if at < 0 or at >= 2**53 or text.startswith("0") or "_" in text or not text.isascii():
                 raise ValueError
             found.append(at)
         return found
@@ -111,7 +103,7 @@ def _elements(text: str, part_word: str) -> _Elements:
         word = "f" if words[0] == "fo" else words[0]  # as the format's first version calls it
         try:
             if word == "v":
-                if len(words) < 4 or "_" in line:
+                if len(words) < 4 or "_" in line or not all(word.isascii() for word in words[1:4]):
                     raise ValueError
                 vertices.extend((float(words[1]), float(words[2]), float(words[3])))
             elif word == "p" or (word == "f" and len(words) > 3):

@@ -30,8 +30,8 @@ class PlainRows(NamedTuple):
 
     @property
     def marked(self) -> bool:
-        """Whether any number is written with a decimal point or an exponent, or is NaN."""
-        return any(mark in self.text for mark in ".eEnN")
+        """Whether any number is written with a decimal point or an exponent. NaN is written with neither."""
+        return any(mark in self.text for mark in ".eE")
 
     def lines(self) -> Iterator[str]:
         """The lines that hold numbers, as written."""

@@ -346,8 +346,8 @@ def _columns(
 def _is_whole(table: _Table, column: int) -> bool:
     """Whether a column is whole numbers only, as written."""
     if table.rows is not None:
-        if not table.rows.marked:
-            return True
+        if not table.rows.marked:  # whole numbers and NaN, which is none
+            return not np.isnan(table.rows.values[:, column]).any()
         if not (table.rows.values[:, column] == np.floor(table.rows.values[:, column])).all():
             return False
         return all(_WHOLE.fullmatch(table.fields(text)[column]) is not None for text in table.rows.lines())

@@ -4,15 +4,23 @@ An HDF5 file may name other files of the machine (links, external storage, virtu
 values that no byte backs, and unpack a chunk to a million times its bytes.
 """
 
+import hashlib
 import math
+import threading
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.corpora.base import CorpusError
-from pipeline.corpora.entrance import check_unpacked, held_names
+import numpy as np
 
-__all__ = ["check_chunks", "stored_dataset"]
+from pipeline.corpora.base import CorpusError, MachineFault, ShapeError
+from pipeline.corpora.entrance import check_regular, check_size, check_unpacked, checked_labels, held_names
+from pipeline.corpora.faults import file_stamp, patiently
+
+__all__ = ["CloudFile", "check_chunks", "content_digest", "stored_dataset"]
+
+MAX_BYTES = 8 * 2**30  # of one file's clouds, which are held in memory
 
 DEFLATE, SHUFFLE, FLETCHER32, LZF = 1, 2, 3, 32000  # HDF5's numbers of filters
 _FLETCHER_BYTES = 4
@@ -75,6 +83,95 @@ def check_chunks(dataset: Any, path: Path) -> None:
                     f"{path}: a chunk of '{dataset.name[1:]}' inflates to more than its {most} bytes; it is damaged, "
                     "or made to fill the memory"
                 )
+
+
+class CloudFile:
+    """One HDF5 file of clouds: its labels at once, its points when the first of them is asked for; then they stay.
+
+    Attributes:
+        path: of the file
+        shape: of its dataset ``data``, (n, N, 3)
+        labels: [n] int64, at least 0
+        stamp: `faults.file_stamp` of the file, taken before it was opened
+    """
+
+    def __init__(self, path: Path) -> None:
+        import h5py
+
+        self.path = path
+        self._points: np.ndarray | None = None
+        self._lock = threading.Lock()
+
+        check_regular(path)
+        self.stamp = file_stamp(path)
+
+        def head() -> np.ndarray:
+            with h5py.File(path, "r") as file:
+                data, label = (stored_dataset(file, name, path, MAX_BYTES) for name in ("data", "label"))
+                self.shape = tuple(int(size) for size in data.shape)
+                if len(self.shape) != 3 or self.shape[2] != 3 or data.dtype.kind != "f":
+                    raise CorpusError(
+                        f"{path}: dataset 'data' has shape {self.shape} and type {data.dtype}; "
+                        "expected (n, points, 3) floating point"
+                    )
+                check_size(self.shape[0], self.shape[1], str(path))
+                if label.size != self.shape[0]:
+                    return np.empty(0)
+                check_chunks(label, path)
+                return np.asarray(label).reshape(-1)
+
+        try:
+            numbers = patiently(head, str(path))
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise CorpusError(f"{path}: cannot be read as HDF5: {error}. Is the download complete?") from error
+        if len(numbers) != self.shape[0]:
+            raise CorpusError(
+                f"{path}: dataset 'label' does not hold one whole number for each of the {self.shape[0]} clouds"
+            )
+        self.labels = checked_labels(numbers, f"{path}: dataset 'label'", names=None, least=0)
+
+    def row(self, row: int) -> np.ndarray:
+        """The points of one cloud [N, 3]."""
+        import h5py
+
+        def whole() -> np.ndarray:
+            with h5py.File(self.path, "r") as file:
+                data = stored_dataset(file, "data", self.path, MAX_BYTES)
+                check_chunks(data, self.path)
+                points = np.asarray(data)
+            if points.shape != self.shape:
+                raise ShapeError(
+                    str(self.path), f"dataset 'data' has shape {points.shape}; it had {self.shape} when it was opened"
+                )
+            return points
+
+        with self._lock:
+            if self._points is None:
+                try:
+                    self._points = patiently(whole, str(self.path))
+                except MachineFault:
+                    raise
+                except CorpusError as error:  # of what only the whole of the data shows
+                    raise ShapeError(str(self.path), str(error).removeprefix(f"{self.path}: ")) from error
+                except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+                    raise ShapeError(str(self.path), f"dataset 'data' cannot be read: {error}") from error
+                if file_stamp(self.path) != self.stamp:  # points of one file under labels and hashes of another
+                    self._points = None
+                    raise MachineFault(str(self.path), "it was written anew since it was opened", "Let it be finished.")
+        return self._points[row]
+
+
+def content_digest(names: Sequence[str], files: Sequence["CloudFile"]) -> str:
+    """SHA-256 (hex) of the class names and of each file's name, shape, size and labels, for an identity."""
+    lines = [
+        f"{file.path.name} {file.shape} {file.path.stat().st_size} {_digest(str(file.labels.tolist()))}"
+        for file in files
+    ]
+    return _digest("\n".join([*names, *lines]))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _filters(dataset: Any) -> list[int]:

@@ -8,45 +8,94 @@ Text   modelnet40_train.txt and modelnet40_test.txt list names like airplane_000
 """
 
 import hashlib
-import threading
+import logging
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.corpora.base import Corpus, CorpusError, MachineFault, ShapeError
-from pipeline.corpora.entrance import check_names, check_regular, check_size, checked_labels
-from pipeline.corpora.faults import file_stamp, patiently, read_file
+from pipeline.corpora.base import Corpus, CorpusError, ShapeError
+from pipeline.corpora.entrance import check_names
+from pipeline.corpora.faults import read_file
 from pipeline.corpora.files import Entry, FileCorpus
-from pipeline.corpora.kinds.hdf5 import check_chunks, stored_dataset
+from pipeline.corpora.kinds.hdf5 import CloudFile, content_digest
 from pipeline.corpora.options import Options
+from pipeline.corpora.releases import Archive, Release, count_option
 from pipeline.corpora.rows import RowCorpus
 from teacher_cache.foreign import decode_text
 
 __all__ = ["open_modelnet40"]
 
+logger = logging.getLogger(__name__)
+
 SPLITS = ("train", "test")
-MAX_BYTES = 8 * 2**30  # of one file's clouds, which are held in memory
+HDF5 = Archive(
+    "modelnet40_ply_hdf5_2048.zip",
+    435_212_151,
+    "sha256",
+    "07670e237db72ece0f723b9abb571534c9ad655a6456b389646587dc72bb8bae",
+)
+# Shapes of a whole release. The HDF5 one lacks three that the text release trains on.
+HDF5_SHAPES = {"train": 9840, "test": 2468}
+TEXT_SHAPES = {"train": 9843, "test": 2468}
+GET_HDF5 = "modelnet40_ply_hdf5_2048.zip is at https://shapenet.cs.stanford.edu/media."
+GET_TEXT = "modelnet40_normal_resampled.zip is at https://shapenet.cs.stanford.edu/media."
+
+
+class _Asked(NamedTuple):
+    """What both releases are opened with."""
+
+    uri: str
+    wanted: tuple[str, ...]
+    identity: dict[str, Any]
+    official: bool
+    common: dict[str, Any]
 
 
 def open_modelnet40(root: Path, options: Options, points: int) -> Corpus:
-    """``modelnet40:DIR?split=train|test|all&seed=0&pad=refuse|repeat``."""
+    """``modelnet40:DIR?split=train|test|all&order=random|stored&counts=any|official``, and seed, pad."""
     split = options.choice("split", (*SPLITS, "all"), "train")
     seed = options.integer("seed", 0, low=0)
     pad = options.choice("pad", ("refuse", "repeat"), "refuse")
+    order = options.choice("order", ("random", "stored"), "random")
+    official = count_option(options, "any")
     options.finish()
-    wanted = SPLITS if split == "all" else (split,)
     identity = {"kind": "modelnet40", "points": points, "seed": seed, "split": split, "pad": pad}
+    if order == "stored":  # only then: caches of before know no order
+        identity["order"] = order
+    common = {"points": points, "seed": seed, "repeat": pad == "repeat", "stored_order": order == "stored"}
+    asked = _Asked(options.uri, SPLITS if split == "all" else (split,), identity, official, common)
     for folder in (root, root / "modelnet40_ply_hdf5_2048"):
         if any((folder / f"{name}_files.txt").is_file() for name in SPLITS):
-            return _open_hdf5(folder, wanted, identity, options.uri, points, seed, pad == "repeat")
+            return _open_hdf5(folder, asked)
     for folder in (root, root / "modelnet40_normal_resampled"):
         if any((folder / f"modelnet40_{name}.txt").is_file() for name in SPLITS):
-            return _open_text(folder, wanted, identity, options.uri, points, seed, pad == "repeat")
+            return _open_text(folder, asked)
     raise CorpusError(
         f"{options.uri}: no ModelNet40 in {root}; expected train_files.txt and test_files.txt (the HDF5 release) or "
         "modelnet40_train.txt and modelnet40_test.txt (the normal resampled text release). "
-        "For the OFF files use folder:DIR"
+        f"For the OFF files use folder:DIR{_pickled(root)}"
     )
+
+
+def _pickled(root: Path) -> str:
+    """What to do about a cache that other projects pickle, where one was named."""
+    found = [root] if root.suffix == ".dat" else sorted(root.glob("*.dat"))[:1]
+    if not found:
+        return ""
+    return (
+        f".\n  {found[0].name} is a pickled cache of other projects, which is not read: a pickle runs code, and its "
+        f"points were drawn from a start that nobody can repeat. Name the text release it was made from. {GET_TEXT}"
+    )
+
+
+def _settled(release: Release, asked: _Asked) -> Release:
+    """The release, after its counts were checked."""
+    if asked.official:
+        release.check(asked.uri)
+    for problem in release.problems():
+        logger.warning("%s holds not all of %s: %s", release.folder, release.name, problem)
+    return release
 
 
 def _lines(path: Path) -> list[str]:
@@ -63,13 +112,11 @@ def _digest(*texts: str) -> str:
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
-def _open_text(
-    folder: Path, wanted: tuple[str, ...], identity: dict, uri: str, points: int, seed: int, repeat: bool
-) -> FileCorpus:
+def _open_text(folder: Path, asked: _Asked) -> FileCorpus:
     names = check_names(_lines(folder / "modelnet40_shape_names.txt"), "class", str(folder))
     number = {name: k for k, name in enumerate(names)}
     entries, listed = [], []
-    for split in wanted:
+    for split in asked.wanted:
         for name in _lines(folder / f"modelnet40_{split}.txt"):
             kind = name.rpartition("_")[0]
             if kind not in number or Path(name).name != name:
@@ -78,27 +125,33 @@ def _open_text(
                 )
             entries.append(Entry(f"{kind}/{name}", folder / kind / f"{name}.txt", number[kind], split))
             listed.append(name)
-    identity = {**identity, "release": "normal_resampled", "content": _digest(*names, *listed)}
+    release = Release(
+        name="ModelNet40, normal resampled",
+        folder=folder,
+        expected={split: TEXT_SHAPES[split] for split in asked.wanted},
+        found={split: sum(entry.split == split for entry in entries) for split in asked.wanted},
+        get=GET_TEXT,
+    )
     return FileCorpus(
-        uri=uri,
-        identity=identity,
+        uri=asked.uri,
+        identity={**asked.identity, "release": "normal_resampled", "content": _digest(*names, *listed)},
         label_names=names,
         entries=entries,
-        points=points,
-        seed=seed,
-        repeat=repeat,
-        beside=[folder / f"modelnet40_{wanted[0]}.txt", folder],
+        beside=[folder / f"modelnet40_{asked.wanted[0]}.txt", folder],
+        release=_settled(release, asked),
+        **asked.common,
     )
 
 
-def _open_hdf5(
-    folder: Path, wanted: tuple[str, ...], identity: dict, uri: str, points: int, seed: int, repeat: bool
-) -> RowCorpus:
+def _open_hdf5(folder: Path, asked: _Asked) -> RowCorpus:
     ids, sources, labels, splits, places = [], [], [], [], []
-    files: list[_File] = []
-    for split in wanted:
+    files: list[CloudFile] = []
+    for split in asked.wanted:
         for line in _lines(folder / f"{split}_files.txt"):
-            file = _File(folder / Path(line).name)
+            path = folder / Path(line).name
+            if not path.exists():
+                raise CorpusError(f"{path}: is listed in {split}_files.txt, and is not there. {GET_HDF5}")
+            file = CloudFile(path)
             files.append(file)
             for row, label in enumerate(file.labels.tolist()):
                 ids.append(f"{file.path.stem}/{row:04d}")
@@ -111,21 +164,23 @@ def _open_hdf5(
     names = check_names(_lines(named), "class", str(named)) if named.is_file() else [f"class {k}" for k in range(count)]
     if count > len(names):
         raise CorpusError(f"{named}: {len(names)} names; the labels run to {count - 1}")
-    content = _digest(
-        *names,
-        *(
-            f"{file.path.name} {file.shape} {file.path.stat().st_size} {_digest(str(file.labels.tolist()))}"
-            for file in files
-        ),
-    )
+    content = content_digest(names, files)
 
     def read(index: int) -> np.ndarray:
         file, row = places[index]
         return file.row(row)
 
+    release = Release(
+        name="ModelNet40, HDF5 of 2048 points",
+        folder=folder,
+        expected={split: HDF5_SHAPES[split] for split in asked.wanted},
+        found={split: splits.count(split) for split in asked.wanted},
+        get=GET_HDF5,
+        archives=(HDF5,),
+    )
     return RowCorpus(
-        uri=uri,
-        identity={**identity, "release": "hdf5", "content": content},
+        uri=asked.uri,
+        identity={**asked.identity, "release": "hdf5", "content": content},
         label_names=names,
         ids=ids,
         sources=sources,
@@ -133,77 +188,7 @@ def _open_hdf5(
         labels=labels,
         splits=splits,
         read=read,
-        points=points,
-        seed=seed,
-        repeat=repeat,
         format="hdf5",
+        release=_settled(release, asked),
+        **asked.common,
     )
-
-
-class _File:
-    """One HDF5 file: its labels at once, its points (50 MB) when the first of them is asked for; then they stay."""
-
-    def __init__(self, path: Path) -> None:
-        import h5py
-
-        self.path = path
-        self._points: np.ndarray | None = None
-        self._lock = threading.Lock()
-
-        check_regular(path)
-        self.stamp = file_stamp(path)
-
-        def head() -> np.ndarray:
-            with h5py.File(path, "r") as file:
-                data, label = (stored_dataset(file, name, path, MAX_BYTES) for name in ("data", "label"))
-                self.shape = tuple(int(size) for size in data.shape)
-                if len(self.shape) != 3 or self.shape[2] != 3 or data.dtype.kind != "f":
-                    raise CorpusError(
-                        f"{path}: dataset 'data' has shape {self.shape} and type {data.dtype}; "
-                        "expected (n, points, 3) floating point"
-                    )
-                check_size(self.shape[0], self.shape[1], str(path))
-                if label.size != self.shape[0]:
-                    return np.empty(0)
-                check_chunks(label, path)
-                return np.asarray(label).reshape(-1)
-
-        try:
-            numbers = patiently(head, str(path))
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise CorpusError(f"{path}: cannot be read as HDF5: {error}. Is the download complete?") from error
-        if len(numbers) != self.shape[0]:
-            raise CorpusError(
-                f"{path}: dataset 'label' does not hold one whole number for each of the {self.shape[0]} clouds"
-            )
-        self.labels = checked_labels(numbers, f"{path}: dataset 'label'", names=None, least=0)
-
-    def row(self, row: int) -> np.ndarray:
-        """The points of one cloud [N, 3]."""
-        import h5py
-
-        def whole() -> np.ndarray:
-            with h5py.File(self.path, "r") as file:
-                data = stored_dataset(file, "data", self.path, MAX_BYTES)
-                check_chunks(data, self.path)
-                points = np.asarray(data)
-            if points.shape != self.shape:
-                raise ShapeError(
-                    str(self.path), f"dataset 'data' has shape {points.shape}; it had {self.shape} when it was opened"
-                )
-            return points
-
-        with self._lock:
-            if self._points is None:
-                try:
-                    self._points = patiently(whole, str(self.path))
-                except MachineFault:
-                    raise
-                except CorpusError as error:  # of what only the whole of the data shows
-                    raise ShapeError(str(self.path), str(error).removeprefix(f"{self.path}: ")) from error
-                except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-                    raise ShapeError(str(self.path), f"dataset 'data' cannot be read: {error}") from error
-                if file_stamp(self.path) != self.stamp:  # points of one file under labels and hashes of another
-                    self._points = None
-                    raise MachineFault(str(self.path), "it was written anew since it was opened", "Let it be finished.")
-        return self._points[row]

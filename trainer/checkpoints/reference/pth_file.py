@@ -1,17 +1,11 @@
 """The reference implementation's `.pth` files: read without running anything in them, and written.
 
-A file is a pickle inside a zip, and a pickle can name any function to be called. Here only what torch counts as data is
-built (tensors, dictionaries, plain numbers), and numpy's numbers, which metrics often are; a file that names anything
-else is refused before that is used.
+A file is a pickle inside a zip; `pipeline.teacher.weights.read_pickled` says what is built of one and what is refused.
 """
 
 import hashlib
 import math
 import os
-import pickle
-import re
-import struct
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +16,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from teacher_cache.foreign import misnomer, without_wrappers
+from pipeline.errors import TeacherError
+from pipeline.teacher.weights import check_kind, own_items, read_pickled
+from teacher_cache.foreign import without_wrappers
 from trainer.errors import CheckpointError
 
 __all__ = ["PREFIX", "TEACHER", "ReferenceFile", "read_reference", "read_teacher", "write_reference"]
@@ -30,7 +26,6 @@ __all__ = ["PREFIX", "TEACHER", "ReferenceFile", "read_reference", "read_teacher
 PREFIX = "module."  # put before every name by data-parallel wrappers
 TEACHER = "clip_model."  # put before the frozen teacher's names
 WEIGHTS = ("base_model", "model_state_dict", "model")  # where a file has its weights, in the order looked for
-NUMBERS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "u1": "B", "b1": "?"}  # numpy's code -> struct's
 DEPTH = 4  # of nested metrics
 SHOWN = 6  # names in one message
 
@@ -100,10 +95,12 @@ def read_teacher(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        if path.is_file():
-            _check_kind(path)
         try:
+            if path.is_file():
+                check_kind(path)
             found = load_file(path)
+        except TeacherError as error:
+            raise CheckpointError(str(error)) from None
         except (safetensors.SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} cannot be read as safetensors ({error}). Fetch it again.") from None
     else:
@@ -151,63 +148,21 @@ def some(names: Any) -> str:
 def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} is not a file; expected a checkpoint of the reference, usually NAME.pth.")
-    _check_kind(path)
-    zipped = zipfile.is_zipfile(path)
-    with path.open("rb") as stream:
-        if not zipped and stream.read(2) == b"PK":
-            raise CheckpointError(f"{path} is cut short: a zip without its directory at the end. Fetch it again.")
-    if zipped and _is_program(path):
-        raise CheckpointError(
-            f"{path} is a TorchScript archive, which is a program; expected tensors, dictionaries and numbers alone. "
-            "If you trust it, load it elsewhere and save its state dict by itself."
-        )
-    allowed = [(_NumpyType, "numpy.dtype")]
-    allowed += [(_numpy_number, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")]  # type: ignore[misc]
     try:
-        with torch.serialization.safe_globals(allowed):  # type: ignore[arg-type]
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        if named is None:
-            raise CheckpointError(f"{path} is no sound PyTorch file ({_first_line(error)}). Fetch it again.") from None
-        raise CheckpointError(
-            f"{path} needs {named[1]} to be read; expected tensors, dictionaries and numbers alone. It could run "
-            "anything, so it was not opened. If you trust it, load it elsewhere and save the state dict by itself."
-        ) from None
-    except Exception as error:  # bytes at random make the unpickler raise nearly every class there is
-        raise CheckpointError(f"{path} is no sound PyTorch file ({_first_line(error)}). Fetch it again.") from None
+        content = read_pickled(path, mapped=True)
+    except TeacherError as error:
+        raise CheckpointError(str(error)) from None
     if not isinstance(content, dict):
         raise CheckpointError(
             f"{path} holds a {type(content).__name__}; expected a dictionary with the weights under one of "
             f"{', '.join(WEIGHTS)}, or a bare state dict."
         )
-    return _own(content)
-
-
-def _check_kind(path: Path) -> None:
-    """Raise CheckpointError for what is no weights file at all, with what it is."""
-    with path.open("rb") as stream:
-        found = misnomer(stream.read(1024))
-    if found is not None:
-        raise CheckpointError(f"{path} {found}.")
-
-
-def _is_program(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist())
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
-        return False  # damaged; torch says how
-
-
-def _own(mapping: dict[Any, Any]) -> dict[Any, Any]:
-    # an OrderedDict from a file can carry an attribute `items` of its own; dict's method is not to be misled
-    return dict(dict.items(mapping))
+    return own_items(content)
 
 
 def _state(state: dict[Any, Any], path: Path) -> tuple[str, dict[str, Tensor]]:
     """-> the prefix that all names have, and the tensors without it."""
-    state = _own(state)
+    state = own_items(state)
     odd = [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if odd or not state:
         raise CheckpointError(
@@ -251,29 +206,6 @@ def _plain(value: Any, depth: int = 0) -> Any:
     raise TypeError(type(value).__name__)
 
 
-class _NumpyType:
-    """Stands in for numpy.dtype while a file is read, so that numpy's own unpickling never sees the file."""
-
-    def __init__(self, code: Any, *flags: Any) -> None:
-        if code not in NUMBERS:
-            raise pickle.UnpicklingError(f"GLOBAL numpy.dtype({code!r})")
-        self.format = "<" + NUMBERS[code]
-
-    def __setstate__(self, state: Any) -> None:
-        if state[1] == ">":
-            self.format = ">" + self.format[1:]
-
-
-def _numpy_number(kind: Any, raw: Any) -> Any:
-    """Stands in for numpy's constructor of numbers; gives Python's."""
-    return struct.unpack(kind.format, raw)[0]
-
-
 def _hash(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from cuda.backproject import backproject
-from trainer.losses.reconstruction import LossOutput, chamfer_sum, squared_error_sum
+from trainer.losses.reconstruction import chamfer_sum, squared_error_sum
+from trainer.losses.terms import COORDINATES, FEATURES, Losses, LossTerm
 from trainer.models.config import MaskingConfig, ModelConfig
 from trainer.models.hierarchical.alignment_head import AlignmentHead
 from trainer.models.hierarchical.decoder import Propagation, interpolation_weights
@@ -129,8 +130,8 @@ class I2PMAE(nn.Module):
         draws: Draws | None,
         *,
         mask_order: Tensor | None = None,
-    ) -> LossOutput:
-        """The losses of a batch.
+    ) -> Losses:
+        """Compute the losses of a batch.
 
         points            [B, N, 3] float32, the cloud as the student sees it.
         points_canonical  [B, N, 3] float32, the same points in the frame the maps were made in.
@@ -235,26 +236,33 @@ class I2PMAE(nn.Module):
             whole = self.align_head(encoded[-1], top.valid if top.uneven else None)
         return Prediction(encoded, decoded, rec_3d, rec_2d, whole)
 
-    def losses(self, plan: Plan, prediction: Prediction) -> LossOutput:
-        """How far a prediction is from the plan's targets. The counts are those of loss_counts."""
+    def losses(self, plan: Plan, prediction: Prediction) -> Losses:
+        """Compare a prediction with the plan's targets: "3d" and "2d", both always; the counts are of loss_counts."""
         sum_3d = sum_2d = prediction.decoded.new_zeros((), dtype=torch.float32)
         if plan.target_3d is not None and prediction.rec_3d is not None:
             sum_3d = chamfer_sum(prediction.rec_3d, plan.target_3d, plan.hidden_weight)
         if plan.target_2d is not None and prediction.rec_2d is not None:
             weight = plan.tokens[self.config.target_level].weight
             sum_2d = squared_error_sum(prediction.rec_2d, plan.target_2d, weight)
-        count_3d, count_2d = self.loss_counts(plan)
-        return LossOutput(sum_3d, count_3d, sum_2d, count_2d)
+        counts = self.loss_counts(plan)
+        return {
+            COORDINATES: LossTerm(sum_3d, counts[COORDINATES]),
+            FEATURES: LossTerm(sum_2d, counts[FEATURES]),
+        }
 
-    def loss_counts(self, plan: Plan) -> tuple[Tensor, Tensor]:
-        """count_3d and count_2d of the losses that a plan will have, [] float32 each, before anything is computed."""
+    def loss_counts(self, plan: Plan) -> dict[str, Tensor]:
+        """Count what the losses of a plan will be sums over, [] float32 each, before anything is computed.
+
+        "3d"  points of hidden tokens' neighbourhoods: hidden tokens x K, one way.
+        "2d"  predicted numbers: visible tokens x K x V x C.
+        """
         level = self.config.target_level
         K = self.config.neighbours[level]
         visible = plan.tokens[level].visible
         seen = visible.sum().float()
         hidden = (visible.numel() - seen) * K if plan.target_3d is not None else torch.zeros_like(seen)
         values = seen * plan.target_2d.shape[1] if plan.target_2d is not None else torch.zeros_like(seen)
-        return hidden, values
+        return {COORDINATES: hidden, FEATURES: values}
 
     def _decode(self, plan: Plan, encoded: list[Tensor], drop_path: Tensor | None) -> Tensor:
         # Tokens keep their index order; the reference's [visible; hidden] gives the same up to the order of sums.

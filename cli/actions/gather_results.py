@@ -1,0 +1,209 @@
+"""What runs and commands have measured, gathered into rows of one table, beside the figures of papers."""
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["COLUMNS", "ResultsError", "gather", "published_rows", "to_csv", "to_markdown"]
+
+COLUMNS = {
+    "task": "task",
+    "set": "test set",
+    "who": "encoder or method",
+    "feature": "feature",
+    "value": "%",
+    "spread": "±",
+    "of": "± is over",
+    "shapes": "shapes",
+    "step": "one shape, %",
+    "protocol": "protocol",
+    "source": "from",
+}
+PUBLISHED = Path(__file__).parents[1] / "published.toml"
+_SETTINGS = ((5, 10), (5, 20), (10, 10), (10, 20))  # of published few-shot figures, in their order
+_REFERENCE = "best epoch on the test split, one seed"
+_TUNED = "fine-tuned, best epoch on the queries"
+
+
+class ResultsError(Exception):
+    """A path that holds no result: it names what was looked for."""
+
+
+def gather(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Rows of run directories (their metrics.json, and any results/*.json) and of JSON files that commands printed.
+
+    ->  dicts with the keys of COLUMNS: "value", "spread" and "step" in per cent, None where there is none.
+
+    Raises ResultsError for a path without a result, and for a file that is none.
+    """
+    rows = []
+    for path in paths:
+        files = [path] if path.is_file() else [path / "metrics.json", *sorted((path / "results").glob("*.json"))]
+        found = [row for file in files if file.is_file() for row in _rows(_read(file), str(path))]
+        if not found:
+            raise ResultsError(
+                f"{path}: holds no result; expected a run with an evaluation in metrics.json, files in its results/, "
+                "or a file that a command printed with --json"
+            )
+        rows += found
+    return rows
+
+
+def published_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Figures of papers on the sets and tasks that the rows have, as rows."""
+    wanted = {(row["task"], row["set"]) for row in rows}
+    found = []
+    for method in tomllib.loads(PUBLISHED.read_text(encoding="utf-8"))["method"]:
+        for task, name, value, protocol in _figures(method):
+            if (task, name) in wanted:
+                found.append(
+                    _row(task, name, method["name"], "", value / 100, None, "", None, protocol, method["source"])
+                )
+    return found
+
+
+def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table; columns in which no row has anything are left out."""
+    keys = [key for key in COLUMNS if any(row[key] not in (None, "") for row in rows)]
+    lines = ["| " + " | ".join(COLUMNS[key] for key in keys) + " |", "|" + "---|" * len(keys)]
+    lines += ["| " + " | ".join(_cell(key, row).replace("|", "\\|") for key in keys) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The same with all columns, by their keys, and numbers as they are."""
+    import csv
+    import io
+
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(COLUMNS), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue().rstrip("\n")
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ResultsError(f"{path}: no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ResultsError(f"{path}: holds a {type(found).__name__}; expected what a command printed with --json")
+    return found
+
+
+def _rows(found: Mapping[str, Any], source: str) -> list[dict[str, Any]]:
+    try:
+        if "task" in found:
+            of_task = {"few-shot": _few_shot, "vote": _vote}
+            if found["task"] not in of_task:
+                raise ResultsError(f"{source}: task {found['task']!r} is none of {', '.join(of_task)}")
+            return list(of_task[found["task"]](found, source))
+        if "evaluation" in found:  # of metrics.json; null where nothing was evaluated
+            return list(_probe(found["evaluation"], source)) if found["evaluation"] else []
+        return list(_probe(found, source))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ResultsError(
+            f"{source}: a result that this version does not know ({type(error).__name__}: {error})"
+        ) from None
+
+
+def _probe(found: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:
+    name, shapes, seeds = _set_name(found["test"]["uri"]), found["test"]["shapes"], found["seeds"]
+    how = f"linear SVM, {found['protocol']}, {found['points']} points, {_several(seeds, 'seed')}"
+    over = "draws of points and folds" if seeds > 1 else ""
+    yield _row("linear SVM", name, "always the largest class", "", found["chance"], None, "", shapes, how, source)
+    for who, row in found["rows"].items():
+        spread = row["spread"] if seeds > 1 else None
+        yield _row("linear SVM", name, who, _feature(who, row), row["accuracy"], spread, over, shapes, how, source)
+
+
+def _few_shot(found: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:
+    where = (
+        f"folds of {Path(found['stored']).name}" if "stored" in found else _set_name(found["test"] or found["train"])
+    )
+    for who, row in found["rows"].items():
+        for score in row["settings"]:
+            task = f"few-shot, {score['way']}-way {score['shot']}-shot"
+            how = f"{found['protocol']}, {found['points']} points, {_several(len(score['scores']), 'fold')}"
+            yield _row(
+                task, where, who, _feature(who, row), score["mean"], score["sample_spread"],
+                "folds (sample standard deviation)", score["tested"], how, source,
+            )  # fmt: skip
+
+
+def _vote(found: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:
+    name, shapes, settings = _set_name(found["test"]["uri"]), found["test"]["shapes"], found["settings"]
+    rounds = len(found["rounds"])
+    how = f"{settings['points']} points, {settings['draws']} draws a round"
+    scaled = f"scale {settings['scale'][0]:.3g}..{settings['scale'][1]:.3g}, shift {settings['shift']:.3g}"
+    who = found["checkpoint"]
+    for task, value, spread, over, said in (
+        ("classification", found["plain"], None, "", f"{settings['points']} points, no vote"),
+        ("vote", found["mean"], found["spread"], "rounds", f"mean of {rounds} rounds; {how}; {scaled}"),
+        ("vote", found["best_of_rounds"], None, "", f"the largest of {rounds} rounds, chosen on test; {how}; {scaled}"),
+        ("vote", found["together"], None, "", f"all {rounds * settings['draws']} draws together; {scaled}"),
+    ):  # fmt: skip
+        yield _row(task, name, who, "", value, spread, over, shapes, said, source)
+
+
+def _figures(method: Mapping[str, Any]) -> Iterator[tuple[str, str, float, str]]:
+    """(task, set, per cent, protocol) of each figure of a method."""
+    sets = {"modelnet40": "ModelNet40", "obj_bg": "OBJ-BG", "obj_only": "OBJ-ONLY", "pb_t50_rs": "PB-T50-RS"}
+    for key, name in sets.items():
+        for prefix, suffix, task, protocol in (
+            ("svm_", "", "linear SVM", "linear SVM, raw feature, C chosen on test"),
+            ("", "", "classification", f"fine-tuned, {_REFERENCE}"),
+            ("", "_vote", "vote", f"fine-tuned, {_REFERENCE}, the largest of many rounds"),
+        ):
+            if f"{prefix}{key}{suffix}" in method:
+                yield task, name, method[f"{prefix}{key}{suffix}"], protocol
+    for (way, shot), value in zip(_SETTINGS, method.get("fewshot", ()), strict=False):
+        yield f"few-shot, {way}-way {shot}-shot", "folds of ModelNetFewshot", value, _TUNED
+    for key, task in (
+        ("part_classes", "part segmentation, class mIoU"),
+        ("part_instances", "part segmentation, instance mIoU"),
+    ):
+        if key in method:
+            yield task, "ShapeNetPart", method[key], _REFERENCE
+
+
+def _set_name(uri: str) -> str:
+    """What a set is called in tables: a published one by its name, others by their URI."""
+    kind, _, rest = uri.partition(":")
+    if kind == "modelnet40" and "split=test" in rest:
+        return "ModelNet40"
+    if kind == "scanobjectnn" and "split=test" in rest:
+        names = {"obj_bg": "OBJ-BG", "obj_only": "OBJ-ONLY", "pb_t50_rs": "PB-T50-RS"}
+        return next((name for variant, name in names.items() if f"variant={variant}" in rest), uri)
+    return "ShapeNetPart" if kind == "shapenetpart" and "split=test" in rest else uri
+
+
+def _row(
+    task: str, name: str, who: str, feature: str, value: float, spread: float | None, of: str, shapes: int | None,
+    protocol: str, source: str,
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "task": task, "set": name, "who": who, "feature": feature, "value": 100 * value,
+        "spread": None if spread is None else 100 * spread, "of": of, "shapes": shapes,
+        "step": None if not shapes else 100 / shapes, "protocol": protocol, "source": source,
+    }  # fmt: skip
+
+
+def _feature(who: str, row: Mapping[str, Any]) -> str:
+    return "" if who == "coordinates" else str(row["feature"])
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count > 1 else ''}"
+
+
+def _cell(key: str, row: Mapping[str, Any]) -> str:
+    value = row[key]
+    if value is None:
+        return ""
+    if key in ("value", "spread"):
+        return f"{value:.2f}"
+    return f"{value:.3g}" if key == "step" else str(value)

@@ -1,0 +1,148 @@
+"""``i2p embed``: features of a corpus in a file, and a picture of what lies nearest to what."""
+
+import io
+import json
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.options import LocalPath
+from cli.show.terminal import echo
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from trainer.downstream.clouds import LabelledClouds
+
+__all__ = ["embed"]
+
+QUERIES = 8  # rows of the picture
+
+
+@click.command(
+    epilog="Examples: i2p embed runs/quickstart folder:meshes --out features.npz --neighbours near.png; "
+    "i2p embed point-nn 'synthetic:?count=200' --out features.zarr"
+)
+@click.argument("encoder")
+@click.argument("uri")
+@click.option("--out", required=True, type=LocalPath(), help="An .npz file or a .zarr folder, which must not be there.")
+@click.option("--stored-points", type=int, help="Points read of each shape. [default: --points]")
+@click.option("--points", type=int, default=1024, show_default=True, help="Points of each shape the encoder sees.")
+@click.option("--feature", type=click.Choice(["levels", "top"]), default="levels", show_default=True,
+              help="Of a pre-trained encoder.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the points that are drawn.")
+@click.option("--neighbours", "picture", type=LocalPath(dir_okay=False), metavar="PNG",
+              help="Draw some shapes, each beside those nearest to it.")  # fmt: skip
+@click.option("--nearest", type=click.IntRange(1, 20), default=5, show_default=True, help="How many beside each.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+def embed(
+    encoder: str,
+    uri: str,
+    out: Path,
+    stored_points: int | None,
+    points: int,
+    feature: str,
+    seed: int,
+    picture: Path | None,
+    nearest: int,
+    device: str,
+) -> None:
+    """Write an encoder's features of every shape of a corpus: arrays features, ids, labels, label_names.
+
+    ENCODER is a run directory, one of its checkpoints, coordinates or point-nn. Shapes without labels have label -1;
+    shapes that cannot be read are named and left out.
+    """
+    from cli.actions.encoders import named_encoders, points_needed
+    from cli.show.progress import Progress
+    from pipeline.corpora import open_corpus
+    from trainer.downstream.clouds import read_clouds
+    from trainer.downstream.features import encode, feature_name
+    from trainer.downstream.neighbours import agreement
+    from trainer.downstream.neighbours import nearest as nearest_of
+    from trainer.engine.ranks import joined
+
+    if out.suffix not in (".npz", ".zarr"):
+        raise click.UsageError(f"--out {out}: expected a name that ends in .npz or .zarr")
+    if os.path.lexists(out):
+        raise click.UsageError(f"--out {out} is there already; remove it, or choose another name")
+    if points_needed([encoder]) > points:
+        raise click.UsageError(
+            f"--points {points} is fewer than the {points_needed([encoder])} groups the encoder forms"
+        )
+    stored = stored_points or points
+    if stored < points:
+        raise click.UsageError(f"--stored-points {stored} is fewer than --points {points}")
+    with joined(device) as ranks:
+        (made,) = named_encoders([encoder], device=ranks.device, feature=feature).values()
+        with Progress("reading", len(open_corpus(uri, points=stored)), unit="shapes") as progress:
+            clouds = read_clouds(uri, points=stored, labelled=False, progress=progress.add)
+        drawn = clouds.draw(points, seed)
+        with Progress("encoding", len(clouds), unit="shapes") as progress:
+            features = encode(made, drawn, batch_size=32, progress=progress.add)
+    about = {
+        "encoder": encoder, "feature": feature_name(made), "corpus": uri, "points": points, "stored_points": stored,
+        "seed": seed, "skipped": list(clouds.skipped),
+    }  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
+    (_write_npz if out.suffix == ".npz" else _write_zarr)(out, features, clouds, about)
+    echo(f"features    {out}: {features.shape[0]} shapes of {features.shape[1]} numbers ({about['feature']})")
+    if clouds.skipped:
+        echo(f"left out    {len(clouds.skipped)} shapes that cannot be read")
+    k = min(nearest, len(clouds) - 1)
+    if k:
+        found = nearest_of(features, k)
+        share = agreement(found.idx, clouds.labels)
+        if share is not None:
+            echo(f"neighbours  {100 * share:.1f}% of the {k} nearest of a shape have its label")
+        if picture is not None:
+            _draw(picture, clouds, drawn, found.idx)
+            echo(f"picture     {picture}")
+    elif picture is not None:
+        raise click.UsageError("a corpus of one shape has no neighbours to draw")
+
+
+def _write_npz(out: Path, features: "np.ndarray", clouds: "LabelledClouds", about: dict[str, Any]) -> None:
+    import numpy as np
+
+    from teacher_cache.storage.commit import replace_file
+
+    file = io.BytesIO()
+    np.savez(file, features=features, labels=clouds.labels, ids=np.array(clouds.ids),
+             label_names=np.array(clouds.label_names, dtype=str), about=np.array(json.dumps(about)))  # fmt: skip
+    replace_file(out, file.getvalue())
+
+
+def _write_zarr(out: Path, features: "np.ndarray", clouds: "LabelledClouds", about: dict[str, Any]) -> None:
+    """Plain Zarr v3; ids and names are attributes, for text has no type that all readers of v3 know."""
+    import zarr
+
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(8)}.new")
+    try:
+        group = zarr.open_group(str(temporary), mode="w-", zarr_format=3)
+        for name, array in (("features", features), ("labels", clouds.labels)):
+            group.create_array(name, data=array, chunks=(min(len(array), 4096), *array.shape[1:]))
+        group.attrs.update({"ids": list(clouds.ids), "label_names": list(clouds.label_names), "about": about})
+        os.rename(temporary, out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _draw(path: Path, clouds: "LabelledClouds", points: "np.ndarray", idx: "np.ndarray") -> None:
+    """Some shapes, evenly over the corpus, each followed by its neighbours."""
+    import numpy as np
+
+    from cli.show.clouds import contact_sheet
+    from pipeline.corpora import Shape
+
+    rows = np.unique(np.linspace(0, len(clouds) - 1, min(QUERIES, len(clouds))).astype(int))
+    chosen = [int(row) for query in rows for row in (query, *idx[query])]
+    shapes = [Shape(id=clouds.ids[row], points=points[row]) for row in chosen]
+    named = [clouds.label_names[clouds.labels[row]] if clouds.labels[row] >= 0 else clouds.ids[row] for row in chosen]
+    width = idx.shape[1] + 1
+    titles = [name if place % width else f"{name}, nearest:" for place, name in enumerate(named)]
+    contact_sheet(shapes, path, titles=titles, columns=width, colour="height")

@@ -1,0 +1,113 @@
+"""``i2p vote``: a fine-tuned classifier on a test split, plain and with votes."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.options import LocalPath
+from cli.show.terminal import echo
+
+__all__ = ["vote"]
+
+
+@click.command(
+    epilog="Example: i2p vote runs/tuned --test 'modelnet40:DIR?split=test&order=stored' --stored-points 8192. "
+    "The field's habit: --rounds 49 --sharing batch, and the largest round is printed."
+)
+@click.argument("checkpoint", type=LocalPath(exists=True, file_okay=False))
+@click.option(
+    "--test", required=True, metavar="URI", help="Labelled corpus; order=stored for farthest points as stored."
+)
+@click.option("--stored-points", type=int, help="Points read of each shape. [default: what --points is drawn from]")
+@click.option("--points", type=int, default=1024, show_default=True, help="Points of each shape the classifier sees.")
+@click.option("--rounds", type=int, default=10, show_default=True, help="Votes, each with its own draws.")
+@click.option("--draws", type=int, default=10, show_default=True, help="Draws whose logits one vote averages.")
+@click.option("--scale", type=(float, float), default=(2 / 3, 3 / 2), show_default="2/3 3/2",
+              help="Range of the factor of each axis; 1 1 for none.")  # fmt: skip
+@click.option("--shift", type=float, default=0.2, show_default=True, help="Largest shift of each axis.")
+@click.option("--sharing", type=click.Choice(["cloud", "batch"]), default="cloud", show_default=True,
+              help="Whether a cloud, or as in the field a batch, draws its ranks.")  # fmt: skip
+@click.option("--frame", type=click.Choice(["canonical", "stored"]), default="canonical", show_default=True,
+              help="stored: coordinates as the corpus has them, as ScanObjectNN is trained on.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the draws.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def vote(
+    checkpoint: Path,
+    test: str,
+    stored_points: int | None,
+    points: int,
+    rounds: int,
+    draws: int,
+    scale: tuple[float, float],
+    shift: float,
+    sharing: str,
+    frame: str,
+    seed: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Score a fine-tuned classifier: plain, and by rounds of votes with their mean, spread and largest.
+
+    One vote is the mean of the logits over --draws draws of points. CHECKPOINT is a classifier's.
+    """
+    from cli.experiment.toml import ConfigError
+    from cli.show.progress import Progress
+    from pipeline.corpora import open_corpus
+    from trainer.checkpoints.models import load_fine_tuned
+    from trainer.downstream.clouds import read_clouds
+    from trainer.downstream.features import classifier_logits
+    from trainer.downstream.voting import VoteConfig, pool_of
+    from trainer.downstream.voting import vote as hold
+    from trainer.engine.ranks import joined
+    from trainer.errors import EvaluationError
+    from trainer.models.heads.classifier import Classifier
+
+    stored = stored_points or pool_of(points, 2**31)
+    config = VoteConfig(
+        points=points, draws=draws, rounds=rounds, scale=scale, shift=shift, sharing=sharing, seed=seed,  # type: ignore[arg-type]
+    )  # fmt: skip
+    problems = list(config.problems())
+    if stored < points:
+        problems.append(f"--stored-points {stored} is fewer than --points {points}")
+    if problems:
+        raise ConfigError("the options", problems)
+    model, _ = load_fine_tuned(checkpoint)
+    if not isinstance(model, Classifier):
+        raise click.UsageError(f"{checkpoint} is a part segmenter; a vote is of a classifier")
+    with Progress("reading", len(open_corpus(test, points=stored)), unit="shapes") as progress:
+        clouds = read_clouds(test, points=stored, frame=frame, progress=progress.add)  # type: ignore[arg-type]
+    if len(clouds.label_names) != model.config.classes:
+        raise EvaluationError(
+            f"{test} has {len(clouds.label_names)} classes, the classifier {model.config.classes}; name the set it was "
+            "fitted on"
+        )
+    with joined(device) as ranks, Progress("voting", len(clouds) * (1 + rounds * draws), unit="clouds") as progress:
+        logits = classifier_logits(model.to(ranks.device), ranks.device)
+        found = hold(logits, clouds.points, clouds.labels, config, progress=progress.add)
+    result = {
+        "task": "vote", "checkpoint": str(checkpoint), "test": {"uri": test, "shapes": len(clouds)},
+        "skipped": len(clouds.skipped), "settings": {**vars(config), "scale": list(scale)}, **found.to_json(),
+    }  # fmt: skip
+    echo(json.dumps(result, indent=1) if as_json else table(result))
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The result as text, in per cent."""
+    settings, rounds = found["settings"], len(found["rounds"])
+    lines = [
+        f"{found['checkpoint']} on {found['test']['shapes']} shapes of {found['test']['uri']}",
+        f"  {settings['points']} points; one shape is worth {100 * found['step']:.2f} points",
+        f"  {'plain, no vote':<34}{100 * found['plain']:>7.2f}%  mean over classes {100 * found['plain_class']:.2f}%",
+        f"  {'all draws together, one answer':<34}{100 * found['together']:>7.2f}%  mean over classes "
+        f"{100 * found['together_class']:.2f}%",
+        f"  {f'mean of {rounds} rounds':<34}{100 * found['mean']:>7.2f}% ± {100 * found['spread']:.2f}",
+        f"  {f'the largest of {rounds} rounds':<34}{100 * found['best_of_rounds']:>7.2f}%  chosen on the test split; "
+        "what papers print",
+    ]
+    if found["skipped"]:
+        lines.append(f"  {found['skipped']} shapes could not be read and were left out")
+    return "\n".join(lines)

@@ -1,0 +1,31 @@
+"""What a file may be drawn as, by its bytes: instances make any number of triangles out of a few of them."""
+
+from dataclasses import dataclass, field
+
+from pipeline.corpora.formats.geometry import Malformed
+
+__all__ = ["FREE", "SHARE", "Allowance"]
+
+FREE = 1_000_000  # triangles, vertices and points of any file: a small mesh may be placed ten thousand times
+SHARE = 64  # more of each for each byte
+
+
+@dataclass
+class Allowance:
+    """What has been made out of a file so far, each kind for itself.
+
+    size  bytes of the file, and of those beside it that have been read.
+    """
+
+    size: int
+    _spent: dict[str, int] = field(default_factory=dict)
+
+    def spend(self, what: str, count: int) -> None:
+        """Note that ``count`` more are about to be made. Raises Malformed where the bytes do not justify them."""
+        total = self._spent[what] = self._spent.get(what, 0) + count
+        most = FREE + SHARE * self.size
+        if total > most:
+            raise Malformed(
+                f"is drawn as more than {most} {what}; its {self.size} bytes do not justify it ({FREE}, and {SHARE} a "
+                "byte, are allowed)"
+            )

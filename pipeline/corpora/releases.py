@@ -1,0 +1,101 @@
+"""Published sets as they were released: how many shapes they have, what an archive's checksum is, where to get them."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.corpora.base import CorpusError
+from pipeline.corpora.options import Options
+
+__all__ = ["Archive", "Release", "count_option"]
+
+CHUNK = 1 << 24  # bytes of an archive hashed at a time
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file that a release is downloaded as.
+
+    name       of the file
+    size       in bytes
+    algorithm  of the digest, a name of hashlib
+    digest     hex
+    """
+
+    name: str
+    size: int
+    algorithm: str
+    digest: str
+
+    def fault(self, path: Path, progress: Callable[[int], None] = lambda done: None) -> str:
+        """What is wrong with a file of this name; "" for nothing. Reads all of it; `progress` is told the bytes."""
+        size = path.stat().st_size
+        if size != self.size:
+            return f"{path}: {size} bytes; the release has {self.size}. Download it again"
+        digest, done = hashlib.new(self.algorithm), 0
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+                done += len(chunk)
+                progress(done)
+        if digest.hexdigest() != self.digest:
+            found = digest.hexdigest()
+            return f"{path}: {self.algorithm} {found}; the release has {self.digest}. Download it again"
+        return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """Which published set was found, and how much of it.
+
+    name      what people call it
+    folder    where it was found
+    expected  shapes of the whole set by split, for the splits that were opened
+    found     shapes by split
+    get       how to get it, a sentence
+    archives  what it is downloaded as, where checksums are known
+    absent    shapes that its own lists name and that nobody has
+    """
+
+    name: str
+    folder: Path
+    expected: Mapping[str, int]
+    found: Mapping[str, int]
+    get: str
+    archives: tuple[Archive, ...] = ()
+    absent: int = 0
+    faults: tuple[str, ...] = field(default=())
+
+    def problems(self) -> Iterator[str]:
+        """Where this differs from the whole set, a line each."""
+        for split, count in self.expected.items():
+            found = self.found.get(split, 0)
+            if found != count:
+                yield f"{split}: {found:,} shapes, {count:,} in the release"
+        yield from self.faults
+
+    def check(self, uri: str) -> None:
+        """Raise CorpusError, with how to get the rest, unless all of it is there."""
+        problems = list(self.problems())
+        if problems:
+            lines = "\n  ".join(problems)
+            raise CorpusError(
+                f"{uri}: {self.folder} holds {self.name}, and not as it was released\n  {lines}\n"
+                f"  {self.get} With counts=any what is there is read as a set of its own."
+            )
+
+    def archives_beside(self) -> list[tuple[Archive, Path]]:
+        """The archives that still lie in the folder, or in one of the two above it."""
+        places = (self.folder, self.folder.parent, self.folder.parent.parent)
+        found = []
+        for archive in self.archives:
+            path = next((place / archive.name for place in places if (place / archive.name).is_file()), None)
+            if path is not None:
+                found.append((archive, path))
+        return found
+
+
+def count_option(options: Options, default: str) -> bool:
+    """Whether ``counts=official`` holds: a set that is not whole is refused when it is opened."""
+    return options.choice("counts", ("official", "any"), default) == "official"

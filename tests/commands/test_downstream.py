@@ -1,0 +1,254 @@
+"""Commands on encoders: few shots, votes, features of a corpus, the table of results."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from tests.support.commands import run
+from tests.support.finetune import classifier_checkpoint
+from trainer.checkpoints.models import load_encoder
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """Four kinds of synthetic objects as an NPZ file of 12 to train on and 10 to test on in each, 256 points."""
+    from pipeline.corpora import open_corpus
+
+    path = tmp_path_factory.mktemp("labelled") / "set.npz"
+    shapes, splits = [], []
+    for split, count in (("train", 48), ("test", 40)):
+        uri = f"synthetic:?count={count}&split={split}&categories=chair,mug,car,airplane"
+        corpus = open_corpus(uri, points=256)
+        shapes += [corpus[i] for i in range(count)]
+        splits += [split] * count
+    np.savez(
+        path,
+        points=np.stack([shape.points for shape in shapes]),
+        label=np.array([shape.label for shape in shapes]),
+        label_names=np.array(corpus.label_names),
+        split=np.array(splits),
+        ids=np.array([shape.id for shape in shapes]),
+    )
+    return path
+
+
+def test_fewshot_scores_an_encoder_beside_what_has_learnt_nothing(smoke, labelled, capsys, tmp_path):
+    base = ("fewshot", smoke.run_dir, "--train", f"npz:{labelled}?split=train", "--test", f"npz:{labelled}?split=test")
+    options = ("--way", 3, "--shot", 4, "--shot", 6, "--folds", 3, "--queries", 8, "--points", 256)
+    found = json.loads(run(capsys, *base, *options, "--json").out)
+    assert (found["task"], found["folds"], found["queries"], found["points"]) == ("few-shot", 3, 8, 256)
+    assert list(found["rows"]) == ["coordinates", "untrained", str(smoke.run_dir)]
+    for row in found["rows"].values():
+        assert [(score["way"], score["shot"]) for score in row["settings"]] == [(3, 4), (3, 6)]
+        for score in row["settings"]:
+            assert len(score["scores"]) == 3
+            assert score["mean"] == pytest.approx(np.mean(score["scores"]))
+            assert score["sample_spread"] >= score["population_spread"]
+            assert (score["tested"], score["step"]) == (24, pytest.approx(1 / 24))
+            assert score["mean"] > 0.4  # a third by chance
+    text = run(capsys, *base, *options)
+    assert "3-way 4-shot" in text.out
+    assert "divided by the folds; by one less" in text.out
+    assert "encoding (coordinates): 88/88 shapes" in text.err
+    mean = found["rows"]["untrained"]["settings"][1]["mean"]
+    assert f"{100 * mean:.1f}%" in next(line for line in text.out.splitlines() if line.startswith("  untrained"))
+
+
+def test_fewshot_takes_stored_folds(capsys, tmp_path):
+    from tests.corpora.test_fewshot import fold_items, write_fold
+
+    for fold in range(2):
+        write_fold(tmp_path / "ModelNetFewshot", fold=fold, train=fold_items(5, 10, seed=fold))
+    options = ("--stored", tmp_path / "ModelNetFewshot", "--way", 5, "--shot", 10, "--folds", 2, "--points", 64)
+    outcome = run(capsys, "fewshot", "coordinates", *options, "--json")
+    assert outcome.code == 0, outcome.err
+    (score,) = json.loads(outcome.out)["rows"]["coordinates"]["settings"]
+    assert (len(score["scores"]), score["tested"]) == (2, 100)
+    refused = run(capsys, "fewshot", "coordinates", *options, "--train", "npz:x")
+    assert (refused.code, "name one of --train and --stored" in refused.err) == (2, True)
+
+
+def test_embed_writes_features_that_load_encoder_gives(smoke, labelled, capsys, tmp_path):
+    uri, points = f"npz:{labelled}?split=test", ("--points", 256)
+    for name in ("out.npz", "out.zarr"):
+        outcome = run(
+            capsys,
+            "embed",
+            smoke.run_dir,
+            uri,
+            "--out",
+            tmp_path / name,
+            *points,
+            "--neighbours",
+            tmp_path / "near.png",
+        )
+        assert outcome.code == 0, outcome.err
+        assert "40 shapes of" in outcome.out
+        assert "nearest of a shape have its label" in outcome.out
+    with np.load(tmp_path / "out.npz", allow_pickle=False) as file:
+        arrays = {key: file[key] for key in file.files}
+    assert arrays["ids"][0] == "chair/test-s0-0000000"
+    assert arrays["label_names"][arrays["labels"][1]] == "mug"
+    assert json.loads(str(arrays["about"]))["corpus"] == uri
+    group = zarr.open_group(tmp_path / "out.zarr", mode="r")
+    assert np.array_equal(group["features"][:], arrays["features"])
+    assert np.array_equal(group["labels"][:], arrays["labels"])
+    assert group.attrs["ids"] == arrays["ids"].tolist()
+    from trainer.downstream.clouds import read_clouds
+
+    drawn = read_clouds(uri, points=256).draw(256, 0)
+    with torch.no_grad():
+        expected = load_encoder(smoke.run_dir).encode(torch.from_numpy(drawn)).numpy()
+    # batches of other sizes round their products differently
+    assert arrays["features"] == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    assert (tmp_path / "near.png").read_bytes()[:4] == b"\x89PNG"
+    again = run(capsys, "embed", smoke.run_dir, uri, "--out", tmp_path / "out.npz", *points)
+    assert (again.code, "is there already" in again.err) == (2, True)
+
+
+def test_embed_takes_baselines_and_corpora_without_labels(capsys, tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "bare.npz", points=rng.normal(size=(5, 64, 3)).astype("f4"))
+    outcome = run(capsys, "embed", "point-nn", f"npz:{tmp_path}/bare.npz", "--out", tmp_path / "x.npz", "--points", 64)
+    assert outcome.code == 0, outcome.err
+    assert "5 shapes of 1152 numbers (point-nn)" in outcome.out
+    assert "label" not in outcome.out
+    with np.load(tmp_path / "x.npz") as file:
+        assert file["labels"].tolist() == [-1] * 5
+    for arguments, said in (
+        (("embed", "nothing", "npz:x", "--out", tmp_path / "y.npz"), "nothing is no encoder; expected a run directory"),
+        (("embed", "point-nn", "npz:x", "--out", tmp_path / "y.txt"), "expected a name that ends in .npz or .zarr"),
+    ):
+        refused = run(capsys, *arguments)
+        assert (refused.code, said in refused.err) == (2, True), refused.err
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """A classifier of four classes with random weights, as a checkpoint."""
+    return classifier_checkpoint(tmp_path_factory.mktemp("tuned") / "checkpoint", classes=4)
+
+
+def test_vote_prints_mean_spread_and_calls_the_largest_by_its_name(tuned, labelled, capsys):
+    options = (
+        "--test",
+        f"npz:{labelled}?split=test",
+        "--points",
+        96,
+        "--stored-points",
+        256,
+        "--rounds",
+        3,
+        "--draws",
+        2,
+    )
+    outcome = run(capsys, "vote", tuned, *options, "--json")
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    assert (found["task"], found["shapes"], found["step"], len(found["rounds"])) == ("vote", 40, 1 / 40, 3)
+    assert found["best_of_rounds"] == max(found["rounds"])
+    text = run(capsys, "vote", tuned, *options)
+    assert f"the largest of 3 rounds{100 * found['best_of_rounds']:>18.2f}%  chosen on the test split" in text.out
+    assert f"{100 * found['mean']:.2f}% ± {100 * found['spread']:.2f}" in text.out
+    assert "voting: 280/280 clouds" in text.err
+    other = run(capsys, "vote", tuned, "--test", "synthetic:?count=36&split=test", *options[2:])
+    assert (other.code, "has 36 classes, the classifier 4" in other.err) == (1, True)
+
+
+def test_a_tuned_classifier_is_an_encoder_too(tuned, labelled, capsys, tmp_path):
+    outcome = run(capsys, "embed", tuned, f"npz:{labelled}?split=test", "--out", tmp_path / "t.npz", "--points", 256)
+    assert outcome.code == 0, outcome.err
+    assert "(pooled)" in outcome.out
+
+
+def test_results_are_one_table_with_what_a_shape_is_worth(smoke, labelled, tuned, capsys, tmp_path):
+    few, votes = tmp_path / "few.json", tmp_path / "vote.json"
+    base = ("--train", f"npz:{labelled}?split=train", "--test", f"npz:{labelled}?split=test")
+    options = ("--way", 3, "--shot", 4, "--folds", 2, "--queries", 5, "--points", 64)
+    few.write_text(run(capsys, "fewshot", "coordinates", *base, *options, "--json").out)
+    voting = (
+        "--test",
+        f"npz:{labelled}?split=test",
+        "--points",
+        64,
+        "--stored-points",
+        128,
+        "--rounds",
+        2,
+        "--draws",
+        1,
+    )
+    votes.write_text(run(capsys, "vote", tuned, *voting, "--json").out)
+    outcome = run(capsys, "results", smoke.run_dir, few, votes)
+    assert outcome.code == 0, outcome.err
+    head, _, *lines = outcome.out.strip().splitlines()
+    assert head.startswith("| task | test set | encoder or method | feature | % | ± |")
+    recorded = json.loads((smoke.run_dir / "metrics.json").read_text())["evaluation"]
+    trained = next(line for line in lines if "| trained |" in line)
+    assert f"| {100 * recorded['rows']['trained']['accuracy']:.2f} |" in trained
+    assert f"| {100 / recorded['test']['shapes']:.3g} |" in trained
+    assert sum("few-shot, 3-way 4-shot" in line for line in lines) == 1
+    assert sum("the largest of 2 rounds, chosen on test" in line for line in lines) == 1
+    rows = json.loads(run(capsys, "results", smoke.run_dir, few, votes, "--format", "json").out)
+    table = list(csv.DictReader(io.StringIO(run(capsys, "results", smoke.run_dir, few, votes, "--format", "csv").out)))
+    assert [row["who"] for row in table] == [row["who"] for row in rows]
+    assert [float(row["value"]) for row in table] == [row["value"] for row in rows]
+    written = run(capsys, "results", few, "--out", tmp_path / "table.md")
+    assert written.code == 0
+    assert "few-shot" in (tmp_path / "table.md").read_text()
+
+
+def test_published_figures_stand_beside_the_same_set_and_task(capsys, tmp_path):
+    row = {"accuracy": 0.9, "spread": 0.0, "feature": "top"}
+    probe = {"protocol": "reference", "points": 1024, "seeds": 1, "chance": 0.04, "rows": {"trained": row},
+             "test": {"uri": "modelnet40:data?split=test", "shapes": 2468, "skipped": 0}}  # fmt: skip
+    (tmp_path / "probe.json").write_text(json.dumps(probe))
+    lines = run(capsys, "results", tmp_path / "probe.json").out.splitlines()
+    mine = next(line for line in lines if "| trained |" in line)
+    assert "| 90.00 |" in mine
+    assert "| 0.0405 |" in mine
+    published = next(line for line in lines if "| I2P-MAE |" in line)
+    assert "| 93.35 |" in published
+    assert "C chosen on test" in published
+    assert not any("OBJ-BG" in line or "few-shot, 5-way" in line for line in lines)
+    assert "I2P-MAE" not in run(capsys, "results", tmp_path / "probe.json", "--no-published").out
+
+
+def test_what_is_no_result_is_named(capsys, tmp_path):
+    for name, content, said in (
+        ("a.json", "[1]", "holds a list"),
+        ("b.json", "{", "no JSON"),
+        ("c.json", '{"task": "sleep"}', "task 'sleep' is none of few-shot, vote"),
+        ("d.json", '{"test": {}}', "a result that this version does not know (KeyError: 'uri')"),
+    ):
+        (tmp_path / name).write_text(content)
+        outcome = run(capsys, "results", tmp_path / name)
+        assert (outcome.code, said in outcome.err) == (1, True), outcome.err
+    (tmp_path / "run").mkdir()
+    assert "holds no result; expected a run" in run(capsys, "results", tmp_path / "run").err
+
+
+def test_evaluate_takes_the_runs_own_corpora_and_repeats_its_score(smoke, capsys):
+    recorded = json.loads((smoke.run_dir / "metrics.json").read_text())
+    settings = recorded["evaluation_settings"]
+    options = ("--points", settings["points"], "--seeds", settings["seeds"], "--json")
+    outcome = run(capsys, "evaluate", smoke.run_dir, *options)
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    assert found["test"]["uri"] == settings["test"]
+    assert found["rows"] == recorded["evaluation"]["rows"]
+    assert "evaluating: " in outcome.err
+    refused = run(capsys, "evaluate", smoke.run_dir, "--train", "npz:x")
+    assert (refused.code, "name both --train and --test, or neither" in refused.err) == (2, True)
+
+
+def test_evaluate_scores_point_nn_where_it_is_asked_for(smoke, labelled, capsys):
+    uris = ("--train", f"npz:{labelled}?split=train", "--test", f"npz:{labelled}?split=test")
+    outcome = run(capsys, "evaluate", smoke.run_dir, *uris, "--points", 64, "--seeds", 1, "--point-nn")
+    assert outcome.code == 0, outcome.err
+    assert "  Point-NN (no weights)" in outcome.out

@@ -1,0 +1,188 @@
+"""Votes of a classifier: it sees several draws of a shape's points, and the mean of its logits is the answer.
+
+Published figures are the largest of many rounds of that. Here all rounds are reported, and the largest is called so: it
+is what luck adds, about two standard deviations of a round for fifty of them.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from cuda.fps import farthest_point_sample
+from trainer.downstream.metrics import mean_class_accuracy, overall_accuracy
+from trainer.engine.augmentation import scale_and_shift
+from trainer.errors import EvaluationError
+from trainer.randomness import Purpose, record_uniforms
+
+__all__ = ["Logits", "VoteConfig", "VoteScores", "pool_of", "vote"]
+
+Logits = Callable[[np.ndarray], np.ndarray]
+"""[B, N, 3] float32 -> [B, C] float32 logits, in evaluation mode"""
+
+_POOLS = ((1024, 1200), (2048, 2400), (4096, 4800))  # points -> farthest points they are drawn from, as in the field
+
+
+def pool_of(points: int, stored: int) -> int:
+    """How many farthest points the field draws so many from: 1,200 for 1,024, and never more than are stored."""
+    return min(next((pool for count, pool in _POOLS if points <= count), points), stored)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VoteConfig:
+    """How a vote is held.
+
+    points      of a cloud that the classifier sees
+    pool        farthest points, from point 0 of the stored order, of which they are drawn; 0: as `pool_of` has it
+    draws       whose logits are averaged to one answer: one round
+    rounds      of that, each with its own draws
+    scale, shift  augmentation of each draw, uniform per axis; (1, 1) and 0: none
+    sharing     "cloud": each cloud draws its own points; "batch" (reference): all clouds of a batch have the same ranks
+                in their farthest points
+    seed        of everything random
+    batch_size  clouds at a time
+    """
+
+    points: int = 1024
+    pool: int = 0
+    draws: int = 10
+    rounds: int = 10
+    scale: tuple[float, float] = (2 / 3, 3 / 2)
+    shift: float = 0.2
+    sharing: Literal["cloud", "batch"] = "cloud"
+    seed: int = 0
+    batch_size: int = 64
+
+    def problems(self) -> Iterator[str]:
+        for name in ("points", "draws", "rounds", "batch_size"):
+            if getattr(self, name) < 1:
+                yield f"{name} = {getattr(self, name)} is smaller than 1"
+        if self.pool and self.pool < self.points:
+            yield f"pool = {self.pool} is fewer than points = {self.points}"
+        if not 0 < self.scale[0] <= self.scale[1]:
+            yield f"scale = {self.scale} is no range of positive factors"
+        if not self.shift >= 0:
+            yield f"shift = {self.shift} is negative"
+        if self.sharing not in ("cloud", "batch"):
+            yield f"sharing = {self.sharing!r} is none of cloud, batch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VoteScores:
+    """What a vote found; accuracies 0..1.
+
+    plain, plain_class  overall and mean-class accuracy without a vote: the first `points` farthest points as they are
+    rounds      accuracy of each round
+    mean, spread  of the rounds; spread is the sample standard deviation, 0 for one round
+    best_of_rounds  the largest of the rounds, which is what papers print
+    together, together_class  accuracies of the mean of the logits over all draws of all rounds: nothing is chosen
+    shapes, step  shapes that were scored, and what one of them is worth
+    """
+
+    plain: float
+    plain_class: float
+    rounds: tuple[float, ...]
+    mean: float
+    spread: float
+    best_of_rounds: float
+    together: float
+    together_class: float
+    shapes: int
+    step: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON types."""
+        return {**vars(self), "rounds": list(self.rounds)}
+
+
+def vote(
+    logits: Logits,
+    points: np.ndarray,
+    labels: np.ndarray,
+    config: VoteConfig,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> VoteScores:
+    """Score a classifier without and with a vote.
+
+    points    [n, N, 3] float32 in the stored order, in the frame that the classifier was trained in.
+    labels    [n] int64.
+    progress  is told how many clouds each batch had; in all n (1 + rounds draws).
+
+    The same arguments give the same scores: every draw follows from (seed, round, draw, shape). Raises ValueError for
+    settings, EvaluationError for too few points and logits that are not finite. Source of the protocol: Point-MAE's
+    and I2P-MAE's test scripts, which print the best round.
+    """
+    problems = list(config.problems())
+    if problems:
+        raise ValueError("; ".join(problems))
+    n, N, _ = points.shape
+    pool = config.pool or pool_of(config.points, N)
+    if max(config.points, pool) > N:
+        raise EvaluationError(
+            f"clouds have {N} points; a vote needs {max(config.points, pool)}. Read more of each shape."
+        )
+    farthest = _farthest(points, pool)  # [n, pool, 3]
+    plain = _answers(logits, lambda rows: farthest[rows, : config.points], n, config, progress)
+    total = np.zeros_like(plain, dtype=np.float64)
+    rounds = []
+    for number in range(config.rounds):
+        of_round = np.zeros_like(total)
+        for draw in range(config.draws):
+            epoch = 1 + number * config.draws + draw  # 0 is what other evaluations draw
+
+            def drawn(rows: np.ndarray, epoch: int = epoch) -> np.ndarray:
+                return _draw(farthest, rows, config, epoch)
+
+            of_round += _answers(logits, drawn, n, config, progress)
+        total += of_round
+        rounds.append(overall_accuracy(of_round.argmax(axis=1), labels))
+    answer, together = plain.argmax(axis=1), total.argmax(axis=1)
+    return VoteScores(
+        plain=overall_accuracy(answer, labels),
+        plain_class=mean_class_accuracy(answer, labels),
+        rounds=tuple(rounds),
+        mean=float(np.mean(rounds)),
+        spread=float(np.std(rounds, ddof=1)) if len(rounds) > 1 else 0.0,
+        best_of_rounds=max(rounds),
+        together=overall_accuracy(together, labels),
+        together_class=mean_class_accuracy(together, labels),
+        shapes=n,
+        step=1 / n,
+    )
+
+
+def _farthest(points: np.ndarray, pool: int) -> np.ndarray:
+    cloud = torch.from_numpy(np.ascontiguousarray(points, dtype=np.float32))
+    chosen = farthest_point_sample(cloud, pool).numpy()
+    return np.take_along_axis(points, chosen[:, :, None], axis=1)
+
+
+def _draw(farthest: np.ndarray, rows: np.ndarray, config: VoteConfig, epoch: int) -> np.ndarray:
+    """The clouds of one batch in one draw, [B, points, 3]."""
+    records = np.full(len(rows), rows[0]) if config.sharing == "batch" else rows
+    keys = record_uniforms(records, farthest.shape[1], seed=config.seed, epoch=epoch, purpose=Purpose.SUBSET)
+    ranks = np.argsort(keys, axis=1, kind="stable")[:, : config.points]
+    clouds = np.take_along_axis(farthest[rows], ranks[:, :, None], axis=1)
+    return scale_and_shift(clouds, rows, scale=config.scale, shift=config.shift, seed=config.seed, epoch=epoch)
+
+
+def _answers(
+    logits: Logits,
+    clouds: Callable[[np.ndarray], np.ndarray],
+    n: int,
+    config: VoteConfig,
+    progress: Callable[[int], None] | None,
+) -> np.ndarray:
+    """[n, C] float32 logits of the clouds that are made for each batch of rows."""
+    parts = []
+    for start in range(0, n, config.batch_size):
+        rows = np.arange(start, min(start + config.batch_size, n))
+        parts.append(logits(clouds(rows)))
+        if not np.isfinite(parts[-1]).all():
+            raise EvaluationError("the classifier's logits are not finite; its weights are likely not finite either")
+        if progress is not None:
+            progress(len(rows))
+    return np.concatenate(parts)

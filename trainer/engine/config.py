@@ -1,0 +1,133 @@
+"""Settings that pre-training and fine-tuning share: how long, in which batches and arithmetic, at which rate, and what
+is kept.
+
+A section of an experiment that trains something extends EngineConfig by its own settings; names and meanings are the
+same in all of them. `problems` yields every fault, with names relative to the section.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+__all__ = ["EngineConfig", "absurd", "device_problems", "not_one_of"]
+
+SEED_BOUND = 2**63
+MOST = 10**9  # of anything that is counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Settings of whatever trains weights.
+
+    epochs                 passes over the data, at least 1
+    batch_size             shapes in one optimiser step, over all ranks and accumulated parts
+    accumulation           parts a rank's share of a batch is computed in, one after the other, to save memory
+    learning_rate          AdamW's step size at the top of the schedule
+    weight_decay           AdamW's decoupled decay
+    no_decay               what is spared the decay: "vectors" (1-D tensors, biases, the mask token) or "reference"
+                           (those, and every name that contains "token")
+    betas                  AdamW's two averaging factors
+    epsilon                AdamW's denominator floor
+    clip_gradient          largest norm of the whole gradient; 0: no limit
+    schedule               "per-step": a cosine that moves at every step; "reference": one value an epoch, an epoch late
+    schedule_epochs        epochs at which the cosine reaches the bottom; 0: as many as `epochs`
+    warmup_epochs          epochs of linear rise at the start
+    warmup_learning_rate   where the rise starts
+    final_learning_rate    where the cosine ends
+    precision              arithmetic of forward and backward: "float32", or autocast to "bfloat16" or "float16" (GPU)
+    compile                run the model through torch.compile
+    deterministic          forbid operators whose result changes from run to run (this matters on a GPU only)
+    device                 "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N"; torchrun gives each rank its own
+    seed                   draws the first weights, the order of the shapes, and all that is random in a step, 0..2^63-1
+    checkpoint_every       epochs between checkpoints, at least 1; the last epoch always leaves one
+    checkpoint_steps       steps between checkpoints within an epoch, for long epochs; 0: none. Only the newest is kept
+    keep_checkpoints       newest checkpoints of whole epochs that are kept; 0: all
+    milestone_every        checkpoints of epochs that this divides are kept for good; 0: none
+    tensorboard            write TensorBoard event files beside train.jsonl
+    """
+
+    epochs: int = 300
+    batch_size: int = 64
+    accumulation: int = 1
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    no_decay: Literal["vectors", "reference"] = "vectors"
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    clip_gradient: float = 0.0
+    schedule: Literal["per-step", "reference"] = "per-step"
+    schedule_epochs: int = 0
+    warmup_epochs: int = 10
+    warmup_learning_rate: float = 1e-6
+    final_learning_rate: float = 1e-6
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    compile: bool = False
+    deterministic: bool = True
+    device: str = "auto"
+    seed: int = 0
+    checkpoint_every: int = 1
+    checkpoint_steps: int = 0
+    keep_checkpoints: int = 2
+    milestone_every: int = 0
+    tensorboard: bool = True
+
+    @property
+    def horizon(self) -> int:
+        """Epochs the cosine spans."""
+        return self.schedule_epochs or self.epochs
+
+    def problems(self) -> Iterator[str]:
+        """Every fault of the section's shared settings, and every absurd number of the whole section."""
+        yield from absurd(self)
+        for name in ("epochs", "batch_size", "accumulation", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                yield f"{name} = {getattr(self, name)} is smaller than 1"
+        for name in ("schedule_epochs", "warmup_epochs", "checkpoint_steps", "keep_checkpoints", "milestone_every"):
+            if getattr(self, name) < 0:
+                yield f"{name} = {getattr(self, name)} is negative"
+        if self.accumulation >= 1 and self.batch_size % self.accumulation:
+            yield f"batch_size = {self.batch_size} is not a multiple of accumulation = {self.accumulation}"
+        for name in ("learning_rate", "epsilon"):
+            if not getattr(self, name) > 0:
+                yield f"{name} = {getattr(self, name)} is not positive"
+        for name in ("weight_decay", "clip_gradient", "warmup_learning_rate", "final_learning_rate"):
+            if not getattr(self, name) >= 0:
+                yield f"{name} = {getattr(self, name)} is negative"
+        if not all(0 <= beta < 1 for beta in self.betas):
+            yield f"betas = {self.betas} are not both in 0..1 (1 excluded)"
+        if self.warmup_epochs >= self.horizon >= 1 and self.warmup_epochs > 0:
+            name = "schedule_epochs" if self.schedule_epochs else "epochs"
+            yield f"warmup_epochs = {self.warmup_epochs} leaves nothing of {name} = {self.horizon} for the cosine"
+        yield from not_one_of(self, "no_decay", ("vectors", "reference"))
+        yield from not_one_of(self, "schedule", ("per-step", "reference"))
+        yield from not_one_of(self, "precision", ("float32", "bfloat16", "float16"))
+        yield from device_problems(self.device)
+        if self.precision == "float16" and self.device == "cpu":
+            yield 'precision = "float16" needs a GPU, and device = "cpu"; use float32 or bfloat16'
+        if not 0 <= self.seed < SEED_BOUND:
+            yield f"seed = {self.seed} is outside 0..2^63-1"
+
+
+def device_problems(device: str) -> Iterator[str]:
+    """What is wrong with a device's name, if anything; says nothing about whether the device is there."""
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (":" in device and not (kind == "cuda" and index.isdecimal())):
+        yield f"device = {device!r} is none of auto, cpu, cuda, cuda:N"
+
+
+def absurd(section: Any) -> Iterator[str]:
+    """Numbers that no run can mean: infinite ones, and counts beyond a billion (the seed excepted)."""
+    for name, value in vars(section).items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if number == math.inf or number == -math.inf:
+                yield f"{name} = {value} is infinite"
+            elif type(number) is int and name != "seed" and abs(number) > MOST:
+                yield f"{name} = {value} is beyond {MOST:,}"
+
+
+def not_one_of(section: object, name: str, allowed: tuple[str, ...]) -> Iterator[str]:
+    """What is wrong with a setting that has to be one of a few words."""
+    value = getattr(section, name)
+    if value not in allowed:
+        yield f"{name} = {value!r} is none of {', '.join(allowed)}"

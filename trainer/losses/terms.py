@@ -1,0 +1,67 @@
+"""Losses by name, as sums and counts, so that a mean can be taken over more than one process sees.
+
+A step has a dict of losses. A loss keeps its name everywhere: "2d" has the weight `trainer.weight_2d`, is `loss_2d` in
+train.jsonl, metrics.json and checkpoints, and `loss/2d` in TensorBoard. Nothing outside this folder, the student that
+predicts what is compared and the setting of the weight knows which losses there are.
+
+`weighted_sum` of a dict is the loss of one process. Under data parallelism or gradient accumulation the mean must be
+over all masked tokens of the whole batch, not a mean of means: add up the counts over the parts (they carry no
+gradient), and differentiate `weighted_sum(losses, counts=...)`, whose sum over the parts is the loss of the whole
+batch. (DistributedDataParallel averages gradients over ranks: multiply by the number of ranks before the backward
+pass.)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+
+from torch import Tensor
+
+__all__ = ["COORDINATES", "FEATURES", "WHOLE", "LossTerm", "Losses", "weighted_sum"]
+
+COORDINATES = "3d"  # neighbourhoods of hidden tokens, trainer.losses.reconstruction.chamfer_sum
+FEATURES = "2d"  # the teacher's features, a mean over its channels, trainer.losses.reconstruction.squared_error_sum
+WHOLE = "global"  # whole shapes, trainer.losses.alignment
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """One loss of one part of a batch.
+
+    sum    [] float32, over everything that is compared
+    count  [] float32 without gradient: of what the sum is over; 0 where the loss is off
+    """
+
+    sum: Tensor
+    count: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean, [] float32; 0 where the loss is off."""
+        return self.sum / self.count.clamp(min=1)
+
+
+Losses = dict[str, LossTerm]
+
+
+def weighted_sum(
+    losses: Mapping[str, LossTerm],
+    *,
+    counts: Mapping[str, Tensor] | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> Tensor:
+    """Add up the means of some losses, at least one, [] float32.
+
+    counts   name -> [] float32, what each mean is over; None: the terms' own. Those of a whole batch make this the
+             part's share of the batch's loss.
+    weights  name -> factor; 1 where none is given, as the reference adds its losses.
+    """
+    factors = weights or {}
+    return reduce(
+        add,
+        (
+            factors.get(name, 1.0) * term.sum / (term.count if counts is None else counts[name]).clamp(min=1)
+            for name, term in losses.items()
+        ),
+    )

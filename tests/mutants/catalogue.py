@@ -389,4 +389,26 @@ MUTANTS: tuple[Mutant, ...] = (
         ("every run of a study has the seed 0", 'f"trainer.seed={seed}"]', '"trainer.seed=0"]'),
         ("runs of all seeds share a folder", 'arm.name / f"seed-{seed}"', 'arm.name / "seed"'),
     ),
+    *_of(
+        "teacher_cache/reading/stream.py", "tests/cache/test_selection.py",
+        ("a stream's state goes on with another selection",
+         "crc32c(cache.stored(wanted) if isinstance(cache, Selection) else wanted)", "crc32c(wanted)"),
+    ),
+    *_of(
+        "pipeline/build/selection.py", "tests/build/test_selection.py",
+        ("a share of another seed is the same share", 'f"{seed}\\0{id}"', 'f"{id}"'),
+        ("a file that vanished from a selection is nobody's",
+         "return self.with_absent(absent).intersection(absent)", "return set() if self.config.selects else set(absent)"),
+    ),
+    *_of(
+        "pipeline/build/upkeep.py", "tests/build/test_selection.py tests/commands/test_shared_cache.py",
+        ("a shard that is built again loses other experiments' shapes",
+         "return Standing(committed=kept, shared=True, restore=again)",
+         "return Standing(committed=kept, shared=True, restore={})"),
+    ),
+    *_of(
+        "trainer/pretraining/loop.py", "tests/trainer/test_selection.py",
+        ("a run goes on with other shapes of its cache", 'self.identity["shapes"] = cache.digest',
+         'self.identity["shapes"] = "some"'),
+    ),
 )  # fmt: skip

@@ -398,7 +398,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "pipeline/build/selection.py", "tests/build/test_selection.py",
         ("a share of another seed is the same share", 'f"{seed}\\0{id}"', 'f"{id}"'),
         ("a file that vanished from a selection is nobody's",
-         "return self.with_absent(absent).intersection(absent)", "return set() if self.config.selects else set(absent)"),
+         "return self.with_absent(absent).intersection(absent)", "return set(absent) - set(absent)"),
     ),
     *_of(
         "pipeline/build/upkeep.py", "tests/build/test_selection.py tests/commands/test_shared_cache.py",

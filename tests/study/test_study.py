@@ -69,7 +69,7 @@ def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path):
     cache = build_from(cache_settings(whole)).path
     expected = do(whole, cache)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.pretraining.loop._Run._checkpoint_if_due", _checkpoint_then_stop)
+        patch.setattr("trainer.pretraining.loop._Run._checkpoint", _checkpoint_then_stop)
         with pytest.raises(KeyboardInterrupt):
             do(stopped, cache)
     assert result_of(stopped) is None
@@ -102,7 +102,7 @@ def test_a_study_and_a_pretraining_share_a_cache_in_either_order(tmp_path):
     before, larger = prepared("before")
     cache = build_from(cache_settings(before)).path
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.pretraining.loop._Run._checkpoint_if_due", _checkpoint_then_stop)
+        patch.setattr("trainer.pretraining.loop._Run._checkpoint", _checkpoint_then_stop)
         with pytest.raises(KeyboardInterrupt):
             do(before, cache)
     assert build_from(larger).shapes == 12
@@ -159,12 +159,12 @@ def test_a_selection_has_results_of_its_own(tmp_path):
     assert of(f"corpus.only={tmp_path / 'few.txt'}").settings != listed.settings
 
 
-_checkpoint = _Run._checkpoint_if_due
+_checkpoint = _Run._checkpoint
 
 
 def _checkpoint_then_stop(run, emit):
     _checkpoint(run, emit)
-    if run.epoch == 2:
+    if run.progress.epoch == 2:
         raise KeyboardInterrupt
 
 

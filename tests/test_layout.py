@@ -12,12 +12,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("cuda", "teacher_cache", "pipeline", "trainer", "cli")
-# A room may import itself and these; pipeline.corpora is the door from the trainer.
+# A room may import itself and these; pipeline.corpora and pipeline.settings are the doors from the trainer.
 ALLOWED = {
     "cuda": set(),
     "teacher_cache": {"cuda"},
     "pipeline": {"teacher_cache", "cuda"},
-    "trainer": {"teacher_cache", "cuda", "pipeline.corpora"},
+    "trainer": {"teacher_cache", "cuda", "pipeline.corpora", "pipeline.settings"},
     "cli": {"trainer", "pipeline", "teacher_cache", "cuda"},
 }
 # Doors for one folder alone: the reference's .pth files are read as teachers' are, by one unpickler.
@@ -28,7 +28,7 @@ ORDER = {
         "testing", "__init__", "maintenance", ("reading", "writer"), "format", "storage", "recipe", "config",
         "location", ("sealed", "foreign"), ("errors", "system"),
     ),
-    "pipeline": ("build", "teacher", "views", "corpora", ("config", "errors")),
+    "pipeline": ("build", "teacher", "views", "corpora", ("config", "errors"), "settings"),
     "pipeline/corpora": (
         "survey", "__init__", "uri", "kinds", ("files", "rows"), "inspection", "formats", ("faults", "processes"),
         ("entrance", "options", "report"), "check", "base", ("surface", "objects"),

@@ -2,6 +2,8 @@
 
 import dataclasses
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,7 +77,7 @@ def test_all_problems_are_reported_at_once():
     assert sorted(rest) == sorted(
         [
             "  --set nonsense: expected section.key=value",
-            "  masking.mode = 'salient' is not one of 'saliency', 'random'",
+            "  masking.mode = 'salient' is none of saliency, random",
             "  trainer.leraning_rate is not a setting; did you mean trainer.learning_rate?",
             "  trainer.epochs = 1.5 is not a whole number",
             "  trainer.tensorboard = 1 is not true or false",
@@ -103,6 +105,39 @@ def test_impossible_combinations_are_refused(override, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.weight_decay=inf", "trainer.weight_decay = inf is infinite"),
+        ("trainer.weight_decay=true", "trainer.weight_decay = True is not a number"),
+        ("trainer.tensorboard=1", "trainer.tensorboard = 1 is not true or false"),
+        ("trainer.seed=9223372036854775808", "trainer.seed = 9223372036854775808 is outside 0..2^63-1"),
+        ("trainer.prefetch=1000000001", "trainer.prefetch = 1000000001 is beyond 1,000,000,000"),
+        ("corpus.uri=3", "corpus.uri = 3 is not text"),
+        ("model.groups=3", "model.groups = 3 is not a list of whole numbers"),
+        ("evaluation.grid=['a', 1.0]", "evaluation.grid = ['a', 1.0] has 'a', which is not a number"),
+        ("cache.shapes_per_shard=1.5", "cache.shapes_per_shard = 1.5 is not a whole number"),
+        ("cache.features=float64", "cache.features = 'float64' is none of float16, float32, int8"),
+    ],
+)
+def test_types_and_bounds_are_named_in_one_line_each(override, message):
+    with pytest.raises(ConfigError) as caught:
+        load_experiment("quickstart", [override])
+    assert caught.value.problems == [message]
+
+
+def test_settings_load_what_checks_them_only_when_something_is_checked():
+    """And neither torch."""
+    code = (
+        "import sys, cli.experiment.toml as toml\n"
+        "assert not {'pydantic', 'torch'} & set(sys.modules)\n"
+        "toml.load_experiment('quickstart')\n"
+        "assert 'torch' not in sys.modules and 'pydantic' in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_file_that_is_not_there_not_toml_or_of_an_unknown_preset(tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         load_experiment(str(tmp_path / "absent.toml"))
@@ -119,8 +154,8 @@ def test_a_file_that_is_not_there_not_toml_or_of_an_unknown_preset(tmp_path):
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_setting_is_documented_where_it_is_declared(section):
     cls = SECTIONS[section]
-    # Settings stand at the margin, what continues a line is indented.
-    lines = (inspect.getdoc(cls) or "").splitlines()
+    # Settings stand at the margin, what continues a line is indented; a section may extend another dataclass.
+    lines = [line for part in cls.__mro__ for line in (inspect.getdoc(part) or "").splitlines()]
     documented = {line.split()[0].rstrip(".:,") for line in lines if line[:1].strip()}
     assert {field.name for field in dataclasses.fields(cls)} <= documented
 

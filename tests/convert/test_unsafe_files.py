@@ -117,7 +117,7 @@ def test_a_zip_that_points_to_another_disk_is_damaged(sound):
     damaged = path.with_name("disks.pth")
     at = blob.index(b"PK\x06\x07") + 16  # the number of disks, in the locator of the directory
     damaged.write_bytes(blob[:at] + b"\x02" + blob[at + 1 :])
-    with pytest.raises(CheckpointError, match="disks.pth is no sound PyTorch file"):
+    with pytest.raises(CheckpointError, match=r"disks.pth is no sound PyTorch file"):
         read_reference(damaged)
 
 

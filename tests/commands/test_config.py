@@ -5,11 +5,14 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated, get_args, get_origin, get_type_hints
 
 import pytest
+from annotated_types import Ge, Gt, Le, Lt
 
 from cli.experiment.sections import SECTIONS
 from cli.experiment.toml import ConfigError, load_experiment, preset_names, preset_text, to_toml
+from pipeline.settings import faults, typed
 
 
 def write(path: Path, text: str) -> str:
@@ -165,3 +168,40 @@ def test_reference_preset_answers_every_quirk_as_the_reference_does():
 
     model = load_experiment("reference").model
     assert {key: getattr(model, key) for key in REFERENCE_QUIRKS} == dict(REFERENCE_QUIRKS)
+
+
+def beyond(cls):
+    """(name, value just outside, value at the bound) of each bound of a section's single numbers."""
+    for name, hint in get_type_hints(cls, include_extras=True).items():
+        kind, *bounds = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        step = 1 if kind is int else 1e-6
+        for bound in bounds if kind in (int, float) else ():
+            match bound:
+                case Ge(ge=limit):
+                    yield name, limit - step, limit
+                case Gt(gt=limit):
+                    yield name, kind(limit), limit + step
+                case Le(le=limit):
+                    yield name, limit + step, limit
+                case Lt(lt=limit):
+                    yield name, kind(limit), limit - step
+
+
+@pytest.mark.parametrize("section", [name for name in SECTIONS if name != "cache"])
+def test_every_bound_is_where_its_annotation_says(section):
+    cls = SECTIONS[section]
+    bounds = list(beyond(cls))
+    assert bounds
+    for name, outside, inside in bounds:
+        assert [text for text in faults(cls(**{name: outside})) if text.startswith(f"{name} = {outside!r} is ")]
+        assert list(faults(cls(**{name: inside}))) == []
+
+
+def test_lists_are_tuples_and_whole_numbers_are_numbers_where_a_section_says_so():
+    values, wrong = typed(SECTIONS["trainer"], {"scale": [1, 2], "shift": 0, "epochs": 0, "seed": True, "betas": "ab"})
+    assert values == {"scale": (1, 2), "shift": 0, "epochs": 0}  # what is out of bounds is told by the section
+    assert sorted(wrong) == ["betas = 'ab' is not a list of numbers", "seed = True is not a whole number"]
+    values, wrong = typed(SECTIONS["trainer"], {"scale": [1, 2], "shift": 0})
+    assert [type(value) for value in (*values["scale"], values["shift"])] == [float] * 3
+    with pytest.raises(KeyError):
+        typed(SECTIONS["trainer"], {"epoch": 1})

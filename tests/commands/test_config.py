@@ -90,7 +90,7 @@ def test_all_problems_are_reported_at_once():
     ("override", "message"),
     [
         ("trainer.points=4096", "trainer.points = 4096 is more than the corpus.points = 1024 that are stored"),
-        ("evaluation.points=64", "model.groups[0] = 128 is more than evaluation.points = 64"),
+        ("evaluation.points=64", "needs at least 128 points, more than evaluation.points = 64"),
         ("projection.points=2000", "projection.points = 2000 is more than the corpus.points = 1024"),
         ("model.heads=7", "model.encoder_dims has 48, which is not a multiple of heads = 7"),
         ("model.neighbours=[16, 8]", "model.neighbours = (16, 8) must have one value per level"),

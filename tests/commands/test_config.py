@@ -120,7 +120,12 @@ def test_a_file_that_is_not_there_not_toml_or_of_an_unknown_preset(tmp_path):
 def test_every_setting_is_documented_where_it_is_declared(section):
     cls = SECTIONS[section]
     # Settings stand at the margin, what continues a line is indented.
-    lines = (inspect.getdoc(cls) or "").splitlines()
+    lines = [
+        line
+        for base in cls.__mro__
+        if dataclasses.is_dataclass(base)
+        for line in (inspect.getdoc(base) or "").splitlines()
+    ]
     documented = {line.split()[0].rstrip(".:,") for line in lines if line[:1].strip()}
     assert {field.name for field in dataclasses.fields(cls)} <= documented
 

@@ -195,14 +195,17 @@ MUTANTS: tuple[Mutant, ...] = (
         ("the first weights are those of seed 0", "self.teacher_shape, seed=trainer.seed,",
          "self.teacher_shape, seed=0,"),
         ("the learning rate is that of the epoch's first step",
-         "learning_rate(self.config, self.epoch, index, steps)", "learning_rate(self.config, self.epoch, 0, steps)"),
-        ("losses of an epoch are its last step's", "[total + value for total, value in",
-         "[value * steps + 0 * total for total, value in"),
+         "learning_rate(config, progress.epoch, index, steps)", "learning_rate(config, progress.epoch, 0, steps)"),
     ),
     *_of(
-        "trainer/pretraining/loop.py", EVALUATION,
-        ("the run's untrained baseline has weights of seed 0", "baselines(self.model, seed=self.config.seed,",
-         "baselines(self.model, seed=0,"),
+        "trainer/pretraining/progress.py", STEP,
+        ("losses of an epoch are its last step's", "self._losses.get(name, 0.0) + value",
+         "0.0 * self._losses.get(name, 0.0) + value"),
+    ),
+    *_of(
+        "trainer/pretraining/evaluation.py", EVALUATION,
+        ("the run's untrained baseline has weights of seed 0", "baselines(self._model, seed=self._seed,",
+         "baselines(self._model, seed=0,"),
         ("an evaluation after training has one seed", "seeds=None if final else 1)", "seeds=1)"),
     ),
     *_of(

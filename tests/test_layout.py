@@ -36,7 +36,7 @@ ORDER = {
     "trainer": (
         "pretraining", "downstream", "checkpoints", "config", ("models", "engine"), ("losses", "randomness"), "errors",
     ),
-    "trainer/models": ("heads", "hierarchical", ("tokens", "layers"), "random_inputs", "config"),
+    "trainer/models": (("heads", "build"), "hierarchical", "student", ("tokens", "layers"), "random_inputs", "config"),
     "cli": ("main", "commands", ("actions", "study"), ("show", "experiment", "options"), "exit_codes"),
 }  # fmt: skip
 FORBIDDEN = {"trainer": {"dask", "distributed", "open_clip"}, "teacher_cache": {"dask", "open_clip"}}
@@ -110,6 +110,18 @@ def test_imports_run_one_way_inside_a_room(place):
                     continue
                 wrong.append(f"{sources[name].relative_to(ROOT)} ({part}) imports {other} ({theirs})")
     assert wrong == []
+
+
+def test_students_are_known_by_their_protocol():
+    """Only the models, and the files laid out like the reference's student, know which student there is."""
+    knows = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "trainer").rglob("*.py")
+        if any(name.startswith("trainer.models.hierarchical") for name in imported(path))
+    }
+    assert knows
+    places = ("trainer/models/", "trainer/checkpoints/reference/")
+    assert [path for path in sorted(knows) if not path.startswith(places)] == []
 
 
 def names_taken(path, module):

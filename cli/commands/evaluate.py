@@ -56,8 +56,11 @@ def evaluate(
     )  # fmt: skip
     problems = list(config.problems())
     model, header = load_model(checkpoint)
-    if model.config.groups[0] > points:
-        problems.append(f"--points {points} is fewer than the {model.config.groups[0]} groups the encoder forms")
+    if model.config.least_points > points:
+        problems.append(
+            f"--points {points} is too few: {model.config.least_points_reason} needs at least "
+            f"{model.config.least_points}"
+        )
     if problems:
         raise ConfigError("the options", problems)
     seed = int(header.config.get("trainer", {}).get("seed", 0))  # an imported one does not say

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from cli.experiment.sections import SECTIONS, Experiment
+from cli.experiment.sections import SECTIONS, Experiment, section_class
 from pipeline.settings import typed
 from teacher_cache.foreign import decode_text, misnomer
 
@@ -189,7 +189,12 @@ def _apply_override(tables: dict[str, dict[str, Any]], text: str, problems: list
 
 
 def _section(name: str, cls: type, table: Mapping[str, Any], problems: list[str]) -> Any:
-    return cls(**_values(name, cls, table, problems, list(_all_settings(SECTIONS))))
+    try:
+        cls = section_class(name, table)
+    except ValueError as error:
+        problems.append(f"{name}.{error}")
+        return cls()
+    return cls(**_values(name, cls, table, problems, list(_all_settings({**SECTIONS, name: cls}))))
 
 
 def _values(

@@ -4,17 +4,33 @@ The defaults are the sane behaviour. `REFERENCE_QUIRKS` holds the values that re
 docs/method.md says for each what it changes and why the default differs.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from pipeline.settings import faults
 
-__all__ = ["REFERENCE_QUIRKS", "MaskingConfig", "ModelConfig", "Neighbours", "Share", "Size", "Sizes"]
+__all__ = [
+    "ARCHITECTURES",
+    "DEFAULT_ARCHITECTURE",
+    "REFERENCE_QUIRKS",
+    "MaskingConfig",
+    "ModelConfig",
+    "Neighbours",
+    "RandomNumbers",
+    "Share",
+    "Size",
+    "Sizes",
+    "StudentConfig",
+    "settings_class",
+]
+
+DEFAULT_ARCHITECTURE = "hierarchical"
 
 MAX_NEIGHBOURS = 64  # the kNN kernels keep their candidates in registers
 Size = Annotated[int, Ge(1)]
@@ -23,9 +39,49 @@ Neighbours = Annotated[tuple[Annotated[int, Ge(1), Le(MAX_NEIGHBOURS)], ...], Mi
 Share = Annotated[float, Ge(0), Lt(1)]
 
 
+class RandomNumbers(NamedTuple):
+    """How many random numbers a training step needs of a sample.
+
+    mask       to choose what stays visible
+    drop_path  one a residual branch that may be skipped
+    """
+
+    mask: int
+    drop_path: int
+
+
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """[model]: the student. Levels run from the finest (0, groups of points) to the top (groups of groups).
+class StudentConfig(ABC):
+    """[model]: what the settings of every student say; each architecture extends them by its own.
+
+    architecture  which student: one of ARCHITECTURES
+    """
+
+    architecture: str = DEFAULT_ARCHITECTURE
+
+    @property
+    @abstractmethod
+    def least_points(self) -> int:
+        """Points that a cloud must have."""
+
+    @property
+    @abstractmethod
+    def least_points_reason(self) -> str:
+        """The settings that least_points follows from, for messages that continue with 'needs at least'."""
+
+    @property
+    @abstractmethod
+    def random_numbers(self) -> RandomNumbers:
+        """How many random numbers a training step needs of a sample."""
+
+    @abstractmethod
+    def problems(self) -> Iterator[str]:
+        """Every fault of the section, with names relative to it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(StudentConfig):
+    """[model] of the architecture "hierarchical": levels run from the finest (0, groups of points) to the top.
 
     groups                tokens of each level, finest first; every level smaller than the one below
     neighbours            members of a token's group at each level, 1..64
@@ -89,6 +145,21 @@ class ModelConfig:
     def target_level(self) -> int:
         """The level whose tokens the decoder ends at and both losses are about."""
         return self.levels - len(self.decoder_dims)
+
+    @property
+    def least_points(self) -> int:
+        """Points that a cloud must have: one for each of the finest groups, and a group's members."""
+        return max((*self.groups[:1], *self.neighbours[:1]), default=1)
+
+    @property
+    def least_points_reason(self) -> str:
+        """The settings that least_points follows from."""
+        return f"model.groups = {self.groups} with model.neighbours = {self.neighbours}"
+
+    @property
+    def random_numbers(self) -> RandomNumbers:
+        """One number a top-level token, and one a residual branch."""
+        return RandomNumbers(self.groups[-1], self.residual_branches)
 
     @property
     def residual_branches(self) -> int:
@@ -173,3 +244,18 @@ REFERENCE_QUIRKS: Mapping[str, Any] = MappingProxyType(
     }
 )
 """The settings of [model] that the reference answers in its own way, with its answers."""
+
+
+ARCHITECTURES: dict[str, type[StudentConfig]] = {DEFAULT_ARCHITECTURE: ModelConfig}
+"""model.architecture -> the class of its settings; the student's own is in trainer.models.build.STUDENTS."""
+
+
+def settings_class(settings: Mapping[str, Any]) -> type[StudentConfig]:
+    """The class of a section [model] by its `architecture`, which old files and checkpoints do not have.
+
+    Raises ValueError for an architecture that is not there.
+    """
+    name = settings.get("architecture", DEFAULT_ARCHITECTURE)
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise ValueError(f"architecture = {name!r} is none of {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name]

@@ -25,9 +25,9 @@ from pipeline.teacher.tower import Teacher, load_teacher
 from teacher_cache.config import CacheConfig
 from teacher_cache.format.records import CacheSchema
 from teacher_cache.testing.made_up import build
-from trainer.checkpoints.models import new_model
 from trainer.engine.ranks import Ranks
 from trainer.losses.terms import weighted_sum
+from trainer.models.build import new_student
 from trainer.pretraining.data import Loader, Part
 from trainer.pretraining.step import Stepper
 
@@ -63,7 +63,7 @@ def steps(
     """A function that takes one step and returns the ms it waited for data; its stepper, and one part to look at."""
     config, ranks = experiment.trainer, Ranks(rank=0, size=1, device=torch.device("cpu"))
     live = None if teacher is None else LiveTeacher(experiment.projection, teacher)
-    stepper = Stepper(new_model(experiment.model, experiment.masking, TEACHER, seed=0), config, ranks, live)
+    stepper = Stepper(new_student(experiment.model, experiment.masking, TEACHER, seed=0), config, ranks, live)
     loader = Loader(cache, experiment.model, config, ranks, live_teacher=live is not None)
 
     def batches() -> Iterator[Sequence[Part]]:

@@ -1,19 +1,23 @@
 """The settings of the offline stage: which corpus, how it is drawn, who looks at it, and where the work runs.
 
-One frozen dataclass a section of the experiment file; these are the only places for the defaults. `problems` yields
-every fault of a section, with names relative to it; faults between two sections are found by `conflicts`, and faults
-that need the teacher's architecture by `pipeline.teacher.tower.teacher_conflicts`.
+One frozen dataclass a section of the experiment file; these are the only places for the defaults and bounds. `problems`
+yields every fault of a section, with names relative to it; faults between two sections are found by `conflicts`, and
+faults that need the teacher's architecture by `pipeline.teacher.tower.teacher_conflicts`.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le
+
+from pipeline.settings import device_problems, faults
 
 __all__ = ["MAX_POINTS", "BuildConfig", "CorpusConfig", "ProjectionConfig", "TeacherConfig", "conflicts"]
 
 MIN_POINTS = 32  # a cloud with fewer distinct points is quarantined, so asking for fewer can only fail
 MAX_POINTS = 10**7  # of one shape: 120 MB as float32
-SEED_BOUND = 2**63
+MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +37,12 @@ class CorpusConfig:
     """
 
     uri: str = "synthetic:?count=1000&seed=0"
-    points: int = 2048
-    poses: int = 1
+    points: Annotated[int, Ge(MIN_POINTS), Le(MAX_POINTS)] = 2048
+    poses: Annotated[int, Ge(1), Le(64)] = 1
     only: str = ""
-    take: int = 0
-    share: float = 1.0
-    share_seed: int = 0
+    take: Annotated[int, Ge(0)] = 0
+    share: Annotated[float, Gt(0), Le(1)] = 1.0
+    share_seed: Annotated[int, Ge(0), Le(MAX_SEED)] = 0
 
     @property
     def selects(self) -> bool:
@@ -46,22 +50,11 @@ class CorpusConfig:
         return bool(self.only or self.take or self.share < 1)
 
     def problems(self) -> Iterator[str]:
-        if self.take < 0:
-            yield f"take = {self.take} is negative; 0 takes all shapes"
-        if not 0 < self.share <= 1:
-            yield f"share = {self.share} is outside 0..1; 0.1 is a tenth of the shapes"
-        if not 0 <= self.share_seed < SEED_BOUND:
-            yield f"share_seed = {self.share_seed} is outside 0..2^63-1"
-        elif self.share_seed and self.share == 1:
+        yield from faults(self)
+        if self.share_seed and self.share == 1:
             yield f"share_seed = {self.share_seed} chooses a part of the shapes, and share = 1.0 takes all"
-        if not 1 <= self.poses <= 64:
-            yield f"poses = {self.poses} is outside 1..64"
         if ":" not in self.uri:
             yield f"uri = {self.uri!r} has no kind; write kind:location, for instance folder:meshes"
-        if self.points < MIN_POINTS:
-            yield f"points = {self.points} is fewer than {MIN_POINTS}"
-        if self.points > MAX_POINTS:
-            yield f"points = {self.points} is more than {MAX_POINTS}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +72,12 @@ class ProjectionConfig:
                    (0.5 and 0.5: SigLIP's) or "unit" (0 and 1: depths as they are); a timm teacher insists on its own
     """
 
-    image_side: int = 224
-    patch_side: int = 16
-    splat: int = 5
+    image_side: Annotated[int, Ge(8), Le(4096)] = 224
+    patch_side: Annotated[int, Ge(1)] = 16
+    splat: Annotated[int, Ge(1), Le(15)] = 5
     reduction: Literal["sum", "mean", "max", "nearest"] = "sum"
-    depth_offset: float = 0.0
-    points: int = 0
+    depth_offset: Annotated[float, Ge(0), Le(4)] = 0.0
+    points: Annotated[int, Ge(0)] = 0
     normalisation: Literal["imagenet", "clip", "half", "unit"] = "imagenet"
 
     @property
@@ -93,22 +86,15 @@ class ProjectionConfig:
         return (self.image_side // self.patch_side) ** 2
 
     def problems(self) -> Iterator[str]:
-        if not 8 <= self.image_side <= 4096 or self.image_side % 2:
-            yield f"image_side = {self.image_side} is not an even number in 8..4096"
-        if self.patch_side < 1:
-            yield f"patch_side = {self.patch_side} is smaller than 1"
-        elif self.image_side % self.patch_side:
+        yield from faults(self)
+        if self.image_side % 2:
+            yield f"image_side = {self.image_side} is not an even number"
+        if self.patch_side > 0 and self.image_side % self.patch_side:
             yield f"image_side = {self.image_side} is not a multiple of patch_side = {self.patch_side}"
-        if not 1 <= self.splat <= 15 or self.splat % 2 == 0:
-            yield f"splat = {self.splat} is not an odd number in 1..15"
-        if self.reduction not in ("sum", "mean", "max", "nearest"):
-            yield f"reduction = {self.reduction!r} is none of sum, mean, max, nearest"
-        if not 0 <= self.depth_offset <= 4:
-            yield f"depth_offset = {self.depth_offset} is outside 0..4"
-        if self.points < 0 or 0 < self.points < MIN_POINTS:
+        if self.splat % 2 == 0:
+            yield f"splat = {self.splat} is not an odd number"
+        if 0 < self.points < MIN_POINTS:
             yield f"points = {self.points} is neither 0 (all stored points) nor at least {MIN_POINTS}"
-        if self.normalisation not in ("imagenet", "clip", "half", "unit"):
-            yield f"normalisation = {self.normalisation!r} is none of imagenet, clip, half, unit"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +120,10 @@ class TeacherConfig:
     weights: str = ""
     quickgelu: Literal["auto", "on", "off"] = "auto"
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
-    batch_size: int = 0
+    batch_size: Annotated[int, Ge(0)] = 0
     device: str = "auto"
-    seed: int = 0
-    image_side: int = 0
+    seed: Annotated[int, Ge(0), Le(MAX_SEED)] = 0
+    image_side: Annotated[int, Ge(0), Le(4096)] = 0
 
     @property
     def random(self) -> bool:
@@ -145,31 +131,20 @@ class TeacherConfig:
         return self.pretrained == "random" and not self.weights
 
     def problems(self) -> Iterator[str]:
+        yield from faults(self)
         if not self.architecture:
             yield 'architecture = "" names no model; ViT-B-16 is the reference'
         if self.architecture == "openai" and not self.weights:
             yield 'architecture = "openai" is read off a weights file, and weights = "" names none'
         if not self.pretrained and not self.weights:
             yield 'pretrained = "" and weights = "" name no weights; "random" must be asked for by name'
-        if self.quickgelu not in ("auto", "on", "off"):
-            yield f"quickgelu = {self.quickgelu!r} is none of auto, on, off"
-        if self.precision not in ("float32", "float16", "bfloat16"):
-            yield f"precision = {self.precision!r} is none of float32, float16, bfloat16"
-        if self.batch_size < 0:
-            yield f"batch_size = {self.batch_size} is negative; 0 chooses"
-        kind, _, index = self.device.partition(":")
-        if kind not in ("auto", "cpu", "cuda") or (":" in self.device and not (kind == "cuda" and index.isdecimal())):
-            yield f"device = {self.device!r} is none of auto, cpu, cuda, cuda:N"
-        if not 0 <= self.seed < SEED_BOUND:
-            yield f"seed = {self.seed} is outside 0..2^63-1"
+        yield from device_problems(self.device)
         of_timm = self.architecture.startswith("timm:")
         if self.image_side and not of_timm:
             yield (
                 f"image_side = {self.image_side} is of timm's towers; architecture = {self.architecture!r} has a side "
                 "of its own, so leave 0"
             )
-        elif not 0 <= self.image_side <= 4096:
-            yield f"image_side = {self.image_side} is outside 0..4096"
         if of_timm and self.quickgelu in ("on", "off"):
             yield f"quickgelu = {self.quickgelu!r} is not timm's: its architectures say it by their names; leave auto"
 
@@ -190,11 +165,11 @@ class BuildConfig:
     """
 
     scheduler: str = "threads"
-    workers: int = 0
+    workers: Annotated[int, Ge(0)] = 0
     changed: Literal["refuse", "rebuild"] = "refuse"
     check: Literal["stamps", "content"] = "stamps"
-    retries: int = 3
-    max_refused: float = 0.05
+    retries: Annotated[int, Ge(0), Le(100)] = 3
+    max_refused: Annotated[float, Ge(0), Le(1)] = 0.05
     retry_refused: bool = False
 
     @property
@@ -203,18 +178,9 @@ class BuildConfig:
         return "://" in self.scheduler
 
     def problems(self) -> Iterator[str]:
+        yield from faults(self)
         if self.scheduler not in ("threads", "processes") and not self.remote:
             yield f"scheduler = {self.scheduler!r} is none of threads, processes, or an address such as tcp://host:8786"
-        if self.workers < 0:
-            yield f"workers = {self.workers} is negative; 0 chooses"
-        if self.changed not in ("refuse", "rebuild"):
-            yield f"changed = {self.changed!r} is neither refuse nor rebuild"
-        if self.check not in ("stamps", "content"):
-            yield f"check = {self.check!r} is neither stamps nor content"
-        if not 0 <= self.retries <= 100:
-            yield f"retries = {self.retries} is outside 0..100"
-        if not 0 <= self.max_refused <= 1:
-            yield f"max_refused = {self.max_refused} is a share of the corpus, and outside 0..1"
 
 
 def conflicts(corpus: CorpusConfig, projection: ProjectionConfig) -> Iterator[str]:

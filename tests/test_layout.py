@@ -12,12 +12,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("cuda", "teacher_cache", "pipeline", "trainer", "cli")
-# A room may import itself and these; pipeline.corpora is the door from the trainer.
+# A room may import itself and these; pipeline.corpora and pipeline.settings are the doors from the trainer.
 ALLOWED = {
     "cuda": set(),
     "teacher_cache": {"cuda"},
     "pipeline": {"teacher_cache", "cuda"},
-    "trainer": {"teacher_cache", "cuda", "pipeline.corpora"},
+    "trainer": {"teacher_cache", "cuda", "pipeline.corpora", "pipeline.settings"},
     "cli": {"trainer", "pipeline", "teacher_cache", "cuda"},
 }
 # Doors for one folder alone: the reference's .pth files are read as teachers' are, by one unpickler.
@@ -28,7 +28,7 @@ ORDER = {
         "testing", "__init__", "maintenance", ("reading", "writer"), "format", "storage", "recipe", "config",
         "location", ("sealed", "foreign"), ("errors", "system"),
     ),
-    "pipeline": ("build", "teacher", "views", "corpora", ("config", "errors")),
+    "pipeline": ("build", "teacher", "views", "corpora", ("config", "errors"), "settings"),
     "pipeline/corpora": (
         "survey", "__init__", "uri", "kinds", ("files", "rows"), "inspection", "formats", ("faults", "processes"),
         ("entrance", "releases", "episodes"), ("options", "report"), "check", "base", ("surface", "objects"),
@@ -36,7 +36,7 @@ ORDER = {
     "trainer": (
         "pretraining", "downstream", "checkpoints", "config", ("models", "engine"), ("losses", "randomness"), "errors",
     ),
-    "trainer/models": ("heads", "hierarchical", ("tokens", "layers"), "random_inputs", "config"),
+    "trainer/models": (("heads", "build"), "hierarchical", "student", ("tokens", "layers"), "random_inputs", "config"),
     "cli": ("main", "commands", ("actions", "study"), ("show", "experiment", "options"), "exit_codes"),
 }  # fmt: skip
 FORBIDDEN = {"trainer": {"dask", "distributed", "open_clip"}, "teacher_cache": {"dask", "open_clip"}}
@@ -110,6 +110,18 @@ def test_imports_run_one_way_inside_a_room(place):
                     continue
                 wrong.append(f"{sources[name].relative_to(ROOT)} ({part}) imports {other} ({theirs})")
     assert wrong == []
+
+
+def test_students_are_known_by_their_protocol():
+    """Only the models, and the files laid out like the reference's student, know which student there is."""
+    knows = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "trainer").rglob("*.py")
+        if any(name.startswith("trainer.models.hierarchical") for name in imported(path))
+    }
+    assert knows
+    places = ("trainer/models/", "trainer/checkpoints/reference/")
+    assert [path for path in sorted(knows) if not path.startswith(places)] == []
 
 
 def names_taken(path, module):

@@ -6,14 +6,18 @@ every fault of a section, with names relative to it. The model's own sections ar
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from trainer.engine.config import EngineConfig, absurd, not_one_of
+from annotated_types import Ge, Gt, MinLen
+
+from pipeline.settings import faults
+from trainer.engine.config import EngineConfig, absurd
 
 __all__ = ["AlignmentConfig", "EvaluationConfig", "TrainerConfig", "absurd", "alignment_conflicts"]
 
 MIN_POINTS = 32
 EMBEDDED_POINTS = 128  # groups of the package's own encoder at its first level
+Factor = Annotated[float, Gt(0)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,15 +47,15 @@ class TrainerConfig(EngineConfig):
     cache: str = ""
     stale_cache: Literal["refuse", "train"] = "refuse"
     teacher: Literal["cached", "live"] = "cached"
-    points: int = 2048
+    points: Annotated[int, Ge(0)] = 2048
     resample: bool = True
     renormalise: bool = True
-    scale: tuple[float, float] = (2 / 3, 3 / 2)
-    shift: float = 0.2
-    weight_2d: float = 1.0
-    shuffle_window: int = 16
-    readers: int = 2
-    prefetch: int = 4
+    scale: tuple[Factor, Factor] = (2 / 3, 3 / 2)
+    shift: Annotated[float, Ge(0)] = 0.2
+    weight_2d: Annotated[float, Ge(0)] = 1.0
+    shuffle_window: Annotated[int, Ge(1)] = 16
+    readers: Annotated[int, Ge(0)] = 2
+    prefetch: Annotated[int, Ge(1)] = 4
     damaged: Literal["raise", "skip"] = "raise"
 
     @property
@@ -61,20 +65,10 @@ class TrainerConfig(EngineConfig):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        for name in ("prefetch", "shuffle_window"):
-            if getattr(self, name) < 1:
-                yield f"{name} = {getattr(self, name)} is smaller than 1"
-        if self.points < 0 or 0 < self.points < MIN_POINTS:
+        if 0 < self.points < MIN_POINTS:
             yield f"points = {self.points} is neither 0 (all stored points) nor at least {MIN_POINTS}"
-        if not 0 < self.scale[0] <= self.scale[1]:
-            yield f"scale = {self.scale} is not a range of positive factors, smaller one first"
-        for name in ("shift", "readers"):
-            if getattr(self, name) < 0:
-                yield f"{name} = {getattr(self, name)} is negative"
-        if not self.weight_2d >= 0:
-            yield f"weight_2d = {self.weight_2d} is negative"
-        yield from not_one_of(self, "teacher", ("cached", "live"))
-        yield from not_one_of(self, "damaged", ("raise", "skip"))
+        if tuple(self.scale) != tuple(sorted(self.scale)):
+            yield f"scale = {self.scale} is not a range, smaller factor first"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,18 +81,13 @@ class AlignmentConfig:
                  than there are means all
     """
 
-    weight: float = 0.0
-    temperature: float = 0.1
-    negatives: int = 0
+    weight: Annotated[float, Ge(0)] = 0.0
+    temperature: Annotated[float, Gt(0)] = 0.1
+    negatives: Annotated[int, Ge(0)] = 0
 
     def problems(self) -> Iterator[str]:
+        yield from faults(self)
         yield from absurd(self)
-        if not self.weight >= 0:
-            yield f"weight = {self.weight} is negative"
-        if not self.temperature > 0:
-            yield f"temperature = {self.temperature} is not positive"
-        if self.negatives < 0:
-            yield f"negatives = {self.negatives} is negative"
 
 
 def alignment_conflicts(alignment: AlignmentConfig, trainer: TrainerConfig) -> Iterator[str]:
@@ -135,16 +124,16 @@ class EvaluationConfig:
 
     train: str = ""
     test: str = ""
-    every: int = 0
+    every: Annotated[int, Ge(0)] = 0
     stored_points: int = 2048
-    points: int = 1024
+    points: Annotated[int, Ge(MIN_POINTS)] = 1024
     feature: Literal["auto", "levels", "top"] = "auto"
     protocol: Literal["cross-validated", "reference"] = "cross-validated"
-    grid: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0)
-    folds: int = 3
-    seeds: int = 5
-    reference_c: float = 0.01
-    batch_size: int = 32
+    grid: Annotated[tuple[Factor, ...], MinLen(1)] = (0.01, 0.1, 1.0, 10.0, 100.0)
+    folds: Annotated[int, Ge(2)] = 3
+    seeds: Annotated[int, Ge(1)] = 5
+    reference_c: Annotated[float, Gt(0)] = 0.01
+    batch_size: Annotated[int, Ge(1)] = 32
     baselines: bool = True
     embedded: bool = False
 
@@ -161,6 +150,7 @@ class EvaluationConfig:
         return "top" if self.protocol == "reference" else "levels"
 
     def problems(self) -> Iterator[str]:
+        yield from faults(self)
         yield from absurd(self)
         if bool(self.train) != bool(self.test):
             present, absent = ("train", "test") if self.train else ("test", "train")
@@ -169,22 +159,7 @@ class EvaluationConfig:
             uri = getattr(self, name)
             if uri and ":" not in uri:
                 yield f"{name} = {uri!r} has no kind; write kind:location, for instance folder:meshes"
-        if self.every < 0:
-            yield f"every = {self.every} is negative"
-        if self.points < MIN_POINTS:
-            yield f"points = {self.points} is fewer than {MIN_POINTS}"
         if self.embedded and self.points < EMBEDDED_POINTS:
             yield f"points = {self.points} is fewer than the {EMBEDDED_POINTS} that embedded = true needs"
         if self.stored_points < self.points:
             yield f"stored_points = {self.stored_points} is fewer than points = {self.points}"
-        yield from not_one_of(self, "feature", ("auto", "levels", "top"))
-        yield from not_one_of(self, "protocol", ("cross-validated", "reference"))
-        if not self.grid or not all(c > 0 for c in self.grid):
-            yield f"grid = {self.grid} is not a list of positive values of C"
-        if self.folds < 2:
-            yield f"folds = {self.folds} is smaller than 2"
-        for name in ("seeds", "batch_size"):
-            if getattr(self, name) < 1:
-                yield f"{name} = {getattr(self, name)} is smaller than 1"
-        if not self.reference_c > 0:
-            yield f"reference_c = {self.reference_c} is not positive"

@@ -54,7 +54,7 @@ class Filled(NamedTuple):
 def reference_settings(overrides: tuple[str, ...] = ()) -> Experiment:
     """The `reference` preset, with `section.key=value` overrides; drop path off, as everything was recorded."""
     experiment = load_experiment("reference", overrides)
-    return replace(experiment, model=replace(experiment.model, drop_path=0.0))
+    return replace(experiment, model=replace(experiment.hierarchical, drop_path=0.0))
 
 
 # -- small, with recorded weights --------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def small_student(recorded: Recorded, settings: Experiment, device: torch.device
     entries = recorded.checkpoint("pretrain_ckpt.pth").entries
     stages = len(sizes["decoder_dims"])
     config = replace(
-        settings.model,
+        settings.hierarchical,
         **_encoder_sizes(sizes, entries),
         neighbours=tuple(sizes["group_sizes"]),
         decoder_dims=tuple(sizes["decoder_dims"]),
@@ -139,21 +139,21 @@ def full_student(recorded: Recorded, settings: Experiment, device: torch.device)
     """The paper's pre-training model, for the teacher that params.json describes."""
     channels = recorded.table("params")["pretrain"]["teacher_state_dict"][f"{TEACHER}visual.proj"][0][1]
     with torch.device("meta"):
-        model = I2PMAE(settings.model, settings.masking, teacher_channels=channels)
+        model = I2PMAE(settings.hierarchical, settings.masking, teacher_channels=channels)
     return _filled(model, recorded, device)
 
 
 def full_classifier(recorded: Recorded, settings: Experiment, name: str, device: torch.device) -> Filled:
     """One of FULL_CLASSIFIERS."""
     with torch.device("meta"):
-        model = Classifier(settings.model, replace(FULL_CLASSIFIERS[name], **_AS_RECORDED))
+        model = Classifier(settings.hierarchical, replace(FULL_CLASSIFIERS[name], **_AS_RECORDED))
     return _filled(model, recorded, device)
 
 
 def full_segmenter(recorded: Recorded, settings: Experiment, device: torch.device) -> Filled:
     """The ShapeNetPart model."""
     with torch.device("meta"):
-        model = PartSegmenter(settings.model, SegmentationConfig(**_AS_RECORDED))
+        model = PartSegmenter(settings.hierarchical, SegmentationConfig(**_AS_RECORDED))
     return _filled(model, recorded, device)
 
 
@@ -201,7 +201,7 @@ def _head_model(settings: Experiment, sizes: Mapping[str, Any], entries: Mapping
         "decoder_up_blocks": (),
     }
     neighbours = tuple(sizes["group_sizes"])
-    return replace(settings.model, **_encoder_sizes(sizes, entries), **decoder, neighbours=neighbours)
+    return replace(settings.hierarchical, **_encoder_sizes(sizes, entries), **decoder, neighbours=neighbours)
 
 
 def _loaded(model: Any, entries: Mapping[str, Tensor], source: str, device: torch.device) -> Any:

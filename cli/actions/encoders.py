@@ -35,10 +35,11 @@ def named_encoders(
     Raises CheckpointError for what is no checkpoint, and UsageError for a name that is neither a path nor a baseline.
     """
     from trainer.checkpoints.files import find_checkpoint, read_header
-    from trainer.checkpoints.models import load_fine_tuned, load_model, new_model
+    from trainer.checkpoints.models import load_fine_tuned, load_model
     from trainer.downstream.baselines.coordinates import coordinate_statistics
     from trainer.downstream.baselines.point_nn import PointNN
     from trainer.downstream.features import ClassifierEncoder, model_encoder, settle_batch_norms
+    from trainer.models.build import new_student
     from trainer.models.heads.classifier import Classifier
 
     found: dict[str, Encoder] = {}
@@ -61,8 +62,8 @@ def named_encoders(
         if untrained_on is not None:
             seed = int(header.config.get("trainer", {}).get("seed", 0))  # an imported one does not say
             teacher = {"channels": model.teacher_channels, "views": model.views}
-            fresh = new_model(model.config, model.masking, teacher, seed=seed).to(device)
-            settle_batch_norms(fresh, untrained_on, device)
+            fresh = new_student(model.config, model.masking, teacher, seed=seed).to(device)
+            settle_batch_norms(fresh, untrained_on, device, feature)
             several = sum(name not in BASELINES for name in names) > 1
             found[f"untrained ({name})" if several else "untrained"] = model_encoder(fresh, device, feature)
         found[name] = model_encoder(model.to(device), device, feature)
@@ -72,12 +73,14 @@ def named_encoders(
 def points_needed(names: Sequence[str]) -> int:
     """Points of a cloud that the encoders of these names need at least."""
     from trainer.checkpoints.files import find_checkpoint, read_header
+    from trainer.checkpoints.models import section_from_json
+    from trainer.models.config import settings_class
 
     least = 32
     for name in names:
         if name not in BASELINES and _is_checkpoint(name):
-            header = read_header(find_checkpoint(name))
-            least = max(least, *header.config.get("model", {}).get("groups", [0]))
+            settings = read_header(find_checkpoint(name)).config.get("model", {})
+            least = max(least, section_from_json(settings_class(settings), settings).least_points)
     return least
 
 

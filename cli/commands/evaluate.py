@@ -71,8 +71,11 @@ def evaluate(
         feature=feature, protocol=protocol, reference_c=reference_c, seeds=seeds, embedded=embedded,  # type: ignore[arg-type]
     )  # fmt: skip
     problems = list(config.problems())
-    if model.config.groups[0] > points:
-        problems.append(f"--points {points} is fewer than the {model.config.groups[0]} groups the encoder forms")
+    if model.config.least_points > points:
+        problems.append(
+            f"--points {points} is too few: {model.config.least_points_reason} needs at least "
+            f"{model.config.least_points}"
+        )
     if problems:
         raise ConfigError("the options", problems)
     seed = int(header.config.get("trainer", {}).get("seed", 0))  # an imported one does not say

@@ -1,14 +1,15 @@
 """An experiment: one frozen dataclass a section, and the faults that only show when sections are seen together."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.config import BuildConfig, CorpusConfig, ProjectionConfig, TeacherConfig, conflicts
 from teacher_cache.config import CacheConfig
 from trainer.config import AlignmentConfig, EvaluationConfig, TrainerConfig, absurd, alignment_conflicts
-from trainer.models.config import MaskingConfig, ModelConfig
+from trainer.models.config import MaskingConfig, ModelConfig, StudentConfig, settings_class
 
-__all__ = ["SECTIONS", "Experiment"]
+__all__ = ["SECTIONS", "Experiment", "section_class"]
 
 SECTIONS: dict[str, type] = {
     "corpus": CorpusConfig,
@@ -25,6 +26,14 @@ SECTIONS: dict[str, type] = {
 _LOOK_THEMSELVES = ("alignment", "trainer", "evaluation")  # for absurd numbers
 
 
+def section_class(name: str, table: Mapping[str, Any]) -> type:
+    """The dataclass of a section; of [model], the one of the architecture that it names.
+
+    Raises ValueError for an architecture that is not there.
+    """
+    return settings_class(table) if name == "model" else SECTIONS[name]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Everything one run is made from.
@@ -38,11 +47,18 @@ class Experiment:
     teacher: TeacherConfig
     cache: CacheConfig
     build: BuildConfig
-    model: ModelConfig
+    model: StudentConfig
     masking: MaskingConfig
     alignment: AlignmentConfig
     trainer: TrainerConfig
     evaluation: EvaluationConfig
+
+    @property
+    def hierarchical(self) -> ModelConfig:
+        """The section [model], for what exists for the hierarchical student alone; TypeError where it is another's."""
+        if not isinstance(self.model, ModelConfig):
+            raise TypeError(f"model.architecture is {self.model.architecture!r}; expected 'hierarchical'")
+        return self.model
 
     def problems(self) -> Iterator[str]:
         """Every fault, with the full name of the setting."""
@@ -55,10 +71,8 @@ class Experiment:
         stored, seen = self.corpus.points, self.trainer.points or self.corpus.points
         if seen > stored:
             yield f"trainer.points = {seen} is more than the corpus.points = {stored} that are stored"
-        if self.model.groups and self.model.groups[0] > seen:
-            yield f"model.groups[0] = {self.model.groups[0]} is more than the trainer.points = {seen} the student sees"
-        if self.evaluation.enabled and self.model.groups and self.model.groups[0] > self.evaluation.points:
-            yield (
-                f"model.groups[0] = {self.model.groups[0]} is more than evaluation.points = {self.evaluation.points}; "
-                "an encoder cannot form more groups than a cloud has points"
-            )
+        least, reason = self.model.least_points, self.model.least_points_reason
+        if least > seen:
+            yield f"{reason} needs at least {least} points, more than the trainer.points = {seen} the student sees"
+        if self.evaluation.enabled and least > self.evaluation.points:
+            yield f"{reason} needs at least {least} points, more than evaluation.points = {self.evaluation.points}"

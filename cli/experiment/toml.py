@@ -7,13 +7,13 @@ preset a file names with ``preset = "..."``, the file, ``--set section.key=value
 import dataclasses
 import difflib
 import tomllib
-import types
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
-from cli.experiment.sections import SECTIONS, Experiment
+from cli.experiment.sections import SECTIONS, Experiment, section_class
+from pipeline.settings import typed
 from teacher_cache.foreign import decode_text, misnomer
 
 __all__ = [
@@ -189,60 +189,26 @@ def _apply_override(tables: dict[str, dict[str, Any]], text: str, problems: list
 
 
 def _section(name: str, cls: type, table: Mapping[str, Any], problems: list[str]) -> Any:
-    return cls(**_values(name, cls, table, problems, list(_all_settings(SECTIONS))))
+    try:
+        cls = section_class(name, table)
+    except ValueError as error:
+        problems.append(f"{name}.{error}")
+        return cls()
+    return cls(**_values(name, cls, table, problems, list(_all_settings({**SECTIONS, name: cls}))))
 
 
 def _values(
     name: str, cls: type, table: Mapping[str, Any], problems: list[str], settings: Iterable[str]
 ) -> dict[str, Any]:
-    hints = get_type_hints(cls)
-    values = {}
-    for key, value in table.items():
-        if key not in hints:
-            problems.append(f"{name}.{key} is not a setting; {_suggest(f'{name}.{key}', settings, within=name)}")
-            continue
-        try:
-            values[key] = _coerce(value, hints[key])
-        except TypeError as error:
-            problems.append(f"{name}.{key} = {value!r} {error}")
+    known = {field.name for field in dataclasses.fields(cls)}
+    problems += [
+        f"{name}.{key} is not a setting; {_suggest(f'{name}.{key}', settings, within=name)}"
+        for key in table
+        if key not in known
+    ]
+    values, wrong = typed(cls, {key: value for key, value in table.items() if key in known})
+    problems += [f"{name}.{fault}" for fault in wrong]
     return values
-
-
-def _coerce(value: Any, hint: Any) -> Any:
-    """``value`` as the annotated type, or TypeError whose text continues 'section.key = value ...'."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        if value not in args:
-            raise TypeError(f"is not one of {', '.join(map(repr, args))}")
-        return value
-    if origin in (Union, types.UnionType):
-        plain = [arg for arg in args if arg is not type(None)]
-        if value is None:
-            return None
-        for arg in plain:
-            try:
-                return _coerce(value, arg)
-            except TypeError:
-                continue
-        raise TypeError(f"is not {' or '.join(getattr(arg, '__name__', str(arg)) for arg in plain)}")
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise TypeError(f"is not a list of {getattr(args[0], '__name__', args[0])}")
-        if args[-1] is not Ellipsis and len(args) != len(value):
-            raise TypeError(f"has {len(value)} entries, not {len(args)}")
-        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
-        return tuple(_coerce(item, kind) for item, kind in zip(value, kinds, strict=True))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is str and not isinstance(value, str):
-        raise TypeError("is not text")
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise TypeError(f"is not {_article(hint)}")
-    return value
-
-
-def _article(hint: type) -> str:
-    return {int: "a whole number", float: "a number", bool: "true or false"}.get(hint, hint.__name__)
 
 
 def _all_settings(sections: Mapping[str, type]) -> Iterator[str]:

@@ -130,12 +130,12 @@ def _untrained(run: Run, experiment: Any, opened: Any, name: str) -> dict[str, A
     """The student of this seed before training; with seed 0 also what needs no student."""
     import torch
 
-    from trainer.checkpoints.models import new_model
     from trainer.downstream.features import ModelEncoder
+    from trainer.models.build import new_student
 
     schema = opened.schema
     shape = {"channels": schema.channels, "views": schema.views}
-    fresh = new_model(experiment.model, experiment.masking, shape, seed=run.seed)
+    fresh = new_student(experiment.model, experiment.masking, shape, seed=run.seed)
     evaluator = _evaluator_of(run, experiment, name)
     encoders = evaluator.baselines(fresh, seed=run.seed, device=torch.device("cpu"))
     if run.seed:

@@ -13,9 +13,10 @@ from tests.support.builds import COUNT, POINTS, small_build
 from tests.support.teachers import TINY_PROJECTION, tiny_teacher
 from tests.support.training import MASKING, MODEL, train, trainer_config
 from trainer.checkpoints import files as checkpoint
-from trainer.checkpoints.models import load_encoder, new_model
+from trainer.checkpoints.models import load_encoder
 from trainer.engine.ranks import Ranks
 from trainer.errors import CheckpointError
+from trainer.models.build import new_student
 from trainer.pretraining import loop
 from trainer.pretraining.data import Loader
 
@@ -37,7 +38,7 @@ def test_the_students_head_has_the_caches_channels(tmp_path):
     assert header.cache["basis"] == cache.basis.sha256
     weights = checkpoint.read_tensors(report.checkpoint, header, checkpoint.MODEL)
     head = next(value for name, value in weights.items() if name.endswith("rec_head_2d.bias"))
-    assert len(head) * 8 == 5 * len(new_model(MODEL, MASKING, {"channels": 8, "views": 3}, seed=0).rec_head_2d.bias)
+    assert len(head) * 8 == 5 * len(new_student(MODEL, MASKING, {"channels": 8, "views": 3}, seed=0).rec_head_2d.bias)
     assert load_encoder(tmp_path / "run").encode(torch.rand(2, POINTS, 3)).shape[0] == 2
 
 
@@ -66,7 +67,7 @@ def test_the_2d_loss_is_a_mean_over_the_teachers_channels(tmp_path, monkeypatch)
     report = train(cache, tmp_path / "run", **PLAIN)
     first = losses(report)[0][1]
     part = next(Loader(cache, MODEL, trainer_config(**PLAIN), ALONE, live_teacher=False).epoch(0))[0]
-    model = new_model(MODEL, MASKING, {"channels": 5, "views": 3}, seed=0).train()
+    model = new_student(MODEL, MASKING, {"channels": 5, "views": 3}, seed=0).train()
     plan = model.plan(part.points, part.points_canonical, part.maps, part.draws)
     with torch.no_grad():
         output = model.losses(plan, model.network(plan, part.draws.drop_path))
@@ -74,7 +75,7 @@ def test_the_2d_loss_is_a_mean_over_the_teachers_channels(tmp_path, monkeypatch)
     # And what is differentiated is what is logged: a weight of 2 takes 2 back, to the bit.
     weights = []
     for settings, named in (({}, {}), ({"weight_2d": 2.0}, {"stands_for": 2.0}), ({}, {"stands_for": 2.0})):
-        model = new_model(MODEL, MASKING, {"channels": 5, "views": 3}, seed=0)
+        model = new_student(MODEL, MASKING, {"channels": 5, "views": 3}, seed=0)
         loop.Stepper(model, trainer_config(**PLAIN, **settings), ALONE, None, **named).step([part], 1e-3)
         weights.append(torch.cat([value.detach().reshape(-1) for value in model.parameters()]))
     assert torch.equal(weights[0], weights[1])

@@ -23,11 +23,13 @@ def test_the_defaults_fit_together():
     ("section", "changes", "said"),
     [
         (CorpusConfig, {"uri": "meshes"}, "uri = 'meshes' has no kind"),
-        (CorpusConfig, {"points": 31}, "points = 31 is fewer than 32"),
+        (CorpusConfig, {"points": 31}, "points = 31 is outside 32..10000000"),
         (ProjectionConfig, {"image_side": 230}, "image_side = 230 is not a multiple of patch_side = 16"),
-        (ProjectionConfig, {"image_side": 225, "patch_side": 15}, "image_side = 225 is not an even number in 8..4096"),
+        (ProjectionConfig, {"image_side": 225, "patch_side": 15}, "image_side = 225 is not an even number"),
+        (ProjectionConfig, {"image_side": 6, "patch_side": 2}, "image_side = 6 is outside 8..4096"),
         (ProjectionConfig, {"patch_side": 0}, "patch_side = 0 is smaller than 1"),
-        (ProjectionConfig, {"splat": 4}, "splat = 4 is not an odd number in 1..15"),
+        (ProjectionConfig, {"splat": 4}, "splat = 4 is not an odd number"),
+        (ProjectionConfig, {"splat": 17}, "splat = 17 is outside 1..15"),
         (ProjectionConfig, {"reduction": "median"}, "reduction = 'median' is none of sum, mean, max, nearest"),
         (ProjectionConfig, {"points": 31}, "points = 31 is neither 0"),
         (ProjectionConfig, {"normalisation": "none"}, "normalisation = 'none' is none of imagenet, clip, half, unit"),
@@ -43,6 +45,8 @@ def test_the_defaults_fit_together():
         (BuildConfig, {"scheduler": "mpi"}, "scheduler = 'mpi' is none of threads, processes, or an address"),
         (BuildConfig, {"workers": -1}, "workers = -1 is negative"),
         (BuildConfig, {"retries": 101}, "retries = 101 is outside 0..100"),
+        (BuildConfig, {"changed": "ask"}, "changed = 'ask' is none of refuse, rebuild"),
+        (BuildConfig, {"max_refused": float("nan")}, "max_refused = nan is not a number"),
     ],
 )
 def test_each_fault_is_named_alone(section, changes, said):

@@ -193,7 +193,10 @@ def test_evaluate_scores_a_checkpoint_and_prints_json(smoke, capsys):
     assert set(result["rows"]) == {"coordinates", "untrained", "trained"}
     outcome = run(capsys, "evaluate", smoke.run_dir, *corpora, "--points", 32)
     assert outcome.code == 2
-    assert "--points 32 is fewer than the 64 groups the encoder forms" in outcome.err
+    assert (
+        "--points 32 is too few: model.groups = (64, 32, 8) with model.neighbours = (8, 4, 4) needs at least 64"
+        in outcome.err
+    )
 
 
 def test_checkpoint_info_and_a_damaged_checkpoint(smoke, capsys, tmp_path):

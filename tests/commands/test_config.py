@@ -2,12 +2,17 @@
 
 import dataclasses
 import inspect
+import subprocess
+import sys
 from pathlib import Path
+from typing import Annotated, get_args, get_origin, get_type_hints
 
 import pytest
+from annotated_types import Ge, Gt, Le, Lt
 
 from cli.experiment.sections import SECTIONS
 from cli.experiment.toml import ConfigError, load_experiment, preset_names, preset_text, to_toml
+from pipeline.settings import faults, typed
 
 
 def write(path: Path, text: str) -> str:
@@ -75,7 +80,7 @@ def test_all_problems_are_reported_at_once():
     assert sorted(rest) == sorted(
         [
             "  --set nonsense: expected section.key=value",
-            "  masking.mode = 'salient' is not one of 'saliency', 'random'",
+            "  masking.mode = 'salient' is none of saliency, random",
             "  trainer.leraning_rate is not a setting; did you mean trainer.learning_rate?",
             "  trainer.epochs = 1.5 is not a whole number",
             "  trainer.tensorboard = 1 is not true or false",
@@ -90,7 +95,7 @@ def test_all_problems_are_reported_at_once():
     ("override", "message"),
     [
         ("trainer.points=4096", "trainer.points = 4096 is more than the corpus.points = 1024 that are stored"),
-        ("evaluation.points=64", "model.groups[0] = 128 is more than evaluation.points = 64"),
+        ("evaluation.points=64", "needs at least 128 points, more than evaluation.points = 64"),
         ("projection.points=2000", "projection.points = 2000 is more than the corpus.points = 1024"),
         ("model.heads=7", "model.encoder_dims has 48, which is not a multiple of heads = 7"),
         ("model.neighbours=[16, 8]", "model.neighbours = (16, 8) must have one value per level"),
@@ -101,6 +106,39 @@ def test_impossible_combinations_are_refused(override, message):
     with pytest.raises(ConfigError) as caught:
         load_experiment("quickstart", [override])
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.weight_decay=inf", "trainer.weight_decay = inf is infinite"),
+        ("trainer.weight_decay=true", "trainer.weight_decay = True is not a number"),
+        ("trainer.tensorboard=1", "trainer.tensorboard = 1 is not true or false"),
+        ("trainer.seed=9223372036854775808", "trainer.seed = 9223372036854775808 is outside 0..2^63-1"),
+        ("trainer.prefetch=1000000001", "trainer.prefetch = 1000000001 is beyond 1,000,000,000"),
+        ("corpus.uri=3", "corpus.uri = 3 is not text"),
+        ("model.groups=3", "model.groups = 3 is not a list of whole numbers"),
+        ("evaluation.grid=['a', 1.0]", "evaluation.grid = ['a', 1.0] has 'a', which is not a number"),
+        ("cache.shapes_per_shard=1.5", "cache.shapes_per_shard = 1.5 is not a whole number"),
+        ("cache.features=float64", "cache.features = 'float64' is none of float16, float32, int8"),
+    ],
+)
+def test_types_and_bounds_are_named_in_one_line_each(override, message):
+    with pytest.raises(ConfigError) as caught:
+        load_experiment("quickstart", [override])
+    assert caught.value.problems == [message]
+
+
+def test_settings_load_what_checks_them_only_when_something_is_checked():
+    """And neither torch."""
+    code = (
+        "import sys, cli.experiment.toml as toml\n"
+        "assert not {'pydantic', 'torch'} & set(sys.modules)\n"
+        "toml.load_experiment('quickstart')\n"
+        "assert 'torch' not in sys.modules and 'pydantic' in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_file_that_is_not_there_not_toml_or_of_an_unknown_preset(tmp_path):
@@ -119,8 +157,13 @@ def test_a_file_that_is_not_there_not_toml_or_of_an_unknown_preset(tmp_path):
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_setting_is_documented_where_it_is_declared(section):
     cls = SECTIONS[section]
-    # Settings stand at the margin, what continues a line is indented.
-    lines = (inspect.getdoc(cls) or "").splitlines()
+    # Settings stand at the margin, what continues a line is indented; a section may extend another.
+    lines = [
+        line
+        for base in cls.__mro__
+        if dataclasses.is_dataclass(base)
+        for line in (inspect.getdoc(base) or "").splitlines()
+    ]
     documented = {line.split()[0].rstrip(".:,") for line in lines if line[:1].strip()}
     assert {field.name for field in dataclasses.fields(cls)} <= documented
 
@@ -130,3 +173,40 @@ def test_reference_preset_answers_every_quirk_as_the_reference_does():
 
     model = load_experiment("reference").model
     assert {key: getattr(model, key) for key in REFERENCE_QUIRKS} == dict(REFERENCE_QUIRKS)
+
+
+def beyond(cls):
+    """(name, value just outside, value at the bound) of each bound of a section's single numbers."""
+    for name, hint in get_type_hints(cls, include_extras=True).items():
+        kind, *bounds = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        step = 1 if kind is int else 1e-6
+        for bound in bounds if kind in (int, float) else ():
+            match bound:
+                case Ge(ge=limit):
+                    yield name, limit - step, limit
+                case Gt(gt=limit):
+                    yield name, kind(limit), limit + step
+                case Le(le=limit):
+                    yield name, limit + step, limit
+                case Lt(lt=limit):
+                    yield name, kind(limit), limit - step
+
+
+@pytest.mark.parametrize("section", [name for name in SECTIONS if name != "cache"])
+def test_every_bound_is_where_its_annotation_says(section):
+    cls = SECTIONS[section]
+    bounds = list(beyond(cls))
+    assert bounds
+    for name, outside, inside in bounds:
+        assert [text for text in faults(cls(**{name: outside})) if text.startswith(f"{name} = {outside!r} is ")]
+        assert list(faults(cls(**{name: inside}))) == []
+
+
+def test_lists_are_tuples_and_whole_numbers_are_numbers_where_a_section_says_so():
+    values, wrong = typed(SECTIONS["trainer"], {"scale": [1, 2], "shift": 0, "epochs": 0, "seed": True, "betas": "ab"})
+    assert values == {"scale": (1, 2), "shift": 0, "epochs": 0}  # what is out of bounds is told by the section
+    assert sorted(wrong) == ["betas = 'ab' is not a list of numbers", "seed = True is not a whole number"]
+    values, wrong = typed(SECTIONS["trainer"], {"scale": [1, 2], "shift": 0})
+    assert [type(value) for value in (*values["scale"], values["shift"])] == [float] * 3
+    with pytest.raises(KeyError):
+        typed(SECTIONS["trainer"], {"epoch": 1})

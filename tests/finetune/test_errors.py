@@ -55,16 +55,16 @@ def test_training_needs_draws_and_more_than_one_shape():
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"classes": 1, "label_smoothing": 0.0}, "classes = 1 is fewer than 2"),
-        ({"neighbours": (65, 8, 8)}, "neighbours[0] = 65 is more than 64"),
-        ({"neighbours": (0, 8, 8)}, "neighbours = (0, 8, 8) is not a list of positive numbers"),
-        ({"radius": (0.1, -1.0, 0.3)}, "radius = (0.1, -1.0, 0.3) has a number that is negative or not a number"),
-        ({"radius": (float("nan"),) * 3}, "radius = (nan, nan, nan) has a number that is negative or not a number"),
+        ({"classes": 1, "label_smoothing": 0.0}, "classes = 1 is smaller than 2"),
+        ({"neighbours": (65, 8, 8)}, "neighbours = (65, 8, 8) has 65, which is outside 1..64"),
+        ({"neighbours": (0, 8, 8)}, "neighbours = (0, 8, 8) has 0, which is outside 1..64"),
+        ({"radius": (0.1, -1.0, 0.3)}, "radius = (0.1, -1.0, 0.3) has -1.0, which is negative"),
+        ({"radius": (float("nan"),) * 3}, "radius = (nan, nan, nan) has nan, which is not a number"),
         ({"distance": "euclidean"}, "distance = 'euclidean' is none of direct, expanded"),
         ({"pooling": "max"}, "pooling = 'max' is none of sum, concat"),
-        ({"hidden": ()}, "hidden = () is not a list of positive numbers"),
+        ({"hidden": ()}, "hidden = () is empty"),
         ({"dropout": 1.0}, "dropout = 1.0 is outside 0..1 (1 excluded)"),
-        ({"label_smoothing": 0.98}, "label_smoothing = 0.98 is outside 0..0.975, (classes - 1) / classes"),
+        ({"label_smoothing": 0.98}, "label_smoothing = 0.98 is more than 0.975, (classes - 1) / classes"),
     ],
 )
 def test_classifier_settings(settings, text):
@@ -74,12 +74,12 @@ def test_classifier_settings(settings, text):
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"parts": 1}, "parts = 1 is fewer than 2"),
+        ({"parts": 1}, "parts = 1 is smaller than 2"),
         ({"categories": 0}, "categories = 0 is smaller than 1"),
         ({"embedding": 0}, "embedding = 0 is smaller than 1"),
-        ({"propagation": (8, 8, 8)}, "propagation = (8, 8, 8) has not 2 numbers"),
-        ({"hidden": (8, 0, 8)}, "hidden = (8, 0, 8) is not a list of positive numbers"),
-        ({"hidden": (8, 8)}, "hidden = (8, 8) has not 3 numbers"),
+        ({"propagation": (8, 8, 8)}, "propagation = (8, 8, 8) has 3 entries, not 2"),
+        ({"hidden": (8, 0, 8)}, "hidden = (8, 0, 8) has 0, which is smaller than 1"),
+        ({"hidden": (8, 8)}, "hidden = (8, 8) has 2 entries, not 3"),
         ({"dropout": -0.1}, "dropout = -0.1 is outside 0..1 (1 excluded)"),
     ],
 )

@@ -57,9 +57,3 @@ def test_the_largest_number_is_still_below_one():
 
 def test_large_seeds_are_taken():
     assert record_uniforms([2**40], 2, seed=2**63 - 1, epoch=10**6, purpose=16).shape == (1, 2)
-
-
-def test_sample_follows_its_generator():
-    one, two = (Draws.sample(3, CONFIG, torch.Generator().manual_seed(4)) for _ in range(2))
-    assert torch.equal(one.mask, two.mask)
-    assert torch.equal(one.drop_path, two.drop_path)

@@ -15,10 +15,11 @@ import torch
 
 from tests.support.models import TINY, tiny_model
 from tests.support.training import MASKING, train, trainer_config
-from trainer.checkpoints.models import load_model, new_model
+from trainer.checkpoints.models import load_model
 from trainer.config import TrainerConfig
 from trainer.engine.augmentation import scale_and_shift
 from trainer.engine.ranks import Ranks
+from trainer.models.build import new_student
 from trainer.models.random_inputs import Draws
 from trainer.pretraining.data import Loader, Part
 from trainer.pretraining.step import Stepper
@@ -81,7 +82,7 @@ def test_the_masks_of_a_shape_change_from_epoch_to_epoch(cache: Any) -> None:
 def test_a_step_uses_the_draws_of_its_part(cache: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the loader drew is what the student masks and skips by, in accumulated parts as well."""
     config = trainer_config(accumulation=2, compile=False)
-    model = new_model(TINY, MASKING, {"channels": cache.schema.channels, "views": 3}, seed=0)
+    model = new_student(TINY, MASKING, {"channels": cache.schema.channels, "views": 3}, seed=0)
     stepper = Stepper(model, config, ONE, None)
     plan, network = model.plan, stepper._network
     masks: list[torch.Tensor] = []
@@ -131,7 +132,7 @@ def test_the_runs_seed_is_the_loaders_and_the_first_weights(cache: Any, tmp_path
         losses.append([event.losses["3d"] for event in events if type(event).__name__ == "StepDone"])
     assert len(losses[0]) == 3
     assert all(a != b for a, b in zip(*losses, strict=True))
-    weights = [new_model(TINY, MASKING, {"channels": 6, "views": 3}, seed=seed).state_dict() for seed in (0, 7)]
+    weights = [new_student(TINY, MASKING, {"channels": 6, "views": 3}, seed=seed).state_dict() for seed in (0, 7)]
     drawn = [name for name, value in weights[0].items() if value.is_floating_point() and value.std() > 1e-6]
     assert len(drawn) > 30
     assert all(not torch.equal(weights[0][name], weights[1][name]) for name in drawn)
@@ -142,7 +143,7 @@ def test_a_run_begins_with_the_weights_of_its_seed(cache: Any, tmp_path: Path, s
     """Seen after an epoch of steps too small to move them."""
     rates = {"learning_rate": 1e-12, "warmup_learning_rate": 1e-13, "final_learning_rate": 1e-13}
     train(cache, tmp_path, epochs=1, seed=seed, weight_decay=0.0, **rates)
-    expected = dict(new_model(TINY, MASKING, {"channels": 6, "views": 3}, seed=seed).named_parameters())
+    expected = dict(new_student(TINY, MASKING, {"channels": 6, "views": 3}, seed=seed).named_parameters())
     for name, value in load_model(tmp_path)[0].named_parameters():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-9)
 

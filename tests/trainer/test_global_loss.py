@@ -150,7 +150,7 @@ def test_settings_that_mean_nothing_are_refused() -> None:
         "temperature = 0.0 is not positive",
         "negatives = -2 is negative",
     ]
-    assert list(AlignmentConfig(weight=float("nan")).problems()) == ["weight = nan is negative"]
+    assert list(AlignmentConfig(weight=float("nan")).problems()) == ["weight = nan is not a number"]
 
 
 @pytest.mark.parametrize("stored", [{}, {"class_token": "float16"}])

@@ -17,11 +17,11 @@ from cuda.project import project
 from tests.support.models import TINY, TINY_CHANNELS
 from tests.support.training import MASKING, SCHEMA, train, trainer_config, training_cache, weights_of
 from trainer.checkpoints import files as checkpoint
-from trainer.checkpoints.models import new_model
 from trainer.engine.events import CheckpointWritten, EpochDone, RunEnded, RunStarted, StepDone
 from trainer.engine.ranks import Ranks
 from trainer.engine.run_directory import owned
 from trainer.errors import TrainingError
+from trainer.models.build import new_student
 from trainer.models.hierarchical.student import I2PMAE
 from trainer.models.layers.batch_norm import BatchNorm
 from trainer.models.tokens.maps import TeacherMaps
@@ -187,7 +187,7 @@ def test_accumulated_parts_give_the_large_batchs_losses_and_gradient(cache: Any)
     outcomes, gradients = [], []
     for accumulation in (1, 2, 4):
         model = _FrozenStatistics(TINY, MASKING, teacher_channels=TINY_CHANNELS)
-        model.load_state_dict(new_model(TINY, MASKING, TEACHER, seed=0).state_dict())
+        model.load_state_dict(new_student(TINY, MASKING, TEACHER, seed=0).state_dict())
         config = trainer_config(accumulation=accumulation)
         stepper = Stepper(model, config, ALONE, None)
         parts = next(Loader(cache, TINY, config, ALONE).epoch(0))
@@ -205,7 +205,7 @@ def test_the_2d_loss_enters_the_gradient_with_its_weight(cache: Any) -> None:
     gradients, outcomes = {}, {}
     for weight in (0.0, 0.25, 1.0):
         config = trainer_config(weight_2d=weight)
-        stepper = Stepper(new_model(TINY, MASKING, TEACHER, seed=0), config, ALONE, None)
+        stepper = Stepper(new_student(TINY, MASKING, TEACHER, seed=0), config, ALONE, None)
         outcomes[weight] = stepper.step(next(Loader(cache, TINY, config, ALONE).epoch(0)), 1e-3)
         gradients[weight] = torch.cat([p.grad.reshape(-1) for p in stepper.updates.parameters if p.grad is not None])
     of_2d = gradients[1.0] - gradients[0.0]
@@ -219,7 +219,7 @@ def test_clipping_bounds_the_step_and_reports_the_norm_before(cache: Any) -> Non
     found = {}
     for limit in (0.0, 0.5):
         config = trainer_config(clip_gradient=limit)
-        model = new_model(TINY, MASKING, TEACHER, seed=0)
+        model = new_student(TINY, MASKING, TEACHER, seed=0)
         stepper = Stepper(model, config, ALONE, None)
         outcome = stepper.step(next(Loader(cache, TINY, config, ALONE).epoch(0)), 1e-3)
         left = torch.nn.utils.get_total_norm([p.grad for p in stepper.updates.parameters if p.grad is not None])
@@ -238,7 +238,7 @@ def test_bfloat16_training_stays_close_to_float32(cache: Any) -> None:
         found = []
         for precision in ("float32", "bfloat16"):
             config = trainer_config(precision=precision, seed=seed)
-            stepper = Stepper(new_model(TINY, MASKING, TEACHER, seed=seed), config, ALONE, None)
+            stepper = Stepper(new_student(TINY, MASKING, TEACHER, seed=seed), config, ALONE, None)
             found.append(stepper.step(next(Loader(cache, TINY, config, ALONE).epoch(0)), 1e-3))
         full, half = found
         assert half != full
@@ -248,7 +248,7 @@ def test_bfloat16_training_stays_close_to_float32(cache: Any) -> None:
 
 def test_float16_scales_its_loss_and_leaves_out_a_step_that_overflows(cache: Any) -> None:
     config = trainer_config(precision="float16")
-    model = new_model(TINY, MASKING, TEACHER, seed=0)
+    model = new_student(TINY, MASKING, TEACHER, seed=0)
     stepper = Stepper(model, config, ALONE, None)
     assert stepper.updates.scaler is not None
     batches = [parts for epoch in range(4) for parts in Loader(cache, TINY, config, ALONE).epoch(epoch)]
@@ -263,7 +263,7 @@ def test_float16_scales_its_loss_and_leaves_out_a_step_that_overflows(cache: Any
     assert scales[-1] < 65536
     assert any(changed)
     assert changed == [after == before for before, after in pairwise([65536.0, *scales])]
-    other = Stepper(new_model(TINY, MASKING, TEACHER, seed=0), config, ALONE, None)
+    other = Stepper(new_student(TINY, MASKING, TEACHER, seed=0), config, ALONE, None)
     assert other.updates.scaler is not None
     other.updates.scaler.load_state_dict(json.loads(json.dumps(stepper.updates.scaler.state_dict())))
     assert other.updates.scaler.get_scale() == scales[-1]
@@ -323,7 +323,7 @@ def test_a_live_teacher_is_shown_the_augmented_cloud_and_looked_up_there(cache: 
             return TeacherMaps(features, torch.zeros(len(points), 3, 16), geometry, SCHEMA.image_side)
 
     config = trainer_config()
-    stepper = Stepper(new_model(TINY, MASKING, TEACHER, seed=0), config, ALONE, Teacher())
+    stepper = Stepper(new_student(TINY, MASKING, TEACHER, seed=0), config, ALONE, Teacher())
     (part,) = next(Loader(cache, TINY, config, ALONE, live_teacher=True).epoch(0))
     plan, _ = stepper._plan(part)
     assert torch.equal(shown[0], part.points)
@@ -335,7 +335,7 @@ def test_a_live_teacher_is_shown_the_augmented_cloud_and_looked_up_there(cache: 
 def test_untrained_weights_depend_on_the_seed_alone() -> None:
     def weights(seed: int) -> Tensor:
         torch.rand(1)  # torch's global generator plays no part
-        model = new_model(TINY, MASKING, TEACHER, seed=seed)
+        model = new_student(TINY, MASKING, TEACHER, seed=seed)
         return torch.cat([p.reshape(-1) for p in model.state_dict().values()])
 
     assert torch.equal(weights(0), weights(0))

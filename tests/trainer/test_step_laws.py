@@ -9,11 +9,11 @@ import torch
 
 from tests.support.models import TINY
 from tests.support.training import MASKING, train, trainer_config
-from trainer.checkpoints.models import new_model
 from trainer.engine.events import EpochDone, StepDone
 from trainer.engine.optimiser import build_optimizer
 from trainer.engine.ranks import Ranks
 from trainer.engine.schedule import learning_rate
+from trainer.models.build import new_student
 from trainer.pretraining.data import Loader
 from trainer.pretraining.step import Stepper
 
@@ -21,7 +21,7 @@ ALONE = Ranks(rank=0, size=1, device=torch.device("cpu"))
 
 
 def stepper(*, stands_for: float = 1.0, seed: int = 0, **settings: Any) -> Stepper:
-    model = new_model(TINY, MASKING, {"channels": 6, "views": 3}, seed=seed)
+    model = new_student(TINY, MASKING, {"channels": 6, "views": 3}, seed=seed)
     return Stepper(model, trainer_config(**settings), ALONE, None, stands_for=stands_for)
 
 
@@ -106,7 +106,7 @@ def test_the_reported_losses_are_the_models_own(batch: Any) -> None:
 
 def test_the_optimiser_is_the_configured_one() -> None:
     config = trainer_config(betas=(0.8, 0.95), epsilon=1e-6, weight_decay=0.3, learning_rate=0.7)
-    optimizer = build_optimizer(new_model(TINY, MASKING, {"channels": 6, "views": 3}, seed=0), config)
+    optimizer = build_optimizer(new_student(TINY, MASKING, {"channels": 6, "views": 3}, seed=0), config)
     for group in optimizer.param_groups:
         assert (group["betas"], group["eps"], group["lr"]) == ((0.8, 0.95), 1e-6, 0.7)
         assert not group["amsgrad"]

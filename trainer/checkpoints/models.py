@@ -8,22 +8,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from trainer.checkpoints.files import Header, find_checkpoint, read_header, read_tensors
 from trainer.config import AlignmentConfig
 from trainer.errors import CheckpointError
-from trainer.models.config import MaskingConfig, ModelConfig
+from trainer.models.build import new_student
+from trainer.models.config import DEFAULT_ARCHITECTURE, MaskingConfig, ModelConfig, settings_class
 from trainer.models.heads.classifier import Classifier
 from trainer.models.heads.config import ClassifierConfig, SegmentationConfig
 from trainer.models.heads.part_segmenter import PartSegmenter
-from trainer.models.hierarchical.student import I2PMAE
+from trainer.models.student import Student
 
 __all__ = [
     "load_encoder",
     "load_fine_tuned",
     "load_model",
-    "new_model",
     "resume_problems",
     "section_from_json",
     "sections_of",
@@ -52,19 +50,7 @@ _FREE = {
 }
 
 
-def new_model(
-    model: ModelConfig, masking: MaskingConfig, teacher: Mapping[str, int], *, seed: int, whole: bool = False
-) -> I2PMAE:
-    """A model with first weights drawn from `seed`, on the CPU, so that they are the same whatever it then runs on.
-
-    whole  with the head of the global loss, which leaves the other first weights as they are without.
-    """
-    network = I2PMAE(model, masking, teacher_channels=teacher["channels"], views=teacher["views"], whole=whole)
-    network.initialise(torch.Generator().manual_seed(seed))
-    return network
-
-
-def load_model(path: str | Path) -> tuple[I2PMAE, Header]:
+def load_model(path: str | Path) -> tuple[Student, Header]:
     """The model of a checkpoint, or of the newest checkpoint of a run directory: on the CPU, in evaluation mode.
 
     Raises CheckpointError for what is missing, damaged, of another kind, or of settings unknown to this version.
@@ -77,10 +63,10 @@ def load_model(path: str | Path) -> tuple[I2PMAE, Header]:
             "trainer.checkpoints.models.load_fine_tuned, or name a pre-training checkpoint."
         )
     try:
-        model = section_from_json(ModelConfig, header.config["model"])
+        model = section_from_json(settings_class(header.config["model"]), header.config["model"])
         masking = section_from_json(MaskingConfig, header.config["masking"])
         alignment = section_from_json(AlignmentConfig, header.config.get("alignment", {}))  # runs before it had none
-        network = new_model(model, masking, header.teacher, seed=0, whole=alignment.weight > 0)
+        network = new_student(model, masking, header.teacher, seed=0, whole=alignment.weight > 0)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its settings make no model of this version: {error}") from None
     try:
@@ -118,14 +104,19 @@ def load_fine_tuned(path: str | Path) -> tuple[Classifier | PartSegmenter, Heade
     return network.eval(), header
 
 
-def load_encoder(path: str | Path) -> I2PMAE:
+def load_encoder(path: str | Path) -> Student:
     """The model of a checkpoint or run directory, ready for `encode(points [B, N, 3] float32) -> [B, D]`."""
     return load_model(path)[0]
 
 
 def sections_of(**sections: Any) -> dict[str, dict[str, Any]]:
-    """Section name -> settings as JSON types, as a checkpoint holds them."""
+    """Section name -> settings as JSON types, as a checkpoint holds them.
+
+    The default architecture is left out: a checkpoint without one has it, and older versions read such a checkpoint.
+    """
     plain: dict[str, dict[str, Any]] = json.loads(json.dumps({name: asdict(part) for name, part in sections.items()}))
+    if plain.get("model", {}).get("architecture") == DEFAULT_ARCHITECTURE:
+        del plain["model"]["architecture"]
     return plain
 
 

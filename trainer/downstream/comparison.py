@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.checkpoints.models import load_encoder, new_model
+from trainer.checkpoints.models import load_encoder
 from trainer.config import EvaluationConfig
 from trainer.downstream.baselines.coordinates import coordinate_statistics
 from trainer.downstream.clouds import LabelledClouds, check_classes, check_corpora, read_clouds
@@ -20,7 +20,8 @@ from trainer.downstream.features import (
     settle_batch_norms,
 )
 from trainer.downstream.linear_svm import SvmScore, linear_svm, majority_share
-from trainer.models.hierarchical.student import I2PMAE
+from trainer.models.build import new_student
+from trainer.models.student import Student
 
 __all__ = ["Comparison", "Evaluator", "Row", "compare"]
 
@@ -128,13 +129,14 @@ class Evaluator:
             test=_described(self.test),
         )
 
-    def baselines(self, model: I2PMAE, *, seed: int, device: torch.device) -> dict[str, Encoder]:
+    def baselines(self, model: Student, *, seed: int, device: torch.device) -> dict[str, Encoder]:
         """What an encoder has to beat: "coordinates", statistics of them, and "untrained", the model's own settings
         with the first weights of `seed` and the batch norm statistics of some training clouds; and "embedded", the
         package's own encoder, where the settings ask for it."""
         teacher = {"channels": model.teacher_channels, "views": model.views}
-        fresh = new_model(model.config, model.masking, teacher, seed=seed).to(device)
-        settle_batch_norms(fresh, self._points(self.train, 0)[:SETTLING_CLOUDS], device)
+        fresh = new_student(model.config, model.masking, teacher, seed=seed).to(device)
+        clouds = self._points(self.train, 0)[:SETTLING_CLOUDS]
+        settle_batch_norms(fresh, clouds, device, self.config.model_feature)
         found: dict[str, Encoder] = {
             "coordinates": coordinate_statistics,
             "untrained": model_encoder(fresh, device, self.config.model_feature),

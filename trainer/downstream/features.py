@@ -123,7 +123,7 @@ def feature_name(encoder: Encoder) -> str:
     return str(getattr(encoder, "feature", None) or getattr(encoder, "__name__", type(encoder).__name__))
 
 
-def settle_batch_norms(model: nn.Module, points: np.ndarray, device: torch.device) -> None:
+def settle_batch_norms(model: nn.Module, points: np.ndarray, device: torch.device, feature: Feature = "levels") -> None:
     """Give a model that was never trained the batch norm statistics of some clouds [B, N, 3], in one forward pass.
 
     Without it the running averages are those of initialisation, and a random encoder scores far below what its random
@@ -141,7 +141,7 @@ def settle_batch_norms(model: nn.Module, points: np.ndarray, device: torch.devic
     # Hooks instead of a pass in training mode: that one would talk to the other ranks, which are not evaluating.
     hooks = [part.register_forward_pre_hook(settle) for part in model.modules() if isinstance(part, BatchNorm)]
     try:
-        model_encoder(cast(EncodesPoints, model), device)(points)
+        model_encoder(cast(EncodesPoints, model), device, feature)(points)
     finally:
         for hook in hooks:
             hook.remove()

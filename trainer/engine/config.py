@@ -5,15 +5,19 @@ A section of an experiment that trains something extends EngineConfig by its own
 same in all of them. `problems` yields every fault, with names relative to the section.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-__all__ = ["EngineConfig", "absurd", "device_problems", "not_one_of"]
+from annotated_types import Ge, Gt, Le, Lt
 
-SEED_BOUND = 2**63
+from pipeline.settings import device_problems, faults
+
+__all__ = ["EngineConfig", "absurd"]
+
+MAX_SEED = 2**63 - 1
 MOST = 10**9  # of anything that is counted
+Beta = Annotated[float, Ge(0), Lt(1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,29 +51,29 @@ class EngineConfig:
     tensorboard            write TensorBoard event files beside train.jsonl
     """
 
-    epochs: int = 300
-    batch_size: int = 64
-    accumulation: int = 1
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
+    epochs: Annotated[int, Ge(1)] = 300
+    batch_size: Annotated[int, Ge(1)] = 64
+    accumulation: Annotated[int, Ge(1)] = 1
+    learning_rate: Annotated[float, Gt(0)] = 1e-3
+    weight_decay: Annotated[float, Ge(0)] = 0.05
     no_decay: Literal["vectors", "reference"] = "vectors"
-    betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: float = 1e-8
-    clip_gradient: float = 0.0
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    epsilon: Annotated[float, Gt(0)] = 1e-8
+    clip_gradient: Annotated[float, Ge(0)] = 0.0
     schedule: Literal["per-step", "reference"] = "per-step"
-    schedule_epochs: int = 0
-    warmup_epochs: int = 10
-    warmup_learning_rate: float = 1e-6
-    final_learning_rate: float = 1e-6
+    schedule_epochs: Annotated[int, Ge(0)] = 0
+    warmup_epochs: Annotated[int, Ge(0)] = 10
+    warmup_learning_rate: Annotated[float, Ge(0)] = 1e-6
+    final_learning_rate: Annotated[float, Ge(0)] = 1e-6
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     compile: bool = False
     deterministic: bool = True
     device: str = "auto"
-    seed: int = 0
-    checkpoint_every: int = 1
-    checkpoint_steps: int = 0
-    keep_checkpoints: int = 2
-    milestone_every: int = 0
+    seed: Annotated[int, Ge(0), Le(MAX_SEED)] = 0
+    checkpoint_every: Annotated[int, Ge(1)] = 1
+    checkpoint_steps: Annotated[int, Ge(0)] = 0
+    keep_checkpoints: Annotated[int, Ge(0)] = 2
+    milestone_every: Annotated[int, Ge(0)] = 0
     tensorboard: bool = True
 
     @property
@@ -79,55 +83,21 @@ class EngineConfig:
 
     def problems(self) -> Iterator[str]:
         """Every fault of the section's shared settings, and every absurd number of the whole section."""
+        yield from faults(self)
         yield from absurd(self)
-        for name in ("epochs", "batch_size", "accumulation", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                yield f"{name} = {getattr(self, name)} is smaller than 1"
-        for name in ("schedule_epochs", "warmup_epochs", "checkpoint_steps", "keep_checkpoints", "milestone_every"):
-            if getattr(self, name) < 0:
-                yield f"{name} = {getattr(self, name)} is negative"
         if self.accumulation >= 1 and self.batch_size % self.accumulation:
             yield f"batch_size = {self.batch_size} is not a multiple of accumulation = {self.accumulation}"
-        for name in ("learning_rate", "epsilon"):
-            if not getattr(self, name) > 0:
-                yield f"{name} = {getattr(self, name)} is not positive"
-        for name in ("weight_decay", "clip_gradient", "warmup_learning_rate", "final_learning_rate"):
-            if not getattr(self, name) >= 0:
-                yield f"{name} = {getattr(self, name)} is negative"
-        if not all(0 <= beta < 1 for beta in self.betas):
-            yield f"betas = {self.betas} are not both in 0..1 (1 excluded)"
         if self.warmup_epochs >= self.horizon >= 1 and self.warmup_epochs > 0:
             name = "schedule_epochs" if self.schedule_epochs else "epochs"
             yield f"warmup_epochs = {self.warmup_epochs} leaves nothing of {name} = {self.horizon} for the cosine"
-        yield from not_one_of(self, "no_decay", ("vectors", "reference"))
-        yield from not_one_of(self, "schedule", ("per-step", "reference"))
-        yield from not_one_of(self, "precision", ("float32", "bfloat16", "float16"))
         yield from device_problems(self.device)
         if self.precision == "float16" and self.device == "cpu":
             yield 'precision = "float16" needs a GPU, and device = "cpu"; use float32 or bfloat16'
-        if not 0 <= self.seed < SEED_BOUND:
-            yield f"seed = {self.seed} is outside 0..2^63-1"
-
-
-def device_problems(device: str) -> Iterator[str]:
-    """What is wrong with a device's name, if anything; says nothing about whether the device is there."""
-    kind, _, index = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (":" in device and not (kind == "cuda" and index.isdecimal())):
-        yield f"device = {device!r} is none of auto, cpu, cuda, cuda:N"
 
 
 def absurd(section: Any) -> Iterator[str]:
-    """Numbers that no run can mean: infinite ones, and counts beyond a billion (the seed excepted)."""
+    """Name the counts beyond a billion (the seed excepted), which no run can mean."""
     for name, value in vars(section).items():
         for number in value if isinstance(value, tuple) else (value,):
-            if number == math.inf or number == -math.inf:
-                yield f"{name} = {value} is infinite"
-            elif type(number) is int and name != "seed" and abs(number) > MOST:
+            if type(number) is int and name != "seed" and abs(number) > MOST:
                 yield f"{name} = {value} is beyond {MOST:,}"
-
-
-def not_one_of(section: object, name: str, allowed: tuple[str, ...]) -> Iterator[str]:
-    """What is wrong with a setting that has to be one of a few words."""
-    value = getattr(section, name)
-    if value not in allowed:
-        yield f"{name} = {value!r} is none of {', '.join(allowed)}"

@@ -4,20 +4,84 @@ The defaults are the sane behaviour. `REFERENCE_QUIRKS` holds the values that re
 docs/method.md says for each what it changes and why the default differs.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-__all__ = ["REFERENCE_QUIRKS", "MaskingConfig", "ModelConfig"]
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+from pipeline.settings import faults
+
+__all__ = [
+    "ARCHITECTURES",
+    "DEFAULT_ARCHITECTURE",
+    "REFERENCE_QUIRKS",
+    "MaskingConfig",
+    "ModelConfig",
+    "Neighbours",
+    "RandomNumbers",
+    "Share",
+    "Size",
+    "Sizes",
+    "StudentConfig",
+    "settings_class",
+]
+
+DEFAULT_ARCHITECTURE = "hierarchical"
 
 MAX_NEIGHBOURS = 64  # the kNN kernels keep their candidates in registers
+Size = Annotated[int, Ge(1)]
+Sizes = Annotated[tuple[Size, ...], MinLen(1)]
+Neighbours = Annotated[tuple[Annotated[int, Ge(1), Le(MAX_NEIGHBOURS)], ...], MinLen(1)]
+Share = Annotated[float, Ge(0), Lt(1)]
+
+
+class RandomNumbers(NamedTuple):
+    """How many random numbers a training step needs of a sample.
+
+    mask       to choose what stays visible
+    drop_path  one a residual branch that may be skipped
+    """
+
+    mask: int
+    drop_path: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """[model]: the student. Levels run from the finest (0, groups of points) to the top (groups of groups).
+class StudentConfig(ABC):
+    """[model]: what the settings of every student say; each architecture extends them by its own.
+
+    architecture  which student: one of ARCHITECTURES
+    """
+
+    architecture: str = DEFAULT_ARCHITECTURE
+
+    @property
+    @abstractmethod
+    def least_points(self) -> int:
+        """Points that a cloud must have."""
+
+    @property
+    @abstractmethod
+    def least_points_reason(self) -> str:
+        """The settings that least_points follows from, for messages that continue with 'needs at least'."""
+
+    @property
+    @abstractmethod
+    def random_numbers(self) -> RandomNumbers:
+        """How many random numbers a training step needs of a sample."""
+
+    @abstractmethod
+    def problems(self) -> Iterator[str]:
+        """Every fault of the section, with names relative to it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(StudentConfig):
+    """[model] of the architecture "hierarchical": levels run from the finest (0, groups of points) to the top.
 
     groups                tokens of each level, finest first; every level smaller than the one below
     neighbours            members of a token's group at each level, 1..64
@@ -46,17 +110,17 @@ class ModelConfig:
                           own elsewhere; "xavier": Xavier uniform with zero biases everywhere
     """
 
-    groups: tuple[int, ...] = (512, 256, 64)
-    neighbours: tuple[int, ...] = (16, 8, 8)
-    embed_first: tuple[int, int] = (128, 256)
-    encoder_dims: tuple[int, ...] = (96, 192, 384)
-    encoder_depths: tuple[int, ...] = (5, 5, 5)
-    decoder_dims: tuple[int, ...] = (384, 192)
-    decoder_depths: tuple[int, ...] = (1, 1)
-    decoder_up_blocks: tuple[int, ...] = (1,)
-    heads: int = 6
-    mlp_ratio: float = 4.0
-    drop_path: float = 0.1
+    groups: Sizes = (512, 256, 64)
+    neighbours: Neighbours = (16, 8, 8)
+    embed_first: tuple[Size, Size] = (128, 256)
+    encoder_dims: Sizes = (96, 192, 384)
+    encoder_depths: Sizes = (5, 5, 5)
+    decoder_dims: Sizes = (384, 192)
+    decoder_depths: Sizes = (1, 1)
+    decoder_up_blocks: tuple[Annotated[int, Ge(0)], ...] = (1,)
+    heads: Size = 6
+    mlp_ratio: Annotated[float, Gt(0)] = 4.0
+    drop_path: Share = 0.1
     targets: Literal["both", "3d", "2d"] = "both"
     layout: Literal["packed", "static"] = "packed"
     batch_norm_groups: Literal["visible", "all"] = "visible"
@@ -83,14 +147,27 @@ class ModelConfig:
         return self.levels - len(self.decoder_dims)
 
     @property
+    def least_points(self) -> int:
+        """Points that a cloud must have: one for each of the finest groups, and a group's members."""
+        return max((*self.groups[:1], *self.neighbours[:1]), default=1)
+
+    @property
+    def least_points_reason(self) -> str:
+        """The settings that least_points follows from."""
+        return f"model.groups = {self.groups} with model.neighbours = {self.neighbours}"
+
+    @property
+    def random_numbers(self) -> RandomNumbers:
+        """One number a top-level token, and one a residual branch."""
+        return RandomNumbers(self.groups[-1], self.residual_branches)
+
+    @property
     def residual_branches(self) -> int:
         """Residual branches that drop path may skip: two a transformer block, encoder first."""
         return 2 * (sum(self.encoder_depths) + sum(self.decoder_depths))
 
     def problems(self) -> Iterator[str]:
-        for name in ("groups", "neighbours", "encoder_dims", "encoder_depths", "decoder_dims", "decoder_depths"):
-            yield from _not_positive(name, getattr(self, name))
-        yield from _not_positive("embed_first", self.embed_first)
+        yield from faults(self)
         for name in ("neighbours", "encoder_dims", "encoder_depths"):
             if len(getattr(self, name)) != self.levels:
                 yield (
@@ -99,14 +176,6 @@ class ModelConfig:
                 )
         yield from self._group_problems()
         yield from self._width_problems()
-        if not 0 <= self.drop_path < 1:
-            yield f"drop_path = {self.drop_path} is outside 0..1 (1 excluded)"
-        yield from _not_one_of(self, "targets", ("both", "3d", "2d"))
-        yield from _not_one_of(self, "layout", ("packed", "static"))
-        yield from _not_one_of(self, "batch_norm_groups", ("visible", "all"))
-        yield from _not_one_of(self, "merge_input", ("raw", "normed"))
-        yield from _not_one_of(self, "interpolation", ("direct", "expanded"))
-        yield from _not_one_of(self, "initialisation", ("mixed", "xavier"))
 
     def _group_problems(self) -> Iterator[str]:
         if self.levels < 2:
@@ -114,8 +183,6 @@ class ModelConfig:
         if any(upper >= lower for lower, upper in pairwise(self.groups)):
             yield f"groups = {self.groups} does not shrink from level to level"
         for level, k in enumerate(self.neighbours):
-            if k > MAX_NEIGHBOURS:
-                yield f"neighbours[{level}] = {k} is more than {MAX_NEIGHBOURS}"
             if 0 < level < self.levels and k > self.groups[level - 1]:
                 yield f"neighbours[{level}] = {k} is more than groups[{level - 1}] = {self.groups[level - 1]}"
         if self.groups and len(self.decoder_dims) > 1 and self.groups[-1] < 3:
@@ -132,19 +199,14 @@ class ModelConfig:
             )
         if len(self.decoder_up_blocks) != stages - 1:
             yield f"decoder_up_blocks = {self.decoder_up_blocks} must have {stages - 1} values, decoder_dims' less one"
-        if any(blocks < 0 for blocks in self.decoder_up_blocks):
-            yield f"decoder_up_blocks = {self.decoder_up_blocks} has a negative number"
         if self.encoder_dims and self.decoder_dims and self.decoder_dims[0] != self.encoder_dims[-1]:
             yield f"decoder_dims[0] = {self.decoder_dims[0]} is not encoder_dims[-1] = {self.encoder_dims[-1]}"
         if self.heads < 1:
-            yield f"heads = {self.heads} is smaller than 1"
             return
         for name in ("encoder_dims", "decoder_dims"):
             for width in getattr(self, name):
                 if width % self.heads:
                     yield f"{name} has {width}, which is not a multiple of heads = {self.heads}"
-        if not self.mlp_ratio > 0:
-            yield f"mlp_ratio = {self.mlp_ratio} is not positive"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,21 +220,16 @@ class MaskingConfig:
     """
 
     mode: Literal["saliency", "random"] = "saliency"
-    ratio: float = 0.8
+    ratio: Share = 0.8
     saliency: Literal["raw", "standardised"] = "raw"
-    temperature: float = 1.0
+    temperature: Annotated[float, Gt(0)] = 1.0
 
     def visible(self, groups: int) -> int:
         """How many of the top level's `groups` tokens stay visible; at least 1, since ratio < 1."""
         return groups - int(self.ratio * groups)
 
     def problems(self) -> Iterator[str]:
-        yield from _not_one_of(self, "mode", ("saliency", "random"))
-        yield from _not_one_of(self, "saliency", ("raw", "standardised"))
-        if not 0 <= self.ratio < 1:
-            yield f"ratio = {self.ratio} is outside 0..1 (1 excluded)"
-        if not self.temperature > 0:
-            yield f"temperature = {self.temperature} is not positive"
+        yield from faults(self)
 
 
 REFERENCE_QUIRKS: Mapping[str, Any] = MappingProxyType(
@@ -189,12 +246,16 @@ REFERENCE_QUIRKS: Mapping[str, Any] = MappingProxyType(
 """The settings of [model] that the reference answers in its own way, with its answers."""
 
 
-def _not_positive(name: str, values: tuple[int, ...]) -> Iterator[str]:
-    if not values or any(value < 1 for value in values):
-        yield f"{name} = {values} is not a list of positive numbers"
+ARCHITECTURES: dict[str, type[StudentConfig]] = {DEFAULT_ARCHITECTURE: ModelConfig}
+"""model.architecture -> the class of its settings; the student's own is in trainer.models.build.STUDENTS."""
 
 
-def _not_one_of(section: object, name: str, allowed: tuple[str, ...]) -> Iterator[str]:
-    value = getattr(section, name)
-    if value not in allowed:
-        yield f"{name} = {value!r} is none of {', '.join(allowed)}"
+def settings_class(settings: Mapping[str, Any]) -> type[StudentConfig]:
+    """The class of a section [model] by its `architecture`, which old files and checkpoints do not have.
+
+    Raises ValueError for an architecture that is not there.
+    """
+    name = settings.get("architecture", DEFAULT_ARCHITECTURE)
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise ValueError(f"architecture = {name!r} is none of {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name]

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.models.config import ModelConfig
-from trainer.randomness import UNIFORM_BITS, Purpose, record_uniforms
+from trainer.models.config import StudentConfig
+from trainer.randomness import Purpose, record_uniforms
 
 __all__ = ["Draws"]
 
@@ -20,30 +20,26 @@ __all__ = ["Draws"]
 class Draws(NamedTuple):
     """Uniform numbers in (0, 1), both ends excluded.
 
-    mask       [B, G] float32, one a top-level token: the order in which tokens are drawn to stay visible
-    drop_path  [B, R] float32, R = ModelConfig.residual_branches: a branch is kept where the number is below its chance
+    mask       [B, M] float32, by which a student chooses what stays visible
+    drop_path  [B, R] float32, one a residual branch: it is kept where the number is below its chance
+
+    M and R are the student's: StudentConfig.random_numbers.
     """
 
     mask: Tensor
     drop_path: Tensor
 
     @classmethod
-    def sample(cls, batch: int, config: ModelConfig, generator: torch.Generator) -> "Draws":
-        """Draws for `batch` samples from one generator, on its device; these do depend on the order of the samples."""
-        shapes = ((batch, config.groups[-1]), (batch, config.residual_branches))
-        bound = 1 << UNIFORM_BITS
-        parts = (torch.randint(bound, shape, generator=generator, device=generator.device) for shape in shapes)
-        mask, drop_path = ((part.float() + 0.5) / bound for part in parts)
-        return cls(mask, drop_path)
-
-    @classmethod
-    def for_records(cls, records: Sequence[int] | np.ndarray, config: ModelConfig, *, seed: int, epoch: int) -> "Draws":
+    def for_records(
+        cls, records: Sequence[int] | np.ndarray, config: StudentConfig, *, seed: int, epoch: int
+    ) -> "Draws":
         """Draws for the given records in the given epoch, on the CPU.
 
         records  [B] whole numbers that name the records, for instance their positions in the cache.
         """
-        mask = record_uniforms(records, config.groups[-1], seed=seed, epoch=epoch, purpose=Purpose.MASK)
-        paths = record_uniforms(records, config.residual_branches, seed=seed, epoch=epoch, purpose=Purpose.DROP_PATH)
+        counts = config.random_numbers
+        mask = record_uniforms(records, counts.mask, seed=seed, epoch=epoch, purpose=Purpose.MASK)
+        paths = record_uniforms(records, counts.drop_path, seed=seed, epoch=epoch, purpose=Purpose.DROP_PATH)
         return cls(torch.from_numpy(mask), torch.from_numpy(paths))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Draws":

@@ -28,7 +28,7 @@ from trainer.config import TrainerConfig
 from trainer.engine.augmentation import choose_points, choose_poses, renormalised, scale_and_shift
 from trainer.engine.ranks import Ranks
 from trainer.errors import DataError
-from trainer.models.config import ModelConfig
+from trainer.models.config import StudentConfig
 from trainer.models.random_inputs import Draws
 from trainer.models.tokens.maps import TeacherMaps
 from trainer.pretraining.alignment import wholes_of
@@ -109,7 +109,7 @@ class Loader:
     def __init__(
         self,
         cache: Records,
-        model: ModelConfig,
+        model: StudentConfig,
         config: TrainerConfig,
         ranks: Ranks,
         *,
@@ -142,11 +142,10 @@ class Loader:
                 f"trainer.points = {self.points} is more than the {cache.schema.points} points stored for each shape. "
                 "Lower it, or build a cache with a larger corpus.points."
             )
-        least = max(model.groups[0], model.neighbours[0])
-        if self.points < least:
+        if self.points < model.least_points:
             raise DataError(
-                f"the student sees {self.points} points of each shape, and model.groups = {model.groups} with "
-                f"model.neighbours = {model.neighbours} needs at least {least}. Use more points or fewer groups."
+                f"the student sees {self.points} points of each shape, and {model.least_points_reason} needs at least "
+                f"{model.least_points}. Use more points or a smaller student."
             )
 
     def epoch(self, epoch: int, start: int = 0) -> Generator[list[Part], None, None]:

@@ -9,7 +9,8 @@ from trainer.config import EvaluationConfig
 from trainer.engine.events import Evaluated, Event
 from trainer.engine.ranks import Ranks
 from trainer.engine.run_directory import known_json, write_json
-from trainer.models.hierarchical.student import I2PMAE
+from trainer.errors import EvaluationError
+from trainer.models.student import Student
 from trainer.pretraining.progress import Progress
 
 __all__ = ["Evaluations", "check_evaluation"]
@@ -26,6 +27,8 @@ def check_evaluation(config: EvaluationConfig, ranks: Ranks) -> None:
 class Evaluations:
     """The evaluations of one run; rank 0 makes them while the others wait.
 
+    Making it raises EvaluationError where the student lacks the feature that is asked for.
+
     settings  the section [evaluation] as JSON types, which metrics.json repeats
     seed      of the run, from which the untrained baseline is drawn
     facts     of the run that metrics.json repeats: what the global loss learns from, which shapes of a cache
@@ -35,7 +38,7 @@ class Evaluations:
         self,
         run_dir: Path,
         config: EvaluationConfig,
-        model: I2PMAE,
+        model: Student,
         ranks: Ranks,
         *,
         settings: Mapping[str, Any],
@@ -45,6 +48,12 @@ class Evaluations:
         self._file, self._config, self._model, self._ranks = run_dir / "metrics.json", config, model, ranks
         self._settings, self._seed, self._facts = settings, seed, facts
         self._evaluator: Any = None
+        wanted, known = config.model_feature, model.features
+        if config.enabled and wanted not in known:
+            raise EvaluationError(
+                f"evaluation.feature = {config.feature!r}: the {model.config.architecture} student has no feature "
+                f"{wanted!r}; it has {', '.join(known)}"
+            )
 
     def if_due(self, progress: Progress, epochs: int, emit: Callable[[Event], None]) -> None:
         """Evaluate shortly between epochs, where the settings say so: one seed, no baselines.

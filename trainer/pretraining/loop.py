@@ -19,7 +19,7 @@ from torch import Tensor
 from teacher_cache.reading.selection import Selection
 from trainer.checkpoints import files as checkpoint
 from trainer.checkpoints.files import Header
-from trainer.checkpoints.models import new_model, resume_problems, sections_of, software_versions
+from trainer.checkpoints.models import resume_problems, sections_of, software_versions
 from trainer.config import AlignmentConfig, EvaluationConfig, TrainerConfig, alignment_conflicts
 from trainer.engine.events import (
     CheckpointWritten,
@@ -34,7 +34,8 @@ from trainer.engine.ranks import Ranks, deterministic, joined
 from trainer.engine.run_directory import owned
 from trainer.engine.schedule import learning_rate
 from trainer.errors import CheckpointError, TrainingError
-from trainer.models.config import MaskingConfig, ModelConfig
+from trainer.models.build import new_student
+from trainer.models.config import MaskingConfig, StudentConfig
 from trainer.pretraining.alignment import Alignment, Wholes
 from trainer.pretraining.data import Loader, Records
 from trainer.pretraining.evaluation import Evaluations, check_evaluation
@@ -81,7 +82,7 @@ def pretrain(
     cache: TrainingCache,
     run_dir: str | Path,
     *,
-    model: ModelConfig,
+    model: StudentConfig,
     masking: MaskingConfig,
     trainer: TrainerConfig,
     evaluation: EvaluationConfig | None = None,
@@ -134,7 +135,7 @@ class _Run:
         self,
         cache: TrainingCache,
         run_dir: Path,
-        model: ModelConfig,
+        model: StudentConfig,
         masking: MaskingConfig,
         trainer: TrainerConfig,
         evaluation: EvaluationConfig,
@@ -157,7 +158,7 @@ class _Run:
         self.teacher_shape = {"channels": maker.channels, "views": maker.views}
         whole = alignment.weight > 0
         self.loader = Loader(cache, model, trainer, ranks, live_teacher=teacher is not None, whole=whole)
-        fresh = new_model(model, masking, self.teacher_shape, seed=trainer.seed, whole=whole)
+        fresh = new_student(model, masking, self.teacher_shape, seed=trainer.seed, whole=whole)
         self.model = fresh.to(ranks.device)
         stands_for = 1.0 if cache.basis is None else cache.basis.teacher_channels / cache.basis.channels
         targets = None

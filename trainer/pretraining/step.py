@@ -11,7 +11,7 @@ from trainer.engine.ranks import Ranks
 from trainer.engine.update import Updates
 from trainer.losses.alignment import Candidates, alignment_sum
 from trainer.losses.terms import FEATURES, WHOLE, LossTerm, weighted_sum
-from trainer.models.hierarchical.student import I2PMAE
+from trainer.models.student import Predicted, Student
 from trainer.models.tokens.maps import TeacherMaps
 from trainer.pretraining.alignment import Alignment
 from trainer.pretraining.data import Part
@@ -51,7 +51,7 @@ class Stepper:
 
     def __init__(
         self,
-        model: I2PMAE,
+        model: Student,
         config: TrainerConfig,
         ranks: Ranks,
         teacher: LiveTeacher | None,
@@ -65,7 +65,7 @@ class Stepper:
         self._weights = dict(config.loss_weights)
         if alignment is not None:
             self._weights[WHOLE] = alignment.config.weight
-        self._network: Callable[[Any, Tensor | None], Any] = model.network
+        self._network: Callable[[Any, Tensor | None], Predicted] = model.network
         if config.compile:
             self._network = torch.compile(model.network, dynamic=True)
 
@@ -87,6 +87,7 @@ class Stepper:
                 prediction = self._network(plan, drop_path)
                 losses = self.model.losses(plan, prediction)
             if whole is not None:
+                assert prediction.whole is not None
                 losses[WHOLE] = whole.term(index, prediction.whole)
             self.updates.backward(weighted_sum(losses, counts=counts, weights=self._weights))
             sums.append(torch.stack([losses[name].sum.detach() for name in counts]))

@@ -24,7 +24,7 @@ class Grouping(Section):
     file = "grouping.npz"
 
     def parts(self) -> dict[str, Part]:
-        near_origin_rule = self.settings.model.fps_skip_near_origin
+        near_origin_rule = self.settings.hierarchical.fps_skip_near_origin
         return {
             "with the near-origin rule": lambda: self._rule("skip", near_origin_rule),
             "without": lambda: self._rule("plain", False),
@@ -41,7 +41,7 @@ class Grouping(Section):
         levels = arrays.levels(sampled)
         groups = tuple(arrays[sampled.format(level)].shape[1] for level in levels)
         config = replace(
-            self.settings.model,
+            self.settings.hierarchical,
             groups=groups,
             neighbours=tuple(arrays[found.format(level)].shape[2] for level in levels),
             fps_skip_near_origin=skip,

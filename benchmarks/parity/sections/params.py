@@ -23,10 +23,10 @@ from trainer.models.hierarchical.student import I2PMAE
 __all__ = ["Params"]
 
 _MODELS: Mapping[str, Callable[[Experiment, int], nn.Module]] = {
-    "pretrain": lambda settings, channels: I2PMAE(settings.model, settings.masking, teacher_channels=channels),
-    "finetune_modelnet40": lambda settings, _: Classifier(settings.model, MODELNET40),
-    "finetune_scanobjectnn": lambda settings, _: Classifier(settings.model, SCANOBJECTNN),
-    "partseg": lambda settings, _: PartSegmenter(settings.model, SegmentationConfig()),
+    "pretrain": lambda settings, channels: I2PMAE(settings.hierarchical, settings.masking, teacher_channels=channels),
+    "finetune_modelnet40": lambda settings, _: Classifier(settings.hierarchical, MODELNET40),
+    "finetune_scanobjectnn": lambda settings, _: Classifier(settings.hierarchical, SCANOBJECTNN),
+    "partseg": lambda settings, _: PartSegmenter(settings.hierarchical, SegmentationConfig()),
 }
 
 

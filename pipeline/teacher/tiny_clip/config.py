@@ -2,11 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+from pipeline.settings import device_problems, faults
 
 __all__ = ["LearningConfig", "ViewsConfig"]
 
-REDUCTIONS = ("sum", "mean", "max", "nearest")
-SEED_BOUND = 2**32
+Reduction = Literal["sum", "mean", "max", "nearest"]
+Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
+Share = Annotated[float, Ge(0), Le(1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,40 +32,27 @@ class ViewsConfig:
     patch_side   pixels along a patch's side; the architecture's
     """
 
-    shapes: int = 9000
-    seed: int = 1000
-    points: tuple[int, int] = (512, 2048)
-    reductions: tuple[str, ...] = ("nearest", "nearest", "nearest", "mean", "max", "sum")
-    upright: float = 0.2
-    yaw: float = 0.5
-    stretch: float = 0.4
-    noise: float = 0.02
-    depth_offset: float = 1.5
-    image_side: int = 224
-    patch_side: int = 16
+    shapes: Annotated[int, Ge(1)] = 9000
+    seed: Seed = 1000
+    points: tuple[Annotated[int, Ge(32)], Annotated[int, Ge(32)]] = (512, 2048)
+    reductions: Annotated[tuple[Reduction, ...], MinLen(1)] = ("nearest", "nearest", "nearest", "mean", "max", "sum")
+    upright: Share = 0.2
+    yaw: Share = 0.5
+    stretch: Share = 0.4
+    noise: Annotated[float, Ge(0), Le(0.5)] = 0.02
+    depth_offset: Annotated[float, Ge(0), Le(4)] = 1.5
+    image_side: Annotated[int, Ge(8)] = 224
+    patch_side: Annotated[int, Ge(1)] = 16
 
     def problems(self) -> Iterator[str]:
-        if self.shapes < 1:
-            yield f"shapes = {self.shapes} is smaller than 1"
-        if not 0 <= self.seed < SEED_BOUND:
-            yield f"seed = {self.seed} is outside 0..2^32-1"
-        if not 32 <= self.points[0] <= self.points[1]:
-            yield f"points = {list(self.points)} is not a range of at least 32, smaller one first"
-        wrong = [name for name in self.reductions if name not in REDUCTIONS]
-        if wrong or not self.reductions:
-            yield f"reductions = {list(self.reductions)} is not a list of {', '.join(REDUCTIONS)}"
-        for name in ("upright", "yaw", "stretch"):
-            if not 0 <= getattr(self, name) <= 1:
-                yield f"{name} = {getattr(self, name)} is outside 0..1"
+        yield from faults(self)
+        if self.points[0] > self.points[1]:
+            yield f"points = {self.points} is not a range, smaller one first"
         if self.upright + self.yaw > 1:
             yield f"upright = {self.upright} and yaw = {self.yaw} add up to more than 1"
-        if not 0 <= self.noise <= 0.5:
-            yield f"noise = {self.noise} is outside 0..0.5"
-        if not 0 <= self.depth_offset <= 4:
-            yield f"depth_offset = {self.depth_offset} is outside 0..4"
-        if self.image_side < 8 or self.image_side % 2:
-            yield f"image_side = {self.image_side} is not an even number of at least 8"
-        elif self.patch_side < 1 or self.image_side % self.patch_side:
+        if self.image_side % 2:
+            yield f"image_side = {self.image_side} is not an even number"
+        if self.patch_side > 0 and self.image_side % self.patch_side:
             yield f"image_side = {self.image_side} is not a multiple of patch_side = {self.patch_side}"
 
 
@@ -86,21 +79,21 @@ class LearningConfig:
     """
 
     architecture: str = "i2p-vit-tiny-16"
-    steps: int = 2200
-    batch_size: int = 64
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.1
-    warmup: float = 0.03
-    patch_dropout: float = 0.7
-    whole: float = 0.08
-    finish: int = 150
-    finish_rate: float = 2e-4
-    grounding: float = 1.0
-    precision: str = "bfloat16"
-    seed: int = 0
+    steps: Annotated[int, Ge(1)] = 2200
+    batch_size: Annotated[int, Ge(2)] = 64
+    learning_rate: Annotated[float, Gt(0)] = 5e-4
+    weight_decay: Annotated[float, Ge(0)] = 0.1
+    warmup: Share = 0.03
+    patch_dropout: Annotated[float, Ge(0), Lt(1)] = 0.7
+    whole: Share = 0.08
+    finish: Annotated[int, Ge(0)] = 150
+    finish_rate: Annotated[float, Ge(0)] = 2e-4
+    grounding: Annotated[float, Ge(0)] = 1.0
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    seed: Seed = 0
     device: str = "auto"
-    threads: int = 0
-    checkpoint_every: int = 50
+    threads: Annotated[int, Ge(0)] = 0
+    checkpoint_every: Annotated[int, Ge(1)] = 50
 
     @property
     def all_steps(self) -> int:
@@ -108,25 +101,5 @@ class LearningConfig:
         return self.steps + self.finish
 
     def problems(self) -> Iterator[str]:
-        for name in ("steps", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                yield f"{name} = {getattr(self, name)} is smaller than 1"
-        if self.batch_size < 2:
-            yield f"batch_size = {self.batch_size} leaves nothing to tell an image apart from"
-        if not self.learning_rate > 0:
-            yield f"learning_rate = {self.learning_rate} is not positive"
-        for name in ("weight_decay", "threads", "grounding", "finish", "finish_rate"):
-            if getattr(self, name) < 0:
-                yield f"{name} = {getattr(self, name)} is negative"
-        for name in ("warmup", "whole"):
-            if not 0 <= getattr(self, name) <= 1:
-                yield f"{name} = {getattr(self, name)} is outside 0..1"
-        if not 0 <= self.patch_dropout < 1:
-            yield f"patch_dropout = {self.patch_dropout} is outside 0..1 (1 excluded)"
-        if self.precision not in ("bfloat16", "float32"):
-            yield f"precision = {self.precision!r} is neither bfloat16 nor float32"
-        if not 0 <= self.seed < SEED_BOUND:
-            yield f"seed = {self.seed} is outside 0..2^32-1"
-        kind, _, index = self.device.partition(":")
-        if kind not in ("auto", "cpu", "cuda") or (":" in self.device and not (kind == "cuda" and index.isdecimal())):
-            yield f"device = {self.device!r} is none of auto, cpu, cuda, cuda:N"
+        yield from faults(self)
+        yield from device_problems(self.device)

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from trainer.models.config import MAX_NEIGHBOURS, ModelConfig
+from annotated_types import Ge
+
+from pipeline.settings import faults
+from trainer.models.config import ModelConfig, Neighbours, Share, Size, Sizes
 
 __all__ = ["MODELNET40", "PB_T50_RS", "SCANOBJECTNN", "ClassifierConfig", "SegmentationConfig"]
 
@@ -26,25 +29,20 @@ class ClassifierConfig:
                      cross entropy
     """
 
-    classes: int = 40
-    neighbours: tuple[int, ...] = (48, 24, 24)
-    radius: tuple[float, ...] = (0.24, 0.48, 0.96)
+    classes: Annotated[int, Ge(2)] = 40
+    neighbours: Neighbours = (48, 24, 24)
+    radius: tuple[Annotated[float, Ge(0)], ...] = (0.24, 0.48, 0.96)
     distance: Literal["direct", "expanded"] = "direct"
     pooling: Literal["sum", "concat"] = "sum"
-    hidden: tuple[int, ...] = (256, 256)
-    dropout: float = 0.5
-    label_smoothing: float = 0.2
+    hidden: Sizes = (256, 256)
+    dropout: Share = 0.5
+    label_smoothing: Annotated[float, Ge(0)] = 0.2
 
     def problems(self) -> Iterator[str]:
-        yield from _encoder_problems(self)
-        if self.classes < 2:
-            yield f"classes = {self.classes} is fewer than 2"
-        if self.pooling not in ("sum", "concat"):
-            yield f"pooling = {self.pooling!r} is none of sum, concat"
-        yield from _widths("hidden", self.hidden)
+        yield from faults(self)
         largest = max(self.classes - 1, 0) / max(self.classes, 1)
-        if not 0 <= self.label_smoothing <= largest:
-            yield f"label_smoothing = {self.label_smoothing} is outside 0..{largest:.4g}, (classes - 1) / classes"
+        if self.label_smoothing > largest:
+            yield f"label_smoothing = {self.label_smoothing} is more than {largest:.4g}, (classes - 1) / classes"
 
     def conflicts(self, model: ModelConfig) -> Iterator[str]:
         """What does not go together with these settings of [model]; names relative to this section."""
@@ -67,25 +65,18 @@ class SegmentationConfig:
     dropout      chance that a training step zeroes a value of the first hidden layer, 0..1 (1 excluded)
     """
 
-    parts: int = 50
-    categories: int = 16
-    neighbours: tuple[int, ...] = (16, 8, 8)
-    radius: tuple[float, ...] = (0.32, 0.64, 1.28)
+    parts: Annotated[int, Ge(2)] = 50
+    categories: Size = 16
+    neighbours: Neighbours = (16, 8, 8)
+    radius: tuple[Annotated[float, Ge(0)], ...] = (0.32, 0.64, 1.28)
     distance: Literal["direct", "expanded"] = "direct"
-    embedding: int = 64
-    propagation: tuple[int, int] = (1536, 1024)
-    hidden: tuple[int, int, int] = (1024, 512, 256)
-    dropout: float = 0.5
+    embedding: Size = 64
+    propagation: tuple[Size, Size] = (1536, 1024)
+    hidden: tuple[Size, Size, Size] = (1024, 512, 256)
+    dropout: Share = 0.5
 
     def problems(self) -> Iterator[str]:
-        yield from _encoder_problems(self)
-        if self.parts < 2:
-            yield f"parts = {self.parts} is fewer than 2"
-        for name in ("categories", "embedding"):
-            if getattr(self, name) < 1:
-                yield f"{name} = {getattr(self, name)} is smaller than 1"
-        yield from _widths("propagation", self.propagation, 2)
-        yield from _widths("hidden", self.hidden, 3)
+        yield from faults(self)
 
     def conflicts(self, model: ModelConfig) -> Iterator[str]:
         """What does not go together with these settings of [model]; names relative to this section."""
@@ -105,19 +96,6 @@ PB_T50_RS = ClassifierConfig(
 """ScanObjectNN's hardest variant."""
 
 
-def _encoder_problems(config: ClassifierConfig | SegmentationConfig) -> Iterator[str]:
-    yield from _widths("neighbours", config.neighbours)
-    for level, k in enumerate(config.neighbours):
-        if k > MAX_NEIGHBOURS:
-            yield f"neighbours[{level}] = {k} is more than {MAX_NEIGHBOURS}"
-    if any(not radius >= 0 for radius in config.radius):
-        yield f"radius = {config.radius} has a number that is negative or not a number"
-    if config.distance not in ("direct", "expanded"):
-        yield f"distance = {config.distance!r} is none of direct, expanded"
-    if not 0 <= config.dropout < 1:
-        yield f"dropout = {config.dropout} is outside 0..1 (1 excluded)"
-
-
 def _level_conflicts(config: ClassifierConfig | SegmentationConfig, model: ModelConfig) -> Iterator[str]:
     for name in ("neighbours", "radius"):
         if len(getattr(config, name)) != model.levels:
@@ -128,10 +106,3 @@ def _level_conflicts(config: ClassifierConfig | SegmentationConfig, model: Model
     for level, k in enumerate(config.neighbours[1 : model.levels], start=1):
         if k > model.groups[level - 1]:
             yield f"neighbours[{level}] = {k} is more than model.groups[{level - 1}] = {model.groups[level - 1]}"
-
-
-def _widths(name: str, values: tuple[int, ...], count: int | None = None) -> Iterator[str]:
-    if not values or any(value < 1 for value in values):
-        yield f"{name} = {values} is not a list of positive numbers"
-    if count is not None and len(values) != count:
-        yield f"{name} = {values} has not {count} numbers"

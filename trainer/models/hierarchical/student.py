@@ -18,9 +18,11 @@ from trainer.models.hierarchical.alignment_head import AlignmentHead
 from trainer.models.hierarchical.decoder import Propagation, interpolation_weights
 from trainer.models.hierarchical.encoder import Encoder
 from trainer.models.layers.initialisation import initialise
-from trainer.models.layers.pooling import Feature, pooled_feature
+from trainer.models.layers.pooling import FEATURES as FEATURE_NAMES
+from trainer.models.layers.pooling import Feature, feature_width, pooled_feature
 from trainer.models.layers.transformer import Blocks, Pointwise, PositionEmbedding, drop_path_chances
 from trainer.models.random_inputs import Draws
+from trainer.models.student import Student
 from trainer.models.tokens.grouping import Level, gather, neighbourhoods, tokenise
 from trainer.models.tokens.maps import TeacherMaps
 from trainer.models.tokens.masking import draw_order, propagate, top_visible, weight_logits
@@ -69,7 +71,7 @@ class Prediction(NamedTuple):
     whole: Tensor | None = None
 
 
-class I2PMAE(nn.Module):
+class I2PMAE(Student):
     """The pre-training model. Parameter names are the reference's.
 
     model             sizes and behaviour.
@@ -87,11 +89,11 @@ class I2PMAE(nn.Module):
     def __init__(
         self, model: ModelConfig, masking: MaskingConfig, *, teacher_channels: int, views: int = 3, whole: bool = False
     ):
-        super().__init__()
+        super().__init__(model, masking, teacher_channels=teacher_channels, views=views, whole=whole)
         problems = [f"model.{text}" for text in model.problems()] + [f"masking.{text}" for text in masking.problems()]
         if problems:
             raise ValueError("\n  ".join((f"{len(problems)} problems in the model's settings", *problems)))
-        self.config = model
+        self.config: ModelConfig = model
         self.masking = masking
         self.teacher_channels = teacher_channels
         self.views = views
@@ -117,6 +119,11 @@ class I2PMAE(nn.Module):
         if model.merge_input == "raw":
             self.h_encoder.encoder_norms[: model.target_level].requires_grad_(False)
         self.initialise()
+
+    @property
+    def features(self) -> dict[Feature, int]:
+        """The evaluation features, with the number of values of each."""
+        return {name: feature_width(self.config.encoder_dims, name) for name in FEATURE_NAMES}
 
     def initialise(self, generator: torch.Generator | None = None) -> None:
         """Draw all weights anew by the configured rule, from `generator` (None: torch's global one)."""
@@ -303,7 +310,7 @@ class I2PMAE(nn.Module):
     def _check_points(self, points: Tensor) -> None:
         if points.ndim != 3 or points.shape[2] != 3:
             raise ValueError(f"points have shape {tuple(points.shape)}; expected [B, N, 3]")
-        needed = max(self.config.groups[0], self.config.neighbours[0])
+        needed = self.config.least_points
         if points.shape[1] < needed:
             raise ValueError(
                 f"clouds of {points.shape[1]} points for a model of {self.config.groups[0]} groups of "

@@ -1,0 +1,98 @@
+"""What a student is: the methods by which it is fed, trained, evaluated, checkpointed and resumed.
+
+Loader, step, loop, checkpoints and evaluation know students by this class alone. An architecture is a folder beside
+`hierarchical/` with a subclass, its settings (a StudentConfig), and a line in `trainer.models.config.ARCHITECTURES` and
+in `trainer.models.build.STUDENTS`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from trainer.losses.terms import Losses
+from trainer.models.config import MaskingConfig, StudentConfig
+from trainer.models.layers.pooling import Feature
+from trainer.models.random_inputs import Draws
+from trainer.models.tokens.maps import TeacherMaps
+
+__all__ = ["Predicted", "Student"]
+
+
+class Predicted(Protocol):
+    """What a network says about a plan, as far as others look at it.
+
+    whole  [B, V * C] the answer of the global loss, not scaled; None without its head
+    """
+
+    @property
+    def whole(self) -> Tensor | None: ...
+
+
+class Student(nn.Module, ABC):
+    """A pre-training model. Made by its class from settings, as `trainer.models.build.new_student` does.
+
+    config            the section [model]; least_points and random_numbers are its
+    masking           which tokens are hidden
+    teacher_channels  C, the width of the teacher's features
+    views             V
+    whole             with the head of the global loss (trainer.losses.alignment)
+
+    A forward pass has two parts. `plan` is geometry and targets, without gradient, and the only place where the host
+    may have to wait for the device. `network` is all that is learnt. Plans are the student's own and opaque to others.
+    """
+
+    config: StudentConfig
+    masking: MaskingConfig
+    teacher_channels: int
+    views: int
+
+    @abstractmethod
+    def __init__(
+        self, model: Any, masking: MaskingConfig, *, teacher_channels: int, views: int = 3, whole: bool = False
+    ):
+        super().__init__()
+
+    @property
+    @abstractmethod
+    def features(self) -> Mapping[Feature, int]:
+        """The evaluation features that `encode` knows, with the number of values of each."""
+
+    @abstractmethod
+    def initialise(self, generator: torch.Generator | None = None) -> None:
+        """Draw all weights anew from `generator` (None: torch's global one); the same for the same generator."""
+
+    @abstractmethod
+    def plan(self, points: Tensor, points_canonical: Tensor, maps: TeacherMaps | None, draws: Draws | None) -> Any:
+        """Everything about a batch that is not learnt.
+
+        points            [B, N, 3] float32, the cloud as the student sees it, N at least config.least_points.
+        points_canonical  [B, N, 3] float32, the same points in the frame the maps were made in.
+        maps              what the teacher says; may be None where the settings need none.
+        draws             as many random numbers a sample as config.random_numbers says.
+        """
+
+    @abstractmethod
+    def network(self, plan: Any, drop_path: Tensor | None) -> Predicted:
+        """Encode and predict. drop_path [B, R] of the draws; ignored outside training mode."""
+
+    @abstractmethod
+    def losses(self, plan: Any, prediction: Any) -> Losses:
+        """Compare a prediction with the plan's targets: the sums by name, over loss_counts."""
+
+    @abstractmethod
+    def loss_counts(self, plan: Any) -> dict[str, Tensor]:
+        """Count what the losses of a plan will be sums over, [] float32 each, before anything is computed.
+
+        The same names for every plan; a loss that is off counts 0. One name means one thing in all students
+        (`trainer.losses.terms`).
+        """
+
+    @abstractmethod
+    def encode(self, points: Tensor, feature: Feature = "levels") -> Tensor:
+        """One vector a cloud, with nothing masked: [B, N, 3] float32 -> [B, features[feature]] float32.
+
+        Row i depends on cloud i alone in evaluation mode. Raises ValueError for a feature it does not know.
+        """

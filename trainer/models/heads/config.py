@@ -20,7 +20,7 @@ class ClassifierConfig:
                      above 25 tokens through |a|^2 + |b|^2 - 2ab, so that a pair at the radius may fall on either side
     pooling          what of the top level's tokens reaches the head: "sum" of mean and maximum (ModelNet40), or
                      "concat": the two side by side (ScanObjectNN)
-    hidden           widths of the head's hidden layers, each with batch norm and ReLU
+    hidden           widths of the head's hidden layers, each with batch norm and ReLU; none: one linear layer
     dropout          chance that a training step zeroes a value of a hidden layer, 0..1 (1 excluded)
     label_smoothing  share of the target spread evenly over the other classes, 0..(classes - 1) / classes; 0: plain
                      cross entropy
@@ -41,7 +41,8 @@ class ClassifierConfig:
             yield f"classes = {self.classes} is fewer than 2"
         if self.pooling not in ("sum", "concat"):
             yield f"pooling = {self.pooling!r} is none of sum, concat"
-        yield from _widths("hidden", self.hidden)
+        if self.hidden:
+            yield from _widths("hidden", self.hidden)
         largest = max(self.classes - 1, 0) / max(self.classes, 1)
         if not 0 <= self.label_smoothing <= largest:
             yield f"label_smoothing = {self.label_smoothing} is outside 0..{largest:.4g}, (classes - 1) / classes"

@@ -30,6 +30,7 @@ COMMANDS = {
     "evaluate": ("cli.commands.evaluate", "evaluate", "Score an encoder with a linear SVM on labelled shapes."),
     "embed": ("cli.commands.embed", "embed", "Write an encoder's features of a corpus; draw nearest neighbours."),
     "fewshot": ("cli.commands.fewshot", "fewshot", "Score encoders by linear probes on a few shapes of a few classes."),
+    "finetune": ("cli.commands.finetune", "finetune", "Fine-tune a classifier from an encoder, or from scratch."),
     "presets": ("cli.commands.presets", "presets", "List the presets, or print one."),
     "pretrain": (
         "cli.commands.pretrain",

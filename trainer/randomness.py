@@ -24,6 +24,8 @@ class Purpose(IntEnum):
     AUGMENTATION = 17  # scale and shift
     SUBSET = 18  # which points of a shape are evaluated
     POSE = 19  # which stored pose of a shape is shown
+    ORDER = 20  # which batch of fine-tuning a shape comes in
+    ROTATION = 21  # by which angle a cloud is turned in fine-tuning
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -97,7 +97,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 def _rows(found: Mapping[str, Any], source: str) -> list[dict[str, Any]]:
     try:
         if "task" in found:
-            of_task = {"few-shot": _few_shot, "vote": _vote}
+            of_task = {"few-shot": _few_shot, "fine-tuning": _fine_tuning, "vote": _vote}
             if found["task"] not in of_task:
                 raise ResultsError(f"{source}: task {found['task']!r} is none of {', '.join(of_task)}")
             return list(of_task[found["task"]](found, source))
@@ -132,6 +132,25 @@ def _few_shot(found: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]
                 task, where, who, _feature(who, row), score["mean"], score["sample_spread"],
                 "folds (sample standard deviation)", score["tested"], how, source,
             )  # fmt: skip
+
+
+def _fine_tuning(found: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:
+    chosen = {
+        "last": "last weights",
+        "validation": "best on held-out training shapes",
+        "test": "best on the test split",
+    }
+    seeds = len(found["seeds"])
+    how = (
+        f"{found['protocol']}, {chosen[found['select']]}, {found['points']} points, {found['epochs']} epochs, "
+        f"{_several(seeds, 'seed')}; {found['augmentation']}"
+    )
+    who = "from scratch" if found["from"] == "none" else found["from"]
+    spread = found["spread"] if seeds > 1 else None
+    yield _row(
+        "classification", _set_name(found["test"]["uri"]), who, "", found["mean"], spread, "seeds" if seeds > 1 else "",
+        found["test"]["shapes"], how, source,
+    )  # fmt: skip
 
 
 def _vote(found: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:

@@ -223,7 +223,7 @@ def test_what_is_no_result_is_named(capsys, tmp_path):
     for name, content, said in (
         ("a.json", "[1]", "holds a list"),
         ("b.json", "{", "no JSON"),
-        ("c.json", '{"task": "sleep"}', "task 'sleep' is none of few-shot, vote"),
+        ("c.json", '{"task": "sleep"}', "task 'sleep' is none of few-shot, fine-tuning, vote"),
         ("d.json", '{"test": {}}', "a result that this version does not know (KeyError: 'uri')"),
     ):
         (tmp_path / name).write_text(content)
@@ -252,3 +252,37 @@ def test_evaluate_scores_point_nn_where_it_is_asked_for(smoke, labelled, capsys)
     outcome = run(capsys, "evaluate", smoke.run_dir, *uris, "--points", 64, "--seeds", 1, "--point-nn")
     assert outcome.code == 0, outcome.err
     assert "  Point-NN (no weights)" in outcome.out
+
+
+def test_finetune_goes_from_an_encoder_and_from_scratch_to_the_table(smoke, labelled, capsys, tmp_path):
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(
+        "[classifier]\nclasses = 4\nneighbours = [8, 4, 4]\nradius = [0.5, 0.8, 1.2]\nhidden = [8]\n"
+        f'[finetune]\ntrain = "npz:{labelled}?split=train"\ntest = "npz:{labelled}?split=test"\nstored_points = 96\n'
+        "points = 64\nepochs = 2\nwarmup_epochs = 0\nbatch_size = 16\ntensorboard = false\n"
+    )
+    tuned = ("finetune", recipe, "--from", smoke.run_dir, "--protocol", "linear", "--seeds", 2, "--out", tmp_path / "a")
+    outcome = run(capsys, *tuned)
+    assert outcome.code == 0, outcome.err
+    found = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert (found["task"], found["protocol"], found["seeds"]) == ("fine-tuning", "linear", [0, 1])
+    assert f"± {100 * found['spread']:.2f}" in outcome.out
+    assert "scored: the last weights" in outcome.out
+    assert run(capsys, *tuned, "--json").out.strip() == json.dumps(found, indent=1)
+    scratch = ("finetune", recipe, "--from", "none", "--sizes", smoke.run_dir, "--out", tmp_path / "b")
+    outcome = run(capsys, *scratch, "--set", "finetune.select=test")
+    assert outcome.code == 0, outcome.err
+    assert "the best ON THE TEST SPLIT" in outcome.out
+    table = run(capsys, "results", tmp_path / "a", tmp_path / "b").out
+    assert "linear, last weights, 64 points, 2 epochs, 2 seeds; scale 0.667..1.5, shift 0.2" in table
+    assert "| from scratch |" in table
+    assert "full, best on the test split, 64 points" in table
+    for arguments, code, said in (
+        (("--from", "nowhere"), 2, "no such directory; name a run"),
+        (("--from", smoke.run_dir, "--sizes", smoke.run_dir), 2, "--sizes goes with --from none"),
+        (("--from", smoke.run_dir, "--set", "model.heads=2"), 2, "[model] is stated, and the sizes are those of"),
+        (("--from", smoke.run_dir, "--set", "classifier.classes=5"), 2, "classifier.classes = 5; npz:"),
+        (("--from", smoke.run_dir, "--set", "finetune.epoch=5"), 2, "did you mean finetune.epochs?"),
+    ):
+        refused = run(capsys, "finetune", recipe, *arguments, "--out", tmp_path / "c")
+        assert (refused.code, said in refused.err) == (code, True), refused.err

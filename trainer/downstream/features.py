@@ -62,14 +62,9 @@ class ModelEncoder:
     feature: Feature
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
-        mode = self.model.training
-        self.model.train(False)
-        try:
-            with torch.no_grad():
-                cloud = torch.from_numpy(np.ascontiguousarray(points)).to(self.device)
-                features = self.model.encode(cloud, self.feature)
-        finally:
-            self.model.train(mode)
+        with _evaluating(self.model), torch.no_grad():
+            cloud = torch.from_numpy(np.ascontiguousarray(points)).to(self.device)
+            features = self.model.encode(cloud, self.feature)
         return features.float().cpu().numpy()
 
 
@@ -109,7 +104,7 @@ def classifier_logits(model: Classifier, device: torch.device) -> Callable[[np.n
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _evaluating(model: EncodesPoints | nn.Module) -> Iterator[None]:
     mode = model.training
     model.train(False)
     try:

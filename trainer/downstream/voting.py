@@ -17,7 +17,7 @@ from trainer.engine.augmentation import scale_and_shift
 from trainer.errors import EvaluationError
 from trainer.randomness import Purpose, record_uniforms
 
-__all__ = ["Logits", "VoteConfig", "VoteScores", "pool_of", "vote"]
+__all__ = ["Logits", "VoteConfig", "VoteScores", "farthest_points", "pool_of", "vote"]
 
 Logits = Callable[[np.ndarray], np.ndarray]
 """[B, N, 3] float32 -> [B, C] float32 logits, in evaluation mode"""
@@ -124,7 +124,7 @@ def vote(
         raise EvaluationError(
             f"clouds have {N} points; a vote needs {max(config.points, pool)}. Read more of each shape."
         )
-    farthest = _farthest(points, pool)  # [n, pool, 3]
+    farthest = farthest_points(points, pool)  # [n, pool, 3]
     plain = _answers(logits, lambda rows: farthest[rows, : config.points], n, config, progress)
     total = np.zeros_like(plain, dtype=np.float64)
     rounds = []
@@ -154,9 +154,10 @@ def vote(
     )
 
 
-def _farthest(points: np.ndarray, pool: int) -> np.ndarray:
+def farthest_points(points: np.ndarray, count: int) -> np.ndarray:
+    """The first `count` farthest points of each cloud [n, N, 3], from its point 0 on -> [n, count, 3] float32."""
     cloud = torch.from_numpy(np.ascontiguousarray(points, dtype=np.float32))
-    chosen = farthest_point_sample(cloud, pool).numpy()
+    chosen = farthest_point_sample(cloud, count).numpy()
     return np.take_along_axis(points, chosen[:, :, None], axis=1)
 
 

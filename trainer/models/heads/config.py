@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 
 from pipeline.settings import faults
-from trainer.models.config import ModelConfig, Neighbours, Share, Size, Sizes
+from trainer.models.config import ModelConfig, Neighbours, Share, Size
 
 __all__ = ["MODELNET40", "PB_T50_RS", "SCANOBJECTNN", "ClassifierConfig", "SegmentationConfig"]
 
@@ -23,7 +23,7 @@ class ClassifierConfig:
                      above 25 tokens through |a|^2 + |b|^2 - 2ab, so that a pair at the radius may fall on either side
     pooling          what of the top level's tokens reaches the head: "sum" of mean and maximum (ModelNet40), or
                      "concat": the two side by side (ScanObjectNN)
-    hidden           widths of the head's hidden layers, each with batch norm and ReLU
+    hidden           widths of the head's hidden layers, each with batch norm and ReLU; none: one linear layer
     dropout          chance that a training step zeroes a value of a hidden layer, 0..1 (1 excluded)
     label_smoothing  share of the target spread evenly over the other classes, 0..(classes - 1) / classes; 0: plain
                      cross entropy
@@ -34,7 +34,7 @@ class ClassifierConfig:
     radius: tuple[Annotated[float, Ge(0)], ...] = (0.24, 0.48, 0.96)
     distance: Literal["direct", "expanded"] = "direct"
     pooling: Literal["sum", "concat"] = "sum"
-    hidden: Sizes = (256, 256)
+    hidden: tuple[Size, ...] = (256, 256)
     dropout: Share = 0.5
     label_smoothing: Annotated[float, Ge(0)] = 0.2
 

@@ -19,13 +19,13 @@ from cli.show.terminal import EscapingFormatter, echo
 
 # name -> (module, attribute, one line of help): listed here so that `i2p --help` imports no room.
 COMMANDS = {
-    "cache": ("cli.commands.cache", "cache", "Build a teacher cache, look into it, check it."),
+    "cache": ("cli.commands.cache", "cache", "Build, inspect and verify teacher caches."),
     "checkpoint": (
         "cli.commands.checkpoint",
         "checkpoint",
-        "Look into a checkpoint; convert from and to the reference's.",
+        "Inspect a checkpoint; convert from and to the reference's.",
     ),
-    "corpus": ("cli.commands.corpus", "corpus", "List and picture the shapes of a corpus."),
+    "corpus": ("cli.commands.corpus", "corpus", "Inspect and render the shapes of a corpus."),
     "doctor": ("cli.commands.doctor", "doctor", "Print versions and devices, and try what this machine can do."),
     "evaluate": ("cli.commands.evaluate", "evaluate", "Score an encoder with a linear SVM on labelled shapes."),
     "embed": ("cli.commands.embed", "embed", "Write an encoder's features of a corpus; draw nearest neighbours."),
@@ -93,23 +93,23 @@ def begin_logging(verbose: int, *, quiet: bool) -> None:
     level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(EscapingFormatter("%(levelname)s %(name)s: %(message)s"))
-    # Other libraries speak when something is wrong; with -vv all they have to say is shown, with -q nothing but errors.
+    # Other libraries' warnings are shown; with -vv all their log lines are, with -q nothing but errors.
     others = logging.ERROR if quiet else logging.INFO if verbose > 1 else logging.WARNING
     logging.basicConfig(level=others, handlers=[handler], force=True)
     for room in ("cli", "pipeline", "teacher_cache", "trainer", "cuda"):
         logging.getLogger(room).setLevel(level)
-    # Dask gives its loggers handlers and levels of its own, here and in the processes it starts. That a connection ends
-    # when a cluster is closed is no news; what a worker dies of, the build tells itself.
+    # Dask gives its loggers handlers and levels of its own, here and in the processes it starts. Connections that end
+    # when a cluster closes need no report, and the build itself reports why a worker died.
     os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "info" if verbose > 1 else "critical")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; turns every expected error into words and an exit code."""
+    """Run the command line; expected errors become a message and an exit code."""
     run(cli, "i2p", arguments)
 
 
 def run(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> None:
-    """Run a command that is called by `name`, and exit as `i2p` does: expected errors are words and an exit code."""
+    """Run a command called by `name` and exit as `i2p` does: expected errors become a message and an exit code."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in argv
     try:
@@ -141,7 +141,7 @@ def _is_configuration(error: Exception) -> bool:
 
 
 def _expected(error: Exception) -> bool:
-    """Whether this error is one of the rooms' own, whose text is written for people."""
+    """Check whether this error is one of the rooms' own, whose text is written for people."""
     # An OSError that names its errno is the machine's: a full disk, a file that is not there, no permission.
     if isinstance(error, OSError) and error.errno is not None:
         return True

@@ -13,7 +13,7 @@ __all__ = ["CachePath", "CheckpointPath", "LocalPath", "config_argument", "confi
 
 
 class CachePath(click.ParamType):
-    """A cache's folder, which must be there, or its URL."""
+    """A cache's folder, which must exist, or its URL."""
 
     name = "path or URL"
 

@@ -1,4 +1,4 @@
-"""How a kernel of ``cuda/kernels`` runs: compiled by NVRTC through CuPy on first use, on torch's current stream.
+"""Kernel launcher: compiles ``cuda/kernels`` by NVRTC through CuPy on first use and runs on torch's current stream.
 
 Nothing here touches a GPU, or imports CuPy, before the first launch. An operator's launch code takes the launcher as an
 argument, so the tests run it unchanged over a host build of the same sources.
@@ -42,7 +42,7 @@ class Launch(Protocol):
 def launch(
     source: str, name: str, blocks: int, threads: int, arguments: Sequence[Argument], defines: Mapping[str, int]
 ) -> None:
-    """The launcher for CUDA tensors. Asynchronous: nothing is copied and the host does not wait."""
+    """Launch a kernel on CUDA tensors. Asynchronous: nothing is copied and the host does not wait."""
     if blocks == 0:
         return
     if blocks > _MOST_BLOCKS:
@@ -59,18 +59,18 @@ def launch(
 
 
 def blocks_for(items: int, threads: int) -> int:
-    """Blocks that hold one thread an item."""
+    """Return the number of blocks that hold one thread per item."""
     return -(-items // threads)
 
 
 def kernel_source(source: str, defines: Mapping[str, int]) -> str:
-    """The text of ``kernels/<source>.cu`` after its ``#define`` block."""
+    """Return the text of ``kernels/<source>.cu`` after its ``#define`` block."""
     block = "".join(f"#define {name} {value}\n" for name, value in sorted(defines.items()))
     return block + (resources.files("cuda.kernels") / f"{source}.cu").read_text(encoding="utf-8")
 
 
 class _TorchStream:
-    """torch's current stream, spoken in the CUDA stream protocol (torch's own streams speak it only since 2.9)."""
+    """torch's current stream behind the CUDA stream protocol (torch's own streams implement it only since 2.9)."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.current_stream(device)

@@ -1,4 +1,4 @@
-"""Back-projection: the pixel of a point in each view, and the bicubic value of a token map there."""
+"""Back-projection: pixels of points in each view, and bicubic values of token maps at these pixels."""
 
 from functools import cache
 from typing import Any
@@ -26,7 +26,7 @@ _THREADS = 256
 
 
 def pixels(points: Tensor, geometry: ViewGeometry, image_side: int = 224) -> Tensor:
-    """The pixel of each point in each view.
+    """Compute the pixel of each point in each view.
 
     points    [B, Q, 3] float32 in the frame that was projected; they need not be among the projected ones.
     geometry  of `project`: lo [B, V, 2], cell [B, V], offset [B, V, 2].
@@ -79,7 +79,7 @@ def backproject(maps: Tensor, points: Tensor, geometry: ViewGeometry, *, image_s
 
 @cache
 def bicubic_taps(image_side: int, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """The four map rows that each image row reads, and their weights.
+    """Compute the four map rows that each image row reads, and their weights.
 
     ->  first [image_side] int32, the first of the four before clamping to 0..side - 1; weights [image_side, 4] float32.
 
@@ -114,7 +114,7 @@ def _check_queries(function: str, points: Tensor, geometry: ViewGeometry) -> Non
 def pixels_on(
     launch: _backend.Launch, points: Tensor, lo: Tensor, cell: Tensor, offset: Tensor, image_side: int
 ) -> Tensor:
-    """pixel [B, V, Q, 2] int32 by the kernel, through ``launch``."""
+    """Compute pixel [B, V, Q, 2] int32 by the kernel, through ``launch``."""
     B, Q, _ = points.shape
     pixel = points.new_empty(B, _VIEWS, Q, 2, dtype=torch.int32)
     blocks = _backend.blocks_for(B * _VIEWS * Q, _THREADS)
@@ -124,7 +124,7 @@ def pixels_on(
 
 
 def backproject_on(launch: _backend.Launch, maps: Tensor, pixel: Tensor, image_side: int) -> Tensor:
-    """values [B, Q, V, C] float32 by the kernel, through ``launch``."""
+    """Compute values [B, Q, V, C] float32 by the kernel, through ``launch``."""
     B, V, T, C = maps.shape
     Q = pixel.shape[2]
     side = round(T**0.5)

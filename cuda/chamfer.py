@@ -17,14 +17,14 @@ _THREADS = 128
 
 
 def chamfer(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distance of each point to the nearest of the other set.
+    """Compute the squared distance of each point to the nearest point of the other set, both ways.
 
     a  [M, P, 3] float32, finite.
     b  [M, Q, 3] float32, finite.
     -> a to b [M, P] float32, b to a [M, Q] float32. The nearest is the lowest index among equals.
 
-    Differentiable once in both: the gradient flows through the chosen pairs, summed in a fixed order, so it is the
-    same bits every time. Under autocast pass float32 (``a.float()``).
+    Differentiable once in both: the gradient flows through the chosen pairs and is summed in a fixed order, so it is
+    bitwise reproducible. Under autocast pass float32 (``a.float()``).
 
     Raises TypeError for a dtype, ValueError for a shape. O(P Q) per pair of sets; made for many small sets.
     """
@@ -36,7 +36,7 @@ def chamfer(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def nearest_on(launch: _backend.Launch, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """dist2 [M, P] f32 and idx [M, P] i32 by the kernel, through ``launch``."""
+    """Compute dist2 [M, P] f32 and idx [M, P] i32 by the kernel, through ``launch``."""
     M, P, _ = a.shape
     dist2, idx = a.new_empty(M, P), a.new_empty(M, P, dtype=torch.int32)
     blocks = _backend.blocks_for(M * P, _THREADS)
@@ -47,7 +47,7 @@ def nearest_on(launch: _backend.Launch, a: Tensor, b: Tensor) -> tuple[Tensor, T
 def nearest_backward_on(
     launch: _backend.Launch, a: Tensor, b: Tensor, from_a: Tensor, from_b: Tensor, grad_a: Tensor, grad_b: Tensor
 ) -> Tensor:
-    """The gradient with respect to a by the kernel, through ``launch``."""
+    """Compute the gradient with respect to a by the kernel, through ``launch``."""
     M, P, _ = a.shape
     grad = torch.empty_like(a)
     blocks = _backend.blocks_for(M * P, _THREADS)

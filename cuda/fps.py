@@ -35,7 +35,10 @@ def farthest_point_sample(points: Tensor, k: int, *, skip_near_origin: bool = Fa
 def fps_on(
     launch: _backend.Launch, points: Tensor, k: int, skip_near_origin: bool, *, registers: bool = True
 ) -> Tensor:
-    """idx [B, k] int32 by the kernel, through ``launch``; ``registers=False`` takes its path for clouds of any size."""
+    """Compute idx [B, k] int32 by the kernel, through ``launch``.
+
+    ``registers=False`` takes the kernel's path for clouds of any size.
+    """
     B, N, _ = points.shape
     threads = next((size for size in _THREADS if size * _FEW_POINTS >= N), _THREADS[-1])
     per_thread = -(-N // threads)

@@ -22,14 +22,14 @@ _FEW_CHANNELS = 4  # up to so many, 4 threads share a row; with more, a warp doe
 
 
 def gather(values: Tensor, idx: Tensor) -> Tensor:
-    """The rows of each cloud's array at its indices.
+    """Gather the rows of each cloud's array at its indices.
 
     values  [B, N, D] float32, float64, float16 or bfloat16.
     idx     [B, ...] int64 into axis N.
     ->      [B, ..., D], values' dtype.
 
-    Differentiable once, in values: the gradient of a row is summed over the places it went to, in their order (of half
-    types in float32), so it is the same bits every time.
+    Differentiable once, in values: the gradient of a row is summed over the places it went to, in their order (for half
+    types in float32), so it is bitwise reproducible.
 
     Raises TypeError for a dtype, ValueError for a shape or device, IndexError on the CPU for an index outside 0..N-1. A
     GPU cannot raise without waiting: there such a row is NaN.
@@ -42,14 +42,14 @@ def gather(values: Tensor, idx: Tensor) -> Tensor:
 
 
 def group(points: Tensor, centres: Tensor, idx: Tensor) -> Tensor:
-    """The members of each group relative to its centre.
+    """Gather the members of each group relative to its centre.
 
     points   [B, N, D] float32 or float64.
     centres  [B, G, D], points' dtype.
     idx      [B, G, K] int64 into axis N.
     ->       [B, G, K, D], points' dtype.
 
-    Differentiable once, in points as of `gather` and in centres. Raises as `gather` does.
+    Differentiable once, in points (as in `gather`) and in centres. Raises as `gather` does.
     """
     _check("group", "points", points, idx, _SUMMED)
     _check("group", "centres", centres, idx, (points.dtype,))
@@ -75,7 +75,7 @@ def _check(function: str, name: str, values: Tensor, idx: Tensor, dtypes: tuple[
 
 
 def gather_on(launch: _backend.Launch, values: Tensor, idx: Tensor) -> Tensor:
-    """rows [B, P, D] by the kernel, through ``launch``."""
+    """Compute rows [B, P, D] by the kernel, through ``launch``."""
     B, N, D = values.shape
     P = idx.shape[1]
     rows = values.new_empty(B, P, D)
@@ -85,7 +85,7 @@ def gather_on(launch: _backend.Launch, values: Tensor, idx: Tensor) -> Tensor:
 
 
 def group_on(launch: _backend.Launch, points: Tensor, centres: Tensor, idx: Tensor) -> Tensor:
-    """rows [B, G, K, D] by the kernel, through ``launch``."""
+    """Compute rows [B, G, K, D] by the kernel, through ``launch``."""
     B, G, K = idx.shape
     N, D = points.shape[1:]
     rows = points.new_empty(B, G, K, D)
@@ -95,7 +95,7 @@ def group_on(launch: _backend.Launch, points: Tensor, centres: Tensor, idx: Tens
 
 
 def gather_backward_on(launch: _backend.Launch, grad: Tensor, idx: Tensor, N: int) -> Tensor:
-    """sums [B, N, D] by the kernel, through ``launch``."""
+    """Compute sums [B, N, D] by the kernel, through ``launch``."""
     B, P, D = grad.shape
     sums = grad.new_empty(B, N, D)
     blocks = _backend.blocks_for(B * N, _THREADS // 32)
@@ -118,7 +118,7 @@ def _defines(channels: int, width: int) -> dict[str, int]:
 
 
 def _parts(clouds: int, pieces: int) -> int:
-    """Into how many work items a cloud's pieces are cut: only so many that all threads have one."""
+    """Return the number of work items to cut a cloud's pieces into: just enough that every thread has one."""
     return max(1, min(pieces, -(-2 * torch.get_num_threads() // max(clouds, 1))))
 
 

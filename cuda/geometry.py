@@ -17,7 +17,7 @@ class ViewGeometry(NamedTuple):
     """The pixel grid of each view of each cloud.
 
     lo      [B, V, 2] float32  least plane coordinates (row, column) of the cloud's points.
-    cell    [B, V]    float32  plane units a pixel; 1 where a view has no extent, so nothing divides by zero.
+    cell    [B, V]    float32  plane units per pixel; 1 where a view has no extent, so nothing divides by zero.
     offset  [B, V, 2] int32    centring offset (row, column), in pixels.
 
     The pixel of point p in view v is ``floor((p_plane - lo) / cell) + 1 + offset`` in float32, in that order.

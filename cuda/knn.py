@@ -1,4 +1,4 @@
-"""Exact nearest neighbours."""
+"""Exact k-nearest-neighbour search."""
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ _WARPS = 8  # a block: so many queries share the points it loads
 
 
 def knn(points: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k points of its cloud nearest to each query.
+    """Find the k points of its cloud nearest to each query.
 
     points   [B, N, 3] float32, finite, squared distances below float32's largest.
     queries  [B, M, 3] float32, M may be 0.
@@ -34,7 +34,7 @@ def knn(points: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def knn_on(launch: _backend.Launch, points: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """dist2 [B, M, k] f32 and idx [B, M, k] i32 by the kernel, through ``launch``."""
+    """Compute dist2 [B, M, k] f32 and idx [B, M, k] i32 by the kernel, through ``launch``."""
     B, M, _ = queries.shape
     dist2, idx = queries.new_empty(B, M, k), queries.new_empty(B, M, k, dtype=torch.int32)
     arguments = (points, queries, dist2, idx, points.shape[1], M, k)

@@ -1,4 +1,4 @@
-"""What each operator means, in a few lines of NumPy: float32 in the kernels' order of operations, any cost.
+"""Definition of every operator in a few lines of NumPy: float32 in the kernels' order of operations, any cost.
 
 Kernels and twins must equal these exactly. Arrays in, arrays out; shapes as in the public functions; no checks.
 """
@@ -30,13 +30,13 @@ I64 = NDArray[np.int64]
 
 
 def distances2(a: F32, b: F32) -> F32:
-    """[P, 3], [Q, 3] -> [P, Q] squared distances: subtract, then dx*dx + dy*dy + dz*dz."""
+    """Compute squared distances, [P, 3], [Q, 3] -> [P, Q]: subtract, then dx*dx + dy*dy + dz*dz."""
     d = a[:, None, :] - b[None, :, :]
     return d[..., 0] * d[..., 0] + d[..., 1] * d[..., 1] + d[..., 2] * d[..., 2]
 
 
 def farthest_point_sample(points: F32, k: int, *, skip_near_origin: bool = False) -> I64:
-    """Greedy: each next index has the largest distance to the chosen set; np.argmax takes the first."""
+    """Sample greedily: each next index has the largest distance to the chosen set; np.argmax takes the first."""
     idx = np.zeros((len(points), k), np.int64)
     for b, cloud in enumerate(points):
         norm2 = distances2(cloud, np.zeros((1, 3), np.float32))[:, 0]
@@ -49,7 +49,7 @@ def farthest_point_sample(points: F32, k: int, *, skip_near_origin: bool = False
 
 
 def knn(points: F32, queries: F32, k: int) -> tuple[F32, I64]:
-    """A stable sort of all distances, cut after k."""
+    """Sort all distances stably and keep the first k."""
     shape = (*queries.shape[:2], k)
     dist2, idx = np.empty(shape, np.float32), np.empty(shape, np.int64)
     for b in range(len(points)):
@@ -60,17 +60,17 @@ def knn(points: F32, queries: F32, k: int) -> tuple[F32, I64]:
 
 
 def gather(values: F32, idx: I64) -> F32:
-    """values [B, N, D], idx [B, ...] -> [B, ..., D]."""
+    """Gather values [B, N, D] at idx [B, ...] -> [B, ..., D]."""
     return np.stack([rows[i] for rows, i in zip(values, idx, strict=True)])
 
 
 def group(points: F32, centres: F32, idx: I64) -> F32:
-    """points [B, N, D], centres [B, G, D], idx [B, G, K] -> [B, G, K, D], relative to the centres."""
+    """Gather points [B, N, D] at idx [B, G, K], minus centres [B, G, D] -> [B, G, K, D]."""
     return gather(points, idx) - centres[:, :, None]
 
 
 def gather_backward(grad: F32, idx: I64, N: int) -> F32:
-    """grad [B, P, D], idx [B, P] -> [B, N, D]: sums over the places a row went to, from 0, in their order."""
+    """Sum grad [B, P, D] at idx [B, P] -> [B, N, D], over the places a row went to, from 0, in their order."""
     sums = np.zeros((len(grad), N, grad.shape[2]), grad.dtype)
     for b, p in np.ndindex(idx.shape):
         sums[b, idx[b, p]] += grad[b, p]
@@ -78,7 +78,7 @@ def gather_backward(grad: F32, idx: I64, N: int) -> F32:
 
 
 def project(points: F32, *, image_side: int = 224, splat: int = 5, reduction: str = "sum") -> tuple[F32, F32, F32, I32]:
-    """depth [B, V, S, S], lo [B, V, 2], cell [B, V], offset [B, V, 2]."""
+    """Compute depth [B, V, S, S], lo [B, V, 2], cell [B, V], offset [B, V, 2]."""
     B, N, _ = points.shape
     V, S, half = len(VIEW_AXES), image_side, splat // 2
     depth = np.zeros((B, V, S, S), np.float32)
@@ -117,7 +117,7 @@ def _reduce(spots: I64, d: F32, count: int, S: int, reduction: str) -> NDArray[n
 
 
 def pixels(points: F32, lo: F32, cell: F32, offset: I32, image_side: int = 224) -> I32:
-    """floor((p - lo) / cell) + 1 + offset in float32, clamped to the image."""
+    """Compute floor((p - lo) / cell) + 1 + offset in float32, clamped to the image."""
     plane = np.stack([points[..., axes[:2]] for axes in VIEW_AXES], axis=1)  # [B, V, Q, 2]
     with np.errstate(over="ignore"):  # a query may lie anywhere
         cells = np.floor((plane - lo[:, :, None]) / cell[:, :, None, None])
@@ -126,7 +126,7 @@ def pixels(points: F32, lo: F32, cell: F32, offset: I32, image_side: int = 224) 
 
 
 def backproject(maps: F32, pixel: I32, image_side: int = 224) -> F32:
-    """maps [B, V, T, C], pixel [B, V, Q, 2] -> [B, Q, V, C]: Keys' cubic with a = -0.75 over the 4 x 4 cells around."""
+    """Interpolate maps [B, V, T, C] at pixel [B, V, Q, 2] -> [B, Q, V, C] by Keys' cubic (a = -0.75)."""
     B, V, T, C = maps.shape
     side = round(T**0.5)
     grid = maps.reshape(B, V, side, side, C)
@@ -159,13 +159,13 @@ def _cubic_taps(pixel: int, image_side: int, side: int) -> tuple[list[int], list
 
 
 def chamfer(a: F32, b: F32) -> tuple[F32, F32, I64, I64]:
-    """Least squared distances a to b [M, P] and b to a [M, Q], and the indices of the nearest."""
+    """Compute least squared distances a to b [M, P] and b to a [M, Q], and the indices of the nearest."""
     every = np.stack([distances2(p, q) for p, q in zip(a, b, strict=True)])  # [M, P, Q]
     return every.min(2), every.min(1), every.argmin(2), every.argmin(1)
 
 
 def chamfer_backward(a: F32, b: F32, from_a: I64, from_b: I64, grad_a: F32, grad_b: F32) -> F32:
-    """The gradient with respect to a: its own pairs, then those of the b that chose it, by ascending index."""
+    """Compute the gradient with respect to a: its own pairs, then those of the b that chose it, by ascending index."""
     grad = np.empty_like(a)
     two = np.float32(2)
     for m in range(len(a)):

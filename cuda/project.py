@@ -21,12 +21,12 @@ _THREADS = 256
 def project(
     points: Tensor, *, image_side: int = 224, splat: int = 5, reduction: str = "sum"
 ) -> tuple[Tensor, ViewGeometry]:
-    """Write each point's depth into three axis-aligned views.
+    """Render each point's depth into three axis-aligned views.
 
     points      [B, N, 3] float32, finite, coordinates below 1e38 in magnitude.
     image_side  S, even, at least 8.
     splat       odd; each point is written to splat x splat pixels around its own, those outside pulled to the border.
-    reduction   what a pixel holds of the raw, signed depths written to it: "sum" (the reference), "mean", "max" (the
+    reduction   how a pixel reduces the raw, signed depths written to it: "sum" (the reference), "mean", "max" (the
                 largest), "nearest" (the least: the viewer looks along the growing depth axis). 0 where none was.
     ->          depth [B, V, S, S] float32; ViewGeometry of the grids.
 
@@ -49,14 +49,14 @@ def project(
 
 
 def sum_exponent(points: int, splat: int) -> int:
-    """Bits left for a depth when ``points * splat^2`` of them must add up to less than 2^53."""
+    """Return the bits left for a depth if ``points * splat^2`` of them must add up to less than 2^53."""
     return 53 - (points * splat * splat - 1).bit_length()
 
 
 def project_on(
     launch: _backend.Launch, points: Tensor, image_side: int, splat: int, reduction: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """depth, lo, cell, offset by the kernels, through ``launch``."""
+    """Compute depth, lo, cell and offset by the kernels, through ``launch``."""
     B, N, _ = points.shape
     depth, lo, cell, offset = _outputs(points, image_side)
     code = REDUCTIONS[reduction]

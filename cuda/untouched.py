@@ -10,7 +10,7 @@ __all__ = ["untouched_tokens"]
 
 
 def untouched_tokens(points: np.ndarray, geometry: ViewGeometry, *, image_side: int, side: int) -> np.ndarray:
-    """Tokens that the bicubic window of no point reads.
+    """Find the tokens that no point's bicubic window reads.
 
     points    [B, N, 3] float32, all stored points of each cloud: a lookup happens at some of them, whatever the student
               draws, because its centres are points of the cloud.

@@ -1,4 +1,4 @@
-"""The settings of the offline stage: which corpus, how it is drawn, who looks at it, and where the work runs.
+"""The settings of the offline stage: corpus, projection, teacher and build.
 
 One frozen dataclass a section of the experiment file; these are the only places for the defaults and bounds. `problems`
 yields every fault of a section, with names relative to it; faults between two sections are found by `conflicts`, and
@@ -26,8 +26,8 @@ class CorpusConfig:
 
     uri     where the shapes come from, `kind:location?key=value&key=value`; see docs for the kinds
     points  points stored for each shape, at least 32; meshes are sampled, larger clouds thinned
-    poses   stored of each shape, 1..64: the shape itself, then copies under the student's augmentation that the teacher
-            looks at; each is a record, and an epoch of training visits one of them
+    poses   stored per shape, 1..64: the shape itself, then copies under the student's augmentation, which the teacher
+            encodes too; each is a record, and an epoch of training visits one of them
     only    a file with the ids of the shapes that the experiment is about, one a line; "": all
     take    of these the first n, in the corpus' order; 0: all
     share   of these a part, 0..1, chosen by a hash of each id; smaller shares lie within larger ones
@@ -64,7 +64,7 @@ class ProjectionConfig:
     image_side     pixels along an image's side, even, 8..4096, a multiple of patch_side; must be the teacher's
     patch_side     pixels along a patch's side; must be the teacher's
     splat          side in pixels of the square each point paints, odd, 1..15
-    reduction      what a pixel keeps of the depths painted on it: "sum" (the reference), "mean", "max" or "nearest"
+    reduction      how a pixel reduces the depths painted on it: "sum" (the reference), "mean", "max" or "nearest"
     depth_offset   added to every depth before it is drawn, 0..4. 0: the reference's signed depths, whose middle is the
                    background's value, so that outlines vanish there; 1.5: every point stands out from the background
     points         points drawn: 0 for all that are stored, n for the first n of them
@@ -127,7 +127,7 @@ class TeacherConfig:
 
     @property
     def random(self) -> bool:
-        """True for the random teacher; a weights file always wins over the tag."""
+        """True for the random teacher; a weights file takes precedence over the tag."""
         return self.pretrained == "random" and not self.weights
 
     def problems(self) -> Iterator[str]:
@@ -155,9 +155,9 @@ class BuildConfig:
 
     scheduler  "threads" (this process), "processes" (a local Dask cluster) or the address of a Dask scheduler, tcp://...
     workers    threads that teach, or local processes; 0 is one a core, or two for a GPU; unused with an address
-    changed    what is done about shapes that changed or went since the cache was built: "refuse" stops before anything
+    changed    how shapes that changed or vanished since the cache was built are handled: "refuse" stops before anything
                is written; "rebuild" builds the shards that hold them again
-    check      how changes are looked for: "stamps" reads files whose size or time differs, "content" all of them
+    check      how changes are detected: "stamps" reads files whose size or time differs, "content" all of them
     retries    times a shard whose worker died is handed out again before the build stops, 0..100; with an address each
                is a round of that scheduler's own `distributed.scheduler.allowed-failures`
     max_refused    share of the corpus, 0..1, that may be refused before the build counts as failed; what is built stays

@@ -1,7 +1,7 @@
-"""Errors of the offline stage, one class for each thing a caller would handle differently.
+"""Errors of the offline stage, one class for each case that a caller would handle differently.
 
-Those of corpora stand in `corpora.base`: `CorpusError`, `ShapeError` for a shape that cannot be used, which is data and
-is quarantined, and `MachineFault` for what the machine is at fault for; `corpora.faults` tells the two apart.
+Errors of corpora are in `corpora.base`: `CorpusError`, `ShapeError` for a shape that cannot be used, which is data and
+is quarantined, and `MachineFault` for faults of the machine; `corpora.faults` tells the two apart.
 """
 
 __all__ = ["BuildError", "PipelineError", "TeacherError", "TooManyRefused"]
@@ -12,7 +12,7 @@ class PipelineError(Exception):
 
 
 class TeacherError(PipelineError):
-    """The teacher cannot be had as it was asked for: no such model, weights missing, unsafe or of another shape."""
+    """The requested teacher is not available: no such model, weights missing, unsafe or of another shape."""
 
 
 class BuildError(PipelineError):
@@ -20,7 +20,7 @@ class BuildError(PipelineError):
 
 
 class TooManyRefused(BuildError):
-    """A build that went through, and refused a larger share of its corpus than `build.max_refused`.
+    """A completed build that refused a larger share of its corpus than `build.max_refused`.
 
     path    the cache, which holds the other shapes
     others  shapes in it that the experiment is not about

@@ -43,7 +43,7 @@ def typed(cls: type, table: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
 
 
 def device_problems(device: str) -> Iterator[str]:
-    """What is wrong with a device's name, if anything; says nothing about whether the device is there."""
+    """Yield what is wrong with a device's name, without checking that the device exists."""
     kind, _, index = device.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (":" in device and not (kind == "cuda" and index.isdecimal())):
         yield f"device = {device!r} is none of auto, cpu, cuda, cuda:N"
@@ -82,7 +82,7 @@ def _adapter(cls: type) -> tuple[Any, dict[str, Any]]:
 
 
 def _wrong(hint: Any, value: Any, kind: str, place: list[Any]) -> str:
-    """What pydantic found, in our words; continues `name = value`."""
+    """Format pydantic's finding in our words, continuing `name = value`."""
     if get_origin(hint) is Annotated and place:
         hint = get_args(hint)[0]  # bounds of the whole list
     plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint

@@ -1,4 +1,4 @@
-"""Rendering of a cloud to the images a teacher looks at: projection, sigmoid, three equal channels, normalisation."""
+"""Rendering of clouds to the teacher's input images: projection, sigmoid, three equal channels, normalisation."""
 
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ class RenderedViews(NamedTuple):
 
 
 def render_views(points_canonical: Tensor, config: ProjectionConfig) -> RenderedViews:
-    """Draw each cloud from three sides.
+    """Render each cloud from three sides.
 
     points_canonical  [B, N, 3] float32, finite; config.points of them are drawn (0: all).
 
@@ -55,6 +55,6 @@ def render_views(points_canonical: Tensor, config: ProjectionConfig) -> Rendered
 
 
 def normalise_depth(depth: Tensor, normalisation: str) -> Tensor:
-    """Repeat depth images [M, S, S] to three channels and bring each to `MOMENTS[normalisation]` -> [M, 3, S, S]."""
+    """Repeat depth images [M, S, S] to three channels, normalised by `MOMENTS[normalisation]` -> [M, 3, S, S]."""
     mean, std = (torch.tensor(values, device=depth.device)[:, None, None] for values in MOMENTS[normalisation])
     return (depth[:, None] - mean) / std

@@ -1,4 +1,4 @@
-"""A cache of what a 2D teacher says about 3D shapes: written once, read by every training run.
+"""A cache of a 2D teacher's features for 3D shapes: written once, read by every training run.
 
 A cache is a folder: shards in Zarr v3 or WebDataset form, a receipt for each, and a manifest; docs/format.md is the
 specification.
@@ -11,7 +11,7 @@ Reading:
     record = cache[0]                           # TeacherRecord: points, features, saliency, geometry of one shape
     batch = cache.read([3, 1, 4])               # RecordBatch: the same arrays with 3 rows
     for batch in teacher_cache.stream(cache, batch_size=64, seed=0, epoch=3):
-        batch.content                           # RecordBatch; batch.state goes on with the next one
+        batch.content                           # RecordBatch; batch.state resumes with the next one
     some = teacher_cache.select(cache, ["a", "b"])    # these shapes alone; reads and streams like the cache
     assert not teacher_cache.verify(cache.path)
 

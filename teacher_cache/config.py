@@ -25,7 +25,7 @@ MAX_LEVEL = 19  # zstd's higher levels want gigabytes of window from every reade
 
 @dataclass(frozen=True, kw_only=True)
 class CacheConfig:
-    """How a cache is stored. Everything but ``root`` and ``name`` is part of the recipe: it changes bytes.
+    """Storage of a cache. Everything except ``root`` and ``name`` is part of the recipe: it changes bytes.
 
     root              directory that holds caches, one folder each; or a URL that fsspec writes to, s3://bucket/caches.
     name              first part of the cache's folder name; empty: taken from the corpus.
@@ -35,15 +35,14 @@ class CacheConfig:
                       (`steps` steps to the largest number of each token, read as float16).
     steps             of int8 features, 7..127: an error of at most half a step. Fewer compress better: 24 steps take
                       three fifths of the bytes of 127. Other features have no steps.
-    half_first        int8 features are made of the teacher's rounded to float16, as `i2p cache convert` does that has
-                      nothing finer: so what it makes of a float16 cache is what a build with this setting makes.
+    half_first        round the teacher's features to float16 before quantising to int8, as `i2p cache convert` must for
+                      a float16 cache: its result then equals a build with this setting.
     channels          of a stored feature: 0, as many as the teacher gives; or fewer, its coordinates in a basis that is
                       fitted on a sample of the corpus before the first shard and stored in the cache.
     sample            records that basis is fitted on, 1..1048576. Without `channels` there is no sample.
     untouched         features of patch tokens that no lookup at a stored point reads: "keep" them, or "zero" them,
                       which compresses to nothing and changes no lookup.
-    class_token       what the teacher makes of each view as a whole, for a loss of whole shapes: "float16" (rounded
-                      once), or "none".
+    class_token       each view's class token, for the global loss: "float16" (rounded once), or "none".
     depth             depth images as stored: "uint8" (error at most 1/508), "float16" (at most 2^-12), "none".
     compression       "zstd" or "none", for every array of a record.
     level             zstd level, 1..19; without meaning when compression is "none".
@@ -65,7 +64,7 @@ class CacheConfig:
     level: int = 3
 
     def problems(self) -> Iterator[str]:
-        """Every fault of these settings, as text relative to the section."""
+        """Yield every fault of these settings, as text relative to the section."""
         if not self.root:
             yield 'root = "" is empty; name the directory that holds caches'
         try:
@@ -108,7 +107,7 @@ class CacheConfig:
         return "float32" if self.features == "float32" else "float16"
 
     def storage(self) -> dict[str, Any]:
-        """The ``storage`` part of a recipe: the settings that change bytes, and no others."""
+        """Return the ``storage`` part of a recipe: only the settings that change bytes."""
         storage: dict[str, Any] = {
             "format": self.format,
             "shapes_per_shard": self.shapes_per_shard,
@@ -132,7 +131,10 @@ class CacheConfig:
 
     @classmethod
     def from_storage(cls, storage: dict[str, Any]) -> "CacheConfig":
-        """The settings of a recipe's ``storage`` part; ``root`` and ``name`` are the defaults. Raises ManifestError."""
+        """Parse the settings of a recipe's ``storage`` part.
+
+        ``root`` and ``name`` take their defaults. Raises ManifestError.
+        """
         values = Fields(storage, "recipe: storage")
         compression = values.choice("compression", COMPRESSIONS)
         keys = {"format", "shapes_per_shard", "features", "depth", "compression"} | (

@@ -32,7 +32,10 @@ class CacheError(Exception):
 
 
 class ManifestError(CacheError):
-    """There is no cache here, its build has not finished, or its manifest or receipts do not parse or check."""
+    """A cache that is missing, unfinished or whose documents are damaged.
+
+    There is no cache here, its build has not finished, or its manifest or receipts do not parse or check.
+    """
 
 
 class UnsupportedVersion(ManifestError):
@@ -48,7 +51,7 @@ class SchemaError(CacheError):
 
 
 class StorageError(CacheError):
-    """An object store or web server did not answer, refused, or cannot do what was asked; or nothing speaks a URL."""
+    """A store or web server did not answer, refused, or cannot do what was asked; or no package handles a URL."""
 
 
 class ShardDamaged(CacheError):

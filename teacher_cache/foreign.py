@@ -13,7 +13,10 @@ _MARKS = (
 
 
 def misnomer(data: bytes) -> str | None:
-    """What a file is instead of what its name says, with the remedy, by its first kilobyte; None if nothing shows."""
+    """Tell from its first kilobyte that a file is not what its name claims.
+
+    -> what it is instead, with the remedy; None if nothing shows.
+    """
     head = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not data:
         return "is empty; fetch it again"
@@ -33,12 +36,12 @@ def misnomer(data: bytes) -> str | None:
 
 
 def marked_encoding(data: bytes) -> str | None:
-    """The encoding that a byte order mark at the start names; None where there is none."""
+    """Return the encoding named by a byte order mark at the start, or None."""
     return next((name for mark, name in _MARKS if data.startswith(mark)), None)
 
 
 def decode_text(data: bytes) -> str:
-    """Text in UTF-8, with or without a byte order mark, or in UTF-16 or UTF-32 with theirs; any line ends.
+    """Decode text in UTF-8, with or without a byte order mark, or in UTF-16 or UTF-32 with one; any line ends.
 
     Raises ValueError with what is wrong, and the remedy.
     """
@@ -57,7 +60,7 @@ def decode_text(data: bytes) -> str:
 
 
 def without_wrappers(names: list[str]) -> str:
-    """The longest prefix, made of WRAPPERS in any order, that all names have; "" for none."""
+    """Return the longest prefix made of WRAPPERS, in any order, that all names share; "" for none."""
     prefix = ""
     while names:
         found = next((w for w in WRAPPERS if all(name.startswith(prefix + w) for name in names)), None)

@@ -16,7 +16,7 @@ _FILE = re.compile(r"(?:file|local):", re.IGNORECASE)  # fsspec's two words for 
 
 
 def localise(location: str | os.PathLike[str]) -> Location:
-    """A path as a Path, file: URLs too; any other URL as it is, without a slash at its end.
+    """Return a path or file: URL as a Path; any other URL unchanged, without a trailing slash.
 
     Raises StorageError for a file: URL that names another machine or nothing.
     """
@@ -28,11 +28,11 @@ def localise(location: str | os.PathLike[str]) -> Location:
 
 
 def local_path(text: str) -> Path | None:
-    """The path that a file: URL names, in any form that is in use; None for other text.
+    """Return the path that a file: URL names, in any form in use; None for other text.
 
     ``file:///a/b``, ``file:/a/b``, ``file://localhost/a/b``, and relative to the working folder ``file:a/b``. Percent
-    escapes are decoded, to whatever bytes they are; what is none stays. ``#`` and ``?`` are letters of a name like any
-    other: a file has neither fragment nor query. Raises StorageError.
+    escapes are decoded to whatever bytes they stand for; invalid ones stay. ``#`` and ``?`` are ordinary characters of
+    a name: a file has neither fragment nor query. Raises StorageError.
     """
     found = _FILE.match(text)
     if found is None:
@@ -52,15 +52,15 @@ def local_path(text: str) -> Path | None:
 
 
 def join(location: Location, name: str) -> Location:
-    """The location of `name` below another."""
+    """Return the location of `name` below another."""
     return location / name if isinstance(location, Path) else f"{location}/{name}"
 
 
 def parent(location: Location) -> Location:
-    """The location that holds another."""
+    """Return the location that holds another."""
     return location.resolve().parent if isinstance(location, Path) else location.rpartition("/")[0]
 
 
 def resolve(location: Location) -> Location:
-    """The same location, as any working directory on this machine reaches it."""
+    """Return the location in a form independent of the working directory."""
     return location.resolve() if isinstance(location, Path) else location

@@ -1,4 +1,4 @@
-"""The settings that determine a cache's bytes. Their hash names the cache; its manifest holds them whole."""
+"""The settings that determine a cache's bytes. Their hash names the cache; its manifest holds them in full."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ _PARTS = ("corpus", "projection", "teacher", "storage")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a cache was made from and how, as JSON values (tuples become lists).
+    """The settings a cache was made from, as JSON values (tuples become lists).
 
     corpus          what determines a shape's bytes; never how many shapes there are, so that a cache can grow.
     projection      how a shape became images.
@@ -53,7 +53,7 @@ class Recipe:
 
     @classmethod
     def from_json(cls, value: Any, where: str = "recipe") -> "Recipe":
-        """The recipe of a parsed JSON object. Raises ManifestError, UnsupportedVersion."""
+        """Parse the recipe from a JSON object. Raises ManifestError, UnsupportedVersion."""
         if not isinstance(value, dict):
             raise ManifestError(f"{where}: expected an object, found {type(value).__name__}")
         version = value.get("format_version")
@@ -71,12 +71,15 @@ class Recipe:
             raise ManifestError(f"{where}: {error}") from error
 
     def differences(self, other: "Recipe") -> list[str]:
-        """One line for each setting that differs: ``teacher.precision: "float32" here, "float16" there``."""
+        """List one line per setting that differs: ``teacher.precision: "float32" here, "float16" there``."""
         return list(_differences(self.to_json(), other.to_json(), ""))
 
 
 def cache_directory(config: CacheConfig, recipe: Recipe, default_name: str = "cache") -> Location:
-    """``<root>/<name>-<first 12 digits of the recipe's hash>``; the name, where not set, comes from the corpus."""
+    """Return ``<root>/<name>-<first 12 digits of the recipe's hash>``.
+
+    The name, where not set, comes from the corpus.
+    """
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", config.name or default_name).strip("-.") or "cache"
     return join(localise(config.root), f"{name}-{recipe.hash[:12]}")
 

@@ -1,7 +1,7 @@
 """JSON documents with one spelling and a checksum of themselves, and strict access to their fields.
 
-A sealed document carries ``"sha256"``: the SHA-256 of its canonical JSON without that key. So a changed byte that
-changes meaning is found when the document is read, whoever wrote it and whatever covers it from above.
+A sealed document carries ``"sha256"``: the SHA-256 of its canonical JSON without that key. So any change of meaning is
+detected when the document is read, even if no other document holds a checksum of it.
 """
 
 import hashlib
@@ -17,12 +17,12 @@ MAX_DOCUMENT = 1 << 30  # bytes; a manifest of ten million shapes is about 30 MB
 
 
 def canonical(value: Any) -> bytes:
-    """The one spelling of a JSON value: sorted keys, no spaces, ASCII, no NaN. Raises ValueError, TypeError."""
+    """Encode a JSON value canonically: sorted keys, no spaces, ASCII, no NaN. Raises ValueError, TypeError."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def plain(value: Any, where: str) -> Any:
-    """``value`` with tuples as lists and mappings as dicts. Raises TypeError naming the key for anything else."""
+    """Convert tuples to lists and mappings to dicts. Raises TypeError naming the key for anything but JSON values."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):
@@ -36,7 +36,10 @@ def plain(value: Any, where: str) -> Any:
 
 
 def seal(document: Mapping[str, Any]) -> bytes:
-    """The file of a document: its keys sorted, one a line, each item of a list of objects on a line of its own."""
+    """Encode a document with its checksum.
+
+    Keys are sorted, one per line; each item of a list of objects has a line of its own.
+    """
     body = dict(document)
     body["sha256"] = hashlib.sha256(canonical(document)).hexdigest()
     lines = []
@@ -52,7 +55,7 @@ def seal(document: Mapping[str, Any]) -> bytes:
 
 
 def unseal(data: bytes, where: str) -> "Fields":
-    """The fields of a sealed document. Raises ManifestError when it does not parse or its checksum is wrong."""
+    """Decode a sealed document. Raises ManifestError when it does not parse or its checksum is wrong."""
     if len(data) > MAX_DOCUMENT:
         raise ManifestError(f"{where}: {len(data)} bytes; expected at most {MAX_DOCUMENT}")
     try:
@@ -73,7 +76,7 @@ def unseal(data: bytes, where: str) -> "Fields":
 
 
 class Fields:
-    """Typed access to a JSON object; whatever is missing or of another type raises ManifestError with its key."""
+    """Typed access to a JSON object; a field that is missing or of another type raises ManifestError with its key."""
 
     def __init__(self, values: Any, where: str) -> None:
         if not isinstance(values, dict):

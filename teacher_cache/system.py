@@ -1,4 +1,4 @@
-"""Where operating systems differ: locks of open files, flags of open, durable folders, reads at a position.
+"""Differences between operating systems: file locks, flags of open, durable folders, positional reads.
 
 Linux and macOS have all of it. Windows locks by `msvcrt`, has no folder that could be synced, follows links unless they
 are looked for first, and removes no file that is open.
@@ -36,10 +36,10 @@ _moving = threading.Lock()  # held while a descriptor's position is moved and us
 
 
 def open_file(path: str | os.PathLike[str], flags: int, mode: int = 0o666, *, follow: bool) -> int:
-    """`os.open` for this process alone and without waiting for whoever writes a pipe; -> a descriptor.
+    """Call `os.open` without inheritance by child processes and without waiting for a pipe's writer; -> a descriptor.
 
-    flags   os.O_RDONLY and its like; what systems differ in is added here.
-    follow  whether `path` may be a link. Where the system cannot refuse one, it is looked for just before.
+    flags   os.O_RDONLY and the like; system-dependent flags are added here.
+    follow  whether `path` may be a link. Where the system cannot refuse one, it is checked just before.
 
     Raises OSError as `os.open` does, ELOOP for a link that may not be followed.
     """
@@ -51,9 +51,9 @@ def open_file(path: str | os.PathLike[str], flags: int, mode: int = 0o666, *, fo
 
 
 def try_lock(descriptor: int, *, wait: bool) -> bool:
-    """Lock an open file alone; -> False where another has it. The lock ends with the descriptor or the process.
+    """Lock an open file exclusively; -> False if another holds it. The lock ends with the descriptor or the process.
 
-    wait  for whoever has it, as long as that takes.
+    wait  for the holder, as long as that takes.
 
     Raises OSError where the file system has no locks.
     """
@@ -83,10 +83,10 @@ def _lock_first_byte(descriptor: int, wait: bool) -> None:
 
 
 def end_lock(path: Path, descriptor: int, *, remove: bool) -> None:
-    """Close a lock that this process holds and, with `remove`, take its file away.
+    """Close a lock that this process holds and, with `remove`, remove its file.
 
-    The file goes while the lock is held: who waits for it finds another one, or none, at its path. Where open files
-    cannot be removed, it goes afterwards unless somebody has it open, who then locks the file that is there.
+    The file is removed while the lock is held: whoever waits for it then finds another file, or none, at its path. If
+    open files cannot be removed, it is removed afterwards, unless someone has it open, who then locks that file.
     """
     try:
         if remove:
@@ -99,7 +99,7 @@ def end_lock(path: Path, descriptor: int, *, remove: bool) -> None:
 
 
 def remove_open(path: Path) -> None:
-    """Remove a lock's file that this process has open; where that is impossible it stays, for who cleans up next."""
+    """Remove a lock's file that this process has open; where that is impossible, leave it to the next clean-up."""
     if _REMOVES_OPEN:
         path.unlink(missing_ok=True)
 
@@ -116,7 +116,7 @@ def sync_directory(path: Path) -> None:
 
 
 def read_at(descriptor: int, into: memoryview, offset: int) -> int:
-    """Read bytes from `offset` of a file on, safe from several threads; -> how many came, 0 at the end."""
+    """Read bytes starting at `offset` of a file, safe from several threads; -> how many were read, 0 at the end."""
     if hasattr(os, "preadv"):
         return os.preadv(descriptor, [into], offset)
     with _moving:

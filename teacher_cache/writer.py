@@ -1,8 +1,8 @@
 """Writing a cache: a driver creates and finishes it, workers write whole shards.
 
-A worker gets a ``CacheHandle`` (a few strings, picklable) and calls ``write_shard``; nothing else crosses between them
-but the receipt it returns. A shard counts from the moment its receipt is on disk; whatever lies there without one is
-written again. The first receipt of a shard wins: a second builder of the same shard throws its own work away.
+A worker gets a ``CacheHandle`` (a few strings, picklable) and calls ``write_shard``, which returns a receipt; nothing
+else passes between them. A shard counts from the moment its receipt is on disk; files without one are written again.
+The first receipt of a shard wins: a second builder of the same shard discards its own work.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class CacheHandle:
-    """What a worker needs to write shards: where (a path or a URL), and what of. Picklable and small."""
+    """Location and description of a cache, for workers that write its shards. Picklable and small."""
 
     directory: str
     description: Description
@@ -52,7 +52,7 @@ def create_cache(
     label_names: Sequence[str] = (),
     basis: Basis | None = None,
 ) -> "CacheWriter":
-    """Create a cache, or reopen one of the same recipe to go on with it. Call it in one process, the driver.
+    """Create a cache, or reopen one of the same recipe to continue it. Call it in one process, the driver.
 
     directory    the cache's own folder (see ``cache_directory``), made if absent; or a URL that fsspec can write to.
     label_names  names of the labels 0, 1, ...; a later call may append names, never change them.
@@ -95,7 +95,7 @@ def create_cache(
 
 
 def stored_basis(directory: str | os.PathLike[str]) -> Basis | None:
-    """The basis of the cache that has been created at a path or URL, finished or not; None where there is none.
+    """Read the basis of the cache created at a path or URL, finished or not; None where there is none.
 
     Raises ManifestError when its recipe.json does not parse, StorageError when a store behind a URL does not answer.
     """
@@ -104,7 +104,7 @@ def stored_basis(directory: str | os.PathLike[str]) -> Basis | None:
 
 
 class CacheWriter:
-    """The driver's side of a cache that is being built.
+    """The driver's handle of a cache that is being built.
 
     directory (a Path, or a URL), storage, description, handle (for workers), recipe, schema, label_names, basis.
     """
@@ -121,19 +121,24 @@ class CacheWriter:
         self.handle = CacheHandle(directory=str(storage.location), description=replace(description, basis=None))
 
     def committed(self) -> dict[int, Receipt]:
-        """Receipt of every committed shard, by index. A damaged receipt, or one whose files are not there in full
-        size, is warned of and left out, so that its shard is built again."""
+        """Read the receipt of every committed shard, by index.
+
+        A damaged receipt, or one whose files are not there in full size, is warned of and left out, so that its shard
+        is built again.
+        """
         return {receipt.shard: receipt for receipt in iter_receipts(self.storage, self.description)}
 
     def withdraw(self, shards: Sequence[int]) -> None:
-        """Take committed shards back, with their files; a crash in between leaves an unfinished cache, and debris that
-        the next build of these shards replaces or `gc` finds.
+        """Withdraw committed shards and remove their files.
+
+        A crash in between leaves an unfinished cache, and debris that the next build of these shards replaces or `gc`
+        finds.
         """
         self.storage.remove([layout.MANIFEST, *(layout.receipt_path(shard) for shard in shards)])  # the manifest first
         self.storage.remove([path for shard in shards for path in layout.shard_paths(self.description.storage, shard)])
 
     def finish(self, *, planned: int | None = None) -> Location:
-        """Write the manifest over all committed shards; -> where it is. Writing the same again touches nothing.
+        """Write the manifest over all committed shards; -> its location. Rewriting the same touches nothing.
 
         planned  shapes in the corpus; the cache is complete when each is a record or in quarantine. None: as many as
                  there are.
@@ -155,6 +160,7 @@ class CacheWriter:
                     receipt=receipt.sha256,
                 )
             )
+        # Equal digests are only suspects, since 64 bits may collide: `_check_once` compares the ids themselves.
         shapes = np.sort(np.frombuffer(digests, "<u8"))
         self._check_once(set(shapes[1:][shapes[1:] == shapes[:-1]].tolist()))
         manifest = Manifest(
@@ -172,7 +178,7 @@ class CacheWriter:
         return join(self.directory, layout.MANIFEST)
 
     def _check_once(self, suspects: set[int]) -> None:
-        """Among ids with these digests, which different ids may share: none is in two shards. Raises CacheError."""
+        """Check that no id with one of these digests is in two shards. Raises CacheError."""
         if not suspects:
             return
         seen: dict[str, int] = {}
@@ -188,7 +194,7 @@ class CacheWriter:
                     )
 
     def log(self, event: Mapping[str, Any], *, flush: bool = False) -> None:
-        """Append one line to logs/build.jsonl, with the time. Nothing in there is part of the cache's bytes.
+        """Append one line to logs/build.jsonl, with the time. The log is not part of the cache's bytes.
 
         An object store cannot append: there it is logs/build-<time>-<builder>.jsonl, sent twice a minute, at the end,
         and with ``flush``.
@@ -206,13 +212,13 @@ def write_shard(
     shapes: Sequence[tuple[str, str]] = (),
     replace: bool = False,
 ) -> Receipt:
-    """Write one whole shard and commit it. Call it in any process; two at once do no harm.
+    """Write one shard and commit it. Call it in any process; two at once do no harm.
 
     shard        its index, >= 0.
     records      at most shapes_per_shard, in stored order.
     quarantined  shapes of this shard that leave no record.
-    shapes       (shape id, SHA-256 of what it was made from) of the shard, where that is known: what tells a later
-                 build that a shape has changed.
+    shapes       (shape id, SHA-256 of what it was made from) of the shard, if known: by it a later build detects that
+                 a shape has changed.
     replace      write it even if it is committed already (to repair); else the committed receipt comes back.
 
     Raises SchemaError for a record that does not fit, RecipeMismatch when the committed shard holds other shapes, or
@@ -245,6 +251,7 @@ def write_shard(
         )
         return made.encoded
 
+    # Asked here to spare the encoding, and again by `commit` under its lock, which decides.
     if not settled():
         files = layout.shard_format(description.storage).encode(records, description, shard)
         storage.commit(shard, files, layout.receipt_path(shard), receipt, settled)
@@ -254,7 +261,7 @@ def write_shard(
 
 
 def _ids(receipt: Receipt) -> Iterator[str]:
-    """Ids of all shapes of a shard, those in quarantine included."""
+    """Yield the ids of all shapes of a shard, those in quarantine included."""
     yield from receipt.ids
     yield from (item.id for item in receipt.quarantined)
 
@@ -325,7 +332,7 @@ def _check_records(
 
 
 def _check_not_set_aside(storage: Storage) -> None:
-    """Raise CacheError where `compact` was killed between its two renames: the cache is whole, beside its place."""
+    """Raise CacheError where `compact` was killed between its two renames: the complete cache lies beside its place."""
     if isinstance(storage.location, Path) and layout.set_aside(storage.location.resolve()).is_dir():
         raise CacheError(
             f"{storage.location}: this cache was being compacted when the machine stopped, and lies beside its place.\n"
@@ -334,7 +341,7 @@ def _check_not_set_aside(storage: Storage) -> None:
 
 
 def _stored(storage: Storage) -> Description | None:
-    """What the cache there was created as; None where none was."""
+    """Read the description a cache was created with; None where there is none."""
     try:
         return _decode(storage, storage.read(layout.RECIPE))
     except FileNotFoundError:

@@ -40,8 +40,8 @@ class TrainerConfig(EngineConfig):
     shuffle_window         cache shards shuffled together; more is nearer to uniform, fewer to sequential reading
     readers                threads that read the cache ahead of the training step; 0: read between the steps
     prefetch               batches kept ready by the readers, at least 1
-    damaged                what a record that fails its checksum does: "raise" stops the run, "skip" puts the next sound
-                           record of the epoch's order in its place, and counts
+    damaged                how a record that fails its checksum is handled: "raise" stops the run, "skip" puts the next
+                           sound record of the epoch's order in its place, and counts
     """
 
     cache: str = ""
@@ -60,7 +60,7 @@ class TrainerConfig(EngineConfig):
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """The factors of losses in the sum, by name; a loss without one counts as it is."""
+        """Factors of the losses in the sum, by name; a loss without one has factor 1."""
         return {"2d": self.weight_2d}
 
     def problems(self) -> Iterator[str]:
@@ -73,12 +73,12 @@ class TrainerConfig(EngineConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentConfig:
-    """[alignment]: the loss of whole shapes, beside those of tokens; trainer.losses.alignment says what it is.
+    """[alignment]: the global loss, on whole shapes, beside those on tokens; see trainer.losses.alignment.
 
     weight       factor of the global loss in the sum; 0: off, and the student has no head for it
     temperature  divides the cosines between answers and targets
-    negatives    shapes of the corpus, drawn once by the seed, that a shape is told from; 0: those of its batch. More
-                 than there are means all
+    negatives    shapes of the corpus, drawn once by the seed, that serve as negatives; 0: those of the batch. More than
+                 there are means all
     """
 
     weight: Annotated[float, Ge(0)] = 0.0
@@ -91,7 +91,7 @@ class AlignmentConfig:
 
 
 def alignment_conflicts(alignment: AlignmentConfig, trainer: TrainerConfig) -> Iterator[str]:
-    """Faults between the two sections, with full names."""
+    """Yield faults between the two sections, with full names."""
     if alignment.weight > 0 and not alignment.negatives and trainer.batch_size == 1:
         yield (
             f"alignment.weight = {alignment.weight} with trainer.batch_size = 1: a batch of one shape has no other to "
@@ -101,7 +101,7 @@ def alignment_conflicts(alignment: AlignmentConfig, trainer: TrainerConfig) -> I
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """[evaluation]: what a linear SVM on the frozen encoder can tell, on labelled shapes.
+    """[evaluation]: accuracy of a linear SVM on the frozen encoder's features of labelled shapes.
 
     train          corpus the SVM is fitted on, as in corpus.uri, labelled; "": no evaluation
     test           corpus it is scored on, with the same labels
@@ -139,12 +139,12 @@ class EvaluationConfig:
 
     @property
     def enabled(self) -> bool:
-        """True when there is something to evaluate on."""
+        """True when there are corpora to evaluate on."""
         return bool(self.train and self.test)
 
     @property
     def model_feature(self) -> Literal["levels", "top"]:
-        """The feature that `feature` means."""
+        """The feature that `feature` stands for."""
         if self.feature != "auto":
             return self.feature
         return "top" if self.protocol == "reference" else "levels"

@@ -1,6 +1,6 @@
-"""Errors of training and evaluation, one class for each thing a caller would handle differently.
+"""Errors of training and evaluation, one class for each case that a caller would handle differently.
 
-What is wrong with a cache is `teacher_cache.errors`, what is wrong with a corpus to evaluate on `pipeline.errors`.
+Faults of a cache raise `teacher_cache.errors`, faults of a corpus to evaluate on `pipeline.errors`.
 """
 
 __all__ = ["CheckpointDamaged", "CheckpointError", "DataError", "EvaluationError", "TrainerError", "TrainingError"]
@@ -11,7 +11,7 @@ class TrainerError(Exception):
 
 
 class TrainingError(TrainerError):
-    """Training cannot go on: the loss is not finite, the directory is in use, or the device is not there."""
+    """Training cannot continue: the loss is not finite, the directory is in use, or the device does not exist."""
 
 
 class DataError(TrainerError):
@@ -23,7 +23,7 @@ class EvaluationError(TrainerError):
 
 
 class CheckpointError(TrainerError):
-    """A checkpoint is missing, damaged, of another kind, or does not fit the run that wants to go on from it."""
+    """A checkpoint is missing, damaged, of another kind, or does not fit the run that wants to resume from it."""
 
 
 class CheckpointDamaged(CheckpointError):

@@ -1,7 +1,7 @@
-"""Random numbers that are a pure function of what they are for.
+"""Random numbers as a pure function of their purpose.
 
-A record's numbers follow from (seed, epoch, record, purpose) alone, so they depend neither on who else is in the batch
-nor on the number of ranks or loader workers.
+A record's numbers follow from (seed, epoch, record, purpose) alone, so they depend neither on the other records of the
+batch nor on the number of ranks or loader workers.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,10 @@ __all__ = ["UNIFORM_BITS", "Purpose", "record_uniforms"]
 
 
 class Purpose(IntEnum):
-    """What a random number is for. Purposes share no numbers; a number in use is never given to another purpose, for
-    runs that were begun with it go on with it.
+    """Purposes of random numbers.
+
+    Purposes share no numbers. A value in use is never given to another purpose: runs that were started with it resume
+    with it.
     """
 
     MASK = 1  # which top-level tokens stay visible
@@ -35,7 +37,7 @@ UNIFORM_BITS = 23  # (h + 0.5) / 2^23 then has 24 significant bits: exact in flo
 def record_uniforms(
     records: Sequence[int] | np.ndarray, count: int, *, seed: int, epoch: int, purpose: int
 ) -> np.ndarray:
-    """`count` uniform numbers for each record.
+    """Return `count` uniform numbers for each record.
 
     records  [B] whole numbers >= 0.
     seed, epoch, purpose  whole numbers >= 0 below 2^64; see `Purpose`.
@@ -44,12 +46,14 @@ def record_uniforms(
     Source: splitmix64 (Steele, Lea, Flood 2014) as a hash of the parts and then as a counter-based generator.
     """
     state = np.zeros(len(records), np.uint64)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
+        # Mixed after each part, so that (1, 2) and (2, 1) or sums that agree do not share a stream.
         for part in (seed, epoch, purpose):
             state = _mix(state + _GOLDEN + np.uint64(part))
         state = _mix(state + _GOLDEN + np.asarray(records, np.uint64))
         steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
         bits = _mix(state[:, None] + steps)  # [B, count]
+    # The high bits, as an integer below 2^23: it, and with 0.5 added, is exact in float32.
     top = (bits >> np.uint64(64 - UNIFORM_BITS)).astype(np.float32)
     return (top + np.float32(0.5)) / np.float32(1 << UNIFORM_BITS)
 

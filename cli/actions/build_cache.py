@@ -1,4 +1,4 @@
-"""Build the cache of an experiment, with progress, and report what was built and what was refused."""
+"""Build of an experiment's cache, with progress and a report of what was built and refused."""
 
 import logging
 from contextlib import suppress
@@ -71,7 +71,7 @@ def build_from(experiment: "Experiment", *, restore: "Mapping[int, Sequence[str]
             on_fit=show_fit,
         )
     except TooManyRefused as error:
-        with suppress(OSError):  # of a finished cache on a disk that is read only: what was refused is the news
+        with suppress(OSError):  # a finished cache on a read-only disk: the refused shapes still have to be reported
             _note_places(experiment, error.path, others=error.others)
         raise
     finally:

@@ -66,7 +66,7 @@ def check_release(corpus: "Corpus", workers: int | None) -> dict[str, Any]:
 
 
 def print_check(found: Mapping[str, Any]) -> None:
-    """The result of `check_release`, for people."""
+    """Print the result of `check_release`."""
     echo(f"found       {found['release']} in {found['folder']}")
     for split, count in found["expected"].items():
         echo(f"{split:<12}{found['found'].get(split, 0):,} of {count:,} shapes")

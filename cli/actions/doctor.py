@@ -75,7 +75,7 @@ def examine(folder: Path) -> dict[str, Any]:
 
 
 def report_text(found: dict[str, Any]) -> str:
-    """What `examine` found as lines to read, or to paste into a bug report."""
+    """Format the findings of `examine` as lines to read, or to paste into a bug report."""
     versions, machine = found["versions"], found["machine"]
     lines = [
         "  ".join(f"{name} {version or 'absent'}" for name, version in list(versions.items())[:4]),
@@ -212,7 +212,7 @@ def _compile_kernels(architecture: str) -> str:
 
 
 def _teacher_checks() -> list[Check]:
-    """Whether the weights of every preset's teacher are on this machine."""
+    """Check whether the weights of every preset's teacher are on this machine."""
     from cli.experiment.toml import load_experiment, preset_names
 
     teachers: dict[str, TeacherConfig] = {}

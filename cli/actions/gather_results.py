@@ -1,4 +1,4 @@
-"""What runs and commands have measured, gathered into rows of one table, beside the figures of papers."""
+"""Results of runs and commands, gathered into rows of one table, beside published figures."""
 
 import json
 import tomllib
@@ -65,7 +65,7 @@ def published_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table; columns in which no row has anything are left out."""
+    """Format as a Markdown table; columns that are empty in every row are left out."""
     keys = [key for key in COLUMNS if any(row[key] not in (None, "") for row in rows)]
     lines = ["| " + " | ".join(COLUMNS[key] for key in keys) + " |", "|" + "---|" * len(keys)]
     lines += ["| " + " | ".join(_cell(key, row).replace("|", "\\|") for key in keys) + " |" for row in rows]
@@ -73,7 +73,7 @@ def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The same with all columns, by their keys, and numbers as they are."""
+    """Format as CSV with all columns, by their keys, and unrounded numbers."""
     import csv
     import io
 
@@ -190,7 +190,7 @@ def _figures(method: Mapping[str, Any]) -> Iterator[tuple[str, str, float, str]]
 
 
 def _set_name(uri: str) -> str:
-    """What a set is called in tables: a published one by its name, others by their URI."""
+    """Return a set's name in tables: a published one's name, others' URI."""
     kind, _, rest = uri.partition(":")
     if kind == "modelnet40" and "split=test" in rest:
         return "ModelNet40"

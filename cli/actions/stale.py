@@ -1,4 +1,4 @@
-"""The check of a cache against its corpus before training."""
+"""Comparison of a cache with its corpus before training."""
 
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ def check_corpus(experiment: "Experiment", place: "Location") -> None:
     """Compare the experiment's shapes in a finished cache with its corpus, if the cache is of that. Raises BuildError
     where they changed or went; says so where they cannot be compared.
 
-    Only the experiment says where the corpus lies: notes in a cache are anybody's.
+    The corpus' location is taken from the experiment only: notes in a cache are not trusted.
     """
     from pipeline.build.driver import changes_at
     from pipeline.corpora import CorpusError, MachineFault
@@ -41,7 +41,7 @@ def check_corpus(experiment: "Experiment", place: "Location") -> None:
 
 
 def finished_cache(experiment: "Experiment") -> "Location | None":
-    """The cache that the experiment's build makes, where it is finished."""
+    """Return the location of the experiment's cache if it is finished, else None."""
     from pipeline.build.driver import cache_of
     from teacher_cache.format.layout import MANIFEST
     from teacher_cache.storage.opening import storage_at

@@ -1,4 +1,4 @@
-"""Scores of a teacher on labelled shapes: linear probes and zero-shot naming, beside random teachers."""
+"""Scores of a teacher on labelled shapes, compared with random teachers: linear probes and zero-shot naming."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -30,7 +30,7 @@ def score_teacher(
 ) -> dict[str, Any]:
     """Score a teacher and `seeds` random ones of its architecture.
 
-    projection         how shapes are drawn; its image_side and patch_side are replaced by the teacher's.
+    projection         how shapes are rendered; its image_side and patch_side are replaced by the teacher's.
     corpora            (name, train URI, test URI) of labelled corpora.
     any_normalisation  replace a normalisation that a timm teacher does not know by the one it knows.
     ->       {"teacher": identity, "projection", "points", "seeds", "corpora": {name: {"train", "test", "classes",
@@ -96,7 +96,7 @@ def _gelu(known: "Teacher") -> Any:
 
 
 def _reader(config: "TeacherConfig") -> Any:
-    """The text tower and its words, where the weights file has them in our layout."""
+    """Load the text tower and its vocabulary, if the weights file has them in our layout."""
     from pipeline.teacher.tiny_clip.files import load_clip
     from pipeline.teacher.tower import embedded_weights
 
@@ -107,7 +107,7 @@ def _reader(config: "TeacherConfig") -> Any:
 def _look(
     teacher: "Teacher", projection: "ProjectionConfig", clouds: "LabelledClouds", title: str
 ) -> dict[str, "Tensor"]:
-    """Features of every cloud: "views" [n, V, C], the class token's; "class" and "patches" [n, V * C]."""
+    """Compute features of every cloud: "views" [n, V, C], the class token's; "class" and "patches" [n, V * C]."""
     import torch
 
     from cli.show.progress import Progress
@@ -130,7 +130,7 @@ def _probes(
     train: "LabelledClouds",
     test: "LabelledClouds",
 ) -> dict[str, Any]:
-    """A cross-validated linear SVM a seed, on each kind of feature."""
+    """Fit a cross-validated linear SVM per seed on each kind of feature."""
     from trainer.downstream.linear_svm import linear_svm
 
     rows = {}
@@ -150,7 +150,7 @@ def _chance(train: "LabelledClouds", test: "LabelledClouds") -> float:
 
 
 def _zero_shot(words: Any, views: "Tensor", test: "LabelledClouds") -> dict[str, Any] | None:
-    """Accuracy on the shapes of those classes whose names the vocabulary has, choosing among these classes."""
+    """Compute the accuracy on shapes of classes whose names the vocabulary has, choosing among these classes."""
     from pipeline.teacher.tiny_clip.zero_shot import class_directions, classify
 
     if words is None:
@@ -171,7 +171,7 @@ def _zero_shot(words: Any, views: "Tensor", test: "LabelledClouds") -> dict[str,
 
 
 def scores_table(result: Mapping[str, Any]) -> str:
-    """The scores as text."""
+    """Format the scores as text."""
     identity = result["teacher"]
     lines = [
         f"teacher {identity['architecture']}, weights {identity['weights_sha256'][:12]}; {result['points']} points, "

@@ -1,4 +1,4 @@
-"""``i2p cache``: build a teacher cache, look into it, check it."""
+"""``i2p cache``: build, inspect and verify teacher caches."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ __all__ = ["cache"]
 
 @click.group()
 def cache() -> None:
-    """Build a teacher cache, look into it, check it."""
+    """Build, inspect and verify teacher caches."""
 
 
 for tool in (compact, convert, merge, gc, repair):
@@ -36,7 +36,7 @@ for tool in (compact, convert, merge, gc, repair):
 @click.option("--workers", type=int, help="Short for --set build.workers=...")
 @click.option("--retry-refused", is_flag=True, help="Try every refused shape again, not only those that changed.")
 @click.option("--changed", type=click.Choice(["refuse", "rebuild"]),
-              help="Short for --set build.changed=...: what is done about shapes that changed or went.")  # fmt: skip
+              help="Short for --set build.changed=...: how changed or missing shapes are handled.")  # fmt: skip
 @click.option("--check-content", is_flag=True, help="Compare the content of all files, not only their size and time.")
 def build(
     config: str,
@@ -48,7 +48,7 @@ def build(
     changed: str | None,
     check_content: bool,
 ) -> None:
-    """Build the teacher cache of CONFIG (a preset or a TOML file) and print where it is."""
+    """Build the teacher cache of CONFIG (a preset or a TOML file) and print its location."""
     from cli.experiment.toml import load_experiment, to_toml
 
     extra = [f"build.scheduler='{scheduler}'"] if scheduler else []
@@ -142,7 +142,7 @@ def verify(path: "Location") -> None:
 )
 @click.argument("root", type=CachePath(), default="caches")
 def list_all(root: "Location") -> None:
-    """List the caches in a folder, with what they are made of and their size."""
+    """List the caches in a folder, with what they were built from and their size."""
     import teacher_cache
 
     found, faults = teacher_cache.list_caches(root)

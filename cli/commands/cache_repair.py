@@ -1,4 +1,4 @@
-"""``i2p cache repair``: build what is damaged in a cache again, from the cache's own recipe."""
+"""``i2p cache repair``: rebuild what is damaged in a cache, from the cache's own recipe."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,7 +29,7 @@ REPAIR_ROUNDS = 3
 @click.option("--scheduler", help="As build.scheduler; never taken from the cache. [default: this machine]")
 @click.option("--workers", type=int, help="As build.workers.")
 @click.option("--changed", type=click.Choice(["refuse", "rebuild"]), default="rebuild", show_default=True,
-              help="Where the corpus changed since the cache was built: build those shards again too, so that "
+              help="If the corpus changed since the cache was built: rebuild those shards too, so that "
               "old and new never mix, or stop before anything is done.")  # fmt: skip
 def repair(
     path: "Location",
@@ -38,7 +38,7 @@ def repair(
     workers: int | None,
     changed: Literal["refuse", "rebuild"],
 ) -> None:
-    """Find what is damaged in a cache and build just that again; exit 1 when something is left."""
+    """Find damaged shards of a cache and rebuild only those; exit 1 when something is left."""
     import teacher_cache
     from cli.experiment.toml import load_experiment
     from teacher_cache.location import parent
@@ -81,7 +81,10 @@ def repair(
 
 
 def _stale_shards(experiment: "Experiment", path: "Location", *, refuse: bool) -> tuple[int, ...]:
-    """Shards with shapes that changed or went since; said on standard error. Raises BuildError where refused."""
+    """List shards with shapes that changed or vanished since, and report them on standard error.
+
+    Raises BuildError where they are refused.
+    """
     from pipeline.build.changes import refuse_stale
     from pipeline.build.driver import changes_of
 
@@ -97,7 +100,7 @@ def _stale_shards(experiment: "Experiment", path: "Location", *, refuse: bool) -
 
 
 def _shapes_by_shard(path: "Location", experiment: "Experiment") -> dict[int, list[str]]:
-    """What each shard holds whose receipt is sound, before it is withdrawn: other experiments' shapes, too."""
+    """Read the shapes of each shard with a sound receipt, before it is withdrawn: other experiments' shapes, too."""
     from pipeline.build.upkeep import as_built
     from teacher_cache.format.receipts import noted_receipts
     from teacher_cache.maintenance.repair import sound_description
@@ -108,7 +111,7 @@ def _shapes_by_shard(path: "Location", experiment: "Experiment") -> dict[int, li
 
 
 def stale_problem(shard: int) -> "Problem":
-    """A shard that is sound, and of files that are not there any more."""
+    """Return the problem of a sound shard whose source files have changed."""
     from teacher_cache.format.layout import receipt_path
     from teacher_cache.maintenance.verify import Problem
 
@@ -116,7 +119,7 @@ def stale_problem(shard: int) -> "Problem":
 
 
 def _say_what_runs(experiment: "Experiment", path: "Location", config: str | None) -> None:
-    """Before anything is built into a cache that somebody else may have made."""
+    """Report what will run before anything is built into a cache that someone else may have made."""
     noted = f"places noted in the cache's {CONFIG_COPY}, checked against its recipe" if config is None else config
     weights = experiment.teacher.weights or experiment.teacher.pretrained
     workers = f", {experiment.build.workers} workers" if experiment.build.workers else ""
@@ -129,7 +132,7 @@ def _say_what_runs(experiment: "Experiment", path: "Location", config: str | Non
 
 
 def _check_describes(experiment: "Experiment", path: "Location", source: str) -> None:
-    """Before anything is taken from a cache: would this experiment's build be of this cache? Raises ConfigError."""
+    """Check that the experiment describes this cache before anything is taken from it. Raises ConfigError."""
     import teacher_cache
     from cli.experiment.toml import ConfigError
     from pipeline.build.driver import cache_of

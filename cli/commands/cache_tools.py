@@ -1,4 +1,4 @@
-"""``i2p cache convert | merge | gc``: caches made from caches, and what dead builds left."""
+"""``i2p cache convert | compact | merge | gc``: caches made from caches, and clean-up after dead builds."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -46,18 +46,16 @@ threads_option = click.option(
 @click.option("--root", help="Folder or URL that holds caches. [default: where SOURCE lies]")
 @click.option("--format", type=click.Choice(FORMATS), help="Loses nothing.")
 @click.option("--compression", type=click.Choice(COMPRESSIONS), help="Loses nothing.")
-@click.option("--level", type=click.IntRange(1, 19), help="Of zstd. Loses nothing.")
-@click.option(
-    "--shapes-per-shard", type=click.IntRange(1, 65536), help="Shards are filled anew, in order. Loses nothing."
-)
-@click.option("--features", type=click.Choice(FEATURES), help="Coarser ones than SOURCE has.")
-@click.option("--steps", type=click.IntRange(7, 127), help="Of --features int8.")
-@click.option("--untouched", type=click.Choice(["zero"]), help="Features that no lookup reads. Changes no lookup.")
+@click.option("--level", type=click.IntRange(1, 19), help="zstd level. Loses nothing.")
+@click.option("--shapes-per-shard", type=click.IntRange(1, 65536), help="Refill shards, in order. Loses nothing.")
+@click.option("--features", type=click.Choice(FEATURES), help="Coarser features than SOURCE has.")
+@click.option("--steps", type=click.IntRange(7, 127), help="Quantisation steps of --features int8.")
+@click.option("--untouched", type=click.Choice(["zero"]), help="Zero features that no lookup reads.")
 @click.option("--class-token", type=click.Choice(["none"]), help="Leave out the class tokens.")
 @click.option("--depth", type=click.Choice(DEPTHS), help="Coarser images than SOURCE has, or none.")
 @threads_option
 def convert(source: "Location", root: str | None, threads: int, **storage: Any) -> None:
-    """Write a finished cache again with another storage, and print where it is.
+    """Rewrite a finished cache with another storage, and print its location.
 
     The new cache has a name and a folder of its own; SOURCE stays as it is. Each of its shards is checked first.
     """
@@ -92,7 +90,7 @@ def convert(source: "Location", root: str | None, threads: int, **storage: Any) 
 def compact(path: str, threads: int) -> None:
     """Join the small shards that growing a cache leaves into full ones, in its place.
 
-    Recipe, records and their numbers stay. Needs room for a second copy while it works; a build must not run meanwhile.
+    Recipe, records and their numbers stay. Needs space for a second copy meanwhile; no build may run at the same time.
     """
     import teacher_cache
 
@@ -118,10 +116,10 @@ def compact(path: str, threads: int) -> None:
     show_default=True,
     help="Shapes of several SOURCEs; copies that differ are refused in any case.",
 )
-@click.option("--refill", is_flag=True, help="Fill shards anew, instead of keeping each SOURCE's own.")
+@click.option("--refill", is_flag=True, help="Refill shards instead of keeping each SOURCE's own.")
 @threads_option
 def merge(sources: "tuple[Location, ...]", root: str, duplicates: Any, refill: bool, threads: int) -> None:
-    """Write the shapes of several caches of one recipe into one, in the order named, and print where it is.
+    """Merge the shapes of several caches of one recipe into one, in the order named, and print its location.
 
     The SOURCEs stay as they are. Each of their shards is checked first.
     """
@@ -141,10 +139,10 @@ def merge(sources: "tuple[Location, ...]", root: str, duplicates: Any, refill: b
     "i2p cache gc caches --yes in scripts."
 )
 @click.argument("path", type=CachePath())
-@click.option("--unknown", is_flag=True, help="Also files that are no part of a cache, whoever put them there.")
+@click.option("--unknown", is_flag=True, help="Also list files that do not belong to a cache, whoever put them there.")
 @click.option("--yes", is_flag=True, help="Remove without asking.")
 def gc(path: "Location", unknown: bool, yes: bool) -> None:
-    """List what builds that died left in the cache PATH, or in all caches of the folder PATH, and ask to remove it.
+    """List what dead builds left in the cache PATH, or in all caches of the folder PATH, and ask to remove it.
 
     Work of running builds, committed shards and finished caches are never touched. Exit 2 when there is something to
     remove, nobody to ask, and no --yes.
@@ -188,7 +186,7 @@ def _show(findings: "Findings", path: "Location") -> None:
 
 @contextmanager
 def _progress(title: str, unit: str = "shards") -> Iterator[Callable[[int, int], None]]:
-    """A callback (done, total) that shows progress from its first call on, unless all was done by then."""
+    """Yield a callback (done, total) that shows progress from its first call on, unless all was done by then."""
     from cli.show.progress import Progress
 
     shown: Progress | None = None
@@ -214,7 +212,7 @@ def _say(made: "Rewritten", more: str) -> None:
 
 
 def _find_untouched(cache: Any) -> "FindUntouched":
-    """Which tokens no lookup at a stored point reads, as the build finds them."""
+    """Return a function that finds the tokens no lookup at a stored point reads, as the build does."""
     import numpy as np
     import torch
 
@@ -235,7 +233,7 @@ def _find_untouched(cache: Any) -> "FindUntouched":
 
 
 def _carry_config(source: "Location", made: "Location", changes: dict[str, Any]) -> None:
-    """Leave the experiment beside the new cache, as a build does, so that `i2p cache repair` finds its places there."""
+    """Copy the experiment to the new cache, as a build does, so that `i2p cache repair` finds its paths there."""
     from cli.experiment.own_recipe import CONFIG_COPY, experiment_by_recipe
     from cli.experiment.toml import ConfigError, to_toml
     from teacher_cache.location import parent

@@ -17,13 +17,13 @@ __all__ = ["checkpoint"]
 
 @click.group()
 def checkpoint() -> None:
-    """Look into a checkpoint; convert from and to the reference implementation's."""
+    """Inspect a checkpoint; convert from and to the reference implementation's."""
 
 
 @checkpoint.command(epilog="Example: i2p checkpoint info runs/quickstart")
 @click.argument("path", type=CheckpointPath())
 def info(path: Path) -> None:
-    """Print what a checkpoint holds and how it came about; checks its files against their hashes."""
+    """Print a checkpoint's contents and origin; check its files against their hashes."""
     from trainer.checkpoints.files import find_checkpoint, read_header, read_tensors
 
     found = find_checkpoint(path)
@@ -53,10 +53,10 @@ def info(path: Path) -> None:
               help="State a setting that weights do not show; may be given many times. Sections: model, masking, "
               "classifier, segmentation. [default: the paper's]")  # fmt: skip
 def import_(file: Path, out: Path, overrides: tuple[str, ...]) -> None:
-    """Write FILE, a .pth of I2P-MAE or Point-M2AE, as a checkpoint of ours.
+    """Convert FILE, a .pth of I2P-MAE or Point-M2AE, to a checkpoint of ours.
 
-    Pre-training, classification and part segmentation checkpoints are told apart by their names; `module.` and the
-    frozen teacher, `clip_model.`, are dropped. Nothing in the file is run. Weights keep every bit.
+    Pre-training, classification and part segmentation checkpoints are distinguished by their parameter names; `module.`
+    and the frozen teacher, `clip_model.`, are dropped. Nothing in the file is executed. Weights keep every bit.
     """
     from cli.experiment.toml import parse_settings
     from trainer.checkpoints.reference.convert import import_reference
@@ -80,7 +80,7 @@ def import_(file: Path, out: Path, overrides: tuple[str, ...]) -> None:
 @click.option("--prefix/--no-prefix", default=None,
               help="Whether names begin with `module.`. [default: as imported, or as the reference does]")  # fmt: skip
 def export(path: Path, out: Path, teacher: Path | None, prefix: bool | None) -> None:
-    """Write PATH (a run directory or one of its checkpoints) in the layout of the reference's .pth files."""
+    """Export PATH (a run directory or one of its checkpoints) in the layout of the reference's .pth files."""
     from trainer.checkpoints.reference.convert import export_reference
 
     converted = export_reference(path, out, teacher=teacher, prefix=prefix)

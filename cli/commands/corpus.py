@@ -1,4 +1,4 @@
-"""``i2p corpus``: list and picture the shapes of a corpus."""
+"""``i2p corpus``: inspect and render the shapes of a corpus."""
 
 import json
 from pathlib import Path
@@ -15,19 +15,19 @@ __all__ = ["corpus"]
     epilog='A corpus is named by a short URI: "synthetic:?count=100", "folder:meshes", "modelnet40:DIR?split=train".'
 )
 def corpus() -> None:
-    """List and picture the shapes of a corpus."""
+    """Inspect and render the shapes of a corpus."""
 
 
 @corpus.command(epilog='Example: i2p corpus info "folder:meshes" --check')
 @click.argument("uri")
 @click.option("--points", default=2048, show_default=True, help="Points read of each shape.")
 @click.option("--check", is_flag=True,
-              help="Read every shape; report sizes, duplicates, what is refused or was left out.")  # fmt: skip
+              help="Read every shape; report sizes, duplicates, refused shapes and skipped data.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(min=1), metavar="N",
-              help="Processes that read. [default: one a core, at most 16; npz and HDF5 take one]")  # fmt: skip
+              help="Reading processes. [default: one per core, at most 16; npz and HDF5 use one]")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
 def info(uri: str, points: int, check: bool, workers: int | None, as_json: bool) -> None:
-    """Print what a corpus holds; with --check, exit 1 when some of its shapes would be refused."""
+    """Print the contents of a corpus; with --check, exit 1 when some of its shapes would be refused."""
     from cli.show.corpus_report import contents, print_contents, print_report
     from cli.show.progress import Progress
     from pipeline.corpora import open_corpus
@@ -84,7 +84,7 @@ def check(uri: str, points: int, workers: int | None, as_json: bool) -> None:
 @click.option("--first", default=0, show_default=True, help="Index of the first shape.")
 @click.option("--points", default=2048, show_default=True, help="Points read of each shape.")
 def render(uri: str, out: Path, count: int, first: int, points: int) -> None:
-    """Write a picture of a corpus's shapes (PNG)."""
+    """Render a corpus's shapes to a PNG."""
     from cli.show.clouds import contact_sheet
     from pipeline.corpora import ShapeError, open_corpus
 

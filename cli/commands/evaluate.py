@@ -21,7 +21,7 @@ __all__ = ["evaluate"]
 @click.option("--stored-points", type=int, help="Points read of each shape. [default: --points]")
 @click.option("--points", type=int, default=1024, show_default=True, help="Points of each shape the encoder sees.")
 @click.option("--feature", type=click.Choice(["auto", "levels", "top"]), default="auto", show_default=True,
-              help="Of the encoder; auto: levels, and top with the reference protocol.")  # fmt: skip
+              help="Encoder feature; auto: levels, or top with the reference protocol.")  # fmt: skip
 @click.option("--protocol", type=click.Choice(["cross-validated", "reference"]), default="cross-validated",
               show_default=True, help="How C is chosen; reference: fixed, raw features.")  # fmt: skip
 @click.option("--c", "reference_c", type=float, default=0.01, show_default=True, help="C of the reference protocol.")

@@ -128,7 +128,7 @@ class _Run:
     def stored(
         self, folder: str, ways: Sequence[int], shots: Sequence[int], settings: Mapping[str, int]
     ) -> dict[str, Any]:
-        """The field's folds, each a pair of corpora of its own."""
+        """Score on the field's folds, each a pair of corpora."""
         from urllib.parse import quote
 
         from cli.show.progress import Progress
@@ -201,7 +201,7 @@ class _Run:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The result as text: a line an encoder, a column a setting; accuracies in per cent."""
+    """Format the result as text: a line per encoder, a column per setting; accuracies in per cent."""
     where = found.get("stored") or f"{found['train']}, queries of {found['test'] or 'the same'}"
     first = next(iter(found["rows"].values()))["settings"]
     heads = [f"{score['way']}-way {score['shot']}-shot" for score in first]

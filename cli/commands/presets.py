@@ -11,7 +11,7 @@ __all__ = ["presets"]
 @click.command(epilog="Example: i2p presets quickstart > mine.toml; i2p pretrain mine.toml")
 @click.argument("name", required=False)
 def presets(name: str | None) -> None:
-    """List the presets with what each is for, or print the TOML of one."""
+    """List the presets with their purposes, or print the TOML of one."""
     if name is not None:
         echo(preset_text(name), nl=False)
         return

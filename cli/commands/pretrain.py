@@ -31,7 +31,7 @@ _TITLES = {"3d": "3D", "2d": "2D"}  # of losses; others are called by their name
 @click.option(
     "--stale-cache",
     type=click.Choice(["refuse", "train"]),
-    help="Short for --set trainer.stale_cache=...: what is done with a cache whose corpus changed.",
+    help="Short for --set trainer.stale_cache=...: how a cache whose corpus changed is handled.",
 )
 @click.option("--out", type=LocalPath(file_okay=False), help="Run directory. [default: runs/CONFIG]")
 def pretrain(
@@ -42,7 +42,7 @@ def pretrain(
     stale_cache: str | None,
     out: Path | None,
 ) -> None:
-    """Pre-train an encoder as CONFIG (a preset or a TOML file) says; its cache is built first if it is not there."""
+    """Pre-train an encoder as CONFIG (a preset or a TOML file) says; its cache is built first if missing."""
     import teacher_cache
     from cli.actions.build_cache import build_from
     from cli.actions.stale import check_corpus, finished_cache
@@ -86,7 +86,7 @@ def _check_alone(ranks: int) -> None:
 
 
 def _live_teacher(experiment: "Experiment", opened: Any) -> Any:
-    """The teacher that looks in every step, where the experiment asks for one; in the channels of the cache."""
+    """Load the live teacher if the experiment asks for one, in the channels of the cache."""
     if experiment.trainer.teacher == "cached":
         return None
     from pipeline.teacher.live import LiveTeacher
@@ -103,7 +103,7 @@ def _train(experiment: "Experiment", opened: Any, run_dir: Path, rank: int) -> N
     from trainer.pretraining.loop import pretrain as run
 
     def note_settings() -> None:
-        # Only now that the run is accepted: a refused call must not change what an earlier run says of itself.
+        # Only now that the run is accepted: a refused call must not change an earlier run's record of its settings.
         replace_file(run_dir / "config.toml", to_toml(experiment).encode())
 
     quiet = rank != 0
@@ -141,7 +141,7 @@ def _train(experiment: "Experiment", opened: Any, run_dir: Path, rank: int) -> N
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """An evaluation as text: one row an encoder, mean and spread in per cent."""
+    """Format an evaluation as text: one row per encoder, mean and deviation in per cent."""
     lines = [
         f"linear SVM on {result['test']['shapes']} shapes of {result['test']['uri']}",
         f"  fitted on {result['train']['shapes']} of {result['train']['uri']}; {result['classes']} classes, "

@@ -26,7 +26,10 @@ def study() -> None:
 
 
 def _options(out: Path) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """What every study may be asked for.  out  where it works unless it is told."""
+    """Return a decorator with the options of every study.
+
+    out  default working folder.
+    """
     many: dict[str, Any] = {"multiple": True}
     shown: dict[str, Any] = {"show_default": True}
     positive = click.IntRange(min=1)
@@ -70,7 +73,7 @@ def guidance(
     overrides: tuple[str, ...],
     report_only: bool,
 ) -> None:
-    """Does 2D guidance pay? Masking and targets with and without teachers, on one cache a teacher."""
+    """Measure whether 2D guidance pays: masking and targets with and without teachers, one cache per teacher."""
     from cli.study.arms import ARMS
 
     _study(ARMS, config, out, seeds, workers, given, main, real, only, overrides, report_only)
@@ -133,7 +136,7 @@ def _study(
 
 
 def _carry_out(missing: Sequence["Run"], results: dict["Run", Any], workers: int, total: int) -> list[str]:
-    """Build the caches that are needed, then do the runs, in processes; -> titles of those that failed."""
+    """Build the required caches, then do the runs, in processes; -> titles of those that failed."""
     from cli.actions.build_cache import build_from
     from cli.show.progress import Progress
     from cli.study.plan import cache_settings, require_cache
@@ -166,7 +169,7 @@ def _carry_out(missing: Sequence["Run"], results: dict["Run", Any], workers: int
 
 
 def _report(results: Sequence[Mapping[str, Any]], out: Path, total: int, *, seconds: float) -> None:
-    """Write and print what the runs found; `seconds` were spent on them and their caches by this command."""
+    """Write and print the results; `seconds` were spent on the runs and their caches by this command."""
     from cli.show.progress import human_seconds
     from cli.study.report import markdown, picture, summarise
     from teacher_cache.storage.commit import replace_file

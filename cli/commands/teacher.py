@@ -83,17 +83,17 @@ def train(config: str, out: Path | None, overrides: tuple[str, ...]) -> None:
 @click.option("--pretrained", default="embedded", show_default=True, help="As teacher.pretrained.")
 @click.option("--weights", default="", help="As teacher.weights: a local file instead.")
 @click.option("--image-side", type=int, default=0, show_default=True,
-              help="As teacher.image_side: of timm's towers; 0 is the architecture's own.")  # fmt: skip
+              help="As teacher.image_side, for timm's towers; 0: the architecture's own.")  # fmt: skip
 @click.option("--corpus", "corpora", multiple=True, metavar="NAME=TRAIN,TEST",
-              help="Labelled corpora beside held-out synthetic objects; may be given many times.")  # fmt: skip
+              help="Labelled corpora besides held-out synthetic objects; may be given many times.")  # fmt: skip
 @click.option("--shapes", type=int, default=1080, show_default=True,
               help="Synthetic objects the probe is fitted on; half as many, of the other split, score it.")  # fmt: skip
-@click.option("--points", type=int, default=1024, show_default=True, help="Points of each shape that are drawn.")
+@click.option("--points", type=int, default=1024, show_default=True, help="Points rendered of each shape.")
 @click.option("--reduction", default="nearest", show_default=True, help="As projection.reduction.")
 @click.option("--depth-offset", type=float, default=1.5, show_default=True,
               help="As projection.depth_offset. The defaults are what the embedded teacher was made for.")  # fmt: skip
 @click.option("--normalisation", default="auto", show_default=True,
-              help="As projection.normalisation; auto: what timm's weights know, or ImageNet's.")  # fmt: skip
+              help="As projection.normalisation; auto: that of timm's weights, or ImageNet's.")  # fmt: skip
 @click.option("--seeds", type=int, default=3, show_default=True, help="Random teachers, and draws of points and folds.")
 @click.option("--precision", default="float32", show_default=True, help="As teacher.precision; bfloat16 is faster.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -114,7 +114,7 @@ def evaluate(
     device: str,
     as_json: bool,
 ) -> None:
-    """Score a teacher beside random ones of the same architecture: linear probes, and zero-shot where it can read."""
+    """Score a teacher and random ones of its architecture: linear probes, and zero-shot if it has a text tower."""
     from cli.actions.teacher_scores import score_teacher, scores_table
     from cli.experiment.toml import ConfigError
     from pipeline.config import ProjectionConfig, TeacherConfig

@@ -96,7 +96,7 @@ def vote(
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The result as text, in per cent."""
+    """Format the result as text, in per cent."""
     settings, rounds = found["settings"], len(found["rounds"])
     lines = [
         f"{found['checkpoint']} on {found['test']['shapes']} shapes of {found['test']['uri']}",

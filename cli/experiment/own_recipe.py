@@ -1,4 +1,4 @@
-"""The experiment that mends a cache: what to build from the cache's checked recipe, where things lie from its notes.
+"""The experiment that repairs a cache: settings from the cache's checked recipe, paths from its notes.
 
 A cache is a folder that anybody may have made. Its recipe has a checksum and names the cache; the copy of an experiment
 in logs/ has neither. So the copy is asked for places only: where the corpus and the teacher's weights lie, and which of
@@ -29,7 +29,9 @@ _PLACES: dict[str, dict[str, type]] = {
 
 
 def experiment_by_recipe(path: "Location", *, scheduler: str | None = None, workers: int | None = None) -> "Experiment":
-    """The experiment whose build makes the cache at ``path``, for this machine unless ``scheduler`` says otherwise.
+    """Return the experiment whose build makes the cache at ``path``.
+
+    It runs on this machine unless ``scheduler`` says otherwise.
 
     Raises ConfigError where the cache has no notes, or such that no experiment follows from them; CacheError where
     neither recipe nor manifest is sound.
@@ -93,7 +95,7 @@ def _replaced(section: Any, **changes: Any) -> Any:
 
 
 def _places(path: "Location") -> dict[str, dict[str, Any]]:
-    """What the copy in logs/ says of places, and nothing else of it."""
+    """Read the paths, and nothing else, from the copy in logs/."""
     from teacher_cache.storage.opening import storage_at
 
     try:

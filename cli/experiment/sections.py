@@ -1,4 +1,4 @@
-"""An experiment: one frozen dataclass a section, and the faults that only show when sections are seen together."""
+"""An experiment: one frozen dataclass per section, and checks across sections."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ def section_class(name: str, table: Mapping[str, Any]) -> type:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Everything one run is made from.
+    """All settings of one run.
 
     name  of the preset or file it was read from; names the run's folder.
     """
@@ -61,7 +61,7 @@ class Experiment:
         return self.model
 
     def problems(self) -> Iterator[str]:
-        """Every fault, with the full name of the setting."""
+        """Yield every fault, with the full name of the setting."""
         for section in SECTIONS:
             settings = getattr(self, section)
             for problem in (*(() if section in _LOOK_THEMSELVES else absurd(settings)), *settings.problems()):

@@ -39,12 +39,12 @@ class ConfigError(Exception):
 
 
 def preset_names() -> list[str]:
-    """The presets that travel inside the package, sorted."""
+    """List the presets in the package, sorted."""
     return sorted(p.name.removesuffix(".toml") for p in _presets().iterdir() if p.name.endswith(".toml"))
 
 
 def preset_text(name: str) -> str:
-    """The TOML text of a preset. Raises ConfigError for a name that is not one."""
+    """Return the TOML text of a preset. Raises ConfigError for an unknown name."""
     if name not in preset_names():
         close = difflib.get_close_matches(name, preset_names(), n=1)
         hint = f"did you mean {close[0]}?" if close else f"presets: {', '.join(preset_names())}"
@@ -53,7 +53,7 @@ def preset_text(name: str) -> str:
 
 
 def load_experiment(config: str, overrides: Iterable[str] = ()) -> Experiment:
-    """Build the experiment a person named.
+    """Load the experiment of a preset or TOML file.
 
     config     a preset's name, or the path of a TOML file.
     overrides  ``section.key=value`` strings; the value is read as TOML, or as plain text where it is not TOML.
@@ -76,7 +76,7 @@ def load_experiment(config: str, overrides: Iterable[str] = ()) -> Experiment:
 
 
 def load_sections(source: str, text: str, overrides: Iterable[str], sections: Mapping[str, type]) -> dict[str, Any]:
-    """Section name -> its dataclass, from TOML text and overrides, for commands whose settings are not an experiment's.
+    """Load section name -> its dataclass, from TOML text and overrides, for settings that are no experiment's.
 
     source  names the text in messages.  sections  each class has `problems()`.
 
@@ -101,7 +101,7 @@ def load_sections(source: str, text: str, overrides: Iterable[str], sections: Ma
 
 
 def parse_settings(overrides: Iterable[str], sections: Mapping[str, type]) -> dict[str, dict[str, Any]]:
-    """Section name -> the settings stated by ``section.key=value`` strings, and no others; types as the sections have.
+    """Parse ``section.key=value`` strings to section name -> settings, only those stated, typed as in the sections.
 
     Raises ConfigError listing every unknown section or key and every wrong type.
     """
@@ -122,7 +122,7 @@ def parse_settings(overrides: Iterable[str], sections: Mapping[str, type]) -> di
 
 
 def to_toml(experiment: Experiment) -> str:
-    """The resolved experiment as TOML that load_experiment reads back to an equal one."""
+    """Format the resolved experiment as TOML that load_experiment reads back to an equal one."""
     import tomli_w
 
     tables = {key: _plain(dataclasses.asdict(getattr(experiment, key))) for key in SECTIONS}
@@ -157,7 +157,7 @@ def _layered(config: str, problems: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def read_config(path: Path) -> str:
-    """The text of a settings file. Raises ConfigError for what is no text."""
+    """Read the text of a settings file. Raises ConfigError for a file that is no text."""
     data = path.read_bytes()
     found = misnomer(data)
     if found is not None and data.strip():
@@ -233,7 +233,7 @@ def _suggest(word: str, allowed: Iterable[str], within: str | None = None) -> st
 
 
 def _plain(value: Any) -> Any:
-    """Tuples to lists, and None dropped, for TOML."""
+    """Convert tuples to lists and drop None, for TOML."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items() if item is not None}
     if isinstance(value, tuple | list):

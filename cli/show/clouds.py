@@ -126,7 +126,7 @@ def _colours(shape: Shape, colour: Colour, up: str) -> np.ndarray:
 def _splat(
     column: np.ndarray, row: np.ndarray, depth: np.ndarray, colours: np.ndarray, radius: float, S: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Nearest disc in each pixel: its depth [S, S] (inf where empty) and its colour [S, S, 3]."""
+    """Find the nearest disc in each pixel: its depth [S, S] (inf where empty) and its colour [S, S, 3]."""
     reach = int(np.ceil(radius))
     dy, dx = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     inside = dx * dx + dy * dy <= radius * radius

@@ -1,4 +1,4 @@
-"""Printing of the report on a corpus, whose figures `pipeline.corpora.survey` computes."""
+"""Printing of corpus reports, whose figures `pipeline.corpora.survey` computes."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ SPLITS = {"train": 0, "val": 1, "test": 2}  # in this order, others behind them
 
 
 def contents(corpus: "Corpus") -> dict[str, Any]:
-    """What is known of a corpus whose shapes have not been read, as JSON values."""
+    """Return what is known of a corpus without reading its shapes, as JSON values."""
     from dataclasses import asdict
 
     from pipeline.corpora.survey import groups_of
@@ -36,7 +36,7 @@ def contents(corpus: "Corpus") -> dict[str, Any]:
 
 
 def print_contents(found: Mapping[str, Any]) -> None:
-    """The result of `contents`, for people."""
+    """Print the result of `contents`."""
     from pipeline.corpora.report import Group
 
     _head(found["uri"], found["shapes"], found["points"], found["ignored"])
@@ -47,7 +47,7 @@ def print_contents(found: Mapping[str, Any]) -> None:
 
 
 def print_report(report: "Report") -> None:
-    """The report, for people. What the corpus does not have (faces, classes, duplicates) is not spoken of."""
+    """Print the report. What the corpus does not have (faces, classes, duplicates) is omitted."""
     _head(report.uri, report.shapes, report.points, report.ignored)
     formats = ", ".join(f"{count} {name}" for name, count in report.formats.items())
     if report.size is not None:  # of the shapes that can be used, while the formats are of all
@@ -86,7 +86,7 @@ def _head(uri: str, shapes: int, points: int, ignored: int | None) -> None:
 
 
 def _table(groups: Sequence["Group"], names: Sequence[str], *, refused: bool) -> None:
-    """A row a class (also of those of `names` that have no shape), a column a split."""
+    """Print a row per class (including those of `names` without shapes), a column per split."""
     splits = sorted({group.split for group in groups}, key=lambda split: (SPLITS.get(split or "", 9), split or ""))
     labels = list(dict.fromkeys([*names, *sorted(group.label for group in groups if group.label is not None)]))
     rows: list[str | None] = [*labels, *([None] if any(group.label is None for group in groups) else [])]
@@ -169,7 +169,7 @@ def _some(names: Sequence[str], count: int, between: str = ", ") -> str:
 
 
 def _line(text: str) -> str:
-    """On one line: a name or reason of a stranger forges no other."""
+    """Escape text to one line: a name or reason from outside cannot forge another."""
     return text.replace("\n", "\\n").replace("\t", "\\t")
 
 

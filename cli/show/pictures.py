@@ -21,7 +21,7 @@ CLOUD_SIDE = 220  # pixels
 
 
 def record_sheet(records: Sequence[TeacherRecord], path: Path, *, titles: Sequence[str] | None = None) -> None:
-    """One row a record: the cloud, then each view's depth image and the teacher's saliency over it.
+    """Draw one row per record: the cloud, then each view's depth image and the teacher's saliency over it.
 
     Records without stored depth images show the saliency alone. Saliency is scaled to its own range in each view.
     """
@@ -47,7 +47,7 @@ def record_sheet(records: Sequence[TeacherRecord], path: Path, *, titles: Sequen
 
 
 def curves(run_dir: Path, path: Path) -> bool:
-    """Draw losses and linear-SVM accuracy over the epochs from RUN/train.jsonl; False when there is nothing to draw."""
+    """Draw losses and linear-SVM accuracy over the epochs from RUN/train.jsonl; False if there is nothing to draw."""
     lines = [json.loads(line) for line in (run_dir / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     epochs = [line for line in lines if line["event"] == "epoch"]
     scores = [line for line in lines if line["event"] == "evaluation"]
@@ -106,7 +106,7 @@ def _accuracies(axis: Any, scores: Sequence[dict[str, Any]]) -> None:
 
 
 def _heights(points: np.ndarray) -> np.ndarray:
-    """Colours [N, 3] in 0..255 by height, so that a row reads the same whatever parts a shape has."""
+    """Return colours [N, 3] in 0..255 by height, so that a row reads the same whatever parts a shape has."""
     import matplotlib
 
     height = points[:, 2]
@@ -137,7 +137,7 @@ def _saliency(axis: Any, image: np.ndarray | None, saliency: np.ndarray) -> None
 
 
 def pyplot() -> Any:
-    """matplotlib.pyplot, drawing to files only."""
+    """Import matplotlib.pyplot, drawing to files only."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -147,7 +147,7 @@ def pyplot() -> Any:
 
 
 def save_figure(figure: Any, path: Path, plt: Any) -> None:
-    """Write a figure, on white, and forget it."""
+    """Write a figure, on white, and close it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=110, facecolor="white", format=path.suffix[1:].lower() or "png")

@@ -1,4 +1,4 @@
-"""Progress for a person: a bar on a terminal, a plain line every half minute elsewhere."""
+"""Progress display: a bar on a terminal, a plain line every half minute elsewhere."""
 
 import sys
 import time
@@ -42,7 +42,7 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Since it began."""
+        """Seconds since it began."""
         return time.monotonic() - self._started
 
     def update(self, done: int, **notes: object) -> None:
@@ -60,7 +60,7 @@ class Progress:
         self.update(self.done + more)
 
     def write(self, text: str) -> None:
-        """A line above the bar."""
+        """Write a line above the bar."""
         if self._quiet:
             return
         if self._bar is not None:
@@ -81,7 +81,7 @@ class Progress:
 
 
 def human_seconds(seconds: float) -> str:
-    """12 s, 3 min 20 s, 2 h 05 min; 'unknown' for what is not finite."""
+    """Format seconds: 12 s, 3 min 20 s, 2 h 05 min; 'unknown' for what is not finite."""
     if seconds != seconds or seconds == float("inf"):
         return "unknown"
     whole = round(seconds)

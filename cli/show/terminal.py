@@ -1,4 +1,4 @@
-"""Text on its way to a terminal or a log: names that others chose cannot move the cursor, or forge or hide a line.
+"""Escaping of text for terminals and logs: foreign names cannot move the cursor, or forge or hide a line.
 
 Ids, labels, paths and reasons come from files of strangers. Control characters and the marks that turn the direction of
 writing are shown as escapes wherever they leave the program; only line ends and tabs of our own texts stay.
@@ -18,17 +18,17 @@ _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u20
 
 
 def escaped(text: str) -> str:
-    """``text`` with what could steer a terminal written out: ESC becomes ``\\x1b``."""
+    """Return ``text`` with terminal control characters escaped: ESC becomes ``\\\\x1b``."""
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def echo(message: Any = "", *, err: bool = False, nl: bool = True) -> None:
-    """`click.echo` of escaped text."""
+    """Print escaped text by `click.echo`."""
     click.echo(escaped(str(message)), err=err, nl=nl)
 
 
 class EscapingFormatter(logging.Formatter):
-    """Log lines, escaped."""
+    """A formatter that escapes log lines."""
 
     def format(self, record: logging.LogRecord) -> str:
         return escaped(super().format(record))

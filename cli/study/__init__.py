@@ -1,4 +1,4 @@
-"""``i2p study``: the same small student trained under many settings, so that one can say what guidance is worth.
+"""``i2p study``: train one small student under many settings to measure what guidance is worth.
 
 `arms` lists what is compared, `plan` makes runs of it, `worker` does one run in a process of its own, `report` puts the
 numbers side by side.

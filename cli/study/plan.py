@@ -1,4 +1,4 @@
-"""The runs of a study from its arms, teachers and seeds: shared caches, order, and places of results."""
+"""The runs of a study from its arms, teachers and seeds: shared caches, order, and result paths."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ _FREE = {"readers", "prefetch", "tensorboard", "keep_checkpoints", "checkpoint_e
 class Run:
     """One training run, or (arm "untrained") the student before it.
 
-    config, overrides  what load_experiment makes the experiment of
+    config, overrides  arguments of load_experiment
     cache              key of its cache: runs of one key share one
     sets               (name, train URI, test URI) it is evaluated on
     folder             where it works and leaves result.json
@@ -64,7 +64,7 @@ def plan_runs(
     folder: Path,
     arms: Sequence[Arm] = ARMS,
 ) -> list[Run]:
-    """The runs of a study, seed by seed, so that a study that is stopped holds a balanced part.
+    """Plan the runs of a study, seed by seed, so that a stopped study holds a balanced part.
 
     Raises ConfigError for arms or teachers that do not exist and for settings with problems.
     """
@@ -89,12 +89,12 @@ def plan_runs(
 
 
 def cache_settings(run: Run) -> Experiment:
-    """The experiment whose cache a run reads."""
+    """Load the experiment whose cache a run reads."""
     return load_experiment(run.config, run.overrides)
 
 
 def result_of(run: Run) -> dict[str, Any] | None:
-    """A run's result, where it has one of these settings; None where it is still to be done.
+    """Read a run's result for these settings; None if it is still to be done.
 
     Raises ConfigError naming what differs for a result of other settings.
     """
@@ -112,12 +112,12 @@ def result_of(run: Run) -> dict[str, Any] | None:
 
 
 def cache_name(cache: "Location") -> str:
-    """The last part of where a cache is: its name and the start of its recipe's hash."""
+    """Return the last part of a cache's location: its name and the start of its recipe's hash."""
     return str(cache).rpartition("/")[2]
 
 
 def require_cache(run: Run, result: Mapping[str, Any], cache: "Location") -> None:
-    """Raise ConfigError unless an earlier result is of the cache that the runs beside it are going to read."""
+    """Raise ConfigError unless an earlier result was obtained on the cache that the other runs will read."""
     if result["cache"] != cache_name(cache):
         raise ConfigError(
             str(run.folder),
@@ -146,7 +146,7 @@ def _settings(experiment: Experiment, sets: Sequence[tuple[str, str, str]]) -> s
 
 
 def _selection(experiment: Experiment) -> list[str]:
-    """What tells the shapes of a run from those of others, in words; nothing where it is about all of its corpus."""
+    """List the settings that select a run's shapes, as text; nothing if it uses all of its corpus."""
     corpus = experiment.corpus
     return [f"{key}={getattr(corpus, key)}" for key in _SELECTION] if corpus.selects else []
 

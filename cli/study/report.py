@@ -1,4 +1,4 @@
-"""A study's numbers side by side: mean and spread over seeds, and the difference to the arm without a teacher."""
+"""Summary of a study: mean and deviation over seeds, and the difference to the arm without a teacher."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ _COLOURS = ("#777777", "#c98a1b", "#1f5fa8", "#2f8f5b", "#b3452c")
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Rows of (arm, teacher), from the results of runs.
+    """Summarise the results of runs to rows of (arm, teacher).
 
     -> {"sets": names, "rows": [{"arm", "teacher", "seeds", "visible", "seconds", "feature", "numbers", "sets": {name:
        {"mean", "spread", "scores", "gain", "gain_error"}}}], "references": {name: {"largest class", "coordinates"}}}
@@ -48,7 +48,7 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _features(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Those that every result has a score of, in their order."""
+    """List the features that every result has a score of, in their order."""
     found = [list(scores["features"]) for result in results for scores in result["sets"].values()]
     return [name for name in found[0] if all(name in other for other in found)] if found else []
 
@@ -76,7 +76,7 @@ def _order(result: Mapping[str, Any]) -> tuple[int, str, int]:
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
-    """The summary as one Markdown table; accuracies and gains in per cent."""
+    """Format the summary as one Markdown table; accuracies and gains in per cent."""
     names = summary["sets"]
     head = ["arm", "teacher", "seeds", "feature", "numbers", *(text for name in names for text in (name, "gain"))]
     head += ["salient / other tokens visible", "s a run"]
@@ -105,7 +105,7 @@ def _plus_minus(value: float | None) -> str:
 
 
 def picture(summary: Mapping[str, Any], path: Path) -> None:
-    """One panel a set: each arm a line of its seeds' accuracies, colours by teacher, the baseline dashed."""
+    """Draw one panel per set: each arm a line of its seeds' accuracies, colours by teacher, the baseline dashed."""
     plt = pyplot()
     first = summary["rows"][0]["feature"]
     rows, names = [row for row in summary["rows"] if row["feature"] == first][::-1], summary["sets"]

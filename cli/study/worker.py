@@ -1,4 +1,4 @@
-"""One run of a study: train, evaluate on every set, leave result.json."""
+"""One run of a study: train, evaluate on every set, write result.json."""
 
 import json
 import time
@@ -22,7 +22,7 @@ _PROBED, _DRAWS = 64, 32  # records on which the masking is looked at, and how o
 
 
 def do(run: Run, cache_path: "Location") -> dict[str, Any]:
-    """Do one run, or go on with it; -> what result.json then holds."""
+    """Do or resume one run; -> the content of result.json."""
     import teacher_cache
     from cli.experiment.toml import load_experiment
     from pipeline.build.own_records import own_records
@@ -72,7 +72,7 @@ def _selected(opened: Any) -> dict[str, str]:
 
 
 def _training_seconds(folder: Path) -> float:
-    """What the epochs of a run took, those before a stop included; the later line of a repeated epoch counts."""
+    """Return the time of a run's epochs, interrupted ones included; the later line of a repeated epoch counts."""
     events = map(json.loads, (folder / "train.jsonl").read_text(encoding="utf-8").splitlines())
     return float(sum({event["epoch"]: event["seconds"] for event in events if event["event"] == "epoch"}.values()))
 
@@ -88,7 +88,7 @@ def _live(experiment: Any) -> Any:
 
 @cache
 def _evaluator(config: "EvaluationConfig") -> "Evaluator":
-    """The clouds of one set, read once a process."""
+    """Load the clouds of one set, once per process."""
     from trainer.downstream.comparison import Evaluator
 
     return Evaluator(config)
@@ -112,7 +112,7 @@ def _score(run: Run, experiment: Any, model: Any, name: str) -> dict[str, Any]:
 
 
 def _scores(found: "Comparison", features: Sequence[str]) -> dict[str, Any]:
-    """Accuracy and width of each feature of one student; the first is what the study is about."""
+    """Return accuracy and width of each feature of one student; the first is the study's main feature."""
     rows = {feature: found.rows[feature] for feature in features}
     return {
         "accuracy": rows[features[0]].accuracy,
@@ -121,13 +121,13 @@ def _scores(found: "Comparison", features: Sequence[str]) -> dict[str, Any]:
 
 
 def features_of(config: "EvaluationConfig") -> list["Feature"]:
-    """The features that a study scores: the evaluation's own, and the paper's beside it."""
+    """List the features that a study scores: the evaluation's own, and the paper's."""
     own = config.model_feature
     return [own] if own == "top" else [own, "top"]
 
 
 def _untrained(run: Run, experiment: Any, opened: Any, name: str) -> dict[str, Any]:
-    """The student of this seed before training; with seed 0 also what needs no student."""
+    """Score the student of this seed before training; with seed 0 also the baselines without a student."""
     import torch
 
     from trainer.downstream.features import ModelEncoder
@@ -152,7 +152,7 @@ def _untrained(run: Run, experiment: Any, opened: Any, name: str) -> dict[str, A
 
 
 def _visibility(model: Any, opened: Any, experiment: Any) -> dict[str, float]:
-    """How often the most salient quarter of the top-level tokens stays visible, and how often the others do."""
+    """Measure how often the most salient quarter of the top-level tokens stays visible, and how often the others do."""
     import torch
 
     from cuda.backproject import backproject

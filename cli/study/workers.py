@@ -1,4 +1,4 @@
-"""Processes that do runs: as many as are wanted, each with one thread, and a new one in the place of one that dies."""
+"""A pool of single-threaded processes for runs; a process that dies is replaced."""
 
 import os
 from collections.abc import Callable, Generator, Sequence
@@ -23,10 +23,10 @@ class WorkerError(Exception):
 def do_all(
     function: Callable[..., Any], jobs: Sequence[tuple[Job, tuple[Any, ...]]], workers: int
 ) -> Generator[tuple[Job, Any], None, None]:
-    """function(*arguments) for each (job, arguments), begun in order; -> (job, what came of it) as they end.
+    """Call function(*arguments) for each (job, arguments), begun in order; -> (job, its result) as they end.
 
-    What came of it is the value, or a WorkerError. Jobs go to `workers` processes that live as long as they can, so
-    that what one keeps in memory serves its next job. Closing the iterator ends the processes.
+    The result is the value, or a WorkerError. Jobs go to `workers` processes that live as long as they can, so that
+    their in-memory state serves the next job. Closing the iterator ends the processes.
     """
     idle: SimpleQueue[_Worker] = SimpleQueue()
     crew = [_Worker(function) for _ in range(workers)]
@@ -95,7 +95,7 @@ class _Worker:
 
 
 def _serve(function: Callable[..., Any], pipe: Connection) -> None:
-    """The life of a worker's process."""
+    """Serve jobs in a worker's process."""
     import torch
 
     Thread(target=_end_with_parent, daemon=True).start()
@@ -107,13 +107,13 @@ def _serve(function: Callable[..., Any], pipe: Connection) -> None:
             return
         try:
             answer = True, function(*arguments)
-        except Exception as error:  # one job's failure is told, and the process goes on with the next
+        except Exception as error:  # one job's failure is reported, and the process continues with the next
             answer = False, f"{type(error).__name__}: {error}"
         pipe.send(answer)
 
 
 def _end_with_parent() -> None:
-    """A killed study must not leave processes that go on training in its folders."""
+    """End with the parent: a killed study must not leave processes that keep training in its folders."""
     parent = parent_process()
     assert parent is not None
     parent.join()

@@ -18,7 +18,7 @@ nearest(const float* __restrict__ a, const float* __restrict__ b, float* __restr
         const float dy = __fsub_rn(y, b[3 * q + 1]);
         const float dz = __fsub_rn(z, b[3 * q + 2]);
         const float value = __fadd_rn(__fadd_rn(__fmul_rn(dx, dx), __fmul_rn(dy, dy)), __fmul_rn(dz, dz));
-        if (value < best) {
+        if (value < best) {  // strictly, so that the lowest index wins a tie
             best = value;
             best_idx = q;
         }

@@ -17,10 +17,12 @@ __device__ unsigned long long key_of(float best, int i) {
 
 __device__ float start_value(float x, float y, float z, int skip) {
     const float norm2 = __fadd_rn(__fadd_rn(__fmul_rn(x, x), __fmul_rn(y, y)), __fmul_rn(z, z));
+    // The reference compares in double: the float32 nearest to 1e-3 is larger than 1e-3 and must not count as within.
     return skip && (double)norm2 <= 1e-3 ? -1.0f : __int_as_float(0x7f800000);
 }
 
 __device__ float nearer(float best, float x, float y, float z, float cx, float cy, float cz) {
+    // Explicitly rounded operations cannot be contracted to fused multiply-adds, so the bits equal the CPU twin's.
     const float dx = __fsub_rn(x, cx);
     const float dy = __fsub_rn(y, cy);
     const float dz = __fsub_rn(z, cz);
@@ -85,9 +87,11 @@ fps(const float* __restrict__ points, int* __restrict__ idx, float* __restrict__
             key = candidate > key ? candidate : key;
         }
 #endif
+        // Keys are unique, so the maximum does not depend on the order of the reduction, and ties go to the lowest index.
         key = warp_max(key);
         if (lane == 0) keys[k % 2][thread / 32] = key;
         __syncthreads();
+        // Every warp repeats this small reduction: cheaper than a second barrier to broadcast one warp's result.
         key = warp_max(lane < WARPS ? keys[k % 2][lane] : 0);
         chosen = (int)(0xffffffffu - (unsigned)key);
         if (thread == 0) idx[k] = chosen;

@@ -75,6 +75,7 @@ gather_backward(const Real* __restrict__ grad, const long long* __restrict__ idx
         for (int j = 0; j < CHANNELS; ++j) sum[j] = 0;
         for (int start = 0; start < P; start += 32) {
             unsigned found = __ballot_sync(FULL, start + lane < P && idx[start + lane] == n);
+            // Lowest bit first, that is by ascending p: the fixed order that makes the float sum reproducible.
             while (found) {
                 const Real* from = grad + (long long)(start + __ffs(found) - 1) * D;
                 found &= found - 1;

@@ -33,10 +33,11 @@ knn(const float* __restrict__ points, const float* __restrict__ queries, float* 
         __syncthreads();
         for (int i = threadIdx.x; i < size * 3; i += THREADS) tile[i % 3][i / 3] = points[3ll * start + i];
         __syncthreads();
-        if (!active) continue;
+        if (!active) continue;  // not earlier: every thread of the block has to reach both barriers
         for (int i = lane; i - lane < size; i += 32) {
             u64 key = NONE;
             if (i < size) {
+                // Subtracted first: |a|^2 + |b|^2 - 2ab cancels in float32 and can come out negative.
                 const float dx = __fsub_rn(tile[0][i], qx);
                 const float dy = __fsub_rn(tile[1][i], qy);
                 const float dz = __fsub_rn(tile[2][i], qz);
@@ -47,7 +48,7 @@ knn(const float* __restrict__ points, const float* __restrict__ queries, float* 
             while (waiting) {
                 const u64 next = __shfl_sync(FULL, key, __ffs(waiting) - 1);
                 waiting &= waiting - 1;
-                if (next >= limit) continue;
+                if (next >= limit) continue;  // an earlier insertion of this round has tightened the limit
                 u64 below = __shfl_up_sync(FULL, low, 1);
                 const u64 seam = __shfl_sync(FULL, low, 31);
                 u64 below_high = __shfl_up_sync(FULL, high, 1);

@@ -28,7 +28,7 @@ __device__ float block_max(float value, float* shared) {
         const float other = __shfl_xor_sync(FULL, value, step);
         value = other > value ? other : value;
     }
-    __syncthreads();
+    __syncthreads();  // the previous call's values may still be read
     if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
     __syncthreads();
     value = shared[0];
@@ -103,6 +103,8 @@ splat(const float* __restrict__ points, const float* __restrict__ lo, const floa
         for (int dj = -half; dj <= half; ++dj) {
             const int j = min(max(column + dj, 0), S - 1);
             const long long pixel = (view * S + i) * S + j;
+            // Integer sums and maxima do not depend on the order of the atomics; float sums would. Two's complement:
+            // adding a negative depth as unsigned wraps to the signed sum.
             if (reduction <= MEAN) atomicAdd(total + pixel, fixed);
             if (reduction == MEAN) atomicAdd(mark + pixel, 1u);
             if (reduction >= MAX) atomicMax(mark + pixel, bits);
@@ -124,6 +126,8 @@ resolve(const double* __restrict__ scale, const long long* __restrict__ total, c
         depth[pixel] = empty ? 0.0f : __uint_as_float(bits);
         return;
     }
+    // The total is below 2^53 and the scale a power of two, so this is exact; only the division by a count
+    // and the final conversion round.
     double value = (double)total[pixel] * (1.0 / scale[pixel / ((long long)S * S)]);
     if (reduction == MEAN && mark[pixel] > 1) value = value / (double)mark[pixel];
     depth[pixel] = (float)value;

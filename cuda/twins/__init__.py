@@ -1,7 +1,7 @@
-"""The operators on a CPU, compiled by numba on first use and kept in its cache.
+"""CPU operators, compiled by numba on first use and kept in its cache.
 
-The cache lies beside the sources, below the user's cache folder where these cannot be written, or where NUMBA_CACHE_DIR
-says. Where none can be written numba would refuse to import; a folder for this process alone takes its place then.
+The cache lies beside the sources, below the user's cache folder if these are not writable, or in NUMBA_CACHE_DIR. If
+none is writable numba would refuse to import; a folder for this process alone takes its place then.
 """
 
 import logging
@@ -17,7 +17,7 @@ _kept: list[tempfile.TemporaryDirectory] = []  # removed when the process ends
 
 
 def _nothing() -> None:
-    """Compiled by nobody: numba looks for a place for its cache when it is decorated."""
+    """Do nothing; numba looks for a place for its cache when it decorates this."""
 
 
 def _find_a_cache() -> None:

@@ -13,7 +13,7 @@ _VIEWS = len(VIEW_AXES)
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def pixels(begin, end, points, lo, cell, offset, image_side, pixel):
-    """Views ``begin..end``; item t is view ``t % V`` of cloud ``t // V``.
+    """Compute views ``begin..end``; item t is view ``t % V`` of cloud ``t // V``.
 
     in  points [B, Q, 3] f32, lo [B, V, 2] f32, cell [B, V] f32, offset [B, V, 2] i32     out  pixel [B, V, Q, 2] i32
     Arithmetic: floor((p - lo) / cell) + 1 + offset, all in f32, then clamped to 0..S-1.
@@ -34,7 +34,7 @@ def pixels(begin, end, points, lo, cell, offset, image_side, pixel):
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def backproject(begin, end, maps, side, pixel, first, weights, parts, values):
-    """Work items ``begin..end``; item t is part ``t % parts`` of the queries of view ``t // parts`` (over B V).
+    """Compute work items ``begin..end``; item t is part ``t % parts`` of the queries of view ``t // parts`` (over B V).
 
     in   maps [B, V, T, C] f32; pixel [B, V, Q, 2] i32
          first [S] i32: first of the four map rows (columns) a pixel reads, before clamping; weights [S, 4] f32
@@ -57,7 +57,10 @@ def backproject(begin, end, maps, side, pixel, first, weights, parts, values):
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def backproject_half(begin, end, maps, bfloat16, side, pixel, first, weights, parts, values):
-    """The same for maps [B, V, T, C] of u16: the bits of float16, or of bfloat16. A map row widens when first read."""
+    """Interpolate like `backproject`, from half-precision maps.
+
+    maps [B, V, T, C] u16: the bits of float16, or of bfloat16. A map row is widened when first read.
+    """
     T, C = maps.shape[2], maps.shape[3]
     Q = pixel.shape[2]
     size = (Q + parts - 1) // parts
@@ -85,7 +88,7 @@ def backproject_half(begin, end, maps, bfloat16, side, pixel, first, weights, pa
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _window(first_row, first_column, side, rows, columns):
-    """Token index = rows[a] + columns[c] of the 4 x 4 cells around a pixel; the border repeats."""
+    """Compute the rows and columns of the 4 x 4 cells around a pixel; token = rows[a] + columns[c]. Borders repeat."""
     for a in range(4):
         rows[a] = min(max(first_row + a, 0), side - 1) * side
         columns[a] = min(max(first_column + a, 0), side - 1)
@@ -93,7 +96,7 @@ def _window(first_row, first_column, side, rows, columns):
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _gather(table, rows, columns, row_weights, column_weights, out):
-    """``out[c] = sum of row_weights[r] * column_weights[k] * table[rows[r] + columns[k], c]``, in that order."""
+    """Sum ``row_weights[r] * column_weights[k] * table[rows[r] + columns[k], c]`` into ``out[c]``, in that order."""
     for r in range(4):
         w0 = row_weights[r] * column_weights[0]
         w1 = row_weights[r] * column_weights[1]
@@ -113,7 +116,7 @@ def _gather(table, rows, columns, row_weights, column_weights, out):
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _widen(row, bfloat16, bits, wide):
-    """Half-precision bits to float32, exactly; ``bits`` and ``wide`` are the same memory."""
+    """Widen half-precision bits to float32, exactly; ``bits`` and ``wide`` are the same memory."""
     if bfloat16:
         for c in range(row.shape[0]):
             bits[c] = np.uint32(row[c]) << np.uint32(16)

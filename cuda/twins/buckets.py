@@ -1,4 +1,4 @@
-"""Points sorted into small boxes, so that the other twins can skip boxes that cannot matter.
+"""Sort points into small boxes, so that the other twins can skip boxes that cannot matter.
 
 A box bounds what the kernels compute, not just the real distances: subtraction, squaring and addition in float32 are
 monotonic, so the squared distance to a box, taken in the same order of operations, is never above that of a point

@@ -8,7 +8,7 @@ __all__ = ["nearest", "nearest_backward"]
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def nearest(begin, end, a, b, dist2, idx):
-    """Sets ``begin..end``.
+    """Compute sets ``begin..end``: the nearest b of each a.
 
     in  a [M, P, 3] f32, b [M, Q, 3] f32     out  dist2 [M, P] f32, idx [M, P] i32 into Q: the nearest b of each a
     Arithmetic: subtract first; dx*dx, + dy*dy, + dz*dz in that order, unfused. Ties keep the lowest index.
@@ -45,7 +45,7 @@ def nearest(begin, end, a, b, dist2, idx):
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def nearest_backward(begin, end, a, b, from_a, from_b, grad_a, grad_b, grad):
-    """Sets ``begin..end``.
+    """Compute sets ``begin..end``: the gradient with respect to a.
 
     in   a, b as above; from_a [M, P] i32 and from_b [M, Q] i32: the nearest of each; grad_a [M, P], grad_b [M, Q] f32
     out  grad [M, P, 3] f32 with respect to a

@@ -58,6 +58,8 @@ def _sample(begin, end, xyz, source, box_lo, box_hi, N, k, skip_near_origin, idx
                 dy = max(y_lo[box] - cy, cy - y_hi[box], np.float32(0))
                 dz = max(z_lo[box] - cz, cz - z_hi[box], np.float32(0))
                 gap[box] = dx * dx + dy * dy + dz * dz
+            # Exact, not a heuristic: gap never exceeds the distance of a point inside, since float32 subtraction,
+            # squaring and addition are monotonic. So no distance in a box that is left out would change.
             touched = 0
             for box in range(boxes):
                 near[touched] = box

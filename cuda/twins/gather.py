@@ -10,7 +10,7 @@ __all__ = ["gather", "gather_backward", "group"]
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def gather(begin, end, values, idx, parts, rows, wrong):
-    """Work items ``begin..end``; item t is part ``t % parts`` of the rows of cloud ``t // parts``.
+    """Compute work items ``begin..end``; item t is part ``t % parts`` of the rows of cloud ``t // parts``.
 
     in   values [B, N, D] f32 or f64, or u16 bits; idx [B, P] i64
     out  rows [B, P, D], values' dtype; wrong [B parts] bool
@@ -30,7 +30,7 @@ def gather(begin, end, values, idx, parts, rows, wrong):
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def group(begin, end, points, centres, idx, parts, rows, wrong):
-    """Work items as of `gather`, of groups instead of rows.
+    """Compute work items as in `gather`, of groups instead of rows.
 
     in   points [B, N, D] f32 or f64, centres [B, G, D], idx [B, G, K] i64     out  rows [B, G, K, D]; wrong as above
     """
@@ -51,7 +51,7 @@ def group(begin, end, points, centres, idx, parts, rows, wrong):
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def gather_backward(begin, end, grad, idx, parts, sums):
-    """Work items ``begin..end``; item t is part ``t % parts`` of the channels of cloud ``t // parts``.
+    """Compute work items ``begin..end``; item t is part ``t % parts`` of the channels of cloud ``t // parts``.
 
     in  grad [B, P, D] f32 or f64, idx [B, P] i64, all of it inside     out  sums [B, N, D]
     Arithmetic: from 0, by ascending p, in that type.

@@ -74,6 +74,7 @@ def _search(begin, end, xyz, source, box_lo, box_hi, N, queries, k, dist2, idx):
                 visited += 1
                 if count >= k:
                     count = _rank(keys, ranked, count, k)
+            # A box at exactly the limit is visited too: it may hold an equal distance with a lower index.
             limit = np.int32(keys[k - 1] >> 32)
             waiting = 0
             for box in range(boxes):
@@ -94,7 +95,7 @@ def _search(begin, end, xyz, source, box_lo, box_hi, N, queries, k, dist2, idx):
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _outside(q, lo, hi):
-    """How far a coordinate lies outside an interval."""
+    """Return how far a coordinate lies outside an interval; 0 inside."""
     below = lo - q
     above = q - hi
     gap = below if below > above else above
@@ -103,7 +104,7 @@ def _outside(q, lo, hi):
 
 @numba.njit(nogil=True, cache=True, error_model="numpy", inline="always")
 def _visit(x, y, z, index, start, N, qx, qy, qz, found, found_bits, keys, count, limit):
-    """Append the keys below ``limit`` of the box that begins at ``start``; the new count."""
+    """Append the keys below ``limit`` of the box that begins at ``start``; -> the new count."""
     for i in range(BUCKET):
         dx = x[start + i] - qx
         dy = y[start + i] - qy
@@ -111,7 +112,7 @@ def _visit(x, y, z, index, start, N, qx, qy, qz, found, found_bits, keys, count,
         found[i] = dx * dx + dy * dy + dz * dz
     for i in range(min(BUCKET, N - start)):
         key = np.int64(found_bits[i]) << 32 | index[start + i]
-        keys[count] = key  # without a branch: whether it stays is anyone's guess
+        keys[count] = key  # written without a branch, which the processor could not predict
         count += key < limit
     return count
 

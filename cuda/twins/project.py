@@ -18,7 +18,7 @@ _SMALLEST_CELL = np.float32(2.0**-126)  # smallest normal float32: below it a qu
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def project(begin, end, points, splat, reduction, exponent, depth, lo, cell, offset):
-    """Views ``begin..end``; item t is view ``t % V`` of cloud ``t // V``.
+    """Compute views ``begin..end``; item t is view ``t % V`` of cloud ``t // V``.
 
     in   points [B, N, 3] f32     exponent: sums stay exact when depths are multiples of 2^(e - exponent), |d| < 2^e
     out  depth [B, V, S, S] f32; lo [B, V, 2] f32; cell [B, V] f32; offset [B, V, 2] i32
@@ -99,7 +99,7 @@ def project(begin, end, points, splat, reduction, exponent, depth, lo, cell, off
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _index(p, lo, side, limit):
-    """Pixel of a coordinate before centring; clamped so that a cloud that is not finite harms no other."""
+    """Return the pixel of a coordinate before centring, clamped so that a non-finite cloud harms no other."""
     at = np.floor((p - lo) / side)
     at = at if at > np.float32(0) else np.float32(0)
     return int(at if at < np.float32(limit) else np.float32(limit))

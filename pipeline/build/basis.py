@@ -1,10 +1,10 @@
-"""The basis of a cache with channels of its own: fitted on a sample of the corpus, applied to what the teacher says.
+"""Fitting of a cache's basis on a sample of the corpus, for features stored in fewer channels than the teacher's.
 
 Letters as in teacher_cache.basis: C channels as stored, F channels of the teacher.
 
-The sample is the first usable shapes in the order of a hash of their ids, so neither the order of the corpus nor that
-of the work shows in it. Each group of the sample is taught on one thread and adds its moments in turn, so the number of
-threads does not show either. Only tokens that some lookup reads count, since no others are ever a target.
+The sample is the first usable shapes in the order of a hash of their ids, so it depends neither on the order of the
+corpus nor on that of the work. Each group of the sample is encoded on one thread and its moments are added in order, so
+the number of threads has no effect either. Only tokens that some lookup reads count: no others are ever a target.
 """
 
 import hashlib
@@ -47,11 +47,11 @@ def fit_basis(
     threads: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Basis:
-    """Principal components of what the teacher says of a sample of a corpus.
+    """Fit the principal components of the teacher's features on a sample of a corpus.
 
     ids          of the whole corpus, in its order.
     channels     C, at most the teacher's.
-    sample       records to fit on; of shapes in several poses as many fewer. All shapes where there are not so many.
+    sample       records to fit on; each shape contributes `poses` of them. All shapes if there are not so many.
     poses        of each shape, which all count.
     threads      that teach, where the teacher is on a CPU.
     on_progress  called with (shapes done, shapes wanted) in the calling thread.
@@ -93,7 +93,7 @@ def fit_basis(
 
 
 def principal(moments: Moments, channels: int, shapes: int) -> Basis:
-    """The leading principal components of features by their moments. Sets torch's number of threads to 1.
+    """Compute the leading principal components of features from their moments. Sets torch's number of threads to 1.
 
     Each component's greatest number (the first of equals) is positive, so the sign is no accident. Raises BuildError
     for moments that are not finite.
@@ -121,14 +121,14 @@ def principal(moments: Moments, channels: int, shapes: int) -> Basis:
 
 
 def sample_order(ids: Sequence[str]) -> np.ndarray:
-    """Indices of all shapes [n] int64 in the order in which a sample takes them: by a hash of their ids."""
+    """Return the indices of all shapes [n] int64 in sampling order: by a hash of their ids."""
     digests = (hashlib.sha256(b"basis\0" + id.encode("utf-8", "surrogatepass")).digest()[:16] for id in ids)
     keys = np.frombuffer(b"".join(digests), ">u8").reshape(-1, 2)
     return np.lexsort((keys[:, 1], keys[:, 0]))
 
 
 def _groups(corpus: Corpus, ids: Sequence[str], size: int, shapes: int, poses: int) -> Iterator[list[np.ndarray]]:
-    """Clouds of the first so many usable shapes in the sample's order, as many shapes at a time."""
+    """Yield clouds of the first so many usable shapes in sampling order, as many shapes at a time."""
     clouds: list[np.ndarray] = []
     used, refused = 0, []
     for index in sample_order(ids).tolist():
@@ -161,7 +161,7 @@ def _groups(corpus: Corpus, ids: Sequence[str], size: int, shapes: int, poses: i
 
 
 def _moments(clouds: np.ndarray, projection: ProjectionConfig, teacher: Teacher) -> Moments:
-    """Of the features of a group that lookups read, in a lane."""
+    """Compute the moments of a group's features that lookups read, in a lane."""
     if teacher.device.type == "cpu":
         torch.set_num_threads(1)
     views = render_views(torch.from_numpy(clouds).to(teacher.device), projection)

@@ -1,8 +1,8 @@
 """Changes of a corpus since its cache was built: shapes of an experiment that changed, came or went.
 
-The truth is a hash of what each shape was made from, which receipts hold (`Corpus.fingerprint`). The fast path is a
-digest of sizes and times of a shard's files (`Corpus.stamp`), kept in logs/ where no promise depends on it: while it
-stays, the shard's files are not read. Whatever else happened to them, a touch or a copy, is settled by the hashes.
+The authority is a hash of what each shape was made from, which receipts hold (`Corpus.fingerprint`). The fast path is a
+digest of sizes and times of a shard's files (`Corpus.stamp`), kept in logs/ where no guarantee depends on it: while it
+is unchanged, the shard's files are not read. Otherwise, after a touch or a copy for instance, the hashes decide.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ _SAVED_EVERY = 30.0  # seconds
 
 
 def made_of(corpus: Corpus, index: int) -> str:
-    """The fingerprint of a shape; of one that cannot be read, a hash of the reason. Raises MachineFault."""
+    """Return the fingerprint of a shape; for an unreadable one, a hash of the reason. Raises MachineFault."""
     try:
         return patiently(lambda: corpus.fingerprint(index), corpus.source(index))
     except ShapeError as error:
@@ -53,17 +53,17 @@ def made_of(corpus: Corpus, index: int) -> str:
 
 
 def settled(stamp: str | None) -> str | None:
-    """A stamp that was taken just now, or None where a file is so new that it may change again and keep its stamp."""
+    """Return a stamp taken just now, or None if a file is so new that it may change again and keep its stamp."""
     if stamp is None:
         return None
     changed = [part.partition(":")[0] for part in stamp.split()]
-    if not all(word.isdecimal() for word in changed):  # a file that cannot be looked at
+    if not all(word.isdecimal() for word in changed):  # a file that cannot be examined
         return None
     return stamp if max(map(int, changed), default=0) < time.time_ns() - _SETTLED else None
 
 
 def stamps_digest(stamps: Iterable[tuple[str, str | None]]) -> str:
-    """One hash of (shape id, stamp) pairs, in their order; "" where a shape has no stamp."""
+    """Hash (shape id, stamp) pairs, in their order; "" if a shape has no stamp."""
     digest = hashlib.sha256()
     for id, stamp in stamps:
         if stamp is None:
@@ -73,7 +73,7 @@ def stamps_digest(stamps: Iterable[tuple[str, str | None]]) -> str:
 
 
 class Stamps:
-    """logs/stamps.json: by shard, the receipt it is about and the digest of its files' stamps.
+    """logs/stamps.json: by shard, the receipt it belongs to and the digest of its files' stamps.
 
     An experiment that is about some of a shard's shapes looks at these alone; what it finds stands under the shard and
     the hash of their ids. Lost or damaged it costs a reading of the corpus, no more. Several builders may write it: the
@@ -99,8 +99,7 @@ class Stamps:
         self._saved_at = time.monotonic()
 
     def vouch_for(self, receipt: Receipt, digest: str, some: Sequence[str] | None = None) -> bool:
-        """Whether this shard's files, or those of some of its shapes, looked like this when their content was last
-        compared."""
+        """Check that this shard's files, or those of some of its shapes, had this digest when last compared."""
         return bool(digest) and self._known.get(_key(receipt, some)) == [receipt.sha256, digest]
 
     def note(self, receipt: Receipt, digest: str, some: Sequence[str] | None = None) -> None:
@@ -109,7 +108,7 @@ class Stamps:
             self._known[_key(receipt, some)] = [receipt.sha256, digest]
 
     def save(self, *, now: bool = True) -> None:
-        """Write what has been noted, if anything; where nothing can be written, the next build compares again.
+        """Write new notes, if any; if nothing can be written, the next build compares again.
 
         now  False: only if the last time is a while ago. So a killed build's shapes need not be read again.
         """
@@ -132,13 +131,13 @@ def _key(receipt: Receipt, some: Sequence[str] | None) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """How the shapes of an experiment differ from what the committed shards of its cache were made from.
+    """Differences between an experiment's shapes and what the committed shards of its cache were made from.
 
     changed  ids of shapes that are in both, and made from something else now, those in quarantine excepted
-    gone     ids of shapes that the corpus does not have any more
+    gone     ids of shapes that the corpus no longer has
     came     shapes that no committed shard holds
-    same     shapes that are in both, and of which nothing says that they changed
-    unknown  shapes in shards without fingerprints, as 0.1.0 wrote them: whether they changed cannot be told
+    same     shapes that are in both, without a sign of change
+    unknown  shapes in shards without fingerprints, as 0.1.0 wrote them: changes cannot be detected
     shards   that hold changed or gone shapes
     others   shapes that the cache holds and the experiment is not about; nothing else is said of them
     suspects by shard, the quarantined ids that are made from something else now, or of which that cannot be told
@@ -155,11 +154,11 @@ class Changes:
 
     @property
     def stale(self) -> bool:
-        """Whether records of the cache are not those of the corpus as it is."""
+        """True when records of the cache do not match the corpus as it is."""
         return bool(self.changed or self.gone)
 
     def lines(self) -> list[str]:
-        """What a person wants to know, a line each."""
+        """List the differences for the user, one per line."""
         said = []
         for one, more, ids in (
             ("changed since the cache was built", "changed since the cache was built", self.changed),
@@ -256,7 +255,7 @@ def _absent(own: OwnShapes, receipts: Mapping[int, Receipt], poses: int) -> list
 
 
 def refuse_stale(changes: Changes, location: object) -> None:
-    """Raise BuildError where records of the cache are not those of the corpus any more."""
+    """Raise BuildError if records of the cache no longer match the corpus."""
     if changes.stale:
         lines = "\n  ".join(changes.lines())
         raise BuildError(

@@ -1,4 +1,4 @@
-"""The build: every missing shard of a cache, on threads, processes or a cluster (`pipeline.build.schedulers`).
+"""The build driver: runs every missing shard of a cache on threads, processes or a cluster.
 
 Progress and resume come from the committed shards alone, so they survive any crash.
 """
@@ -80,7 +80,7 @@ def build_cache(
     _check_settings(corpus, projection, teacher, cache, build)
     source = open_corpus(corpus.uri, points=corpus.points)
     local = build.scheduler == "threads"
-    # Where others run the tasks, the driver needs the teacher's identity only, and keeps its hands off the GPU.
+    # If others run the tasks, the driver needs the teacher's identity only, and leaves the GPU to them.
     loaded = load_teacher(teacher, None if local else torch.device("cpu"))
     faults = list(
         size_conflicts(teacher.architecture, loaded.image_side, loaded.patch_side, projection, loaded.normalisations)
@@ -149,7 +149,7 @@ def build_cache(
         )
         try:
             writer.log({"event": "build", "missing": len(tasks), "software": job.software})
-        except OSError as error:  # on a full disk the shards fail and say what to do, which a note must not hide
+        except OSError as error:  # on a full disk the shards fail with a remedy, which a failed note must not hide
             logger.warning("the build is not noted in the cache's log: %s", error)
         taken = partial(_take, tally, stamps, source, own.corpus, None if local else writer)
         try:
@@ -174,7 +174,7 @@ def build_cache(
 def changes_of(
     corpus: CorpusConfig, projection: ProjectionConfig, teacher: TeacherConfig, cache: CacheConfig, *, content: bool
 ) -> Changes:
-    """How the experiment's shapes differ from what the cache of these settings was built from; nothing is written.
+    """Compare the experiment's shapes with what the cache of these settings was built from; nothing is written.
 
     Shards count that are damaged, as long as their receipts are sound.
     """
@@ -184,11 +184,12 @@ def changes_of(
 
 
 def changes_at(place: Location, corpus: CorpusConfig, *, content: bool) -> Changes | None:
-    """How an experiment's shapes differ from what a cache was built from, whatever its teacher; None for a cache of
-    another corpus.
+    """Compare an experiment's shapes with what a cache was built from, whatever its teacher.
 
-    Nothing is written but the cache's notes of how files looked, where they can be. Raises CorpusError where the corpus
-    cannot be opened, MachineFault, and CacheError where the cache cannot be read.
+    Return None for a cache of another corpus.
+
+    Nothing is written but the cache's stamps of files, if they can be. Raises CorpusError where the corpus cannot be
+    opened, MachineFault, and CacheError where the cache cannot be read.
     """
     source = open_corpus(corpus.uri, points=corpus.points)
     if not is_of(source, corpus, sound_description(place).recipe):
@@ -208,7 +209,7 @@ def _compared(place: Location, source: Corpus, corpus: CorpusConfig, *, content:
 def cache_of(
     corpus: CorpusConfig, projection: ProjectionConfig, teacher: TeacherConfig, cache: CacheConfig
 ) -> tuple[Recipe, Location]:
-    """The recipe of the cache that `build_cache` would build, and where it would; nothing is written.
+    """Return the recipe and location of the cache that `build_cache` would build; nothing is written.
 
     Raises CorpusError and TeacherError as opening and loading do: the teacher's weights are part of the recipe.
     """
@@ -242,7 +243,7 @@ def _open_cache(
     cache: CacheConfig,
     fit: Callable[[], Basis],
 ) -> CacheWriter:
-    """Create the cache, or reopen it; a basis is fitted where one is wanted and none is stored."""
+    """Create the cache, or reopen it; fit a basis if one is wanted and none is stored."""
     recipe, directory = _place(source, corpus, projection, teacher, cache)
     schema = CacheSchema(
         points=corpus.points,
@@ -266,7 +267,7 @@ def _take(
     elsewhere: CacheWriter | None,
     result: Result,
 ) -> None:
-    """Count a finished shard, and remember how its files looked.
+    """Count a finished shard and record its files' stamps.
 
     elsewhere  given where another process read the shapes: they are then compared with the driver's own files, by size
                and times, and by content where these differ, as they do on another machine's copy. Raises BuildError.
@@ -306,5 +307,5 @@ def _place(
 
 
 def _groups(teacher: Teacher, cache: CacheConfig) -> int:
-    """Forward passes of a full shard."""
+    """Return the forward passes of a full shard."""
     return -(-cache.shapes_per_shard // max(1, teacher.batch_size // VIEWS))

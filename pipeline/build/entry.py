@@ -1,4 +1,4 @@
-"""Entry points of a Dask worker. A scheduler unpickles it, and must not load torch or Dask's worker for that."""
+"""Entry points of a Dask worker, importable without torch: a scheduler unpickles them too."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ __all__ = ["can_read", "run_on_worker"]
 
 
 def can_read(job: Job) -> bool:
-    """Asked of a worker before it is given tasks; an answer at all means that its Python has this job's classes.
+    """Check a worker before it is given tasks; any answer means that its Python has this job's classes.
 
     Raises BuildError where the worker's software is not the driver's.
     """
@@ -18,7 +18,7 @@ def can_read(job: Job) -> bool:
 
 
 def run_on_worker(job: Job, task: ShardTask) -> Any:
-    """Build one shard on the Dask worker that this thread belongs to -> ShardReport or Failure, never an exception."""
+    """Build one shard on this thread's Dask worker -> ShardReport or Failure, never an exception."""
     from distributed import get_worker
 
     from pipeline.build.worker import run_task

@@ -20,7 +20,7 @@ __all__ = ["Failure", "Job", "check_software", "elsewhere"]
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One build, as a worker needs to know it. Picklable and small.
+    """The settings of one build, as a worker needs them. Picklable and small.
 
     token  of this build: what a process keeps under another token is another build's, and dropped
     ids    `ids_digest` of the corpus that was planned; a worker that sees other shapes refuses
@@ -41,13 +41,13 @@ class Job:
 
     @property
     def mark(self) -> str:
-        """A file that the driver keeps in the cache while it builds: a worker that does not see it is elsewhere."""
+        """A file the driver keeps in the cache while it builds; a worker that does not see it uses another storage."""
         return f"logs/driver-{self.token}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A shard that failed, in words: exceptions of any class cannot be trusted to survive the way to the driver.
+    """A shard that failed, as text: exceptions of arbitrary classes may not survive pickling.
 
     worker  address of the Dask worker, "" for a thread of the driver
     """
@@ -59,7 +59,7 @@ class Failure:
 
 
 def check_software(job: Job) -> None:
-    """Raise BuildError unless this process runs the software of the driver: other code makes other numbers."""
+    """Raise BuildError unless this process runs the driver's software: other code gives other numbers."""
     lines = differences(software(), job.software)
     if lines:
         raise BuildError(
@@ -69,7 +69,7 @@ def check_software(job: Job) -> None:
 
 
 def elsewhere(job: Job) -> Job:
-    """The job with every path absolute, for workers that were started in other folders."""
+    """Return the job with every path absolute, for workers started in other folders."""
     kind, _, rest = job.corpus.uri.partition(":")
     _, mark, query = rest.partition("?")
     place = place_of(job.corpus.uri)

@@ -1,7 +1,7 @@
-"""The threads of a process that compute: as many as it has cores to use, shared by all shards it has in work.
+"""Computing threads of a process, one per usable core, shared by all shards in work.
 
-A shard's own thread reads and writes; what is heavy goes through the lanes, the lowest shard first. So shards end one
-after the other, and while one is written and the next are read, the lanes are busy with those between.
+A shard's own thread reads and writes; heavy computation goes through the lanes, lowest shard first. So shards finish
+one after the other, and while one is written and others are read, the lanes work on those in between.
 """
 
 import heapq
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Lanes:
-    """Threads that take the waiting call of lowest order, and among equals the one that came first.
+    """Threads that execute waiting calls, lowest order first, and first come first served among equals.
 
     threads  at least 1. They start with the first call and are daemons: none keeps a process alive.
     """
@@ -33,11 +33,12 @@ class Lanes:
         self._closed = False
 
     def submit(self, order: int, call: Callable[[], T]) -> Future[T]:
-        """Have ``call`` made by a lane -> its future. Raises RuntimeError after ``close``."""
+        """Queue ``call`` for a lane -> its future. Raises RuntimeError after ``close``."""
         future: Future[T] = Future()
         with self._changed:
             if self._closed:
                 raise RuntimeError("these lanes are closed")
+            # The running number breaks ties of order, so that futures and calls are never compared.
             heapq.heappush(self._waiting, (order, next(self._came), future, call))
             if len(self._threads) < self.count:
                 thread = threading.Thread(target=self._run, name=f"lane-{len(self._threads)}", daemon=True)
@@ -47,7 +48,7 @@ class Lanes:
         return future
 
     def close(self) -> None:
-        """Cancel the calls that wait, let those in work end, and end the threads. A second time does nothing."""
+        """Cancel waiting calls, let running ones finish, and end the threads. A second call does nothing."""
         with self._changed:
             self._closed = True
             waiting, self._waiting = self._waiting, []
@@ -55,7 +56,7 @@ class Lanes:
         for _, _, future, _ in waiting:
             future.cancel()
         for thread in self._threads:
-            if thread is not threading.current_thread():
+            if thread is not threading.current_thread():  # a lane that closes its own pool would wait for itself
                 thread.join()
 
     def _run(self) -> None:
@@ -66,6 +67,7 @@ class Lanes:
                 if not self._waiting:
                     return
                 _, _, future, call = heapq.heappop(self._waiting)
+            # Outside the condition's lock from here on: a call may take seconds, and others submit meanwhile.
             if not future.set_running_or_notify_cancel():
                 continue
             try:

@@ -14,7 +14,7 @@ __all__ = ["own_records"]
 
 
 def own_records(cache: Cache, corpus: CorpusConfig, *, as_it_is: bool = False) -> tuple[Cache | Selection, list[str]]:
-    """The cache, or the selection of it, that an experiment trains on; and what is to be said of that, a line each.
+    """Return the cache, or the selection of it, that an experiment trains on; and notes for the user, one per line.
 
     as_it_is  shapes that went from the corpus since are the experiment's all the same (trainer.stale_cache = "train").
 

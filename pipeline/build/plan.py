@@ -1,9 +1,8 @@
-"""The missing shards of a cache: a pure function of the corpus' ids and the receipts that are on disk.
+"""The plan of missing shards: a pure function of the corpus' ids and the committed receipts.
 
-Shapes are known by their ids. Those that no committed shard holds are spread, in the corpus' order, over the shard
-indices that are free: first those that are missing between committed ones, then new ones. So a build that was killed
-comes back to the very shards it would have made, and a corpus that has grown, wherever its new shapes stand, adds
-shards and touches no old one.
+Shapes are identified by their ids. Those that no committed shard holds are distributed, in the corpus' order, over the
+free shard indices: first those missing between committed ones, then new ones. So a killed build resumes with exactly
+the shards it would have made, and a grown corpus, wherever its new shapes stand, adds shards and touches no old one.
 
 A cache that several experiments share may hold shapes that this one is not about, and so may the shards it builds
 again: those get the very shapes back that they had.
@@ -24,7 +23,7 @@ class _Refused(Protocol):
 
 
 class CommittedShard(Protocol):
-    """What the plan needs of a receipt: ids of its records, and of the shapes that left none."""
+    """The part of a receipt that the plan needs: ids of its records, and of the shapes that left none."""
 
     @property
     def ids(self) -> Sequence[str]: ...
@@ -42,7 +41,7 @@ class ShardTask:
 
 
 def surplus_shards(ids: Sequence[str], committed: Mapping[int, CommittedShard]) -> list[int]:
-    """Committed shards, from the last one on, whose shapes have to move up because the corpus became smaller.
+    """List committed shards, from the last one on, whose shapes must move because the corpus became smaller.
 
     After a removal there may be fewer shapes left than missing shards; a shard is never empty, and none is left out.
     Shapes that the corpus lost must not be in `committed`.
@@ -66,7 +65,7 @@ def plan_shards(
     wanted: Collection[str] | None = None,
     restore: Mapping[int, Sequence[str]] | None = None,
 ) -> list[ShardTask]:
-    """The shards that are still to be built, ascending; with the committed ones they hold every wanted shape once.
+    """Plan the shards still to be built, ascending; with the committed ones they hold every wanted shape once.
 
     ids               of the whole corpus, in its order, unique.
     committed         receipts by shard index; any index may be missing, and they may hold shapes the corpus lacks.

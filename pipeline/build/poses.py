@@ -1,7 +1,7 @@
-"""Stored poses: a shape as it is, and copies under the student's augmentation for the teacher to look at.
+"""Stored poses: a shape in its canonical pose, and copies under the student's augmentation.
 
-Pose 0 is the canonical cloud. Pose k > 0 is drawn from (shape id, k) alone, so neither the order of the work nor its
-workers show in it. The poses of a shape are records that stand together in one shard; to the corpus, the plan and the
+Pose 0 is the canonical cloud. Pose k > 0 is drawn from (shape id, k) alone, so it depends neither on the order of the
+work nor on the workers. The poses of a shape are adjacent records in one shard; to the corpus, the plan and the
 quarantine it is one shape.
 """
 
@@ -26,7 +26,7 @@ _NAME_OF_A_POSE = re.compile(r"@pose[0-9]+\Z")
 
 
 def in_pose(points: np.ndarray, id: str, pose: int) -> np.ndarray:
-    """The cloud of one pose of shape `id`.
+    """Return the cloud of one pose of shape `id`.
 
     points  [N, 3] float32, canonical frame.
     ->      [N, 3] float32: `points` for pose 0, else times a factor uniform in SCALE plus an offset uniform in
@@ -42,12 +42,12 @@ def in_pose(points: np.ndarray, id: str, pose: int) -> np.ndarray:
 
 
 def pose_id(id: str, pose: int) -> str:
-    """Id of the record that holds a pose: the shape's own for pose 0, `<id>@pose<k>` for the others."""
+    """Return the id of a pose's record: the shape's own for pose 0, `<id>@pose<k>` for the others."""
     return f"{id}@pose{pose}" if pose else id
 
 
 def pose_settings(poses: int) -> dict[str, Any]:
-    """What the corpus part of a recipe says of poses; nothing for one, so that such caches keep their name."""
+    """Return the recipe's entries about poses; empty for one pose, so that such caches keep their name."""
     return {} if poses == 1 else {"poses": poses, "pose_scale": list(SCALE), "pose_shift": SHIFT}
 
 
@@ -63,12 +63,12 @@ def check_ids(ids: Sequence[str], poses: int) -> None:
 
 @dataclass(frozen=True)
 class _Shapes:
-    """A receipt as the plan needs it: shapes instead of records."""
+    """A receipt in terms of shapes instead of records, for the plan."""
 
     ids: Sequence[str]
     quarantined: Sequence[Quarantined]
 
 
 def shapes_of(receipts: Mapping[int, Receipt], poses: int) -> dict[int, CommittedShard]:
-    """Committed shards by the ids of their shapes: those of every `poses`-th record, and the refused."""
+    """Return committed shards by the ids of their shapes: those of every `poses`-th record, and the refused."""
     return {shard: _Shapes(receipt.ids[::poses], receipt.quarantined) for shard, receipt in receipts.items()}

@@ -1,4 +1,4 @@
-"""Versions of the software that makes the records of a cache, the same on driver and workers.
+"""Versions of the software that makes a cache's records, which must agree on driver and workers.
 
 The bytes of a shard follow from the recipe and from the code that ran. So workers of other code are refused, and a
 build's log names it; the recipe, which names the cache, does not hold it. Light to import: no torch.
@@ -21,7 +21,7 @@ CODE = {".py", ".cu", ".json"}
 
 @cache
 def software() -> Mapping[str, str]:
-    """Versions of python and of the libraries that numbers come from, and a hash of this project's own code."""
+    """Return the versions of python and of numerically relevant libraries, and a hash of this project's code."""
     found = {"python": ".".join(platform.python_version_tuple()[:2]), "code": _digest()}
     for name in LIBRARIES:
         try:
@@ -32,7 +32,7 @@ def software() -> Mapping[str, str]:
 
 
 def differences(mine: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
-    """A line for each thing that differs: ``torch: 2.8.0 here, 2.9.1 there``."""
+    """List the differences, one per line: ``torch: 2.8.0 here, 2.9.1 there``."""
     return [
         f"{name}: {mine.get(name, 'not known')[:16]} here, {theirs.get(name, 'not known')[:16]} there"
         for name in sorted({*mine, *theirs})
@@ -41,7 +41,7 @@ def differences(mine: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]
 
 
 def _digest() -> str:
-    """SHA-256 of the sources, by name."""
+    """Return the SHA-256 of the sources, by name."""
     root = Path(__file__).resolve().parents[2]
     digest = hashlib.sha256()
     for room in ROOMS:

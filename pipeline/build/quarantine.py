@@ -1,4 +1,4 @@
-"""Shapes that an earlier build refused: which of them can be used by now."""
+"""Retry of shapes that an earlier build refused."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor

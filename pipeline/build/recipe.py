@@ -1,4 +1,4 @@
-"""The recipe of a cache, gathered from the settings that determine its bytes."""
+"""The recipe of a cache, collected from the settings that determine its bytes."""
 
 import json
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ __all__ = ["corpus_recipe", "is_of", "recipe_for"]
 
 
 def corpus_recipe(corpus: Corpus, *, points: int, poses: int) -> dict[str, Any]:
-    """The part of a recipe that is about the corpus."""
+    """Return the corpus part of a recipe."""
     return {**corpus.identity, "points": points, **pose_settings(poses)}
 
 
 def is_of(corpus: Corpus, config: CorpusConfig, recipe: Recipe) -> bool:
-    """Whether a cache of this recipe is one of this corpus, whatever its teacher and however many shapes it holds."""
+    """Check whether a cache of this recipe is of this corpus, whatever its teacher and number of shapes."""
     asked = corpus_recipe(corpus, points=config.points, poses=config.poses)
     return bool(json.loads(json.dumps(asked)) == dict(recipe.corpus))
 
@@ -32,7 +32,7 @@ def recipe_for(
     points: int,
     poses: int = 1,
 ) -> Recipe:
-    """The recipe of a cache.
+    """Return the recipe of a cache.
 
     corpus   its identity goes in, never its size.
     teacher  `Teacher.identity()`.

@@ -1,6 +1,6 @@
-"""Schedulers of a build's shard tasks: threads, local processes, a cluster. The only file that imports Dask.
+"""Schedulers of a build's shard tasks: threads, local processes or a cluster. The only file that imports Dask.
 
-One task is one whole shard. What crosses is in `pipeline.build.job`; a teacher never does.
+One task is one shard. The messages are in `pipeline.build.job`; a teacher is never sent.
 """
 
 import importlib.util
@@ -36,7 +36,7 @@ _SAME = "Driver, scheduler and workers need the same Python, the same dask and t
 
 
 GPU_PROCESSES = 2  # each holds a teacher and a CUDA context
-GPU_LANES = 2  # one is on the GPU, the other makes records of what came from it
+GPU_LANES = 2  # one runs the GPU, the other makes records of its results
 GPU_SHARDS = 4  # one is taught, the others are read and written
 SHARDS_BESIDE = 2  # on a CPU, beside those that are taught: one is read, one is written
 LANES_OF_A_WRITER = 8  # encoding and writing take up to a tenth of a teacher's time
@@ -44,7 +44,7 @@ LANES_OF_A_WRITER = 8  # encoding and writing take up to a tenth of a teacher's 
 
 @dataclass(frozen=True, kw_only=True)
 class Crew:
-    """Who works at a build on this machine.
+    """The threads and processes of this machine that work on a build.
 
     processes  1 for the driver itself
     lanes      threads of each that teach; 0: a cluster decides
@@ -59,12 +59,12 @@ class Crew:
 
 
 def cores() -> int:
-    """Cores that this process may use, by affinity and control group."""
+    """Return the number of cores that this process may use, by affinity and control group."""
     return dask.system.CPU_COUNT
 
 
 def crew_for(build: BuildConfig, device: torch.device | None, shards: int, groups: int) -> Crew:
-    """Who builds so many shards of so many groups.
+    """Choose the crew for so many shards of so many groups.
 
     device  the teacher's; None where the workers choose, on a cluster
     """
@@ -112,7 +112,7 @@ def on_threads(
 
 @contextmanager
 def _torch_threads_kept() -> Iterator[None]:
-    """Shards set torch's threads to 1, a setting of the whole process; afterwards it is the caller's again."""
+    """Restore the caller's torch threads at the end: shards set them to 1, for the whole process."""
     threads = torch.get_num_threads()
     try:
         yield
@@ -148,9 +148,9 @@ def on_cluster(
 
 
 def _check_workers(client: Any, job: Job) -> None:
-    """Every worker that is there can read what it is sent, or a task would end it. Raises BuildError."""
+    """Check that every connected worker can read its tasks, which would otherwise kill it. Raises BuildError."""
     answers = client.run(can_read, job, on_error="return")
-    # An OSError is a connection that broke: a worker that has died meanwhile, which is no matter.
+    # An OSError is a broken connection: a worker that has died meanwhile, which does not matter.
     bad = {
         address: answer for address, answer in answers.items() if not (answer is True or isinstance(answer, OSError))
     }
@@ -164,7 +164,7 @@ def _check_workers(client: Any, job: Job) -> None:
 
 @contextmanager
 def _warned_when_alone(client: Any) -> Iterator[None]:
-    """Say now and then that no worker is left: they may come back, so the build waits."""
+    """Warn now and then that no worker is left: they may come back, so the build waits."""
     over = threading.Event()
 
     def watch() -> None:
@@ -197,7 +197,7 @@ def _collect(
     again: dict[int, int],
     on_result: Callable[[Result], None],
 ) -> None:
-    """Take results as they come, in this thread; `left` shrinks to what is not done. Raises BuildError."""
+    """Take results as they arrive, in this thread; `left` shrinks to what is not done. Raises BuildError."""
     from dask.distributed import as_completed
     from distributed.scheduler import KilledWorker
 
@@ -235,7 +235,7 @@ def _collect(
 
 @contextmanager
 def _local(crew: Crew, retries: int) -> Iterator[Any]:
-    """A client of a cluster of processes on this machine."""
+    """Start a cluster of processes on this machine and yield its client."""
     from dask.distributed import Client, LocalCluster
 
     with (
@@ -255,7 +255,7 @@ def _local(crew: Crew, retries: int) -> Iterator[Any]:
 
 @contextmanager
 def _connected(address: str) -> Iterator[Any]:
-    """A client of a scheduler that has at least one worker. Raises BuildError."""
+    """Connect to a scheduler that has at least one worker and yield the client. Raises BuildError."""
     from dask.distributed import Client
 
     try:

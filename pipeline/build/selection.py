@@ -53,13 +53,13 @@ class OwnShapes:
         return cls(config=config, places=own, corpus=everything, by_rule=bool(ids) and corpus.stamp(0) is None)
 
     def vanished(self, absent: Collection[str]) -> set[str]:
-        """Which of some shapes that a cache holds and the corpus does not have are the experiment's, and went."""
+        """Return those of a cache's shapes missing from the corpus that are the experiment's and vanished."""
         if self.by_rule or not absent:
             return set()
         return self.with_absent(absent).intersection(absent)
 
     def with_absent(self, absent: Collection[str]) -> set[str]:
-        """The shapes that the settings would select if some that the corpus does not have were there.
+        """Return the shapes that the settings would select if some that the corpus lacks were there.
 
         Their places are known where the corpus is sorted by id, as folders are. Elsewhere they count as its first, so
         that `take` never misses one that vanished. Shapes that are made from their numbers cannot vanish.
@@ -77,7 +77,7 @@ class OwnShapes:
 def select_shapes(
     ids: Sequence[str], config: CorpusConfig, *, lacking: bool = False, where: str = "the corpus"
 ) -> NDArray[np.int64]:
-    """The indices of the shapes that the settings select, ascending, [n] int64.
+    """Return the indices of the shapes that the settings select, ascending, [n] int64.
 
     ids      unique, in the corpus' order.
     lacking  the list may name others, and there may be fewer than `take`.
@@ -118,7 +118,7 @@ def _key(seed: int, id: str) -> int:
 
 
 def listed_ids(name: str) -> set[str]:
-    """The ids in a list file, one a line, in whatever order and as often as they stand there. Raises BuildError."""
+    """Read the ids in a list file, one per line, in any order, repeats allowed. Raises BuildError."""
     try:
         data = read_regular(local_path(name) or Path(name).expanduser(), MAX_LIST)
     except (OSError, RuntimeError, StorageError) as error:

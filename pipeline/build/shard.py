@@ -1,4 +1,4 @@
-"""One shard from its shapes to its receipt: read, check, normalise, project, teach, encode, commit. No Dask here.
+"""Build of one shard: read, check, normalise, project, encode with the teacher, compress, commit. No Dask here.
 
 Shapes are taken in small groups, as many as fill one forward pass of the teacher. The shard's own thread reads them and
 hands each group to the lanes, which project and teach; when all are taught it writes. So memory is the shard's clouds
@@ -43,12 +43,12 @@ STAGES = ("read", "project", "teacher", "write")
 
 
 class BuildStopped(Exception):
-    """The build was asked to stop while this shard was under way; nothing of the shard is kept."""
+    """The build was asked to stop during this shard; nothing of the shard is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardReport:
-    """A committed shard. Small: it crosses from worker to driver.
+    """A committed shard. Small: it is sent from worker to driver.
 
     receipt  what is in it
     stamps   `stamps_digest` of its shapes' files as they were read; "" where shapes have no files, or brand-new ones
@@ -64,7 +64,7 @@ class ShardReport:
 
 @dataclass(kw_only=True)
 class _Group:
-    """Shapes of one forward pass as they were read: `poses` entries for each shape that can be used."""
+    """Shapes of one forward pass as they were read: `poses` entries per usable shape."""
 
     ids: list[str]
     labels: list[int]
@@ -89,7 +89,7 @@ def build_shard(
 ) -> ShardReport:
     """Build and commit one shard.
 
-    lanes        what projects and teaches; each group computes on one core. Never call this from one of them.
+    lanes        threads that project and run the teacher; each group computes on one core. Never call this from a lane.
     poses        records of each shape, which stand together
     basis        that features are stored in; None: in the teacher's own channels
     device_lock  held while a group is projected and taught: for a GPU that several shards share.
@@ -121,6 +121,7 @@ def build_shard(
                     _teach_group, group, projection, teacher, basis, handle, device_lock or nullcontext(), stop
                 )
                 taught.append(lanes.submit(task.shard, call))
+        # In the order of submission, not of completion: records keep the task's order whatever lane ends first.
         for future in taught:
             some, spent = future.result()
             records += some
@@ -156,15 +157,15 @@ def _read_group(indices: Sequence[int], corpus: Corpus, poses: int) -> _Group:
             shape, points = patiently(partial(read_shape, corpus, index), corpus.source(index))
         except ShapeError as error:
             group.quarantined.append(_quarantined(corpus.id(index), error, corpus.uri))
-            # Not what the shape is made from decided, but what is installed: without a fingerprint it is tried again.
+            # The installed libraries decided, not the shape's content: without a fingerprint it is tried again.
             told = not isinstance(error, UnreadHere)
         else:
             for pose in range(poses):
                 group.ids.append(pose_id(shape.id, pose))
                 group.labels.append(-1 if shape.label is None else int(shape.label))
                 group.clouds.append(in_pose(points, shape.id, pose))
-        if corpus.stamp(index) != stamp:  # what was hashed may not be what was read
-            made_of(corpus, index)  # of a disk that went away it says so itself
+        if corpus.stamp(index) != stamp:  # the file may have changed between hashing and reading
+            made_of(corpus, index)  # raises MachineFault itself if the disk went away
             raise MachineFault(corpus.source(index), "it changed while it was read", "Run the build again.")
         if told:
             group.shapes.append((corpus.id(index), made))
@@ -181,7 +182,7 @@ def _teach_group(
     device_lock: AbstractContextManager[object],
     stop: threading.Event | None,
 ) -> tuple[list[TeacherRecord], dict[str, float]]:
-    """Project and teach one group, in a lane -> its records, and seconds by stage."""
+    """Project and encode one group, in a lane -> its records, and seconds by stage."""
     _check_stop(stop)
     if teacher.device.type == "cpu":
         # A matrix product split over cores may round differently; and a core a group uses the cores as well.
@@ -201,7 +202,7 @@ def _teach_group(
             said, looked, whole = teacher.encode_views(views.images)
         if basis is not None:
             said = in_basis(said, basis)
-            # Image by image, as the teacher's are: a shape's bytes must not hang on how many were taught with it.
+            # Image by image, like the teacher's: a shape's bytes must not depend on its batch.
             whole = whole if whole is None else torch.stack([in_basis(image, basis) for image in whole])
         features, saliency = (_array(tensor.unflatten(0, (-1, VIEWS))) for tensor in (said, looked))
         class_token = None if whole is None else _array(whole.unflatten(0, (-1, VIEWS)))
@@ -234,8 +235,10 @@ def _teach_group(
 
 
 def read_shape(corpus: Corpus, index: int) -> tuple[Shape, np.ndarray]:
-    """A shape, and its points in the unit sphere. Raises ShapeError, also for a cloud without extent, and MachineFault;
-    whatever else a reader raises is its bug, and a BuildError that names the shape.
+    """Read a shape and its points in the unit sphere.
+
+    Raises ShapeError, also for a cloud without extent, and MachineFault. Any other exception of a reader is a bug and
+    becomes a BuildError that names the shape.
     """
     source = corpus.source(index)
     try:
@@ -257,7 +260,7 @@ def read_shape(corpus: Corpus, index: int) -> tuple[Shape, np.ndarray]:
 
 
 def _quarantined(id: str, error: ShapeError, uri: str) -> Quarantined:
-    """The entry of a refused shape; with paths relative to the corpus, or manifests would differ by machine."""
+    """Return a refused shape's entry; paths are relative to the corpus, or manifests would differ by machine."""
     given = place_of(uri)
     source, reason = error.source, error.reason
     if given is not None:

@@ -1,4 +1,4 @@
-"""The running count of a build: counts for the caller, a line a shard for the log, a report at the end."""
+"""The running count of a build: progress for the caller, a log line per shard, a report at the end."""
 
 import logging
 import time
@@ -24,7 +24,7 @@ Result = ShardReport | Failure
 
 @dataclass(frozen=True, kw_only=True)
 class BuildProgress:
-    """How far a build is, what was committed before it included.
+    """Progress of a build, including what was committed before it.
 
     shards_done, shards_total  shards committed, and to be
     shapes_done, shapes_total  shapes of the experiment in committed shards, those in quarantine included, and in all
@@ -75,14 +75,14 @@ class BuildReport:
 
     @property
     def taught(self) -> float | None:
-        """The teacher's part, 0..1, of the time that `teachers` forward passes at once had from start to end."""
+        """The teacher's share, 0..1, of the time available to `teachers` parallel forward passes."""
         if not self.teachers or not self.stages:
             return None
         return self.stages["teacher"] / (self.teachers * self.seconds)
 
 
 class Tally:
-    """Counts what is committed, writes the log, tells the caller."""
+    """Counts of committed shards and shapes, written to the log and passed to the caller."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class Tally:
         self.tell()
 
     def add(self, result: Result) -> None:
-        """Take a finished shard; a failed one stops the build. Raises BuildError."""
+        """Count a finished shard; a failed one stops the build. Raises BuildError."""
         if isinstance(result, Failure):
             failure = {"event": "failure", "shard": result.shard, "traceback": result.traceback}
             log = join(self.writer.directory, LOG)
@@ -171,7 +171,7 @@ class Tally:
         return (self.shapes - self.refused) * self.poses + self.refused
 
     def check_usable(self) -> None:
-        """A cache without a record is a mistake somewhere else. Raises BuildError."""
+        """Raise BuildError for a cache without a record, which points to a mistake elsewhere."""
         if self.usable:
             return
         refused = self.quarantined()
@@ -196,7 +196,7 @@ class Tally:
         )
 
     def quarantined(self) -> tuple[Quarantined, ...]:
-        """Those of the experiment."""
+        """Return the experiment's quarantined shapes."""
         refused = (item for shard in sorted(self.receipts) for item in self.receipts[shard].quarantined)
         return tuple(item for item in refused if item.id in self.own)
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """What a build begins with.
+    """The state of a cache at the start of a build.
 
     committed  receipts by shard, all of the corpus as it is as far as the experiment's shapes go
     shared     the cache holds shapes that the experiment is not about, or the experiment is about some of its corpus
@@ -57,7 +57,7 @@ def bring_up_to_date(
     committed = {receipt.shard: receipt for receipt, whole in found if whole}
     content = build.check == "content"
     changes = compare_corpus(source, own, noted, stamps, poses=poses, content=content, threads=threads)
-    stamps.save()  # what was read need not be read again, whatever comes of it
+    stamps.save()  # so that these files need not be read again, even if the build stops below
     if build.changed == "refuse":
         refuse_stale(changes, writer.directory)
     if changes.unknown:

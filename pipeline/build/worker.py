@@ -1,7 +1,7 @@
-"""The worker's side of a build: what a process does with a task, and keeps between tasks. No Dask here.
+"""The worker's side of a build: running a task, and what a process keeps between tasks. No Dask here.
 
-A teacher never travels. A task carries a `Job`, a few settings; the first task of a build that reaches a process opens
-the corpus and loads the teacher there, and the later ones find them.
+A teacher is never sent. A task carries a `Job`, a few settings; the first task of a build that reaches a process opens
+the corpus and loads the teacher there, and later tasks reuse them.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ __all__ = ["Worker", "hold", "ids_digest", "release", "run_task"]
 
 
 class Worker:
-    """What one process holds for one build: corpus, teacher, lanes, and a lock for a GPU that several shards share.
+    """The state of one process for one build: corpus, teacher, lanes, and a lock for a GPU shared by several shards.
 
     basis  that features are stored in; None: in the teacher's own channels
     """
@@ -50,7 +50,7 @@ _loading = threading.Lock()
 
 
 def run_task(job: Job, task: ShardTask, *, lanes: int, address: str = "") -> ShardReport | Failure:
-    """Build one shard in this process. Never raises an Exception: what goes wrong comes back as a Failure.
+    """Build one shard in this process. Never raises an Exception: errors are returned as a Failure.
 
     lanes    threads that teach, for all shards that this process has in work; the first task of a build decides.
     address  of this process, for the Failure
@@ -88,7 +88,7 @@ def _in_words(error: Exception) -> str:
 
 
 def hold(token: str, worker: Worker) -> None:
-    """Let tasks of a build find what the driver, in whose own process they run, has opened and loaded already."""
+    """Let tasks of a build use what the driver, in whose own process they run, has already opened and loaded."""
     with _loading:
         _held[token] = worker
 
@@ -103,7 +103,7 @@ def release(token: str) -> None:
 
 
 def ids_digest(ids: Sequence[str]) -> str:
-    """Hash of the ids of a corpus and their order."""
+    """Hash the ids of a corpus and their order."""
     digest = hashlib.sha256()
     for id in ids:
         digest.update(id.encode("utf-8", "surrogatepass") + b"\0")
@@ -112,7 +112,7 @@ def ids_digest(ids: Sequence[str]) -> str:
 
 @contextmanager
 def _at_work(job: Job, lanes: int) -> Iterator[Worker]:
-    """What this process holds for a build, opened by its first task; another build's is dropped unless it is in use."""
+    """Hold a build's worker; its first task opens it. Another build's is dropped unless it is in use."""
     with _loading:
         worker = _held.get(job.token)
         if worker is None:
@@ -125,6 +125,7 @@ def _at_work(job: Job, lanes: int) -> Iterator[Worker]:
     finally:
         with _loading:
             worker.in_work -= 1
+            # Replaced by another build's worker meanwhile: the last of its tasks closes it.
             if _held.get(job.token) is not worker:
                 _close_if_idle(worker)
 
@@ -135,7 +136,7 @@ def _close_if_idle(worker: Worker) -> None:
 
 
 def _open(job: Job, lanes: int) -> Worker:
-    """Open corpus and teacher, and make sure that they, the cache and the software are what the driver saw."""
+    """Open corpus and teacher, and check that they, the cache and the software match the driver's."""
     check_software(job)
     description = job.handle.description
     storage = storage_at(job.handle.directory)

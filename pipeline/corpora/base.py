@@ -57,7 +57,7 @@ class MachineFault(CorpusError):
 
 
 class ShapeError(PipelineError):
-    """One shape that cannot be used: unreadable, damaged or degenerate. A build quarantines it and goes on.
+    """One shape that cannot be used: unreadable, damaged or degenerate. A build quarantines it and continues.
 
     source   the file (or the description of the shape) that is at fault
     reason   what was expected and what came, in words
@@ -78,15 +78,15 @@ class UnreadHere(ShapeError):
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a report wants to know of one shape.
+    """Properties of one shape for a report.
 
     kind     "mesh" or "cloud"
     stored   vertices that faces use, or points
     faces    triangles; 0 for a cloud
     area     of the triangles, float64, in squared units of the file; 0 for a cloud
     low, high  corners of the box around them [3] float64, axes as in the file
-    stands   which way is up, by the shape alone: +-1, +-2, +-3 for an end of x, y, z, 0 where nothing tells; see
-             `standing`
+    stands   the upward direction, inferred from the shape alone: +-1, +-2, +-3 for an end of x, y, z, 0 if undecided;
+             see `standing`
     content  first 16 bytes of a SHA-256 of the triangles' corners, or the points, in float32 and in their order
     notes    what was passed over or mended while reading, counted
     file     first 16 bytes of a SHA-256 of the bytes of its files; None where it has no file of its own
@@ -108,7 +108,7 @@ class Inspection:
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """One shape as it was read.
+    """One shape, as read.
 
     Attributes:
         id: unique within its corpus and stable over time; it never depends on how many shapes there are
@@ -135,11 +135,11 @@ class Corpus(Protocol):
 
     @property
     def uri(self) -> str:
-        """The text that opens this corpus again."""
+        """The URI that opens this corpus again."""
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What determines the shapes, JSON values only; never their number, never an absolute path."""
+        """The settings that determine the shapes, JSON values only; never their number, never an absolute path."""
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -151,53 +151,58 @@ class Corpus(Protocol):
 
     @property
     def points(self) -> int:
-        """How many points each shape has."""
+        """Points of each shape."""
 
     def __len__(self) -> int: ...
 
     def id(self, index: int) -> str:
-        """Name of shape ``index``: unique, stable."""
+        """Return the name of shape ``index``: unique, stable."""
 
     def source(self, index: int) -> str:
-        """Where shape ``index`` comes from, for messages to people."""
+        """Return the origin of shape ``index``, for messages to people."""
 
     def label(self, index: int) -> int | None:
-        """Label of shape ``index`` (without reading it), or None."""
+        """Return the label of shape ``index`` (without reading it), or None."""
 
     def split_of(self, index: int) -> str | None:
-        """Split of shape ``index`` (without reading it), or None."""
+        """Return the split of shape ``index`` (without reading it), or None."""
 
     def format_of(self, index: int) -> str:
-        """What kind of file shape ``index`` lies in, a word for reports (without reading it)."""
+        """Return the file format of shape ``index``, a word for reports (without reading it)."""
 
     def inspect(self, index: int) -> Inspection:
-        """Read shape ``index`` and check it as ``__getitem__`` does, for a report on it. Raises what that raises."""
+        """Read shape ``index`` and check it as ``__getitem__`` does, for a report. Raises the same errors."""
 
     def fingerprint(self, index: int) -> str:
-        """SHA-256 (hex) of what shape ``index`` is made from: content of its files, their reader and its version, label
-        by name, split. Reads the files. Raises ShapeError and MachineFault.
+        """Return the SHA-256 (hex) of what shape ``index`` is made from.
+
+        This is the content of its files, their reader and its version, label by name, and split. Reads the files.
+        Raises ShapeError and MachineFault.
         """
 
     def stamp(self, index: int) -> str | None:
-        """`faults.file_stamp` of each file of shape ``index``, separated by blanks: cheap, and while it stays the
-        fingerprint most likely does. None where there are no files, and the fingerprint is as cheap. Raises
-        MachineFault.
+        """Return `faults.file_stamp` of each file of shape ``index``, separated by blanks.
+
+        It is cheap, and while it is unchanged the fingerprint most likely is too. None if there are no files, and the
+        fingerprint is as cheap. Raises MachineFault.
         """
 
     def __getitem__(self, index: int) -> Shape:
-        """Read shape ``index``. Raises IndexError outside 0..len-1, ShapeError for a shape that cannot be used, and
-        MachineFault for one that cannot be read now, through no fault of its own; nothing else.
+        """Read shape ``index``.
+
+        Raises IndexError outside 0..len-1, ShapeError for a shape that cannot be used, and MachineFault for one that
+        cannot be read now, through no fault of its own; nothing else.
         """
 
 
 def identity_hash(identity: Mapping[str, Any]) -> str:
-    """sha256 of an identity's canonical JSON (sorted keys, no spaces)."""
+    """Return the SHA-256 of an identity's canonical JSON (sorted keys, no spaces)."""
     text = json.dumps(dict(identity), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def corpus_fingerprint(corpus: Corpus, indices: Iterable[int] | None = None) -> str:
-    """sha256 over the identity and the (id, fingerprint) of the shapes; all of them unless ``indices`` names some.
+    """Hash the identity and the (id, fingerprint) of the shapes by SHA-256; ``indices`` restricts them, None: all.
 
     Reads every file of a corpus that has files. A shape that cannot be used counts as its reason. Raises MachineFault.
     """
@@ -212,7 +217,7 @@ def corpus_fingerprint(corpus: Corpus, indices: Iterable[int] | None = None) -> 
 
 
 def shape_generator(seed: int, id: str, purpose: str) -> np.random.Generator:
-    """The random numbers of one shape for one purpose: a function of (seed, id, purpose) alone.
+    """Return the random generator of one shape for one purpose: a function of (seed, id, purpose) alone.
 
     Use only ``random()``: NumPy promises that the raw stream of PCG64 stays, not that every derived method does.
     """

@@ -1,4 +1,4 @@
-"""The one place where clouds are checked, cut to size and brought to the canonical frame.
+"""Checks of clouds, cut to size and normalisation to the canonical frame, all in one place.
 
 Values are checked here, where data enters, and nowhere else: whatever passes is finite, has at least 32 distinct points
 and is not flat to a line or a point. A cloud that is flat to a plane is a shape like any other.
@@ -36,8 +36,9 @@ def normalise(points: np.ndarray) -> np.ndarray:
 
 
 def finite_points(array: np.ndarray, source: str) -> np.ndarray:
-    """A stored cloud as [M, 3] float32. Raises ShapeError for another shape, no number, or a value that float32 cannot
-    hold.
+    """Convert a stored cloud to [M, 3] float32.
+
+    Raises ShapeError for another shape, no number, or a value that float32 cannot hold.
     """
     if array.ndim != 2 or array.shape[1] != 3:
         raise ShapeError(source, f"points have shape {array.shape}; expected (n, 3)")
@@ -87,8 +88,7 @@ def fit_points(
     repeat: bool = False,
     stored_order: bool = False,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Cut a stored cloud to ``count`` points in random order, by numbers that depend on (seed, id) only, and check the
-    result.
+    """Cut a stored cloud to ``count`` points in random order, drawn by (seed, id) only, and check the result.
 
     points       [M, 3] float, as stored; part_labels [M] or None.
     repeat       what to do with fewer points than asked: False raises ShapeError; True keeps every point and draws the
@@ -119,7 +119,7 @@ def fit_points(
 
 
 def _distinct(points: np.ndarray) -> int:
-    """Number of distinct points, or any number >= MIN_DISTINCT when there are that many."""
+    """Count distinct points; any number >= MIN_DISTINCT may stand for more."""
     for axis in range(3):  # one coordinate nearly always settles it, at a tenth of the cost
         count = len(np.unique(points[:, axis]))
         if count >= MIN_DISTINCT:

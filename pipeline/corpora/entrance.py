@@ -1,4 +1,4 @@
-"""Names and numbers that enter with stored sets: checked once, where they enter, so that nothing later meets them."""
+"""Checks of names and numbers in stored sets, made once at entry."""
 
 import os
 import stat
@@ -47,8 +47,9 @@ def check_regular(path: Path) -> None:
 
 
 def check_ids(ids: Sequence[Any], source: str) -> None:
-    """Raise CorpusError unless ids are unique names that can be written down and shown: 1..1024 bytes of UTF-8 without
-    control characters, no absolute path, no ``..`` within.
+    """Raise CorpusError unless ids are unique, printable names.
+
+    A name has 1..1024 bytes of UTF-8 without control characters, is no absolute path and has no ``..`` within.
     """
     for place, id in enumerate(ids):
         fault = name_fault(id) or _way_out(id)
@@ -60,7 +61,7 @@ def check_ids(ids: Sequence[Any], source: str) -> None:
 
 
 def check_names(names: Sequence[Any], what: str, source: str) -> list[str]:
-    """Names of classes or parts as text. Raises CorpusError for one that cannot be shown, or comes twice."""
+    """Return names of classes or parts as text. Raises CorpusError for unprintable or duplicate ones."""
     found = [str(name) for name in names]
     for name in found:
         fault = name_fault(name)
@@ -73,7 +74,7 @@ def check_names(names: Sequence[Any], what: str, source: str) -> list[str]:
 
 
 def checked_labels(labels: np.ndarray, source: str, *, names: int | None, least: int = -1) -> np.ndarray:
-    """Labels [n] as int64.
+    """Return labels [n] as int64.
 
     names  how many there are; None: not known, then at most MAX_CLASSES.
     least  -1 where that means no label.
@@ -96,7 +97,7 @@ def checked_labels(labels: np.ndarray, source: str, *, names: int | None, least:
 
 
 def unpacking_fault(size: int, packed: int, most: int) -> str:
-    """What is wrong with an array that claims `size` bytes and has `packed`; "" for nothing.
+    """Return what is wrong with an array that claims `size` bytes and has `packed`; "" for nothing.
 
     packed  bytes that are there, never more than the file has: a directory may claim any number.
     """
@@ -108,7 +109,7 @@ def unpacking_fault(size: int, packed: int, most: int) -> str:
 
 
 def check_unpacked(size: int, packed: int, what: str, source: str, most: int) -> None:
-    """Raise CorpusError for an array that claims more bytes than its packed bytes can mean, or than `most`."""
+    """Raise CorpusError for an array that claims more bytes than its packed bytes allow, or than `most`."""
     fault = unpacking_fault(size, packed, most)
     if fault:
         raise CorpusError(f"{source}: {what} {fault}")
@@ -121,13 +122,13 @@ def check_size(clouds: int, points: int, source: str) -> None:
 
 
 def held_names(names: Iterable[str]) -> str:
-    """The first names of what a file holds, for a message; "" for none."""
+    """Format the first names in a file for a message; "" for none."""
     shown = [str(name)[:40] for name in islice(names, SHOWN + 1)]
     return ascii(", ".join(shown[:SHOWN]))[1:-1] + (", ..." if len(shown) > SHOWN else "")
 
 
 def text_array(array: np.ndarray, what: str, source: str) -> list[str]:
-    """A NumPy array of text [n] as strings. Raises CorpusError for code points that are none, and another shape."""
+    """Convert a NumPy array of text [n] to strings. Raises CorpusError for invalid code points, and another shape."""
     if array.ndim != 1:
         raise CorpusError(f"{source}: {what} has shape {array.shape}; expected a list of text")
     codes = (
@@ -139,7 +140,7 @@ def text_array(array: np.ndarray, what: str, source: str) -> list[str]:
 
 
 def name_fault(id: Any) -> str:
-    """What is wrong with a name; "" for nothing."""
+    """Return what is wrong with a name; "" for nothing."""
     if not isinstance(id, str) or not id:
         return "is empty" if isinstance(id, str) else "is no text"
     try:

@@ -24,7 +24,7 @@ class Pool(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """What was drawn.
+    """One drawn episode.
 
     classes  [way] names, which the labels 0..way - 1 stand for
     support  [way * shot] indices into the training pool, class by class

@@ -1,8 +1,8 @@
-"""Faults of the machine told from faults of the data: the one place where that is decided.
+"""Distinction between faults of the machine and faults of the data, decided here only.
 
-A file that is cut, malformed or empty is data: ``ShapeError``, and a build quarantines it. A disk that went away, a
-full table of open files, no memory, a network that broke: these say nothing about the shape. They are tried again a few
-times, and then ``MachineFault`` stops whoever reads, because a cache that left the shapes out would look complete.
+A file that is cut, malformed or empty is data: ``ShapeError``, and a build quarantines it. A lost disk, a full table of
+open files, no memory, a broken network: these say nothing about the shape. Such reads are retried a few times, and then
+``MachineFault`` stops the reader, because a cache without these shapes would look complete.
 
 Readers open files by ``read_file``. Where a library opens them, the call goes through ``patiently``, which also finds
 the fault that an error was raised `from`.
@@ -49,7 +49,7 @@ _REMEDY = "Look after the disk, the mount or the network (`dmesg` often says mor
 
 
 def is_machine_fault(error: BaseException) -> bool:
-    """Whether an exception is the machine's: memory, network, or an OSError whose number is not about the file."""
+    """Check whether an exception is the machine's: memory, network, or an OSError that is not about the file."""
     if isinstance(error, MachineFault | MemoryError):
         return True
     if not isinstance(error, OSError):
@@ -61,7 +61,7 @@ def is_machine_fault(error: BaseException) -> bool:
 
 
 def machine_fault_in(error: BaseException) -> BaseException | None:
-    """The machine's fault that an exception was made from, or is; None where there is none."""
+    """Return the machine's fault in an exception's chain of causes; None if there is none."""
     for link in causes(error):
         # A MemoryError further down is most often Python's own parser, which says so of text that nests too deep.
         if is_machine_fault(link) and (link is error or not isinstance(link, MemoryError)):
@@ -70,7 +70,7 @@ def machine_fault_in(error: BaseException) -> BaseException | None:
 
 
 def patiently(call: Callable[[], T], source: str) -> T:
-    """What ``call`` returns; a fault of the machine is tried again after each of PAUSES.
+    """Return the result of ``call``; faults of the machine are retried after each of PAUSES.
 
     source  what is read, for the message. Raises MachineFault at the end, and at once whatever else ``call`` raises.
     """
@@ -90,16 +90,18 @@ def patiently(call: Callable[[], T], source: str) -> T:
 
 
 def read_file(path: Path, *, first: int | None = None) -> bytes:
-    """The bytes of a regular file, or the first so many of them. Raises ShapeError for what is none or is closed to
-    this user by its own mode, MachineFault for what the machine is to blame for. Pipes, sockets and devices are not
-    opened.
+    """Read a regular file, or the first so many bytes of it.
+
+    Raises ShapeError for other kinds of file and for one closed to this user by its own mode, MachineFault for faults
+    of the machine. Pipes, sockets and devices are not opened.
     """
     return patiently(lambda: _bytes(path, first), str(path))
 
 
 def file_stamp(path: Path) -> str:
-    """Time of the last change, size and time of a file, as text ``changed:size:modified`` in ns; its error's name where
-    it cannot be looked at: whoever reads it says more.
+    """Return a file's change time, size and modification time, as text ``changed:size:modified`` in ns.
+
+    For a file that cannot be examined it is the error's name: whoever reads the file reports more.
 
     The first is st_ctime, which no program can set back: a content of the same size under an old date still shows.
     """
@@ -111,7 +113,7 @@ def file_stamp(path: Path) -> str:
 
 
 def check_present(path: Path) -> None:
-    """Raise MachineFault where a file that was there is not there any more: then a failure says nothing about it."""
+    """Raise MachineFault if a file that existed is gone: then a failure says nothing about the file."""
     patiently(lambda: os.stat(path), str(path))
 
 
@@ -139,7 +141,7 @@ def _bytes(path: Path, first: int | None) -> bytes:
 
 
 def _is_backed(path: Path, size: int) -> bool:
-    """Whether a file's bytes were written: one of 400 bytes may claim a terabyte, and would be read whole."""
+    """Check whether a file's bytes were written: a sparse one may claim a terabyte, and would be read in full."""
     if not hasattr(os, "SEEK_DATA"):
         return True
     file = open_file(path, os.O_RDONLY, follow=True)
@@ -160,7 +162,7 @@ def _is_backed(path: Path, size: int) -> bool:
 
 
 def _closed(path: Path) -> bool:
-    """Whether a file's own mode closes it to this user, in a folder that is open: a fact about the corpus."""
+    """Check whether a file's own mode closes it to this user, in an open folder: a fact about the corpus."""
     try:
         os.stat(path)
     except OSError:

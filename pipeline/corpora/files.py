@@ -1,4 +1,4 @@
-"""Any supported file as a geometry, and the corpus that is a list of such files."""
+"""Reading of any supported file as a geometry, and the corpus that is a list of such files."""
 
 import copy
 import hashlib
@@ -73,14 +73,16 @@ READERS: dict[str, Format] = {
 
 
 def files_of(path: Path) -> list[Path]:
-    """The file and those beside it that belong to the same shape. Raises Malformed, ShapeError and MachineFault."""
+    """List the file and those beside it that belong to the same shape. Raises Malformed, ShapeError, MachineFault."""
     beside = READERS[path.suffix.lower()].beside
     return [path] if beside is None else [path, *beside(path)]
 
 
 def read_geometry(path: Path, options: ReadOptions | None = None, *, held: bytes | None = None) -> Surface | Cloud:
-    """Read a file by its extension. Raises ShapeError for whatever is wrong with it, MachineFault where it could not be
-    read through no fault of its own, and nothing else.
+    """Read a file by its extension.
+
+    Raises ShapeError for any fault of the file, MachineFault if it could not be read through no fault of its own, and
+    nothing else.
 
     held  its bytes, where they have been read already.
     """
@@ -114,7 +116,7 @@ class Entry:
 
 
 def part_table(entries: Sequence[Entry], reading: ReadOptions, named: Sequence[str], uri: str) -> tuple[str, ...]:
-    """Names of the parts of a whole corpus, so that a number means the same part in every shape.
+    """Collect the part names of a whole corpus, so that a number means the same part in every shape.
 
     named  the user's own list; where it is empty every file is read, and the names found are sorted. Files whose parts
            are numbers have no names; neither has a file that cannot be read.
@@ -222,7 +224,7 @@ class FileCorpus:
         return " ".join(file_stamp(path) for path in self._files(self._entry(index)))
 
     def _files(self, entry: Entry) -> list[Path]:
-        """The shape's own file first, and those that it names; where it cannot tell, its own."""
+        """List the shape's own file first, and those that it names; only its own if it cannot tell."""
         try:
             return [entry.path] if _is_lost(entry) else files_of(entry.path)
         except (Malformed, ShapeError):
@@ -235,11 +237,11 @@ class FileCorpus:
         return self._entry(index).path.suffix.lower().removeprefix(".") or "folder"
 
     def entries(self, start: int, stop: int) -> list[Entry]:
-        """Shapes start..stop - 1, for `holding`."""
+        """Return shapes start..stop - 1, for `holding`."""
         return self._entries[start:stop]
 
     def holding(self, entries: Sequence[Entry]) -> "FileCorpus":
-        """This corpus with some of its entries alone, or none: what another process needs to read them."""
+        """Return this corpus with only some of its entries, or none: for another process to read them."""
         found = copy.copy(self)
         found._entries = list(entries)
         return found
@@ -283,7 +285,7 @@ class FileCorpus:
         return Shape(id=entry.id, points=points, label=entry.label, part_labels=parts, split=entry.split)
 
     def _numbered(self, parts: np.ndarray, names: Sequence[str], source: str) -> np.ndarray:
-        """Parts of one file [N] as numbers of the corpus' table, int16."""
+        """Map parts of one file [N] to numbers of the corpus' table, int16."""
         if names:
             number = {name: k for k, name in enumerate(self.part_names)}
             unknown = [name for name in names if name not in number]
@@ -310,7 +312,10 @@ class FileCorpus:
             )
 
     def _present(self, index: int) -> Entry:
-        """The entry; a file that a list names and that is not there is a ShapeError while all else of the corpus is."""
+        """Return the entry.
+
+        A listed file that is missing is a ShapeError while all else of the corpus is there.
+        """
         entry = self._entry(index)
         if _is_lost(entry):
             raise ShapeError(str(entry.path), str(entry.fault))
@@ -325,12 +330,12 @@ class FileCorpus:
 
 
 def _is_lost(entry: Entry) -> bool:
-    """Whether what stood against a file when it was listed still does."""
+    """Check whether a file's fault at listing time still stands."""
     return entry.fault is not None and not os.path.isfile(entry.path)
 
 
 def _stands(path: Path) -> bool:
-    """Whether a list, or a folder that holds something (a mount point that lost its disk is empty), is there."""
+    """Check whether a list, or a non-empty folder, exists (a mount point that lost its disk is empty)."""
     try:
         return next(os.scandir(path), None) is not None if path.is_dir() else path.is_file()
     except OSError:

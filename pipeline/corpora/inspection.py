@@ -1,4 +1,4 @@
-"""What a report wants to know of one shape, in a few numbers, so that the shape itself need not be kept."""
+"""Inspection of one shape: the few numbers that a report needs, so that the shape need not be kept."""
 
 import hashlib
 
@@ -16,7 +16,7 @@ LEAST = 0.3  # by which the difference of one axis' two ends must exceed those o
 
 
 def inspect_mesh(surface: Surface, *, file: bytes | None = None, size: int = 0) -> Inspection:
-    """Of a surface that passed the checks of `sample_geometry`."""
+    """Inspect a surface that passed the checks of `sample_geometry`."""
     used = surface.vertices[np.unique(surface.faces)]
     low, high = used.min(axis=0), used.max(axis=0)
     corners = surface.vertices[surface.faces].astype(np.float32)
@@ -36,7 +36,7 @@ def inspect_mesh(surface: Surface, *, file: bytes | None = None, size: int = 0) 
 
 
 def inspect_cloud(cloud: Cloud, *, file: bytes | None = None, size: int = 0) -> Inspection:
-    """Of a cloud that passed the checks of `sample_geometry`."""
+    """Inspect a cloud that passed the checks of `sample_geometry`."""
     points = cloud.points.astype(np.float64)
     return Inspection(
         kind="cloud",
@@ -54,7 +54,7 @@ def inspect_cloud(cloud: Cloud, *, file: bytes | None = None, size: int = 0) -> 
 
 
 def standing(points: np.ndarray) -> int:
-    """A guess which way is up, from what touches the faces of the box around a shape.
+    """Guess the upward direction from what touches the faces of the box around a shape.
 
     points  [M, 3] float64, vertices or points.
     ->      +3 for z up, -3 for z down, and so on; 0 where nothing tells.
@@ -83,5 +83,5 @@ def standing(points: np.ndarray) -> int:
 
 
 def _digest(values: np.ndarray) -> bytes:
-    """Of float32 values; -0 counts as 0."""
+    """Hash float32 values; -0 counts as 0."""
     return hashlib.sha256(np.ascontiguousarray(values + np.float32(0), dtype="<f4").tobytes()).digest()[:DIGEST_BYTES]

@@ -22,7 +22,7 @@ class Options:
         self._problems: list[str] = []
 
     def integer(self, key: str, default: int, *, low: int, high: int = 2**63 - 1) -> int:
-        """A whole number in low..high."""
+        """Read a whole number in low..high."""
         text = self._take(key, f"{key}=<{low} or more>")
         if text is None:
             return default
@@ -37,7 +37,7 @@ class Options:
         return value
 
     def choice(self, key: str, allowed: Sequence[str], default: str) -> str:
-        """One of some words."""
+        """Read one of some words."""
         text = self._take(key, f"{key}={'|'.join(allowed)}")
         if text is None or text in allowed:
             return default if text is None else text
@@ -45,7 +45,7 @@ class Options:
         return default
 
     def words(self, key: str, allowed: Sequence[str]) -> tuple[str, ...]:
-        """Words separated by commas, returned in the order of ``allowed``; all of them when the option is absent."""
+        """Read words separated by commas, in the order of ``allowed``; all of them when the option is absent."""
         text = self._take(key, f"{key}=<some of {','.join(allowed)}>")
         if text is None:
             return tuple(allowed)
@@ -57,12 +57,12 @@ class Options:
         return tuple(word for word in allowed if word in asked)
 
     def text(self, key: str, default: str) -> str:
-        """Any text."""
+        """Read any text."""
         text = self._take(key, f"{key}=<name>")
         return default if text is None else text
 
     def finish(self) -> None:
-        """Raise CorpusError if anything was wrong or an option was given that nobody asked for."""
+        """Raise CorpusError if anything was wrong or an unknown option was given."""
         names = [allowed.split("=")[0] for allowed in self._allowed]
         for key in self._values:
             close = get_close_matches(key, names, n=1)

@@ -1,7 +1,7 @@
-"""Work for several processes: fresh interpreters of one thread each, all gone when the caller is done or interrupted.
+"""Work for several processes: fresh single-threaded interpreters that end with the caller or an interruption.
 
-Unlike the pools of the standard library it says when a process was killed (which is how a machine without memory ends
-one), takes jobs from an iterator as they are needed, and ends at once.
+Unlike the pools of the standard library it reports when a process was killed (as a machine out of memory does), takes
+jobs from an iterator as they are needed, and ends at once.
 """
 
 import os
@@ -25,7 +25,7 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA
 
 
 def spread(function: Callable[[Job], Any], jobs: Iterable[Job], processes: int, *, what: str) -> Iterator[Any]:
-    """function(job) of each job, as they end, which is not their order.
+    """Yield function(job) for each job in order of completion, which is not the jobs' order.
 
     function, jobs and results are pickled. At most one job a process is under way. `what` is read, for the message.
 
@@ -79,7 +79,7 @@ def spread(function: Callable[[Job], Any], jobs: Iterable[Job], processes: int, 
 
 
 def _serve(pipe: Connection) -> None:
-    """The life of a process; it ends when nobody asks any more."""
+    """Serve jobs in a process until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the first one decides
     try:
         function = pipe.recv()
@@ -110,7 +110,7 @@ def _killed(process: BaseProcess, what: str) -> MachineFault:
 
 @contextmanager
 def single_threaded() -> Iterator[None]:
-    """Processes that start meanwhile use one thread each; libraries read this when they are loaded."""
+    """Make processes that start meanwhile use one thread each; libraries read this when they are loaded."""
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     try:
@@ -125,7 +125,7 @@ def single_threaded() -> Iterator[None]:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """SIGINT waits meanwhile, and never reaches processes that are started: the mask is inherited."""
+    """Hold SIGINT back meanwhile; it never reaches processes that are started, which inherit the mask."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

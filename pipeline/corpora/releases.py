@@ -29,7 +29,7 @@ class Archive:
     digest: str
 
     def fault(self, path: Path, progress: Callable[[int], None] = lambda done: None) -> str:
-        """What is wrong with a file of this name; "" for nothing. Reads all of it; `progress` is told the bytes."""
+        """Check a file of this name; -> its fault, or "". Reads all of it; `progress` receives the bytes read."""
         size = path.stat().st_size
         if size != self.size:
             return f"{path}: {size} bytes; the release has {self.size}. Download it again"
@@ -47,7 +47,7 @@ class Archive:
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """Which published set was found, and how much of it.
+    """A published set that was found, and how complete it is.
 
     name      what people call it
     folder    where it was found
@@ -68,7 +68,7 @@ class Release:
     faults: tuple[str, ...] = field(default=())
 
     def problems(self) -> Iterator[str]:
-        """Where this differs from the whole set, a line each."""
+        """Yield where this differs from the complete set, one line each."""
         for split, count in self.expected.items():
             found = self.found.get(split, 0)
             if found != count:
@@ -86,7 +86,7 @@ class Release:
             )
 
     def archives_beside(self) -> list[tuple[Archive, Path]]:
-        """The archives that still lie in the folder, or in one of the two above it."""
+        """List the archives that still lie in the folder, or in one of the two above it."""
         places = (self.folder, self.folder.parent, self.folder.parent.parent)
         found = []
         for archive in self.archives:
@@ -97,5 +97,5 @@ class Release:
 
 
 def count_option(options: Options, default: str) -> bool:
-    """Whether ``counts=official`` holds: a set that is not whole is refused when it is opened."""
+    """Read whether ``counts=official`` holds: an incomplete set is then refused when it is opened."""
     return options.choice("counts", ("official", "any"), default) == "official"

@@ -28,7 +28,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class UpGuess:
-    """Which way is up: a guess by `inspection.standing`, on which nothing acts.
+    """A guess of the upward axis by `inspection.standing`; nothing acts on it.
 
     axis   "x", "y" or "z"; None where the votes name none
     sign   1 or -1: up is where its numbers grow, or fall
@@ -54,7 +54,7 @@ class Same:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Shapes that are there more than once.
+    """Shapes that occur more than once.
 
     groups   of shapes that are the same
     surplus  shapes beyond the first of each group
@@ -80,7 +80,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Note:
-    """What readers passed over or mended: in how many shapes, how often in all, ids of the first."""
+    """Something that readers skipped or repaired: in how many shapes, how often in all, ids of the first."""
 
     what: str
     shapes: int
@@ -132,5 +132,5 @@ class Report:
     notes: tuple[Note, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values of it; numbers that are absent are null."""
+        """Convert to JSON values; absent numbers are null."""
         return asdict(self)

@@ -106,8 +106,10 @@ class RowCorpus:
         return digest.hexdigest()
 
     def stamp(self, index: int) -> str | None:
-        """Of the file that the row lies in, as it was opened: rows stay in memory, whatever becomes of the file. One
-        that is written anew is compared row by row."""
+        """Return the stamp of the row's file as it was when opened: rows stay in memory, whatever happens to the file.
+
+        A file that is rewritten is compared row by row.
+        """
         return self._stamps[self._inside(index)]
 
     def __getitem__(self, index: int) -> Shape:

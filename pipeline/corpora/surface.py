@@ -6,7 +6,7 @@ __all__ = ["sample_surface", "triangle_areas"]
 
 
 def triangle_areas(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Areas of the triangles: [M, 3], [F, 3] -> [F] float64."""
+    """Compute areas of triangles: [M, 3], [F, 3] -> [F] float64."""
     a = vertices[faces[:, 0]]
     u, v = vertices[faces[:, 1]] - a, vertices[faces[:, 2]] - a
     x = u[:, 1] * v[:, 2] - u[:, 2] * v[:, 1]
@@ -16,7 +16,7 @@ def triangle_areas(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 
 def sample_surface(vertices: np.ndarray, faces: np.ndarray, uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points uniform over the surface.
+    """Sample points uniformly over the surface.
 
     vertices, faces  [M, 3] float64, [F, 3] int
     uniform          [n, 3] float64 in 0..1: which triangle (by area), and two numbers within it. Point k depends on row

@@ -64,7 +64,7 @@ def survey(
 
 
 def groups_of(corpus: Corpus, refused: Iterable[int] = ()) -> tuple[Group, ...]:
-    """Shapes by split and class, sorted, without reading them; `refused` are indices."""
+    """Group shapes by split and class, sorted, without reading them; `refused` are indices."""
 
     def key(index: int) -> tuple[str | None, int | None]:
         return corpus.split_of(index), corpus.label(index)
@@ -94,7 +94,7 @@ _Job = tuple[int, int, list[Entry] | None]
 
 @dataclass(frozen=True)
 class _Reader:
-    """What a process does for each job."""
+    """The work of a process for each job."""
 
     corpus: Corpus
 
@@ -114,7 +114,7 @@ def _jobs(corpus: Corpus) -> Iterator[_Job]:
 
 
 def _look(corpus: Corpus, at: int, index: int) -> _Found:
-    """Shape ``at`` of ``corpus``, which is shape ``index`` of the whole."""
+    """Inspect shape ``at`` of ``corpus``, which is shape ``index`` of the whole."""
     source = corpus.source(at)
     try:
         return index, patiently(lambda: corpus.inspect(at), source)
@@ -150,7 +150,7 @@ class _Examples:
 
 
 class _Tally:
-    """A few numbers of each shape, in arrays over all of them."""
+    """A few numbers per shape, in arrays over all shapes."""
 
     def __init__(self, corpus: Corpus) -> None:
         n = len(corpus)
@@ -238,7 +238,7 @@ class _Tally:
         )
 
     def _duplicates(self, number: np.ndarray, among: np.ndarray, told: np.ndarray | None) -> Duplicates:
-        """Shapes of the same number; those that `told` gives one number as well are left out."""
+        """Find shapes of the same number; those that `told` also gives one number are left out."""
         where = np.flatnonzero(among)
         where = where[np.argsort(number[where], kind="stable")]
         cuts = np.flatnonzero(np.diff(number[where])) + 1
@@ -266,7 +266,7 @@ class _Tally:
 
 
 def _numbered(digests: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """One number for equal digests [n, 2]; 0 for shapes that are not among them."""
+    """Number equal digests [n, 2] alike; 0 for shapes that are not among them."""
     numbers = np.zeros(len(digests), np.int64)
     if among.any():
         numbers[among] = np.unique(digests[among], axis=0, return_inverse=True)[1].reshape(-1) + 1
@@ -292,5 +292,5 @@ def _up(stands: np.ndarray) -> UpGuess:
 
 
 def _pattern(reason: str) -> str:
-    """A reason without what differs between files."""
+    """Return a reason without what differs between files."""
     return _NUMBER.sub("N", _QUOTED.sub("'...'", reason))

@@ -107,7 +107,7 @@ def _open_fewshot(uri: str, location: str, options: Options, points: int) -> Cor
 
 
 def split_uris(text: str) -> list[str]:
-    """The URIs in a list separated by commas, each of which may hold commas of its own (``formats=off,obj``).
+    """Split a list of URIs at commas; a URI may hold commas of its own (``formats=off,obj``).
 
     A comma separates where a kind and a colon follow; within a path write such a comma as ``%2C``.
     """
@@ -115,7 +115,7 @@ def split_uris(text: str) -> list[str]:
 
 
 def place_of(uri: str) -> Path | None:
-    """The file or folder that a corpus' URI names, None where it names none. Raises CorpusError."""
+    """Return the file or folder that a corpus' URI names, None if it names none. Raises CorpusError."""
     location = uri.partition(":")[2].partition("?")[0]
     if not location:
         return None

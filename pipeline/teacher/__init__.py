@@ -1,4 +1,4 @@
-"""Frozen image models that look at depth views: ``from pipeline.teacher import load_teacher, Teacher``.
+"""Frozen image models that encode depth views: ``from pipeline.teacher import load_teacher, Teacher``.
 
 Loaded on demand, so that importing the settings of a teacher does not load torch.
 """

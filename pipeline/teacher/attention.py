@@ -1,4 +1,4 @@
-"""The forward pass of an open_clip vision tower, with what the method needs of the last block.
+"""The forward pass of an open_clip vision tower, with the last block's class attention.
 
 open_clip's own forward gives neither the patch tokens after the projection nor any attention weights, and asking
 `nn.MultiheadAttention` for weights computes the whole [T + 1, T + 1] matrix of every head. Here queries, keys and
@@ -16,7 +16,7 @@ __all__ = ["class_features", "class_problem", "patch_features", "token_features"
 
 
 def tower_problem(tower: nn.Module) -> str | None:
-    """Why this vision tower cannot be a teacher, or None when it can."""
+    """Return why this vision tower cannot be a teacher, or None if it can."""
     from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
     if not isinstance(tower, VisionTransformer):
@@ -32,7 +32,7 @@ def tower_problem(tower: nn.Module) -> str | None:
 
 
 def class_problem(tower: Any) -> str | None:
-    """Why what becomes of this tower's class token means nothing, or None where it is the image's feature."""
+    """Return why this tower's class token is meaningless, or None if it is the image's feature."""
     kind = getattr(tower, "pool_type", "tok")
     if kind != "tok":
         return (
@@ -43,15 +43,15 @@ def class_problem(tower: Any) -> str | None:
 
 @torch.no_grad()
 def patch_features(tower: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Features of every patch, and how much the class token attends to it in the last block.
+    """Compute the features of every patch, and the class token's attention to it in the last block.
 
     tower   an open_clip VisionTransformer that `tower_problem` accepts, in evaluation mode.
     images  [M, 3, S, S] in the dtype of the tower's convolution, normalised.
     ->      features [M, T, C] float32: patch tokens after ln_post and the projection.
             saliency [M, T] float32: softmax over class and patch tokens, mean over heads, the class column dropped.
 
-    An image's result depends on that image alone. For a given M and number of threads that holds to the bit; between
-    different ones to rounding (on the CPU measured, AVX-512 with MKL, to the bit as well: docs/teacher.md).
+    An image's result depends on that image alone: to the bit for a given M and number of threads, to rounding between
+    different ones (to the bit as well on the measured CPU, AVX-512 with MKL: docs/teacher.md).
     """
     tokens, query, key = _forward(tower, images)
     features = tower.ln_post(tokens[:, 1:]) @ tower.proj  # [M, T, C]
@@ -60,7 +60,7 @@ def patch_features(tower: Any, images: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def view_features(tower: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What patch_features gives, to the bit, and the class token beside it, of one forward pass.
+    """Compute patch_features' results, to the bit, and the class token, in one forward pass.
 
     tower, images  as of patch_features.
     ->             features [M, T, C], saliency [M, T], and the class token [M, C] after ln_post and the projection, not
@@ -76,7 +76,7 @@ def view_features(tower: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 def class_features(tower: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-    """What becomes of the class token, and all it attends to in the last block.
+    """Compute the class token's feature, and its attention to all tokens in the last block.
 
     tower, images  as of patch_features.
     ->             feature [M, C] float32: the class token after ln_post and the projection, not normalised;
@@ -90,7 +90,7 @@ def class_features(tower: Any, images: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def token_features(tower: Any, images: Tensor) -> Tensor:
-    """Class token and patch tokens after ln_post and the projection -> [M, T + 1, C] float32, the class token first.
+    """Compute class and patch tokens after ln_post and the projection -> [M, T + 1, C] float32, class token first.
 
     tower, images  as of patch_features; equal to it and to class_features up to rounding, at the price of one of them.
     """
@@ -99,7 +99,7 @@ def token_features(tower: Any, images: Tensor) -> Tensor:
 
 
 def _forward(tower: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """All blocks -> tokens [M, T + 1, D], and the last block's queries and keys."""
+    """Run all blocks -> tokens [M, T + 1, D], and the last block's queries and keys."""
     tokens = _embed(tower, images)
     blocks = tower.transformer.resblocks
     for block in blocks[:-1]:
@@ -108,7 +108,7 @@ def _forward(tower: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _embed(tower: Any, images: Tensor) -> Tensor:
-    """Patches, class token and positions -> [M, T + 1, D].
+    """Embed patches, class token and positions -> [M, T + 1, D].
 
     The convolution's stride is its kernel, so it is one matrix product. That keeps it out of cuDNN, whose float32
     convolutions use TF32 unless told otherwise.
@@ -124,7 +124,7 @@ def _embed(tower: Any, images: Tensor) -> Tensor:
 
 
 def _block(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One residual block -> its output [M, T + 1, D], and its queries and keys [M, heads, T + 1, D / heads]."""
+    """Run one residual block -> its output [M, T + 1, D], and its queries and keys [M, heads, T + 1, D / heads]."""
     M, L, D = tokens.shape
     attention = block.attn
     heads = attention.num_heads
@@ -136,8 +136,8 @@ def _block(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _class_row(query: Tensor, key: Tensor) -> Tensor:
-    """Row 0 of softmax(query key^T / sqrt(d)), mean over heads -> [M, T + 1] float32."""
+    """Compute row 0 of softmax(query key^T / sqrt(d)), mean over heads -> [M, T + 1] float32."""
     row = query[:, :, :1].float() * query.shape[-1] ** -0.5
-    # Not a matrix product: for one row, BLAS picks its routine, and so its rounding, by the number of images.
+    # Not a matrix product: for one row, BLAS chooses its routine, and thus its rounding, by the number of images.
     weights = (row * key.float()).sum(dim=-1).softmax(dim=-1)  # [M, heads, T + 1]
     return weights.mean(dim=1)

@@ -1,4 +1,4 @@
-"""What every tower is filled with: tensors that must all fit, one number that names them, and seeded random ones."""
+"""Filling of towers with weights: checked tensors, their hash, and seeded random ones."""
 
 import hashlib
 import json
@@ -21,14 +21,14 @@ _random_state = threading.Lock()  # the generator that fills new modules belongs
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Modules that are made inside get the weights of `seed`; the caller's generator stays as it was."""
+    """Give modules created inside the weights of `seed`; the caller's generator is left unchanged."""
     with _random_state, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
 
 
 def fill_tower(tower: nn.Module, weights: TowerWeights, architecture: str) -> None:
-    """Load weights into the tower; every key and shape must fit, and all faults are named together."""
+    """Load weights into the tower; every key and shape must fit, and all faults are reported together."""
     expected = tower.state_dict()
     given = {key: value for key, value in weights.tensors.items() if isinstance(value, Tensor)}
     faults = []
@@ -54,7 +54,7 @@ def fill_tower(tower: nn.Module, weights: TowerWeights, architecture: str) -> No
 
 
 def weights_hash(tower: nn.Module) -> str:
-    """sha256 over (name, shape, little-endian float32 bytes) of every tensor: the same for every file format."""
+    """Hash (name, shape, little-endian float32 bytes) of every tensor by SHA-256, the same for every file format."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(json.dumps([name, list(tensor.shape)]).encode())

@@ -1,4 +1,4 @@
-"""A teacher in every step, on the clouds as they are now: the reference's way, beside the cached one."""
+"""A live teacher: encodes the current clouds in every step, as the reference does, instead of reading a cache."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ __all__ = ["LiveMaps", "LiveTeacher"]
 
 
 class LiveMaps(NamedTuple):
-    """What a cached record also gives, field by field.
+    """Maps of clouds, with the fields that a cached record also has.
 
     features    [B, V, T, C] float32
     saliency    [B, V, T] float32
@@ -32,11 +32,11 @@ class LiveMaps(NamedTuple):
 
 
 class LiveTeacher:
-    """Project and look: `LiveTeacher(projection, teacher)(points)`.
+    """Projection and teacher in one call: `LiveTeacher(projection, teacher)(points)`.
 
-    basis  of the cache whose features these are to be like: `cache.basis`. None: as the teacher gives them.
+    basis  of the cache whose features these should match: `cache.basis`. None: the teacher's own channels.
 
-    The teacher is frozen and belongs to no model: nothing of it is trained, saved or moved with the student.
+    The teacher is frozen and not part of any model: it is not trained, saved or moved with the student.
 
     channels    C
     views       V
@@ -67,7 +67,7 @@ class LiveTeacher:
 
     @torch.no_grad()
     def __call__(self, points: Tensor) -> LiveMaps:
-        """Maps of each cloud.
+        """Compute the maps of each cloud.
 
         points  [B, N, 3] float32, finite: canonical clouds, or augmented ones where the teacher is to see the
                 augmentation; later lookups must use coordinates of the same frame.

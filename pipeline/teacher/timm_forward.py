@@ -1,8 +1,8 @@
-"""The forward pass of a timm vision transformer, with what the method needs of the attention that sums an image up.
+"""The forward pass of a timm vision transformer, with the attention that summarises an image.
 
-Blocks, norms, position embeddings and rotations are timm's own modules. What timm's forward pass does not give is how
-much each patch is attended to: by the class token in the last block or, where the tower pools by attention (SigLIP,
-perception encoders), by the query of that pool. Only that one row of attention is formed.
+Blocks, norms, position embeddings and rotations are timm's own modules. timm's forward pass does not return the
+attention to each patch: by the class token in the last block or, if the tower pools by attention (SigLIP, perception
+encoders), by the query of that pool. Only that one row of attention is computed.
 """
 
 from typing import Any, NamedTuple
@@ -35,14 +35,14 @@ class TimmTower:
 
 
 class _Seen(NamedTuple):
-    """tokens [M, prefix + T, C] after the last norm; weights [M, prefix + T] float32 of who looks, rows sum to 1."""
+    """tokens [M, prefix + T, C] after the last norm; attention weights [M, prefix + T] float32, rows sum to 1."""
 
     tokens: Tensor
     weights: Tensor
 
 
 def class_problem(tower: TimmTower) -> str | None:
-    """Why this tower gives no class token, or None where `view_features` has one."""
+    """Return why this tower has no class token, or None if `view_features` gives one."""
     net = tower.net
     if net.attn_pool is None and net.global_pool != "token":
         return (
@@ -54,12 +54,12 @@ def class_problem(tower: TimmTower) -> str | None:
 
 @torch.no_grad()
 def patch_features(tower: TimmTower, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Features of every patch, and how much each is attended to.
+    """Compute the features of every patch, and the attention it receives.
 
     images  [M, 3, S, S] in the dtype of the tower, normalised.
     ->      features [M, T, C] float32: the patch tokens of timm's `forward_features`, after the last norm.
             saliency [M, T] float32, mean over heads: softmax over all tokens of the class token's attention in the last
-            block, class and register columns dropped; of a tower that pools by attention, that of the pool's query.
+            block, class and register columns dropped; for a tower that pools by attention, that of the pool's query.
     """
     seen = _look(tower, images)
     return seen.tokens[:, tower.prefix :].float(), seen.weights[:, tower.prefix :]
@@ -67,9 +67,9 @@ def patch_features(tower: TimmTower, images: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def view_features(tower: TimmTower, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What patch_features gives, and the class token [M, C] float32 after the last norm, not normalised.
+    """Compute patch_features' results, and the class token [M, C] float32 after the last norm, not normalised.
 
-    Of a tower that pools by attention the pool's output stands for it, which is the image's feature there.
+    For a tower that pools by attention, the pool's output stands in: it is the image's feature there.
     """
     seen = _look(tower, images)
     features = seen.tokens[:, tower.prefix :].float()
@@ -78,7 +78,7 @@ def view_features(tower: TimmTower, images: Tensor) -> tuple[Tensor, Tensor, Ten
 
 @torch.no_grad()
 def class_features(tower: TimmTower, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The class token [M, C], and all it attends to in the last block [M, T + 1] float32, registers dropped.
+    """Compute the class token [M, C], and its attention in the last block [M, T + 1] float32, registers dropped.
 
     Raises TeacherError for a tower that pools by attention: its query is no token and attends to no class token.
     """
@@ -91,13 +91,13 @@ def class_features(tower: TimmTower, images: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def token_features(tower: TimmTower, images: Tensor) -> Tensor:
-    """Class token, or what stands for it (view_features), and patch tokens -> [M, T + 1, C] float32."""
+    """Compute class token, or its stand-in (view_features), and patch tokens -> [M, T + 1, C] float32."""
     tokens = _look(tower, images).tokens
     return torch.cat([_whole(tower, tokens)[:, None], tokens[:, tower.prefix :].float()], dim=1)
 
 
 def _whole(tower: TimmTower, tokens: Tensor) -> Tensor:
-    """The class token, or the output of the attention pool -> [M, C] float32."""
+    """Return the class token, or the output of the attention pool -> [M, C] float32."""
     net = tower.net
     if net.attn_pool is None:
         return tokens[:, 0].float()
@@ -108,7 +108,7 @@ def _whole(tower: TimmTower, tokens: Tensor) -> Tensor:
 
 
 def _look(tower: TimmTower, images: Tensor) -> _Seen:
-    """timm's forward_features, and the row of attention."""
+    """Run timm's forward_features, and compute the row of attention."""
     net = tower.net
     tokens, ropes = _embed(tower, images)
     *before, last = net.blocks
@@ -120,7 +120,7 @@ def _look(tower: TimmTower, images: Tensor) -> _Seen:
 
 
 def _embed(tower: TimmTower, images: Tensor) -> tuple[Tensor, list[Tensor | None]]:
-    """Patches with all that goes before them and their positions -> [M, prefix + T, C], and each block's rotations.
+    """Embed patches with prefix tokens and positions -> [M, prefix + T, C], and each block's rotations.
 
     The convolution's stride is its kernel, so it is one matrix product; that keeps it out of cuDNN's TF32.
     """
@@ -147,7 +147,7 @@ def _block(block: nn.Module, tokens: Tensor, rope: Tensor | None) -> Tensor:
 
 
 def _class_row(attention: Any, normed: Tensor, rope: Tensor | None) -> Tensor:
-    """What the class token attends to in this attention, mean over heads -> [M, L] float32; normed [M, L, C]."""
+    """Compute the class token's attention in this layer, mean over heads -> [M, L] float32; normed [M, L, C]."""
     M, L, _ = normed.shape
     heads = attention.num_heads
     if attention.qkv is None:
@@ -170,7 +170,7 @@ def _class_row(attention: Any, normed: Tensor, rope: Tensor | None) -> Tensor:
 
 
 def _pool_row(pool: Any, tokens: Tensor) -> Tensor:
-    """What the query of an attention pool attends to, mean over heads -> [M, L] float32; tokens [M, L, C]."""
+    """Compute the attention of a pool's query, mean over heads -> [M, L] float32; tokens [M, L, C]."""
     M, L, _ = tokens.shape
     query = pool.q(pool.latent).reshape(1, 1, pool.num_heads, pool.head_dim).transpose(1, 2)
     key, _ = pool.kv(tokens).reshape(M, L, 2, pool.num_heads, pool.head_dim).permute(2, 0, 3, 1, 4)
@@ -178,7 +178,7 @@ def _pool_row(pool: Any, tokens: Tensor) -> Tensor:
 
 
 def _softmax_row(query: Tensor, key: Tensor) -> Tensor:
-    """softmax(query key^T / sqrt(d)) of one query [M, heads, 1, d], mean over heads -> [M, L] float32."""
+    """Compute softmax(query key^T / sqrt(d)) of one query [M, heads, 1, d], mean over heads -> [M, L] float32."""
     # Not a matrix product: for one row, BLAS picks its routine, and so its rounding, by the number of images.
     row = query.float() * query.shape[-1] ** -0.5
     return (row * key.float()).sum(dim=-1).softmax(dim=-1).mean(dim=1)

@@ -1,4 +1,4 @@
-"""Vision transformers of timm as teachers: which will do, what fills them, and at which image side they look.
+"""Vision transformers of timm as teachers: supported architectures, weights, and image sides.
 
 Key names and layouts are timm's business: its own filter for files turns those of DINOv2, DINOv3, OpenAI and open_clip
 into its names. Everything about a file that does not fit is refused here by name; only position embeddings are resized,
@@ -37,7 +37,7 @@ TimmFacts = tuple[TimmTower, dict[str, Any], tuple[str, ...]]
 
 
 def describe_timm(config: TeacherConfig) -> tuple[int, int]:
-    """Sides of image and patch that `config` makes a tower of, without making one.
+    """Return the sides of image and patch of the tower that `config` describes, without building it.
 
     Raises TeacherError for an architecture that timm does not know or that cannot teach, and a side that does not fit.
     """
@@ -51,9 +51,12 @@ def describe_timm(config: TeacherConfig) -> tuple[int, int]:
 
 
 def timm_normalisations(config: TeacherConfig) -> tuple[str, ...]:
-    """Values of projection.normalisation that show this tower images as its weights know them; () for the random one.
+    """List the values of projection.normalisation that suit this tower's weights; () for the random teacher.
 
-    Those of the tag that `pretrained` names. A local file names no tag: then those of every tag of the architecture.
+    They are those of the tag that `pretrained` names. A local file names no tag: then those of every tag of the
+    architecture.
+
+
 
     Raises TeacherError for a tag that timm does not list or whose images no setting gives.
     """
@@ -74,14 +77,14 @@ def timm_normalisations(config: TeacherConfig) -> tuple[str, ...]:
 
 
 def _unnamed_moments(config: TeacherConfig) -> list[str]:
-    """What other tags of a local file's architecture know that no projection.normalisation gives."""
+    """List normalisations of other tags, for a local file, that no projection.normalisation provides."""
     entries = _entries(_name(config)).values() if config.weights else ()
     unnamed = {(entry.mean, entry.std) for entry in entries} - set(MOMENTS.values())
     return [f"mean {mean} and deviation {std}, which no setting gives," for mean, std in sorted(unnamed)]
 
 
 def load_timm(config: TeacherConfig, device: torch.device) -> TimmFacts:
-    """Build and fill the tower that `config` names, on `device`, frozen, in evaluation mode.
+    """Build the tower that `config` names and load its weights, on `device`, frozen, in evaluation mode.
 
     Raises TeacherError as `describe_timm` and `timm_normalisations` do, and for weights that cannot be had or do not
     fit.
@@ -137,14 +140,14 @@ def _name(config: TeacherConfig) -> str:
 
 @cache
 def _sides(name: str) -> tuple[int, int]:
-    """Image and patch side of an architecture that can teach; else TeacherError."""
+    """Return image and patch side of an architecture that can teach; else raise TeacherError."""
     with torch.device("meta"):
         net = _make(name)
     return net.patch_embed.img_size[0], net.patch_embed.patch_size[0]
 
 
 def _make(name: str) -> Any:
-    """The timm model without classifier, at its own image side, on torch's default device; else TeacherError."""
+    """Build the timm model without classifier, at its own image side, on torch's default device; else TeacherError."""
     from difflib import get_close_matches
 
     import timm
@@ -181,7 +184,7 @@ def _make(name: str) -> Any:
 
 
 def _problem(net: Any) -> str | None:
-    """Why this timm model cannot be a teacher, or None when it can."""
+    """Return why this timm model cannot be a teacher, or None if it can."""
     from timm.layers import Attention, AttentionPoolLatent, AttentionRope, PatchEmbed
     from timm.models.eva import Eva, EvaAttention, EvaBlock
     from timm.models.vision_transformer import Block, VisionTransformer
@@ -214,7 +217,7 @@ def _problem(net: Any) -> str | None:
 
 
 def _entries(name: str) -> Mapping[str, Any]:
-    """timm's descriptions of an architecture's weights by tag."""
+    """Return timm's descriptions of an architecture's weights by tag."""
     from timm.models import get_pretrained_cfg, list_models
 
     tags = [each.partition(".")[2] for each in list_models(f"{name}.*", include_tags=True)]
@@ -246,7 +249,7 @@ def _weights(config: TeacherConfig) -> TowerWeights:
 
 
 def _fill(net: Any, name: str, weights: TowerWeights, architecture: str) -> int | None:
-    """Load a file at the grid it was trained on -> patches along a side there; None where no position is learnt."""
+    """Load a file at the grid it was trained on -> patches along a side there; None if no position is learnt."""
     from timm.models import eva, vision_transformer
 
     state = dict(weights.tensors)
@@ -274,7 +277,7 @@ def _fill(net: Any, name: str, weights: TowerWeights, architecture: str) -> int 
 
 
 def _grid(net: Any, state: Mapping[str, Tensor], source: str, architecture: str) -> int | None:
-    """Patches along a side where a file's position embeddings were learnt; None for a tower without any."""
+    """Return the patches along a side for which a file's positions were learnt; None for a tower without any."""
     key = next((each for each in _POSITIONS if each in state), None)
     if net.pos_embed is None or key is None:
         return None  # a tower that should have them reports them missing
@@ -292,7 +295,7 @@ def _grid(net: Any, state: Mapping[str, Tensor], source: str, architecture: str)
 
 @torch.no_grad()
 def _compare(tower: TimmTower, architecture: str) -> None:
-    """Refuse a tower whose patch tokens are not those of timm's own forward pass: versions may differ."""
+    """Refuse a tower whose patch tokens differ from timm's own forward pass: versions may differ."""
     import timm
 
     images = torch.rand(1, 3, *tower.image_size, generator=torch.Generator().manual_seed(0))
@@ -307,7 +310,7 @@ def _compare(tower: TimmTower, architecture: str) -> None:
 
 
 def _to_precision(net: Any, precision: str) -> None:
-    """Parameters in the precision; rotations keep float32, in which timm makes them."""
+    """Convert parameters to the precision; rotations stay float32, as timm creates them."""
     dtype = DTYPES[precision]
     for parameter in net.parameters():
         parameter.data = parameter.data.to(dtype)

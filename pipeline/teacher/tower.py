@@ -1,7 +1,7 @@
 """The teacher: a frozen ViT of open_clip or timm that turns depth images into patch features and saliency.
 
-Which weights, how to get them and how to name them: docs/teacher.md. Nothing here falls back to anything: weights that
-are missing, of another shape or of unknown activation are errors that say what to set.
+docs/teacher.md lists the weights, how to get them and how to name them. There are no fallbacks: weights that are
+missing, of another shape or of unknown activation raise errors that name the setting.
 """
 
 import json
@@ -73,7 +73,7 @@ class Teacher:
         self.channels: int = self._tower.output_dim
 
     def identity(self) -> dict[str, Any]:
-        """What determines this teacher's output, as JSON values: part of a cache's recipe.
+        """Return what determines this teacher's output, as JSON values: a part of a cache's recipe.
 
         architecture, its sizes, which GELU, precision, sha256 of the weights (names, shapes and float32 values,
         whatever file they came in), and for the random teacher its seed. Device and batch size are not in it.
@@ -81,7 +81,7 @@ class Teacher:
         return json.loads(json.dumps(self._facts))
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Look at images.
+        """Encode images to patch features and saliency.
 
         images  [M, 3, S, S] float32, normalised; any device.
         ->      features [M, T, C] float32, patch tokens row by row, after the last norm and the projection;
@@ -98,16 +98,16 @@ class Teacher:
 
     @property
     def class_problem(self) -> str | None:
-        """Why this teacher's class token is not to be had, or None."""
+        """The reason why this teacher has no usable class token, or None."""
         return self._pass.class_problem(self._tower)
 
     def encode_views(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What `encode` gives, to the bit, and of the same forward passes the class token of each image.
+        """Encode images as `encode` does, to the bit, and return each image's class token of the same forward passes.
 
         images  as of `encode`.
         ->      features [M, T, C], saliency [M, T], and the class token [M, C] float32, where the features are: after
-                the last norm and the projection, not normalised. For OpenAI's towers that is CLIP's image feature; of
-                timm's towers that pool by attention, the pool's output stands for it.
+                the last norm and the projection, not normalised. For OpenAI's towers that is CLIP's image feature; for
+                timm's towers that pool by attention, the pool's output stands in.
 
         Raises as `encode`, and TeacherError where `class_problem` says something.
         """
@@ -121,7 +121,7 @@ class Teacher:
         return features, saliency, whole
 
     def encode_class(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Look at images as wholes.
+        """Encode images to class features and class attention.
 
         images  as of `encode`.
         ->      feature [M, C] float32, the class token's, after the last norm and the projection;
@@ -137,7 +137,7 @@ class Teacher:
         return feature, attention
 
     def encode_tokens(self, images: Tensor) -> Tensor:
-        """Class and patch features of images as of `encode`, without attention -> [M, T + 1, C], class token first."""
+        """Encode images as in `encode`, without attention -> [M, T + 1, C], class token first."""
         features = torch.empty(len(images), self.tokens + 1, self.channels, device=self.device)
         for part, batch in self._batches("encode_tokens", images):
             features[part] = self._pass.token_features(self._tower, batch)
@@ -161,7 +161,7 @@ def load_teacher(config: TeacherConfig, device: torch.device | None = None) -> T
     """Build the tower that `config` names, on `device` (default: `config.device`), frozen, in evaluation mode.
 
     Raises TeacherError for an architecture that does not exist or cannot teach, and for weights that cannot be had, do
-    not fit, or do not say which GELU they were trained with.
+    not fit, or do not identify the GELU they were trained with.
     """
     device = resolve_device(config.device) if device is None else device
     if config.architecture.startswith(PREFIX):
@@ -202,7 +202,7 @@ def _warn_of_random(config: TeacherConfig) -> None:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that a config names. Raises TeacherError for a GPU that is not there."""
+    """Return the device that a config names. Raises TeacherError for a GPU that does not exist."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
@@ -214,7 +214,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def teacher_conflicts(config: TeacherConfig, projection: ProjectionConfig) -> Iterator[str]:
-    """Faults between [teacher] and [projection], with full names. What only the weights tell is checked on loading.
+    """Yield faults between [teacher] and [projection], with full names. Those only weights reveal are left to loading.
 
     Raises TeacherError for an unknown architecture.
     """
@@ -237,7 +237,7 @@ def size_conflicts(
     projection: ProjectionConfig,
     normalisations: tuple[str, ...] = (),
 ) -> Iterator[str]:
-    """One line for each size in which a teacher and a projection differ, and one where its images are of other moments.
+    """Yield one line per size in which teacher and projection differ, and one for a wrong normalisation.
 
     normalisations  values of projection.normalisation that the teacher may be shown; (): any.
     """
@@ -253,7 +253,7 @@ def size_conflicts(
 
 
 def _weights(config: TeacherConfig) -> tuple[TowerWeights | None, Mapping[str, Any]]:
-    """The weights, None for the random teacher, and open_clip's description of the tag they came by ({} for a file)."""
+    """Return the weights, None for the random teacher, and open_clip's description of their tag ({} for a file)."""
     if config.weights:
         return read_weights(config.weights), {}
     if config.random:
@@ -275,7 +275,7 @@ def _weights(config: TeacherConfig) -> tuple[TowerWeights | None, Mapping[str, A
 
 
 def embedded_weights(architecture: str) -> Path:
-    """The package's own weights of an architecture."""
+    """Return the file of the package's own weights of an architecture."""
     path = EMBEDDED / f"{architecture}.safetensors"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in EMBEDDED.glob("*.safetensors"))) or "none"
@@ -294,7 +294,7 @@ def _register_architectures() -> None:
 
 
 def describe_architecture(name: str) -> dict[str, Any]:
-    """open_clip's description of a model by name, or the JSON file at a path that ends in .json."""
+    """Return open_clip's description of a model by name, or the JSON file at a path that ends in .json."""
     from open_clip import get_model_config, list_models
 
     _register_architectures()
@@ -330,7 +330,7 @@ def _similar(name: str, names: list[str]) -> str:
 def _quickgelu(
     config: TeacherConfig, architecture: Mapping[str, Any], weights: TowerWeights | None, tag: Mapping[str, Any]
 ) -> bool:
-    """Which GELU: as set; else as the tag, the file's marks or the architecture say; else an error."""
+    """Decide which GELU: as set; else by the tag, the file's marks or the architecture; else an error."""
     if config.quickgelu != "auto":
         return config.quickgelu == "on"
     if config.architecture == "openai" or (weights is not None and weights.openai):
@@ -354,7 +354,7 @@ def _trained_both_ways(architecture: str) -> bool:
 
 
 def _build_tower(config: TeacherConfig, architecture: Mapping[str, Any], quickgelu: bool) -> nn.Module:
-    """The vision tower alone, filled from `config.seed`, in float32 with norms that suit the precision."""
+    """Build the vision tower alone, filled from `config.seed`, in float32 with norms that suit the precision."""
     # open_clip's public constructors make the text tower too: half the time and memory of a worker's start.
     from open_clip.model import _build_vision_tower
 
@@ -379,7 +379,7 @@ def _unsuitable(architecture: str, problem: str) -> str:
 
 
 def _to_precision(tower: nn.Module, precision: str) -> nn.Module:
-    """Weights of matrix products in the precision, norms in float32: what open_clip calls bf16 and fp16."""
+    """Convert matrix weights to the precision, norms stay float32: what open_clip calls bf16 and fp16."""
     if precision == "float32":
         return tower
     from open_clip.model import convert_weights_to_lp

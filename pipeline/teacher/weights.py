@@ -1,4 +1,4 @@
-"""Weights of a vision tower: reading files without executing anything in them, and fetching those open_clip knows.
+"""Weights of a vision tower: safe reading of files, and download of those open_clip knows.
 
 Three layouts are read: OpenAI's and open_clip's state dicts (the same key names, the vision tower under `visual.`) and
 a vision tower alone (no prefix). Containers: safetensors, and PyTorch files that hold nothing but tensors.
@@ -60,7 +60,7 @@ class TowerWeights:
 
 
 def read_weights(path: str | Path) -> TowerWeights:
-    """Read the vision tower of a weights file; the container is told by its content, not by its name.
+    """Read the vision tower of a weights file; the container is detected by its content, not by its name.
 
     Raises TeacherError as `read_tensors` does, and for a file without a vision tower in a layout listed above.
     """
@@ -74,7 +74,7 @@ def read_weights(path: str | Path) -> TowerWeights:
 
 
 def read_tensors(path: str | Path) -> TowerWeights:
-    """Read all tensors of a weights file under their own names, wrappers' prefixes taken off, in whatever layout.
+    """Read all tensors of a weights file under their own names without wrappers' prefixes, in any layout.
 
     Where names begin with `visual.`, a safetensors file gives these alone: the text tower is not read.
 
@@ -152,7 +152,7 @@ def own_items(mapping: dict[Any, Any]) -> dict[Any, Any]:
 
 
 def openai_architecture(weights: TowerWeights) -> dict[str, Any]:
-    """Sizes of a tower in OpenAI's layout, read off its tensors as open_clip does: heads are 64 wide.
+    """Infer the sizes of a tower in OpenAI's layout from its tensors, as open_clip does: heads are 64 wide.
 
     ->  {"embed_dim", "vision_cfg": {"image_size", "patch_size", "width", "layers", "head_width"}}
 
@@ -187,7 +187,7 @@ def openai_architecture(weights: TowerWeights) -> dict[str, Any]:
 
 
 def download_weights(architecture: str, tag: str, entry: Mapping[str, Any]) -> Path:
-    """The local file of open_clip's weights for (architecture, tag), fetched from the hub unless it is there already.
+    """Return the local file of open_clip's weights for (architecture, tag), downloaded from the hub if not cached.
 
     entry  open_clip's description of those weights: `hf_hub` ("org/name/" or "org/name/file") or `url`.
 
@@ -258,7 +258,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _unwrap(state: Any, path: Path) -> dict[str, Any]:
-    """The state dict itself: training checkpoints keep it under a name of their own, and wrappers prefix all names."""
+    """Return the state dict itself: training checkpoints nest it under a key, and wrappers prefix all names."""
     while isinstance(state, dict):
         state = own_items(state)
         inner = next((state[key] for key in INSIDE if isinstance(state.get(key), dict)), None)

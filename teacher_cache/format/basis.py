@@ -1,8 +1,8 @@
 """The basis of features that are stored in fewer channels than the teacher gives: a mean and orthonormal directions.
 
 Letters: C channels as stored, F channels of the teacher, C <= F. A stored feature is ``components @ (feature - mean)``;
-``mean + components.T @ stored`` is the feature again, but for what lies outside the C directions. Directions are
-orthonormal, so distances between stored features are distances between the features they stand for.
+``mean + components.T @ stored`` restores the feature, except for its part outside the C directions. The directions are
+orthonormal, so distances between stored features equal distances between the features they stand for.
 """
 
 import base64
@@ -28,7 +28,7 @@ _NOT_ORTHONORMAL = 1e-4  # float32 rounding of orthonormal directions leaves 1e-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Basis:
-    """Where a cache's features lie among the teacher's.
+    """The affine basis in which a cache stores the teacher's features.
 
     mean            [F] float32.
     components      [C, F] float32, orthonormal rows, by falling variance.
@@ -69,12 +69,12 @@ class Basis:
 
     @property
     def channels(self) -> int:
-        """C, of a stored feature."""
+        """C, channels of a stored feature."""
         return len(self.components)
 
     @property
     def teacher_channels(self) -> int:
-        """F, of a feature as the teacher gives it."""
+        """F, channels of a feature as the teacher gives it."""
         return int(self.mean.size)
 
     @property
@@ -84,7 +84,7 @@ class Basis:
 
     @cached_property
     def sha256(self) -> str:
-        """Of mean and components as little-endian float32, row by row: 64 hexadecimal digits."""
+        """SHA-256 of mean and components as little-endian float32, row by row: 64 hexadecimal digits."""
         return hashlib.sha256(self._bytes()).hexdigest()
 
     @cached_property
@@ -93,11 +93,11 @@ class Basis:
         return np.concatenate([self.mean[None], self.components])
 
     def project(self, features: NDArray[Any]) -> NDArray[np.float32]:
-        """Features of the teacher [..., F] -> as they are stored, [..., C] float32."""
+        """Project the teacher's features [..., F] onto the basis: [..., C] float32."""
         return self._float32("project", features, self.teacher_channels, self.mean) @ self.components.T
 
     def restore(self, features: NDArray[Any]) -> NDArray[np.float32]:
-        """Stored features [..., C], of any float type -> of the teacher, [..., F] float32: nearest in the basis."""
+        """Restore features [..., F] float32 from stored ones [..., C]; what lies outside the basis is lost."""
         restored: NDArray[np.float32] = self._float32("restore", features, self.channels, None) @ self.components
         return np.add(restored, self.mean, out=restored)
 
@@ -131,7 +131,7 @@ class Basis:
 
     @classmethod
     def from_json(cls, values: Fields, channels: int) -> "Basis":
-        """The basis of a parsed document, of so many stored channels. Raises ManifestError."""
+        """Parse the basis of a cache with `channels` stored channels from JSON. Raises ManifestError."""
         F = values.integer("teacher_channels", 1, MAX_TEACHER_CHANNELS)
         try:
             data = base64.b64decode(values.text("values"), validate=True)
@@ -157,7 +157,7 @@ class Basis:
 
 
 def basis_differences(here: Basis | None, there: Basis | None) -> list[str]:
-    """One line where two caches' bases differ, as ``Recipe.differences`` has one a setting."""
+    """Return one line if two caches' bases differ, in the form of ``Recipe.differences``; else an empty list."""
     if here == there:
         return []
     said = [f"{basis.sha256[:12]} of {basis.shapes} shapes" if basis else "none" for basis in (here, there)]

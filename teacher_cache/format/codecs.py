@@ -34,23 +34,23 @@ __all__ = [
 ]
 
 ZSTD_MAGIC = 0xFD2FB528
-# 0.5, an empty pixel, is exactly code 127: with 255 steps it would come back as 0.502 and no longer be told apart.
+# 0.5, an empty pixel, is exactly code 127: with 255 steps it would decode to 0.502, like a pixel that is not empty.
 DEPTH_STEPS = 254
 LEAST_NORMAL_HALF = 2.0**-14
 ATTRIBUTES = {"class": "class_token"}  # of a record, where a stored array's name is a word of Python's
 
 
 class BadBytes(ValueError):
-    """Stored bytes that cannot be what was written; the shard readers add where."""
+    """Stored bytes that cannot have been written so; the shard readers add the location."""
 
 
 def crc32c(data: Any) -> int:
-    """CRC-32C (Castagnoli) of bytes or of a contiguous array."""
+    """Compute the CRC-32C (Castagnoli) of bytes or of a contiguous array."""
     return int(google_crc32c.value(data))
 
 
 def stored_dtypes(config: CacheConfig) -> dict[str, np.dtype[Any]]:
-    """Dtype on disk of each large array a record stores, in the order in which they are stored."""
+    """Return the dtype on disk of each large array of a record, in stored order."""
     features = {"float16": "<f2", "float32": "<f4", "int8": "|i1"}[config.features]
     dtypes = {"points": "<f4", "features": features}
     if config.features == "int8":
@@ -64,12 +64,12 @@ def stored_dtypes(config: CacheConfig) -> dict[str, np.dtype[Any]]:
 
 
 def stored_shapes(schema: CacheSchema) -> dict[str, tuple[int, ...]]:
-    """Shape of every array that may be stored of a record: the schema's, scales of int8 features, class tokens."""
+    """Return the shape of every array a record may store: the schema's, scales of int8 features, class tokens."""
     return schema.shapes | {"scale": (schema.views, schema.tokens), "class": schema.class_shape}
 
 
 def quantise(features: NDArray[Any], steps: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Features [V, T, C] as codes in -steps..steps and one scale a token: features ~ codes * scale.
+    """Quantise features [V, T, C] to codes in -steps..steps with one scale per token: features ~ codes * scale.
 
     -> codes [V, T, C] int8, scale [V, T] float32, the token's largest magnitude over `steps`. A number is off by at
     most half a scale. Fewer steps leave zstd fewer different codes, and so fewer bytes.
@@ -81,9 +81,9 @@ def quantise(features: NDArray[Any], steps: int) -> tuple[NDArray[np.int8], NDAr
 
 
 def decode_features(codes: NDArray[np.int8], scale: NDArray[np.float32], out: NDArray[Any], steps: int) -> None:
-    """What ``quantise`` made with as many steps, into ``out`` [V, T, C] float16.
+    """Decode what ``quantise`` made with the same `steps` into ``out`` [V, T, C] float16.
 
-    Raises BadBytes for what it cannot have made.
+    Raises BadBytes for codes and scales that ``quantise`` cannot have written.
     """
     with np.errstate(over="ignore"):  # a made-up scale may be as large as a float32 is
         sound = np.isfinite(scale).all() and scale.min() >= 0 and scale.max() * steps < FLOAT16_OVERFLOW
@@ -99,7 +99,7 @@ def decode_features(codes: NDArray[np.int8], scale: NDArray[np.float32], out: ND
 
 
 def encode_record(record: TeacherRecord, config: CacheConfig) -> dict[str, NDArray[Any]]:
-    """The large arrays of a record in their stored dtype, contiguous; rounding is to nearest, ties to even."""
+    """Convert a record's large arrays to their stored dtype, contiguous; rounding is to nearest, ties to even."""
     arrays = {}
     derived: dict[str, NDArray[Any]] = {}
     if config.features == "int8":
@@ -114,7 +114,7 @@ def encode_record(record: TeacherRecord, config: CacheConfig) -> dict[str, NDArr
 
 
 def decode_depth(stored: NDArray[Any], out: NDArray[np.float32]) -> None:
-    """Stored depth to float32 in 0..1, into ``out``."""
+    """Decode stored depth into ``out``, float32 in 0..1."""
     if stored.dtype.kind == "u":
         np.divide(stored, np.float32(DEPTH_STEPS), out=out)
     else:
@@ -122,13 +122,13 @@ def decode_depth(stored: NDArray[Any], out: NDArray[np.float32]) -> None:
 
 
 def pack(data: bytes | NDArray[Any], config: CacheConfig) -> bytes:
-    """Bytes as stored: one zstd frame that declares its size, or the bytes themselves."""
+    """Encode bytes as stored: one zstd frame that declares its size, or the bytes themselves."""
     raw = data if isinstance(data, bytes) else data.tobytes()
     return bytes(_zstd_compress(raw, config.level, False)) if config.compression == "zstd" else raw
 
 
 def largest_compressed(size: int) -> int:
-    """Upper bound of a zstd frame of ``size`` bytes (ZSTD_compressBound): a longer one is refused unread."""
+    """Return the upper bound of a zstd frame of ``size`` bytes (ZSTD_compressBound); longer ones are not read."""
     return size + (size >> 8) + 128
 
 
@@ -149,7 +149,10 @@ def decompress_into(data: NDArray[np.uint8], out: NDArray[Any], config: CacheCon
 
 
 def unpacked_size(data: NDArray[np.uint8], config: CacheConfig, limit: int) -> int:
-    """Size of what ``pack`` was given, as the bytes declare it. Raises BadBytes when there is none or it is > limit."""
+    """Return the uncompressed size that packed bytes declare.
+
+    Raises BadBytes when they declare none or one > limit.
+    """
     size = data.size if config.compression == "none" else _frame_content_size(data[:18].tobytes())
     if size is None or size > limit:
         raise BadBytes(f"expected at most {limit} bytes, found {size} declared")
@@ -157,7 +160,7 @@ def unpacked_size(data: NDArray[np.uint8], config: CacheConfig, limit: int) -> i
 
 
 def _frame_content_size(header: bytes) -> int | None:
-    """The decompressed size a zstd frame header declares (RFC 8878, 3.1.1.1); None where there is none."""
+    """Return the decompressed size a zstd frame header declares (RFC 8878, 3.1.1.1), or None."""
     if len(header) < 6 or struct.unpack_from("<I", header)[0] != ZSTD_MAGIC:
         raise BadBytes("expected a zstd frame, found other bytes")
     descriptor = header[4]
@@ -171,6 +174,6 @@ def _frame_content_size(header: bytes) -> int | None:
 
 
 def array_bytes(schema: CacheSchema, config: CacheConfig) -> dict[str, int]:
-    """Uncompressed bytes of each large array of one record."""
+    """Return the uncompressed bytes of each large array of one record."""
     shapes = stored_shapes(schema)
     return {name: int(np.prod(shapes[name])) * dtype.itemsize for name, dtype in stored_dtypes(config).items()}

@@ -14,11 +14,11 @@ __all__ = ["multiply_to_half"]
 
 
 def multiply_to_half(codes: NDArray[np.int8], scale: NDArray[np.float32], out: NDArray[np.float16]) -> None:
-    """codes [..., C] times scale [...] in float32, rounded to float16 into `out` [..., C], all C-contiguous.
+    """Multiply codes [..., C] by scale [...] in float32 and round to float16 into `out` [..., C], all C-contiguous.
 
-    The bits that NumPy's own conversion gives, where every product is 0 or a normal float16 number. Times 2^-112 its
-    float32 exponent is float16's; what is left is to round its bits to the nearest even 13 places up, and to move the
-    sign.
+    Gives the same bits as NumPy's conversion if every product is 0 or a normal float16 number. Multiplying by 2^-112
+    turns the float32 exponent into float16's; what remains is to round away the low 13 bits, ties to even, and to move
+    the sign.
     """
     channels = codes.shape[-1]
     lowered = scale.reshape(-1) * np.float32(2.0**-112)

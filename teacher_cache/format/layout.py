@@ -42,11 +42,13 @@ class ShardReader(Protocol):
         """Decode the record at ``position`` into row ``row``; depth only if the batch has it. Raises ShardDamaged."""
 
     def read_class(self, position: int, out: NDArray[np.float16]) -> None:
-        """Decode the class tokens of the record at ``position`` into ``out`` [V, C]; of a cache that stores them only.
-        Raises ShardDamaged."""
+        """Decode the class tokens of the record at ``position`` into ``out`` [V, C]. Raises ShardDamaged.
+
+        Only for a cache that stores them.
+        """
 
     def load(self) -> None:
-        """Open all files that reading records without depth needs. Raises ShardDamaged."""
+        """Open all files needed to read records without depth. Raises ShardDamaged."""
 
 
 def receipt_path(shard: int) -> str:
@@ -54,25 +56,26 @@ def receipt_path(shard: int) -> str:
 
 
 def set_aside(cache: Path) -> Path:
-    """Where `compact` keeps the old cache, from the moment it is out of its place until the new one is in it."""
+    """Return the path where `compact` keeps the old cache while the new one takes its place."""
     return cache.with_name(f".compacted-{cache.name}")
 
 
 def shard_format(config: CacheConfig) -> Any:
-    """The module that writes and reads this format's shards: ``encode``, ``paths``, ``metadata``, ``Shard``."""
+    """Return the module that writes and reads this format: ``encode``, ``paths``, ``metadata``, ``Shard``."""
     return {"zarr": zarr_shards, "webdataset": tar_shards}[config.format]
 
 
 def shard_paths(config: CacheConfig, shard: int) -> list[str]:
-    """The files of one shard, relative to the cache, in the order receipts list them."""
+    """List the files of one shard, relative to the cache, in the order in which receipts list them."""
     return list(shard_format(config).paths(config, shard))
 
 
 def metadata_files(description: Description, shards: int, *, named: bool = True) -> dict[str, bytes]:
-    """Files that follow from the description and the number of shard indices in use, by path: zarr's metadata, and the
-    basis for readers that do not know this package.
+    """Return the files, by path, that follow from the description and the number of shard indices in use.
 
-    named  zarr's dimensions; `names_dimensions` tells of a cache that is there.
+    These are Zarr's metadata, and the basis for readers that do not know this package.
+
+    named  whether Zarr's dimensions are named; for an existing cache see `names_dimensions`.
     """
     files = dict(shard_format(description.storage).metadata(description, shards, named=named))
     if description.basis is not None:
@@ -82,8 +85,10 @@ def metadata_files(description: Description, shards: int, *, named: bool = True)
 
 
 def names_dimensions(storage: Storage, description: Description) -> bool:
-    """Whether the zarr metadata of a cache names its dimensions: a new cache's does, that of earlier versions of this
-    program does not and stays as it is, whatever is added or repaired."""
+    """Check whether the Zarr metadata of a cache names its dimensions.
+
+    A new cache's does. Metadata of earlier versions does not, and stays as it is, whatever is added or repaired.
+    """
     if description.storage.format != "zarr":
         return True
     found = storage.read_many([name for name in metadata_files(description, 0) if name.endswith("/zarr.json")])
@@ -91,6 +96,6 @@ def names_dimensions(storage: Storage, description: Description) -> bool:
 
 
 def open_shard(files: ShardFiles, description: Description, shard: int, records: int) -> ShardReader:
-    """A reader of one shard. Raises ShardDamaged when a file is missing or its index does not check."""
+    """Open one shard for reading. Raises ShardDamaged when a file is missing or its index is invalid."""
     reader: ShardReader = shard_format(description.storage).Shard(files, description, shard, records)
     return reader

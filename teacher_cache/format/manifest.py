@@ -1,4 +1,4 @@
-"""The three documents beside the shards: what the cache is, what each shard holds, what all of it holds.
+"""The three documents beside the shards: recipe, receipts and manifest.
 
 ``recipe.json`` is written when the cache is created. ``receipts/NNNNNN.json`` is written when a shard is committed and
 holds the checksums of its files. ``manifest.json`` is written when the build finishes and holds the checksums of the
@@ -29,13 +29,13 @@ _MAX_LABEL = (1 << 31) - 1
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """What one committed shard holds; the shard counts from the moment this is on disk.
+    """The contents of one committed shard; the shard counts from the moment its receipt is on disk.
 
     ids, labels  of its records, in stored order.
     quarantined  the shapes of this shard that left no record.
     files        the shard's files, in the order the format lists them.
-    shapes       (shape id, SHA-256 of what the shape was made from), those in quarantine included but for those that
-                 a library was missing for; empty where it is not known, as in receipts of 0.1.0.
+    shapes       (shape id, SHA-256 of what the shape was made from). Includes shapes in quarantine, except those that
+                 only lacked a library; empty if not known, as in receipts of 0.1.0.
     """
 
     shard: int
@@ -54,15 +54,17 @@ class Receipt:
         return sum(file.bytes for file in self.files)
 
     def made_of_other(self, shapes: Iterable[tuple[str, str]]) -> list[str]:
-        """Ids of those among some (shape id, SHA-256 of what it was made from) that this shard has of something else;
-        what is not known of either side does not count.
+        """Return the ids of shapes that this shard holds in a version other than the given one.
+
+        shapes  (shape id, SHA-256 of what the shape was made from). Shapes whose hash is unknown on either side are
+        skipped.
         """
         own = dict(self.shapes)
         return [id for id, made_of in shapes if own.get(id, made_of) != made_of]
 
     @cached_property
     def encoded(self) -> bytes:
-        """The receipt's file."""
+        """The receipt's file contents."""
         return seal(
             {
                 "shard": self.shard,
@@ -114,7 +116,7 @@ class Receipt:
 class Description:
     """``recipe.json``: what the cache is, known before its first record.
 
-    basis  of features in channels of their own (``storage.channels``). A worker's copy goes without, to stay small.
+    basis  of the stored features if ``storage.channels`` is set. A worker's copy leaves it out, to stay small.
     """
 
     recipe: Recipe
@@ -160,7 +162,7 @@ class Description:
 
     @classmethod
     def decode(cls, data: bytes, where: str) -> "Description":
-        """Raises ManifestError, UnsupportedVersion, SchemaError."""
+        """Parse ``recipe.json``. Raises ManifestError, UnsupportedVersion, SchemaError."""
         return cls.parse(unseal(data, where))
 
 
@@ -184,7 +186,7 @@ class Manifest:
 
     @property
     def complete(self) -> bool:
-        """Every planned shape is a record or in quarantine."""
+        """True when every planned shape is a record or in quarantine."""
         return self.records + len(self.quarantined) == self.planned
 
     @cached_property
@@ -211,7 +213,7 @@ class Manifest:
 
     @classmethod
     def decode(cls, data: bytes, where: str) -> "Manifest":
-        """Raises ManifestError, UnsupportedVersion, SchemaError."""
+        """Parse ``manifest.json``. Raises ManifestError, UnsupportedVersion, SchemaError."""
         document = unseal(data, where)
         description = Description.parse(document)
         limit = description.storage.shapes_per_shard

@@ -1,4 +1,4 @@
-"""Receipts as they lie in a cache: which shards count as built.
+"""Receipts of a cache's committed shards.
 
 A shard counts from the moment its receipt is on disk and as long as its files are there in full size.
 """
@@ -18,14 +18,16 @@ logger = logging.getLogger(__name__)
 
 
 def iter_receipts(storage: Storage, description: Description) -> Iterator[Receipt]:
-    """The receipts of committed shards, ascending; those that cannot be trusted are warned of and left out."""
+    """Yield the receipts of committed shards, ascending; warn of those that cannot be trusted and skip them."""
     return (receipt for receipt, whole in noted_receipts(storage, description) if whole)
 
 
 def noted_receipts(storage: Storage, description: Description) -> Iterator[tuple[Receipt, bool]]:
-    """Every sound receipt, ascending, and whether its shard's files are there in full size, so that it counts as built.
+    """Yield every sound receipt, ascending, and whether its shard counts as built.
 
-    What does not count is warned of.
+    A shard counts as built when all its files are there in full size. The others are warned of.
+
+
     """
     numbers = [name.removesuffix(".json") for name in storage.names(layout.RECEIPTS)]
     shards = sorted(int(number) for number in numbers if number.isdecimal())
@@ -48,7 +50,7 @@ def noted_receipts(storage: Storage, description: Description) -> Iterator[tuple
 
 
 def read_receipt(storage: Storage, shard: int, description: Description) -> Receipt:
-    """The receipt of a committed shard whose files are there in full size. Raises ManifestError."""
+    """Read the receipt of a committed shard whose files are there in full size. Raises ManifestError."""
     try:
         data = storage.read(layout.receipt_path(shard))
     except FileNotFoundError:

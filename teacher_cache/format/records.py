@@ -25,7 +25,7 @@ FLOAT16_OVERFLOW = 65520.0  # from here on rounding to nearest gives infinity
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSchema:
-    """The sizes every record of a cache has. Raises ValueError for impossible ones."""
+    """The sizes that every record of a cache has. Raises ValueError for impossible ones."""
 
     points: int
     views: int
@@ -47,12 +47,12 @@ class CacheSchema:
 
     @property
     def tokens(self) -> int:
-        """T, patch tokens of an image."""
+        """T, patch tokens per image."""
         return (self.image_side // self.patch_side) ** 2
 
     @property
     def class_shape(self) -> tuple[int, int]:
-        """[V, C], of the class tokens that a cache may store beside the arrays of `shapes`."""
+        """[V, C], shape of the class tokens that a cache may store in addition to the arrays of `shapes`."""
         return self.views, self.channels
 
     @property
@@ -74,7 +74,10 @@ class CacheSchema:
 
     @classmethod
     def from_json(cls, values: Fields) -> "CacheSchema":
-        """The schema of a parsed manifest. Raises ManifestError for a wrong type, SchemaError for impossible sizes."""
+        """Parse the schema of a manifest.
+
+        Raises ManifestError for a wrong type, SchemaError for impossible sizes.
+        """
         sizes = {name: values.integer(name, 1, limit) for name, limit in _LIMITS.items()}
         try:
             return cls(**sizes)
@@ -84,13 +87,13 @@ class CacheSchema:
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # arrays have no one meaning of ==
 class TeacherRecord:
-    """One shape and the teacher's opinion of it.
+    """One shape with the teacher's features and saliency.
 
     id        unique in the cache, 1..4096 bytes of UTF-8.
     label     class number, -1 for none.
     points    [N, 3] float32, canonical frame (unit sphere).
     lo        [V, 2] float32, least plane coordinates of a view.
-    cell      [V] float32, plane units a pixel.
+    cell      [V] float32, plane units per pixel.
     offset    [V, 2] int32, centring offset (row, column).
     depth     [V, S, S] float32 in 0..1, the sigmoid image, 0.5 where empty; None where the cache stores none.
     features  [V, T, C] float16 or float32.
@@ -149,7 +152,7 @@ class RecordBatch:
         return len(self.ids)
 
     def record(self, row: int) -> TeacherRecord:
-        """One row as a record; its arrays are views of the batch."""
+        """Return one row as a record; its arrays are views of the batch."""
         return TeacherRecord(
             id=self.ids[row],
             label=int(self.label[row]),
@@ -162,7 +165,7 @@ class RecordBatch:
     def empty(
         cls, size: int, schema: CacheSchema, features: str, *, depth: bool, class_token: bool = False
     ) -> "RecordBatch":
-        """A batch of ``size`` rows to be filled."""
+        """Allocate a batch of ``size`` rows to be filled."""
         shapes = schema.shapes
 
         def rows(name: str, dtype: Any) -> NDArray[Any]:
@@ -185,7 +188,7 @@ class RecordBatch:
 def record_problems(
     record: TeacherRecord, schema: CacheSchema, *, features: str, depth: bool, class_token: bool = False
 ) -> Iterator[str]:
-    """Every way in which a record does not fit: shapes, dtypes, values that are not finite or not in range."""
+    """Yield every way in which a record does not fit: shape, dtype, values that are not finite or out of range."""
     size = len(record.id.encode("utf-8", errors="replace")) if isinstance(record.id, str) else 0
     if not 1 <= size <= MAX_ID_BYTES or "\0" in record.id or not _is_text(record.id):
         yield f"id has {size} bytes; expected 1..{MAX_ID_BYTES} bytes of UTF-8 without NUL"

@@ -1,6 +1,6 @@
-"""Shards as plain tar files that webdataset reads, written and read to the byte that docs/format.md says.
+"""Shards as plain tar files that webdataset reads, written and read as docs/format.md specifies to the byte.
 
-Members of a record stand together, its JSON first and its depth last, so one read brings a whole record. The JSON
+The members of a record are adjacent, its JSON first and its depth last, so one read fetches a whole record. The JSON
 holds a CRC-32C of each other member and of itself. Names, order and headers are known before a shard is read, so the
 reader compares instead of interpreting: a member with any other name, an absolute path, a link or an npy header that
 claims another shape is damage.
@@ -42,17 +42,17 @@ _MAX_LABEL = (1 << 31) - 1
 
 
 def paths(config: CacheConfig, shard: int) -> list[str]:
-    """The shard's one file."""
+    """List the shard's only file."""
     return [f"shards/{shard:06d}.tar"]
 
 
 def metadata(description: Description, shards: int, *, named: bool) -> dict[str, bytes]:
-    """Nothing: a tar needs no metadata beside it."""
+    """Return nothing: a tar needs no metadata beside it."""
     return {}
 
 
 def encode(records: Sequence[TeacherRecord], description: Description, shard: int) -> Iterator[tuple[str, list[bytes]]]:
-    """The shard's file as (path, pieces). Equal records give equal bytes."""
+    """Yield the shard's file as (path, pieces). Equal records give equal bytes."""
     config = description.storage
     pieces: list[bytes] = []
     for position, record in enumerate(records):
@@ -67,19 +67,19 @@ def encode(records: Sequence[TeacherRecord], description: Description, shard: in
 
 
 def member_key(shard: int, position: int) -> str:
-    """Key of a record in its tar, without dots: webdataset takes what follows the first dot for the extension."""
+    """Return a record's key in its tar, without dots: webdataset takes what follows the first dot as the extension."""
     return f"{shard:06d}-{position:05d}"
 
 
 def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    """The header of an NPY 1.0 file, padded to 64 bytes; NumPy's own differs from version to version in its padding."""
+    """Return an NPY 1.0 header padded to 64 bytes; the padding of NumPy's own header depends on its version."""
     text = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': {shape!r}, }}".encode("ascii")
     padded = text + b" " * (-(10 + len(text) + 1) % 64) + b"\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(padded)) + padded
 
 
 def tar_header(name: str, size: int) -> bytes:
-    """The ustar header of a regular file: mode 0644, owner, group and time 0."""
+    """Return the ustar header of a regular file: mode 0644, owner, group and time 0."""
     fields = [
         name.encode("ascii").ljust(100, b"\0"),
         b"0000644\0",  # mode
@@ -142,7 +142,7 @@ class Shard:
             raise self._file.damaged(str(error), position) from error
 
     def load(self) -> None:
-        """Nothing: the one file is open."""
+        """Do nothing: the only file is already open."""
 
     def _scan(self, shard: int, records: int) -> NDArray[np.int64]:
         extents = np.zeros((records, len(self._members), 2), np.int64)
@@ -183,7 +183,7 @@ class Shard:
         return Fields(document, "its JSON")
 
     def _checked(self, name: str, payload: NDArray[np.uint8], values: Fields) -> NDArray[Any]:
-        """The array of a member that has the CRC-32C that its record's JSON gives."""
+        """Return a member's array after checking it against the CRC-32C in its record's JSON."""
         if crc32c(payload) != values.inner("crc32c").integer(name + self._suffix, 0, 2**32 - 1):
             raise BadBytes(f"member {name}{self._suffix} does not match its CRC-32C")
         return self._stored(name, payload)

@@ -1,9 +1,9 @@
-"""Shards as chunks of a Zarr v3 group, written and read without the zarr library, to the byte that docs/format.md says.
+"""Shards as chunks of a Zarr v3 group, written and read without the zarr library.
 
-The large arrays use the sharding codec: one file a shard, in it one inner chunk a record (zstd, then CRC-32C) and at
-the end an index of (offset, size). The small arrays have one plain chunk a shard. Our own writer, because the bytes of
-a cache must not depend on a library's version; our own reader, because it decodes straight into a batch's row (plain
-zarr opens the same files, and tests hold both to the same values).
+docs/format.md specifies the bytes. The large arrays use the sharding codec: one file per shard with one inner chunk per
+record (zstd, then CRC-32C), followed by an index of (offset, size). The small arrays have one plain chunk per shard.
+The writer is our own because the bytes of a cache must not depend on a library's version; the reader is our own because
+it decodes straight into a batch's row. Plain zarr opens the same files, and tests hold both to the same values.
 """
 
 import json
@@ -71,7 +71,7 @@ _DIMENSIONS = {  # after "row"; equal names have equal sizes, as xarray demands
 
 
 def paths(config: CacheConfig, shard: int) -> list[str]:
-    """The shard's files: chunk ``shard`` of every array."""
+    """List the shard's files: chunk ``shard`` of every array."""
     ranks = {
         "points": 3,
         "features": 4,
@@ -88,9 +88,9 @@ def paths(config: CacheConfig, shard: int) -> list[str]:
 
 
 def metadata(description: Description, shards: int, *, named: bool) -> dict[str, bytes]:
-    """``zarr.json`` of the group and of each array, for shard indices below ``shards``.
+    """Return the ``zarr.json`` of the group and of each array, for shard indices below ``shards``.
 
-    named  with dimension_names; caches of earlier versions of this program have none.
+    named  whether to write dimension_names; caches of earlier versions have none.
     """
     config, shapes = description.storage, stored_shapes(description.schema)
     R = config.shapes_per_shard
@@ -116,8 +116,10 @@ def metadata(description: Description, shards: int, *, named: bool) -> dict[str,
 
 
 def names_dimensions(file: bytes) -> bool | None:
-    """Whether one of the ``zarr.json`` of a cache has dimension_names; None for one that does not parse, or the
-    group's."""
+    """Check whether a ``zarr.json`` of a cache has dimension_names.
+
+    Return None for one that does not parse, and for the group's.
+    """
     try:
         array = json.loads(file)
         return "dimension_names" in array if array["node_type"] == "array" else None
@@ -126,7 +128,7 @@ def names_dimensions(file: bytes) -> bool | None:
 
 
 def encode(records: Sequence[TeacherRecord], description: Description, shard: int) -> Iterator[tuple[str, list[bytes]]]:
-    """The shard's files as (path, pieces), in the order of ``paths``. Equal records give equal bytes."""
+    """Yield the shard's files as (path, pieces), in the order of ``paths``. Equal records give equal bytes."""
     config, shapes = description.storage, stored_shapes(description.schema)
     R = config.shapes_per_shard
     names = paths(config, shard)
@@ -254,7 +256,7 @@ class Shard:
         return ids
 
     def _decode_whole(self, file: ShardFileReader, least: int, most: int) -> NDArray[np.uint8]:
-        """What a file of one chunk holds, of a size that is checked before it is read and before it is decoded."""
+        """Decode a file of one chunk, whose size is checked before it is read and before it is decoded."""
         try:
             if file.size > largest_compressed(most) + CRC_BYTES:
                 raise BadBytes(f"it has {file.size} bytes, more than {most} can compress to")
@@ -289,7 +291,7 @@ def _array_metadata(
         "shape": [rows, *shape],
         "data_type": _ZARR_DTYPES.get(code, code),
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [chunk, *shape]}},
-        # One flat folder an array: the default separator would cost a folder a dimension for every shard.
+        # One flat folder per array: the default separator would cost one folder per dimension for every shard.
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
         "fill_value": fill,
         "codecs": codecs,
@@ -306,7 +308,7 @@ def _checked(data: bytes) -> bytes:
 
 
 def _unchecked(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The bytes before a trailing CRC-32C. Raises BadBytes when it does not match them."""
+    """Strip the trailing CRC-32C. Raises BadBytes when it does not match the bytes before it."""
     if data.size < CRC_BYTES:
         raise BadBytes(f"expected a checksum, found {data.size} bytes")
     body = data[:-CRC_BYTES]

@@ -1,7 +1,7 @@
-"""Shards that growth left small, joined into full ones; the cache keeps its place, its recipe and its records.
+"""Compaction: join the small shards that growth left into full ones; place, recipe and records stay the same.
 
-A new cache is written beside the old one and then put in its place by two renames. Killed anywhere, the next call goes
-on: the old cache is whole until the new one is, and what lies between the renames is recognised.
+A new cache is written beside the old one and then put in its place by two renames. If killed anywhere, the next call
+resumes: the old cache is complete until the new one is, and the state between the renames is recognised.
 """
 
 import os
@@ -28,15 +28,15 @@ LOGS = "logs"
 def compact(
     path: str | os.PathLike[str], *, threads: int = 2, on_progress: Callable[[int, int], None] | None = None
 ) -> Rewritten | None:
-    """Fill the shards of a finished cache anew, in the order of its records -> None where they are full already.
+    """Refill the shards of a finished cache, in the order of its records; -> None if they are already full.
 
     threads      shards in work at once; each holds the decoded records of one shard.
     on_progress  called with (shards done, shards in all), first before any work, in the calling thread.
 
-    The bytes are those of one build of the same shapes in the same order: of a cache that grew at its corpus' end,
-    those of building the grown corpus at once. While it works the cache takes twice its space. Close readers first, for
-    the shards that they have not opened yet move. A build must not run meanwhile: one that does, or has committed
-    anything by the end, makes the call stop and change nothing.
+    The bytes are those of one build of the same shapes in the same order; for a cache that grew at its corpus' end,
+    those of building the grown corpus at once. The call needs twice the cache's space while it runs. Close readers
+    first, since the shards that they have not opened yet move. A build must not run meanwhile: if one does, or has
+    committed anything by the end, the call stops and changes nothing.
 
     Raises StorageError for a URL, CacheError for a damaged cache or one that a build is working on, ManifestError for
     one that is not finished, FileNotFoundError where there is none.
@@ -84,12 +84,16 @@ def compact(
         except RecipeMismatch:  # a call that was stopped worked on the cache before it grew again
             shutil.rmtree(fresh)
     _carry_logs(place, fresh)
+    # Nothing locks a whole cache, so a build may have started or committed while this call read: checked just before
+    # the renames.
     _check_idle(place)
     if _documents(place) != stands:
         raise CacheError(
             f"{place}: a build has worked on this cache meanwhile; nothing was changed.\n"
             "  Run it again when no build does."
         )
+    # Synced before the second rename: after a crash the set-aside folder is there whenever the place is empty, and the
+    # next call knows what to finish.
     os.rename(place, old)
     sync_directory(place.parent)
     _take_up(place, fresh, old)
@@ -97,7 +101,7 @@ def compact(
 
 
 def _beside(place: Path) -> tuple[Path, Path]:
-    """Where the new cache is written, and where the old one is set aside for as long as two renames take."""
+    """Return where the new cache is written, and where the old one is kept between the two renames."""
     return place.with_name(f".compacting-{place.name}"), layout.set_aside(place)
 
 
@@ -107,7 +111,7 @@ def _check_idle(place: Path) -> None:
 
 
 def _documents(place: Path) -> tuple[bytes, dict[str, tuple[int, int]]]:
-    """The manifest ("" where there is none), and size and time of each receipt: what every build changes."""
+    """Return the manifest (b"" if missing), and size and time of each receipt: what every build changes."""
     manifest, receipts = place / layout.MANIFEST, place / layout.RECEIPTS
     data = manifest.read_bytes() if manifest.is_file() else b""
     found = {}
@@ -118,17 +122,20 @@ def _documents(place: Path) -> tuple[bytes, dict[str, tuple[int, int]]]:
 
 
 def _take_up(place: Path, fresh: Path, old: Path) -> None:
-    """Finish what a call that was stopped began: the old cache is set aside only when the new one is whole."""
+    """Finish what an interrupted call began: the old cache is set aside only when the new one is complete."""
     if not old.is_dir() or old.is_symlink():
         return
     if not place.exists():
         os.rename(fresh, place)
-        sync_directory(place.parent)
+        sync_directory(place.parent)  # the new cache is durably in place before the old one is removed
     shutil.rmtree(old)
 
 
 def _carry_logs(place: Path, fresh: Path) -> None:
-    """Notes of the old cache that stay true: where its corpus lies. Stamps are of its shards, and left behind."""
+    """Copy those notes of the old cache that stay true, such as where its corpus lies.
+
+    Stamps are those of its shards, and are left behind.
+    """
     commit.refuse_links(place, place / LOGS / "any")
     for source in sorted((place / LOGS).glob("*")) if (place / LOGS).is_dir() else ():
         if source.is_file() and not source.is_symlink() and source.name != "stamps.json":

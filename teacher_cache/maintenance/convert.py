@@ -1,4 +1,4 @@
-"""The same records in another storage: another format, other shards, or fewer bytes where the loss is asked for."""
+"""Conversion: write the same records in another storage (format, shard size, or fewer bytes at a stated loss)."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from teacher_cache.writer import create_cache
 
 __all__ = ["convert"]
 
-# What may become what. Whatever is not here would claim an exactness in its recipe that its bytes do not have.
+# Permitted conversions. Any other would claim an exactness in its recipe that its bytes do not have.
 _FEATURES = {"float32": ("float32", "float16", "int8"), "float16": ("float16", "int8"), "int8": ("int8",)}
 _DEPTH = {"float16": ("float16", "none"), "uint8": ("uint8", "none"), "none": ("none",)}
 _UNTOUCHED = {"keep": ("keep", "zero"), "zero": ("zero",)}
@@ -40,7 +40,7 @@ def convert(
     on_progress: Callable[[int, int], None] | None = None,
     **storage: Any,
 ) -> Rewritten:
-    """Write a finished cache again under `root`, stored in another way; the source stays as it is.
+    """Rewrite a finished cache under `root` with another storage; the source stays as it is.
 
     source          path or URL.
     root            folder, or URL, that holds caches: the new one is ``<root>/<name of the source>-<its own hash>``.
@@ -55,7 +55,7 @@ def convert(
     The new cache is what a build with its storage would have written, to the byte, where shards keep their shapes (the
     same `shapes_per_shard`, or any over full shards). Elsewhere it holds the same shapes in the
     same order.
-    Labels, quarantine and planned shapes are carried along. Interrupted anywhere, the same call goes on where it was.
+    Labels, quarantine and planned shapes are carried along. An interrupted conversion resumes when called again.
 
     Raises CacheError for a conversion that is not possible, nothing to convert or a damaged source, ManifestError for a
     source that is not finished, RecipeMismatch when the target holds other shapes, ValueError and TypeError for
@@ -97,7 +97,7 @@ def convert(
 
 
 def _refusals(old: CacheConfig, new: CacheConfig) -> Iterator[str]:
-    """Why records stored as `old` says cannot be stored as `new` says; nothing where they can."""
+    """Yield the reasons why records stored as `old` cannot be stored as `new`; none if they can."""
     for name, allowed in (
         ("features", _FEATURES),
         ("depth", _DEPTH),

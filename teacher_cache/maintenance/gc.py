@@ -1,8 +1,8 @@
 """Garbage collection: find what dead builds left in caches, and remove it when asked to.
 
-Only what is known to belong to nobody is ever called abandoned: a workspace whose lock can be taken (docs/format.md,
+Only what is known to belong to nobody is called abandoned: a workspace whose lock can be taken (docs/format.md,
 "Commit": the kernel frees a lock when its holder dies), and files of a shard that has neither a receipt nor a line in
-the manifest. Both are looked at again, under the lock that builders take, before anything is removed.
+the manifest. Both are checked again, under the lock that builders take, before anything is removed.
 """
 
 import os
@@ -30,7 +30,7 @@ Document = TypeVar("Document")
 
 @dataclass(frozen=True, kw_only=True)
 class Abandoned:
-    """Something that no build and no cache needs.
+    """A piece that no build and no cache needs.
 
     cache  folder of the cache.
     path   in it, with /.
@@ -49,7 +49,7 @@ class Abandoned:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What was found in one cache, or in all caches of a folder.
+    """Results of a search in one cache, or in all caches of a folder.
 
     caches     looked into.
     abandoned  by cache and path.
@@ -64,12 +64,12 @@ class Findings:
 
 
 def find_abandoned(path: str | os.PathLike[str], *, unknown: bool = False) -> Findings:
-    """Look for abandoned pieces; nothing is changed.
+    """Search for abandoned pieces without changing anything.
 
     path     folder of a cache, or of caches.
-    unknown  also list files that are no part of a cache, whoever put them there.
+    unknown  also list files that do not belong to a cache.
 
-    Raises StorageError for a URL: an object store has no locks, so nobody can tell what is abandoned there;
+    Raises StorageError for a URL: an object store has no locks, so abandoned files cannot be recognised there;
     FileNotFoundError, NotADirectoryError for a path that is no folder; CacheError where flock does not work.
     """
     root = localise(path)
@@ -96,7 +96,7 @@ def find_abandoned(path: str | os.PathLike[str], *, unknown: bool = False) -> Fi
 def gc(
     pieces: Iterable[Abandoned], *, on_progress: Callable[[int], None] | None = None
 ) -> tuple[list[Abandoned], list[Abandoned]]:
-    """Remove what `find_abandoned` found; -> what was removed, and what stays because somebody uses it by now.
+    """Remove what `find_abandoned` found; -> what was removed, and what stays because it is in use by now.
 
     on_progress  called with the number of pieces dealt with, after each.
 
@@ -116,7 +116,7 @@ def gc(
 
 
 def _is_cache(folder: Path) -> bool:
-    """A cache, or one whose build died before it wrote the recipe."""
+    """Check whether a folder is a cache, or one whose build died before it wrote the recipe."""
     if not folder.is_dir():
         return False
     names = {entry.name for entry in folder.iterdir()}
@@ -149,12 +149,12 @@ def _workspaces(cache: Path, *, unknown: bool) -> tuple[list[Abandoned], int]:
 
 
 def _debris(cache: Path, *, unknown: bool) -> Iterator[Abandoned]:
-    """Files of shards that were never committed, and, where asked for, files that are none of a cache's."""
+    """Yield files of shards that were never committed and, where asked for, files that do not belong to a cache."""
     description, listed = _documents(cache)
     known = {layout.RECIPE, layout.MANIFEST}
     if description is not None:
         known |= set(layout.metadata_files(description, 0))
-    free: dict[int, bool] = {}  # shards that are looked at: neither committed nor being committed
+    free: dict[int, bool] = {}  # shard -> whether it is neither committed nor being committed
     for folder, folders, names in os.walk(cache):  # follows no links
         relative = Path(folder).relative_to(cache)
         if relative == Path("."):
@@ -173,7 +173,7 @@ def _debris(cache: Path, *, unknown: bool) -> Iterator[Abandoned]:
 
 
 def _uncommitted(cache: Path, shard: int) -> bool:
-    """No receipt, and nobody about to write one."""
+    """Check that a shard has no receipt and that nobody is about to write one."""
     with _held(_shard_lock(cache, shard)) as state:
         return state != "busy" and not (cache / layout.receipt_path(shard)).exists()
 
@@ -183,7 +183,10 @@ def _shard_lock(cache: Path, shard: int) -> Path:
 
 
 def _documents(cache: Path) -> tuple[Description | None, set[int]]:
-    """What the cache is (None: its recipe was never written) and the shards its manifest lists. Raises CacheError."""
+    """Return the cache's description and the shards its manifest lists.
+
+    The description is None if the recipe was never written. Raises CacheError.
+    """
     try:
         manifest = _decoded(cache, layout.MANIFEST, Manifest.decode)
         if manifest is not None:
@@ -202,7 +205,7 @@ def _decoded(cache: Path, name: str, decode: Callable[[bytes, str], Document]) -
 
 
 def _shard_of(path: str, description: Description | None) -> int | None:
-    """The shard whose file this path is, by the names that the format gives."""
+    """Return the shard whose file this path is, by the names that the format gives; None for other files."""
     digits = re.search(r"\d+", path.rpartition("/")[2])
     if description is None or digits is None or len(digits.group()) > 12:
         return None
@@ -226,7 +229,7 @@ def _remove(piece: Abandoned) -> bool:
         _delete(path)
         return True
     lock = path.with_name(f"{path.name}.lock") if piece.shard is None else _shard_lock(piece.cache, piece.shard)
-    commit.refuse_links(piece.cache, path)  # a folder may have become a link since it was looked at
+    commit.refuse_links(piece.cache, path)  # a folder may have become a link since the search
     commit.refuse_links(piece.cache, lock)
     with _held(lock, create=True) as state:
         if state != "held":
@@ -241,7 +244,7 @@ def _remove(piece: Abandoned) -> bool:
 
 @contextmanager
 def _held(path: Path, *, create: bool = False) -> Iterator[Literal["held", "busy", "absent"]]:
-    """Hold a lock file unless somebody else does; it may be removed inside."""
+    """Hold a lock file unless someone else does; it may be removed inside."""
     if create:
         path.parent.mkdir(exist_ok=True)
     try:
@@ -266,7 +269,7 @@ def _delete(path: Path) -> None:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder; 0 where there is none. Links count themselves."""
+    """Return the bytes of a file, or of all files in a folder; 0 where there is none. Links count themselves."""
     if path.is_dir() and not path.is_symlink():
         return sum(_size(inner) for inner in path.iterdir())
     try:

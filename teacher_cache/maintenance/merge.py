@@ -1,4 +1,4 @@
-"""Caches of one recipe, each of other shapes, become one cache."""
+"""Merge of caches of one recipe, each of other shapes, into one cache."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +29,7 @@ def merge(
     threads: int = 2,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Rewritten:
-    """Write the shapes of several finished caches of one recipe into one cache under `root`; the sources stay.
+    """Merge the shapes of several finished caches of one recipe into one cache under `root`; the sources stay.
 
     sources      two or more, paths or URLs, in the order in which their shapes are to stand.
     root         folder, or URL, that holds caches; the new one has the name of the first source, so this must be
@@ -44,7 +44,7 @@ def merge(
 
     The same sources in the same order give the same bytes. All poses of a shape stay in one shard. Label names are the
     longest list, of which every other must be the beginning. `planned` is the sources' sum, less what was skipped.
-    Interrupted anywhere, the same call goes on where it was.
+    An interrupted merge resumes when called again.
 
     Raises RecipeMismatch naming the settings that differ, CacheError for duplicates, for names of labels that do not
     agree and for a damaged source, ManifestError for a source that is not finished, ValueError for arguments.
@@ -92,7 +92,7 @@ def merge(
 
 @dataclass(frozen=True, kw_only=True)
 class _Copies:
-    """Records of one shard that stand in an earlier source too; `others` are these, in the same order."""
+    """Records of one shard that an earlier source holds too; `others` are those, in the same order."""
 
     part: Part
     others: tuple[Part, ...]
@@ -101,7 +101,7 @@ class _Copies:
 def _first_of_each(
     parts: Sequence[Part], caches: Sequence[Cache], poses: int, duplicates: str
 ) -> tuple[list[Part], list[_Copies]]:
-    """The parts without shapes that an earlier one has, and these shapes. Raises CacheError."""
+    """Return the parts without shapes that an earlier part has, and the copies left out. Raises CacheError."""
     seen: dict[str, tuple[Part, int]] = {}  # id of a shape: where it stands, and at which of the part's records
     refused: dict[str, Part] = {}
     kept, copies, found = [], [], []
@@ -146,7 +146,7 @@ def _first_of_each(
 
 
 def _rows(part: Part, rows: Sequence[int]) -> Part:
-    """Some of a part's records, without its quarantine."""
+    """Return some of a part's records, without its quarantine."""
     return replace(
         part,
         records=tuple(part.records[row] for row in rows),
@@ -164,7 +164,7 @@ def _check_usable_in_both(id: str, part: Part, other: Part | None, caches: Seque
 
 
 def _compare(copies: _Copies, reader: SourceReader, caches: Sequence[Cache], storage: CacheConfig) -> None:
-    """Raises CacheError where a copy is not the same in every stored number."""
+    """Compare copies with their originals. Raises CacheError unless they agree in every stored number."""
     mine = reader.records(copies.part, storage)
     theirs = [record for other in copies.others for record in reader.records(other, storage)]
     places = [other for other in copies.others for _ in other.records]

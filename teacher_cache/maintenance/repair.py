@@ -20,8 +20,8 @@ def withdraw(path: str | os.PathLike[str], problems: Iterable[Problem]) -> list[
     problems  what `verify` found. Damaged documents that the manifest implies are written anew from it; files that do
               not belong to the cache stay, since nobody knows whose they are.
 
-    The next build of the same experiment makes the withdrawn shards again and then the manifest: the same bytes, where
-    corpus and teacher still are what they were. A crash in between leaves an unfinished cache; that build finishes it.
+    The next build of the same experiment rebuilds the withdrawn shards and then the manifest, with the same bytes if
+    corpus and teacher are unchanged. A crash in between leaves an unfinished cache; that build finishes it.
 
     Raises CacheError, and changes nothing, where recipe and manifest are both damaged.
     """
@@ -35,7 +35,7 @@ def withdraw(path: str | os.PathLike[str], problems: Iterable[Problem]) -> list[
 
 
 def sound_description(path: str | os.PathLike[str]) -> Description:
-    """What a cache is, by its recipe.json or else by its manifest, either of which may be damaged.
+    """Read what a cache is from its recipe.json or, if that is damaged, from its manifest.
 
     Raises CacheError where both are.
     """

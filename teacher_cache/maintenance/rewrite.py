@@ -1,4 +1,4 @@
-"""Shards of finished caches written into another cache: what `convert` and `merge` have in common.
+"""Rewriting of finished caches' shards into another cache: the common part of `convert` and `merge`.
 
 A plan says which records of which source make up each new shard; it follows from the sources alone, so a rerun finds
 what an interrupted one committed.
@@ -28,7 +28,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Rewritten:
-    """A cache made from others.
+    """A cache made from others, and how much of it was written.
 
     path     where it is, a Path or a URL.
     records  in it.
@@ -45,7 +45,7 @@ class Rewritten:
 
 
 def new_location(root: str | os.PathLike[str], source: Cache, recipe: Recipe, config: CacheConfig) -> Location:
-    """``<root>/<name>-<hash>`` of a cache made from `source`, whose name it keeps. Raises CacheError."""
+    """Return ``<root>/<name>-<hash>`` of a cache made from `source`, whose name it keeps. Raises CacheError."""
     if set(storage_at(root).names("")) & {layout.RECIPE, layout.MANIFEST}:
         raise CacheError(f"{root}: expected a folder that holds caches, found a cache.\n  Name the folder above it.")
     name = str(resolve(source.path)).rpartition("/")[2]
@@ -56,12 +56,12 @@ def new_location(root: str | os.PathLike[str], source: Cache, recipe: Recipe, co
 
 
 def in_turn(parts: Iterable[Part]) -> dict[int, list[Part]]:
-    """Each part a shard of its own, numbered from 0."""
+    """Map each part to a shard of its own, numbered from 0."""
     return {shard: [part] for shard, part in enumerate(parts)}
 
 
 def refilled(parts: Iterable[Part], *, shapes_per_shard: int, poses: int) -> dict[int, list[Part]]:
-    """Shapes in their order, as many to a shard as a build puts there; by shard, numbered from 0.
+    """Distribute shapes in order, as many per shard as a build puts there; -> parts by shard, numbered from 0.
 
     A shape that was refused takes a place, as in a build. Where it stood among the shapes of its shard is known from
     the list of what these were made from; without one, as in caches of 0.1.0, it is taken to have stood at the end.
@@ -91,7 +91,7 @@ def refilled(parts: Iterable[Part], *, shapes_per_shard: int, poses: int) -> dic
 
 
 def _usable_before(part: Part, poses: int) -> list[int]:
-    """For each place among the shapes of a part, and the end, how many shapes before it have records."""
+    """Count, for each place among the shapes of a part and for the end, the shapes before it that have records."""
     usable, refused = list(part.ids[::poses]), [item.id for item in part.quarantined]
     held = {*usable, *refused}
     order = [id for id, _ in part.shapes if id in held]
@@ -115,7 +115,7 @@ def rewrite(
     untouched: FindUntouched | None = None,
     event: str,
 ) -> Rewritten:
-    """Write what is missing of the planned shards, then the manifest.
+    """Write the planned shards that are missing, then the manifest.
 
     planned    of the new cache's manifest.
     threads    shards in work at once; each holds the decoded records of one shard.
@@ -159,7 +159,7 @@ def rewrite(
 
 
 def _shapes(parts: Sequence[Part]) -> list[tuple[str, str]]:
-    """What the shapes of some parts were made from, where their sources say."""
+    """List what the shapes of some parts were made from, where their sources record it."""
     found = []
     for part in parts:
         held = {*part.ids, *(item.id for item in part.quarantined)}
@@ -168,7 +168,7 @@ def _shapes(parts: Sequence[Part]) -> list[tuple[str, str]]:
 
 
 def in_threads(function: Callable[[Any], Any], items: Sequence[Any], threads: int) -> Iterator[Any]:
-    """Results as they come; after an error, or when the caller leaves, nothing more is begun."""
+    """Yield results as they arrive; after an error, or when the caller leaves, nothing more is started."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="rewrite")
     try:
         for future in as_completed([pool.submit(function, item) for item in items]):
@@ -178,7 +178,7 @@ def in_threads(function: Callable[[Any], Any], items: Sequence[Any], threads: in
 
 
 def _missing(shards: dict[int, list[Part]], committed: dict[int, Receipt], where: Location) -> list[int]:
-    """Planned shards that are not committed. Raises RecipeMismatch for committed ones that are not as planned."""
+    """List planned shards that are not committed. Raises RecipeMismatch for committed ones unlike the plan."""
     missing = []
     for shard, parts in shards.items():
         receipt = committed.get(shard)

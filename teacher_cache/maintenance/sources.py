@@ -1,6 +1,6 @@
 """Finished caches that another is made from: their shards as parts of a plan, and their records read exactly.
 
-Every shard is compared with its checksums before it is read: damage must not come out of here under new, matching ones.
+Every shard is compared with its checksums before it is read: damage must not leave here under new, matching checksums.
 """
 
 import os
@@ -49,13 +49,15 @@ class Part:
 
 
 def open_source(path: str | os.PathLike[str]) -> Cache:
-    """A finished cache, to be read by one thread a shard. Raises ManifestError for another, with what to do."""
+    """Open a finished cache to be read by one thread per shard. Raises ManifestError, with the remedy."""
     return open_cache(path, threads=1)
 
 
 def parts_of(cache: Cache, source: int = 0) -> list[Part]:
-    """One part for each shard of a cache, in order. Raises CacheError for a receipt that is not the
-    manifest's."""
+    """Return one part for each shard of a cache, in order.
+
+    Raises CacheError for a receipt that is not the manifest's.
+    """
     try:
         receipts = list(cache.receipts())
     except ShardDamaged as error:
@@ -87,7 +89,7 @@ class SourceReader:
         self._lock = threading.Lock()
 
     def records(self, part: Part, storage: CacheConfig, untouched: FindUntouched | None = None) -> list[TeacherRecord]:
-        """The records of a part, so that storing them as `storage` says loses no more than it asks for."""
+        """Read the records of a part so that storing them as `storage` loses no more than it asks for."""
         self._check(part)
         source = self._sources[part.source]
         depth = source.stores_depth and storage.depth != "none"
@@ -120,7 +122,7 @@ class SourceReader:
 
 
 def _check_exact(batch: RecordBatch, steps: int, source: Cache) -> None:
-    """Int8 features come back as the same codes and scales, so long as the scale is a normal number of float32."""
+    """Check that int8 features come back as the same codes and scales; they do if the scale is a normal float32."""
     largest = np.abs(batch.features).max(axis=-1) if len(batch) else np.zeros(1)
     if ((largest > 0) & (largest < steps * SMALLEST_NORMAL)).any():
         raise CacheError(

@@ -19,9 +19,9 @@ __all__ = ["Problem", "verify"]
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One thing that is wrong: the file (relative to the cache), the shard it belongs to or None, and what is wrong.
+    """One fault: the file (relative to the cache), the shard it belongs to or None, and what is wrong.
 
-    foreign  the file is none of the cache's: no build can mend that, and whoever put it there may want it.
+    foreign  the file does not belong to the cache: no build can repair that, and its owner may want it.
     """
 
     file: str
@@ -36,9 +36,9 @@ class Problem:
 def verify(
     path: str | os.PathLike[str], *, threads: int = 4, on_progress: Callable[[int, int], None] | None = None
 ) -> list[Problem]:
-    """Compare every file of a finished cache with what was committed; -> every problem found, [] when it is sound.
+    """Compare every file of a finished cache with its checksum; -> every problem found, [] when it is sound.
 
-    path         a folder, or a URL. Of a web server, which does not list its files, additional ones are not found.
+    path         a folder, or a URL. On a web server, which does not list its files, additional ones are not found.
     threads      that read files at a time.
     on_progress  called with (files done, files in all) as files are checked.
 
@@ -67,13 +67,13 @@ def verify(
     done, total = 0, len(manifest.shards) * each
 
     def check(item: tuple[int, ShardFile | CacheError]) -> tuple[Problem | None, int]:
-        """What is wrong, and the files that are done with."""
+        """Check one file; -> its problem or None, and how many files are done."""
         shard, file = item
         if isinstance(file, CacheError):
             return Problem(file=layout.receipt_path(shard), shard=shard, what=str(file)), each
         return _check_file(storage, shard, file), 1
 
-    # A few files ahead: of millions of files neither the checks to come nor the receipts are held in memory.
+    # Only a few files ahead: neither the pending checks nor the receipts of millions of files are held in memory.
     for problem, count in read_ahead(check, _files(storage, manifest), threads=threads, ahead=4 * threads):
         problems += [problem] if problem else []
         done += count
@@ -88,7 +88,7 @@ def verify(
 
 
 def _files(storage: Storage, manifest: Manifest) -> Iterator[tuple[int, ShardFile | CacheError]]:
-    """Every file that the receipts list, with its shard; for a receipt that is not what the manifest means, why."""
+    """Yield every file that the receipts list, with its shard; for a receipt that is not the manifest's, the error."""
     for entry, receipt in zip(manifest.shards, load_receipts(storage, manifest), strict=True):
         if isinstance(receipt, CacheError):
             yield entry.shard, receipt

@@ -35,7 +35,7 @@ SMALLEST_SHARE = 4  # records a thread decodes at least: below that, handing ove
 
 @dataclass(frozen=True, kw_only=True)
 class CacheInfo:
-    """A cache in numbers.
+    """Figures of a cache.
 
     path, format, complete, recipe, schema, label_names.
     records      in the cache.
@@ -115,7 +115,7 @@ class Cache:
         return self._manifest.records
 
     def __getitem__(self, index: int) -> TeacherRecord:
-        """Record ``index``, with its depth images if the cache stores them; negative counts from the end."""
+        """Return record ``index``, with its depth images if the cache stores them; negative counts from the end."""
         return self.read([index], depth=self.stores_depth).record(0)
 
     def __iter__(self) -> Iterator[TeacherRecord]:
@@ -149,7 +149,7 @@ class Cache:
     def read(
         self, indices: Sequence[int] | NDArray[np.integer[Any]], *, depth: bool = False, exact: bool = False
     ) -> RecordBatch:
-        """Records stacked, in the order asked for; the same record may be asked for twice.
+        """Read records as a batch, in the given order; repeats are allowed.
 
         indices  B integers in -len..len - 1.
         depth    also decode the depth images.
@@ -192,7 +192,7 @@ class Cache:
         return batch
 
     def class_tokens(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float16]:
-        """The class tokens of records alone, [B, V, C] float16, in the order asked for; little is read for them.
+        """Read only the class tokens of records, [B, V, C] float16, in the given order.
 
         Raises SchemaError where none are stored, IndexError and TypeError for indices, ShardDamaged.
         """
@@ -209,12 +209,12 @@ class Cache:
         return out
 
     def _places(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Of records, the number of the shard in the manifest and the position in it."""
+        """Return, for each record, its shard's number in the manifest and its position in the shard."""
         shards = np.searchsorted(self._ends, rows, side="right")
         return shards, rows - (self._ends - self.counts)[shards]
 
     def prepare(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> None:
-        """Begin to fetch what will be read soon, in the background; returns at once.
+        """Start fetching what will be read soon, in the background; returns at once.
 
         indices  records in the order in which they will be read, the next one first.
 
@@ -237,19 +237,18 @@ class Cache:
 
     @cached_property
     def ids(self) -> list[str]:
-        """Every id, in order; read from the receipts once."""
+        """All ids, in order; read from the receipts once."""
         return [id for receipt in self.receipts() for id in receipt.ids]
 
     def receipts(self) -> Iterator[Receipt]:
-        """What each shard holds, with its files' checksums, ascending. Raises ShardDamaged for one that is not the
-        manifest's."""
+        """Yield each shard's receipt, ascending. Raises ShardDamaged for one that is not the manifest's."""
         for receipt in load_receipts(self._storage, self._manifest):
             if isinstance(receipt, CacheError):
                 raise receipt
             yield receipt
 
     def info(self) -> CacheInfo:
-        """The cache in numbers, from the manifest alone."""
+        """Return the cache's figures, from the manifest alone."""
         manifest = self._manifest
         return CacheInfo(
             path=str(self.path),
@@ -283,7 +282,7 @@ def checked_rows(indices: Any, count: int, where: Location) -> NDArray[np.int64]
 
 
 def load_receipts(storage: Storage, manifest: Manifest) -> Iterator[Receipt | CacheError]:
-    """The receipts that the manifest means, in its order; for one that is absent or another, what to raise."""
+    """Yield the manifest's receipts, in its order; for one that is missing or differs, the error to raise."""
     names = [layout.receipt_path(entry.shard) for entry in manifest.shards]
     for entry, name, data in zip(manifest.shards, names, storage.read_many(names), strict=True):
         try:
@@ -368,7 +367,7 @@ class _OpenShards:
         )
 
     def prepare(self, entries: Sequence[ShardEntry]) -> None:
-        """Begin to open the shards that are neither open nor coming."""
+        """Start opening the shards that are neither open nor being opened."""
         self._check_process()
         with self._lock:
             for entry in entries:
@@ -383,7 +382,7 @@ class _OpenShards:
         try:
             opened = layout.open_shard(self._storage.of_shard(entry), self._description, entry.shard, entry.records)
             opened.load()
-            return self._keep(entry, opened)
+            return self._keep(entry, opened)  # before it leaves `_coming`, so that no reader fetches it a second time
         finally:
             with self._lock:
                 self._coming.pop(entry.shard, None)

@@ -13,7 +13,7 @@ __all__ = ["list_caches"]
 
 
 def list_caches(root: str | os.PathLike[str]) -> tuple[list[CacheInfo], list[CacheError]]:
-    """What every cache that lies directly in `root` holds, unfinished ones included, by name; and what cannot be read.
+    """List all caches directly in `root`, unfinished ones included, by name; and the errors of unreadable ones.
 
     Raises FileNotFoundError, NotADirectoryError for a root that is no folder.
     """

@@ -1,4 +1,4 @@
-"""The order of an epoch, as a pure function, and how far it is from a uniform one."""
+"""Shuffled order of an epoch, as a pure function, and a measure of how uniform it is."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ __all__ = ["ShuffleQuality", "epoch_order", "shuffle_quality"]
 def epoch_order(
     counts: Sequence[int] | NDArray[np.int64], *, seed: int, epoch: int, window: int = 32
 ) -> NDArray[np.int64]:
-    """Every record of a cache once, shuffled, with nearby reads close on disk.
+    """Return every record of a cache once, shuffled so that nearby reads are close on disk.
 
     counts  records of each shard, in cache order (``Cache.counts``).
     seed    any integer >= 0.   epoch  any integer >= 0.
@@ -47,13 +47,13 @@ def _order(stream: np.random.PCG64, size: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, kw_only=True)
 class ShuffleQuality:
-    """Orders of some epochs beside uniform permutations of the same records.
+    """Statistics of shuffled orders, compared with uniform permutations of the same records.
 
     displacement   mean |place in the epoch - place in the cache|, over that of a uniform permutation.
     spread         mean distance in the epoch between two records of one shard, over that of a uniform permutation.
     same_shard     of two neighbours in a batch, how often they come from one shard; `same_shard_uniform`: how often
                    they would.
-    class_entropy  bits, of the labels in a batch, mean over batches; `class_entropy_uniform`: of as many uniform
+    class_entropy  of the labels in a batch, in bits, mean over batches; `class_entropy_uniform`: the same for uniform
                    permutations. None without labels.
     """
 
@@ -74,7 +74,7 @@ def shuffle_quality(
     epochs: int = 4,
     labels: Sequence[int] | NDArray[np.int64] | None = None,
 ) -> ShuffleQuality:
-    """What ``epoch_order`` is worth for a cache, a window and a batch size: means over epochs 0..epochs - 1.
+    """Measure ``epoch_order`` for a cache, a window and a batch size: means over epochs 0..epochs - 1.
 
     counts  records of each shard; at least one shard has two.
     labels  [sum(counts)] integers >= 0, to measure how the classes of a sorted corpus mix; ``Cache.labels``.
@@ -118,12 +118,12 @@ def shuffle_quality(
 
 
 def _batches(values: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
-    """The whole batches of an epoch. [steps, batch_size]"""
+    """Return the full batches of an epoch. [steps, batch_size]"""
     return values[: values.size // batch_size * batch_size].reshape(-1, batch_size)
 
 
 def _distance_within(shard_of: NDArray[np.int64], order: NDArray[np.int64]) -> float:
-    """Sum of |place a - place b| over all pairs of records of one shard."""
+    """Sum |place a - place b| over all pairs of records of one shard."""
     places = np.empty_like(order)
     places[order] = np.arange(order.size)
     places = places[np.lexsort((places, shard_of))]  # ascending within each shard
@@ -133,7 +133,7 @@ def _distance_within(shard_of: NDArray[np.int64], order: NDArray[np.int64]) -> f
 
 
 def _entropy(classes: NDArray[np.int64]) -> float:
-    """Mean over rows of the entropy of the values in a row, in bits."""
+    """Return the mean over rows of the entropy of the values in a row, in bits."""
     steps, batch_size = classes.shape
     known, dense = np.unique(classes, return_inverse=True)
     rows = np.arange(steps)[:, None] * known.size + dense.reshape(steps, batch_size)

@@ -71,7 +71,7 @@ class Selection:
 
     @property
     def ids(self) -> list[str]:
-        """Of the selected records, in order."""
+        """Ids of the selected records, in order."""
         ids = self.cache.ids
         return [ids[record] for record in self.records.tolist()]
 
@@ -104,7 +104,7 @@ class Selection:
         self.cache.prepare(self.stored(indices))
 
     def stored(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-        """The records of the cache that some of the selection are, [B] int64. Raises IndexError, TypeError."""
+        """Map records of the selection to those of the cache, [B] int64. Raises IndexError, TypeError."""
         return self.records[checked_rows(indices, len(self), self.path)]
 
     def __repr__(self) -> str:
@@ -112,7 +112,7 @@ class Selection:
 
 
 def select(cache: Cache, shapes: Collection[str]) -> Selection:
-    """The records of some shapes of a cache, in the cache's order.
+    """Select the records of some shapes of a cache, in the cache's order.
 
     shapes  ids of shapes, at least one; with several poses a shape, all of its records are selected.
 
@@ -144,7 +144,7 @@ def select(cache: Cache, shapes: Collection[str]) -> Selection:
 
 
 def first(cache: Cache, records: int) -> Selection:
-    """The first records of a cache, whole shapes: what it held before it grew. Raises ValueError."""
+    """Select a cache's first records, complete shapes only: its content before it grew. Raises ValueError."""
     count, poses = len(cache), cache.poses
     if not 0 < records <= count or records % poses:
         raise ValueError(f"first: records = {records}; expected a multiple of {poses} in 1..{count}, of {cache.path}")

@@ -1,9 +1,9 @@
-"""An epoch of a cache as batches: which records, in which order, shared among ranks and workers, and from where on.
+"""Batches of an epoch: record order, shared among ranks and workers, resumable at any batch.
 
 Batch b of an epoch is the records order[b * G : (b + 1) * G], G = batch_size; rank r reads the r-th of equal,
-contiguous parts of it. Loader workers take turns: of W workers, number w reads batches start + w, start + w + W, and so
-on, the turns in which torch's DataLoader asks them. So what a batch holds follows from the order and its number alone,
-and an epoch can be gone on with under another number of ranks, workers or threads.
+contiguous parts of it. Loader workers alternate: worker w of W reads batches start + w, start + w + W, and so on, the
+order in which torch's DataLoader asks them. So the content of a batch follows from the order and its number alone, and
+an epoch can resume with another number of ranks, workers or threads.
 
 Nothing here needs torch: `trainer.pretraining.data.Loader` is built on it, and so can other loaders be.
 """
@@ -30,17 +30,17 @@ logger = logging.getLogger(__name__)
 
 
 class NothingSound(CacheError):
-    """Damaged records are to be skipped, and every record of the order is damaged."""
+    """Every record of the order is damaged, and damaged records are to be skipped."""
 
 
 class Readable(Protocol):
-    """What a stream needs of a cache. `read` may be called by several threads at once."""
+    """The part of a cache that a stream needs. `read` may be called by several threads at once."""
 
     def read(self, indices: NDArray[np.int64], *, depth: bool = ...) -> RecordBatch: ...
 
 
 class Shuffled(Readable, Protocol):
-    """What an epoch's order needs as well: the records of each shard."""
+    """The part of a cache that a shuffled stream needs: `Readable`, and the records of each shard."""
 
     @property
     def counts(self) -> NDArray[np.int64]: ...
@@ -72,9 +72,9 @@ class StreamBatch:
 def stream(
     cache: Shuffled, *, batch_size: int, seed: int = 0, epoch: int = 0, window: int = 32, **options: Any
 ) -> "Stream":
-    """The batches of one epoch of a cache, every record once, shuffled by ``epoch_order(seed, epoch, window)``.
+    """Stream one epoch of a cache in batches, every record once, shuffled by ``epoch_order(seed, epoch, window)``.
 
-    options  those of ``Stream``, which also says what is raised.
+    options  those of ``Stream``, which also documents the errors.
 
     `batch.state` holds all that decides what comes after a batch: ``stream(cache, **state)`` goes on with the next one,
     in another process, on another machine, or with other ranks, workers and readers. It refuses a cache whose records
@@ -101,14 +101,14 @@ class Stream:
     depth       also read depth images.
     readers     threads that read ahead; 0 reads when asked.
     prefetch    batches that are ready or being read at most, >= 1: with the one in use, all that is in memory.
-    apply       called with each StreamBatch in the thread that read it; its results come out in place of the batches.
+    apply       called with each StreamBatch in the thread that read it; its results are yielded instead of the batches.
     order_crc32c  of a state: the order it belongs to.
     known_damage  records known to be damaged, which the stream adds to: pass one set to all epochs of a run, so that
                   none is tried twice. The first to find a record damaged logs a warning.
     settings    of the order, handed on in the states.
 
     steps    batches of the epoch.
-    skipped  stand-ins in what has come out so far.
+    skipped  stand-ins in the batches yielded so far.
 
     Close it, or use it in a `with`, when leaving before the end: its threads end then. Raises ValueError for arguments,
     an order that is too short for one batch, and a state of another order. While iterating: ShardDamaged, where all is
@@ -190,14 +190,14 @@ class Stream:
         self._results = read_ahead(reader.batch, turns, threads=readers, ahead=prefetch)
 
     def __len__(self) -> int:
-        """Batches still to come."""
+        """Return the number of batches still to come."""
         return self._left
 
     def __iter__(self) -> "Stream":
         return self
 
     def __next__(self) -> Any:
-        """The next StreamBatch, or what `apply` made of it."""
+        """Return the next StreamBatch, or the result of `apply` on it."""
         result, skipped = next(self._results)
         self._left -= 1
         self.skipped += skipped
@@ -234,7 +234,7 @@ class _Reader:
     state: dict[str, Any]
 
     def batch(self, step: int) -> tuple[Any, int]:
-        """Batch `step`, or what `apply` makes of it, and its number of stand-ins."""
+        """Read batch `step`; -> it, or the result of `apply` on it, and its number of stand-ins."""
         places = step * self.batch_size + self.rank * self.share + np.arange(self.share)
         wanted = self.order[places % self.order.size]
         if hasattr(self.cache, "prepare"):  # a cache behind a URL fetches ahead
@@ -265,7 +265,7 @@ class _Reader:
         return self.cache.read(records, depth=True) if self.depth else self.cache.read(records)
 
     def _replaced(self, places: NDArray[np.int64], *, tried: bool) -> NDArray[np.int64]:
-        """For each place the first record of the order from there on that is not known to be damaged.
+        """Return, for each place, the next record of the order that is not known to be damaged.
 
         tried  read it first, to know.
         """
@@ -285,7 +285,7 @@ class _Reader:
         try:
             self._load(np.array([record]))
         except ShardDamaged as error:
-            with _logging_damage:
+            with _logging_damage:  # two readers may find the same record; only one of them warns
                 if record not in self.known:
                     self.known.add(record)
                     logger.warning("record %d is left out: %s", record, error)

@@ -1,8 +1,8 @@
 """The storage interface: the files of one cache in a folder of this machine, or behind an fsspec URL.
 
-Everything above works with paths relative to the cache and asks a `Storage` for bytes. What may be promised differs
-in one point: a folder has locks, so builders that disagree never mix in a shard; an object store has none, so there the
-promise holds for builders that compute the same bytes (docs/object-stores.md).
+Everything above works with paths relative to the cache and asks a `Storage` for bytes. The guarantees differ in one
+point: a folder has locks, so builders that disagree never mix in a shard; an object store has none, so there the
+guarantee only holds for builders that compute the same bytes (docs/object-stores.md).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,20 +17,20 @@ VOLATILE = ("logs", "tmp")  # folders that no checksum covers
 
 
 class ShardFiles(Protocol):
-    """What opens the files of one shard."""
+    """Access to the files of one shard."""
 
     def open(self, path: str, shard: int) -> ShardFileReader:
-        """A file of a shard, for random access. Raises ShardDamaged when it is not there, or longer than it may be."""
+        """Open a file of a shard for random access. Raises ShardDamaged if it is missing or longer than allowed."""
 
 
 class Storage(Protocol):
     """The files of one cache, by path relative to it. Picklable; safe from several threads and after a fork.
 
     location  of the cache, as its users name it.
-    remote    whether a file is fetched whole when it is opened, over a network.
+    remote    True if opening a file fetches all of it over a network.
 
-    What is not there raises FileNotFoundError. A failing disk raises OSError, a store that does not answer or refuses
-    raises StorageError.
+    A missing file raises FileNotFoundError, a failing disk OSError, a store that does not answer or refuses
+    StorageError.
     """
 
     @property
@@ -40,39 +40,46 @@ class Storage(Protocol):
     def remote(self) -> bool: ...
 
     def read(self, path: str) -> bytes:
-        """A whole file."""
+        """Read a whole file."""
 
     def read_many(self, paths: Sequence[str]) -> Iterator[bytes | None]:
-        """Whole files, in order; None for one that is not there. Several may be under way at once."""
+        """Read whole files, in order; None for a missing one. Several requests may run at once."""
 
     def sizes(self, *, few: bool = False) -> Callable[[str], int | None]:
-        """A look-up of files' sizes as they are now, None for one that is not there. `few` of them, or most."""
+        """Return a look-up of current file sizes, None for a missing file. `few`: only a few will be looked up."""
 
     def of_shard(self, entry: ShardEntry) -> ShardFiles:
-        """The files of a committed shard, to be opened one by one."""
+        """Return access to the files of a committed shard; each is opened on demand."""
 
     def digest(self, path: str, limit: int) -> tuple[int, str]:
-        """Size and SHA-256 of a file, read in pieces. Of one longer than `limit`, some size beyond it, and no hash."""
+        """Return size and SHA-256 of a file, read in pieces.
+
+        For a file longer than `limit`: some size beyond it, and no hash.
+        """
 
     def names(self, folder: str) -> list[str]:
-        """Names of the files in a folder, sorted; none where the folder is not there. Raises StorageError where files
-        cannot be listed."""
+        """List the names of the files in a folder, sorted; none if the folder is missing.
+
+        Raises StorageError where files cannot be listed.
+        """
 
     def files(self) -> list[str] | None:
-        """Paths of all files but those in VOLATILE folders, sorted; None where files cannot be listed."""
+        """List the paths of all files outside VOLATILE folders, sorted; None if files cannot be listed."""
 
     def prepare(self) -> list[str]:
-        """Make room for a cache, and remove what dead processes left; -> what was removed."""
+        """Make room for a cache and remove what dead processes left; -> the names removed."""
 
     def tidy(self) -> None:
-        """Remove what is only of use while a build goes on, if no one uses it."""
+        """Remove what is only needed during a build, unless someone still uses it."""
 
     def write_documents(self, documents: Mapping[str, bytes]) -> None:
-        """Put small files at their paths, in order, each atomically; those that hold these bytes are left alone."""
+        """Write small files in order, each atomically; files that already hold these bytes are left alone."""
 
     def write_new(self, path: str, data: bytes) -> bytes:
-        """Put a small file at its path unless there is one; -> the one that is there. The first of several wins, where
-        there are locks."""
+        """Write a small file unless its path is taken; -> the bytes that are there afterwards.
+
+        Where there are locks, the first of several writers wins.
+        """
 
     def commit(
         self,
@@ -82,14 +89,16 @@ class Storage(Protocol):
         receipt: Callable[[list[ShardFile]], bytes],
         settled: Callable[[], bool],
     ) -> bool:
-        """Write the files of a shard and then its receipt, at the path `note`; -> False, nothing written, where
-        `settled` says that someone else did meanwhile."""
+        """Write the files of a shard, then its receipt at the path `note`; -> whether it was written.
+
+        Nothing is written where `settled` reports that someone else committed the shard meanwhile.
+        """
 
     def remove(self, paths: Sequence[str]) -> None:
-        """Remove files, durably and in this order; absent ones are no matter."""
+        """Remove files, durably and in this order; missing ones are ignored."""
 
     def append(self, path: str, line: bytes, *, flush: bool = False) -> None:
-        """Add a line to a log. Lines may become visible later, unless `flush`."""
+        """Append a line to a log. Lines may become visible later, unless `flush`."""
 
     def flush(self) -> None:
-        """Make every line that was appended visible."""
+        """Make every appended line visible."""

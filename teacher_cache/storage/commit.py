@@ -1,8 +1,8 @@
-"""Atomic commits: bytes are written aside, synced and renamed into place; and the clean-up of what was left.
+"""Atomic commits (write aside, sync, rename into place) and the clean-up after dead processes.
 
 Every process writes in a folder of its own under ``<cache>/tmp`` and holds a lock (flock) while it does, so a folder
-whose lock can be taken belongs to a process that is gone. The kernel drops a lock when its process dies, however it
-dies, and process ids in containers or on other machines do not matter. File systems without flock are refused.
+whose lock can be taken belongs to a dead process. The kernel releases a lock when its process dies, however it dies;
+unlike a stored process id, this also works across containers and machines. File systems without flock are refused.
 """
 
 import errno
@@ -39,11 +39,10 @@ __all__ = [
 
 TEMPORARY = "tmp"
 
-# How workspaces, and locks of shards and of new documents, are named; what somebody else put into tmp/ is not ours to
-# remove.
+# Names of workspaces, and of locks of shards and of new documents. Other files in tmp/ are not ours to remove.
 OWN_NAME = re.compile(r".+-\d+-[0-9a-f]{16}|shard-\d{6,}|new-[a-z]+\.json")
 
-# Nothing can be removed here, and nothing was begun here either: a read-only file system, or somebody else's cache.
+# Nothing can be removed here, and nothing was started here either: a read-only file system, or another user's cache.
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -64,7 +63,9 @@ def refuse_links(root: Path, path: Path) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file whole and durably: the old one or the new one is there after a crash, never a part of it.
+    """Replace a file atomically and durably.
+
+    After a crash either the old or the new file is there, never a part of it.
 
     What stands at ``path``, a link included, is replaced and not followed.
     """
@@ -72,17 +73,20 @@ def replace_file(path: Path, data: bytes) -> None:
     try:
         with temporary.open("xb") as file:
             file.write(data)
+            # Data before name: a rename that reaches the disk first would leave an empty file after a power cut.
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    system.sync_directory(path.parent)
+    system.sync_directory(path.parent)  # the rename itself is durable only now
 
 
 def read_regular(path: Path, limit: int) -> bytes:
-    """The bytes of a regular file, of which at most ``limit`` + 1 are read: more than ``limit`` came if so many come.
+    """Read a regular file, at most ``limit`` + 1 bytes of it.
+
+    More than ``limit`` bytes returned means that the file is too long.
 
     Raises FileNotFoundError also for a pipe, which would wait for a writer, and a device, which might never end.
     """
@@ -100,7 +104,7 @@ def read_regular(path: Path, limit: int) -> bytes:
 
 
 def open_log(path: Path) -> int:
-    """A descriptor that appends to a file of lines, made if absent. Raises CacheError for a link, pipe or device.
+    """Open a log file for appending, created if absent; -> descriptor. Raises CacheError for a link, pipe or device.
 
     A file that has a second name (a hard link: a snapshot's, or somebody else's) is copied first.
     """
@@ -124,7 +128,7 @@ def open_log(path: Path) -> int:
 
 @contextmanager
 def lock(root: Path, name: str) -> Iterator[None]:
-    """Hold ``tmp/<name>.lock`` alone, waiting for whoever holds it. The file is removed again at the end."""
+    """Hold ``tmp/<name>.lock`` exclusively, waiting for its holder. The file is removed at the end."""
     path = root / TEMPORARY / f"{name}.lock"
     refuse_links(root, path)
     descriptor = _acquire(path)
@@ -136,7 +140,7 @@ def lock(root: Path, name: str) -> Iterator[None]:
 
 @contextmanager
 def workspace(root: Path) -> Iterator[Path]:
-    """A new folder under ``tmp`` that no one else touches, removed at the end with whatever it still holds."""
+    """Create a folder under ``tmp`` that no one else touches; it is removed at the end with all its contents."""
     token = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}"
     with lock(root, token):
         folder = root / TEMPORARY / token
@@ -166,6 +170,8 @@ def remove_abandoned(root: Path) -> list[str]:
                 continue
             raise
         try:
+            # A lock that can be taken has no living owner. But another process may have removed this file and created
+            # a new one of its name since it was opened: a lock on the old one protects nothing.
             ours = try_lock(descriptor, wait=False) and is_current(descriptor, path)
             if ours:
                 shutil.rmtree(path.with_suffix(""), ignore_errors=True)
@@ -173,7 +179,7 @@ def remove_abandoned(root: Path) -> list[str]:
             os.close(descriptor)
             raise
         if ours:
-            _release(path, descriptor)
+            _release(path, descriptor)  # last, and not if the folder is still there: the lock's file leads to it
             removed.append(path.stem)
         else:
             os.close(descriptor)
@@ -211,26 +217,28 @@ def move_into_place(root: Path, folder: Path, files: Iterable[ShardFile]) -> Non
         refuse_links(root, target)
         if not target.parent.is_dir():
             target.parent.mkdir(parents=True, exist_ok=True)
-            system.sync_directory(target.parent.parent)
+            system.sync_directory(target.parent.parent)  # or a crash could lose the new folder with its files
         try:
             os.replace(folder / staged_name(file.path), target)
         except IsADirectoryError as error:
             raise CacheError(f"{target}: expected a file, found a folder.\n  Remove it.") from error
         if target.parent not in directories:
             directories.append(target.parent)
+    # After all renames, once per directory. The caller renames the receipt in a later call, so it becomes durable after
+    # the files that it vouches for.
     for directory in directories:
         system.sync_directory(directory)
 
 
 def staged_name(path: str) -> str:
-    """The name a file has in a workspace until it is moved to ``path``."""
+    """Return the name a file has in a workspace until it is moved to ``path``."""
     return path.replace("/", "-")
 
 
 def write_documents(root: Path, documents: Mapping[str, bytes]) -> None:
-    """Put small files at their paths, one after the other, each atomically: the old one or the new one is there, whole.
+    """Write small files in order, each atomically: a reader finds the old one or the new one, never a part.
 
-    Files that hold these bytes already are left alone, so a build that has nothing to do touches nothing.
+    Files that already hold these bytes are left alone, so a build that has nothing to do touches nothing.
     """
     changed = {path: data for path, data in documents.items() if not _holds(root / path, data)}
     if changed:
@@ -241,7 +249,7 @@ def write_documents(root: Path, documents: Mapping[str, bytes]) -> None:
 
 
 def _holds(path: Path, data: bytes) -> bool:
-    """Whether a regular file of these bytes stands there; whatever else does is replaced, and not read."""
+    """Check whether a regular file with these bytes stands there; anything else is replaced, and not read."""
     try:
         descriptor = system.open_file(path, os.O_RDONLY, follow=False)
     except OSError as error:
@@ -282,7 +290,7 @@ def _acquire(path: Path) -> int:
 
 
 def _release(path: Path, descriptor: int) -> None:
-    """Remove a lock's file, but for that of a workspace that a failing disk kept: the next build finds it by that."""
+    """Remove a lock's file unless a failing disk kept its workspace: the next build finds the workspace by it."""
     try:
         kept = path.with_suffix("").is_dir()
     except BaseException:
@@ -292,7 +300,7 @@ def _release(path: Path, descriptor: int) -> None:
 
 
 def try_lock(descriptor: int, *, wait: bool) -> bool:
-    """Lock an open lock file; -> False where someone else holds it. Raises CacheError without flock."""
+    """Lock an open lock file; -> False if someone else holds it. Raises CacheError without flock."""
     try:
         return system.try_lock(descriptor, wait=wait)
     except OSError as error:
@@ -303,7 +311,7 @@ def try_lock(descriptor: int, *, wait: bool) -> bool:
 
 
 def is_current(descriptor: int, path: Path) -> bool:
-    """Whether the open file is still the one at this path: its last holder may have removed it."""
+    """Check whether the open file is still the one at this path: its last holder may have removed it."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:

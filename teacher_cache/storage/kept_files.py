@@ -1,9 +1,8 @@
-"""Shard files that were fetched once and stay on a disk: what ``simplecache::``, ``filecache::`` and ``blockcache::``
-in front of a URL ask for.
+"""Shard files fetched once and kept on disk, as ``simplecache::``, ``filecache::`` and ``blockcache::`` URLs ask for.
 
-fsspec's own caches of these names keep a file under its address. A cache that grows or is repaired writes some
-addresses anew, so a copy may be stale, and nothing would tell. Here a file is kept under the SHA-256 that its receipt
-says, and compared with it when it is opened: a damaged copy is fetched again, and documents are never kept.
+fsspec's own caches of these names key a file by its address. A cache that grows or is repaired rewrites some addresses,
+so a copy could be stale without anyone noticing. Here a file is keyed by the SHA-256 in its receipt and compared with
+it when it is opened: a damaged copy is fetched again, and documents are never kept.
 """
 
 import hashlib
@@ -28,20 +27,20 @@ _BLOCK = 1 << 20
 
 
 class Fetches(Protocol):
-    """A store that files come from."""
+    """A store that files are fetched from."""
 
     @property
     def location(self) -> str: ...
 
     def read(self, path: str) -> bytes:
-        """A whole file. Raises FileNotFoundError."""
+        """Read a whole file. Raises FileNotFoundError."""
 
     def fetch(self, path: str, shard: int, limit: int, folder: str | None = None) -> tuple[str, str]:
         """Fetch a shard's file into a new temporary one; -> its name, and its SHA-256. Raises ShardDamaged."""
 
 
 def split_keeping(url: str) -> "tuple[KeptFiles | None, str]":
-    """What keeps files of a URL, if its first words ask for that, and the URL without them."""
+    """Split a URL into the file keeper that its first words ask for, or None, and the URL without them."""
     words = url.split("::")
     rest = words
     while len(rest) > 1 and rest[0] in _KEEPING:
@@ -68,7 +67,7 @@ class KeptFiles:
         return _KeptShard(self, storage, entry)
 
     def open(self, storage: "Fetches", file: ShardFile, shard: int) -> ShardFileReader:
-        """A file of a shard: the copy, or fetched and kept. Raises ShardDamaged."""
+        """Open a file of a shard: its copy on disk, or fetched now and kept. Raises ShardDamaged."""
         folder = self._folder()
         kept = folder / file.sha256
         reader = self._sound_copy(kept, file, shard)
@@ -78,7 +77,7 @@ class KeptFiles:
         try:
             reader = ShardFileReader(open_file(name, os.O_RDONLY, follow=True), file.path, shard)
             if digest == file.sha256:
-                os.replace(name, kept)
+                os.replace(name, kept)  # atomic: processes that fetch the same file at once put equal bytes there
         finally:
             Path(name).unlink(missing_ok=True)  # damage is the reader's to find, and not worth a place
         return reader
@@ -90,6 +89,7 @@ class KeptFiles:
             return None
         reader = ShardFileReader(descriptor, file.path, shard)
         status = os.fstat(descriptor)
+        # What was compared is remembered by the file's identity, not its name: a name may get another file.
         known = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         if reader.size != file.bytes:
             return None
@@ -134,7 +134,10 @@ _made: tuple[int, Path] | None = None
 
 
 def _temporary_folder() -> Path:
-    """A folder that goes with this process, forked ones too: these have no `atexit`, but multiprocessing's own end."""
+    """Create a folder that is removed when this process ends.
+
+    This includes forked processes, which run multiprocessing's exit handlers but not `atexit`.
+    """
     global _made
     with _lock:
         if _made is None or _made[0] != os.getpid():
@@ -144,7 +147,7 @@ def _temporary_folder() -> Path:
 
 
 def _listed(storage: "Fetches", entry: ShardEntry) -> dict[str, ShardFile]:
-    """The files that the receipt of a shard lists, by path. Raises ShardDamaged unless it is the manifest's."""
+    """Return the files that the receipt of a shard lists, by path. Raises ShardDamaged unless it is the manifest's."""
     name = _RECEIPT.format(entry.shard)
     try:
         data = storage.read(name)

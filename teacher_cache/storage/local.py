@@ -117,15 +117,17 @@ class LocalStorage:
         settled: Callable[[], bool],
     ) -> bool:
         root = self.location
+        # Encoding and syncing, the slow part, happen before the lock: builders of one shard only queue for the renames.
         with commit.workspace(root) as folder:
             written = [commit.write_file(folder / commit.staged_name(path), pieces, path) for path, pieces in files]
             last = commit.write_file(folder / commit.staged_name(note), [receipt(written)], note)
             with commit.lock(root, f"shard-{shard:06d}"):
-                if settled():
+                if settled():  # asked under the lock: the first receipt wins, and this work is discarded
                     return False
                 # Whatever receipt is there is not of these files: without it, a crash now leaves a shard to be built.
                 commit.refuse_links(root, root / note)
                 (root / note).unlink(missing_ok=True)
+                # Two calls: the files are synced in place before the receipt that makes them count appears.
                 commit.move_into_place(root, folder, written)
                 commit.move_into_place(root, folder, [last])
         return True
@@ -135,6 +137,7 @@ class LocalStorage:
             target = self.location / path
             commit.refuse_links(self.location, target)
             target.unlink(missing_ok=True)
+            # Synced one by one, so that removals reach the disk in the order given: the manifest before its receipts.
             if target.parent.is_dir():
                 sync_directory(target.parent)
 
@@ -149,13 +152,13 @@ class LocalStorage:
             os.close(descriptor)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: no line is held back."""
 
     def _opened(self, path: str) -> BinaryIO:
         return os.fdopen(self._descriptor(path), "rb")
 
     def _descriptor(self, path: str) -> int:
-        """Of a regular file, open for reading. A folder, a pipe or a device is no file of a cache: as if absent."""
+        """Open a regular file for reading. A folder, pipe or device counts as absent: it is no file of a cache."""
         target = self.location / path
         try:
             descriptor = open_file(target, os.O_RDONLY, follow=True)

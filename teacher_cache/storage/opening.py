@@ -11,7 +11,7 @@ __all__ = ["storage_at"]
 
 
 def storage_at(location: str | os.PathLike[str]) -> Storage:
-    """The storage of the cache at a path or URL. Raises StorageError for a URL that no installed package speaks."""
+    """Return the storage of the cache at a path or URL. Raises StorageError if no installed package handles the URL."""
     local = localise(location)
     if isinstance(local, Path):
         return LocalStorage(local)

@@ -106,7 +106,7 @@ class RemoteStorage:
         return size, digest.hexdigest()
 
     def fetch(self, path: str, shard: int, limit: int, folder: str | None = None) -> tuple[str, str]:
-        """Fetch a shard's file of at most ``limit`` bytes into a new temporary one; -> its name, and the SHA-256.
+        """Fetch a shard's file of at most ``limit`` bytes into a new temporary one; -> its name and SHA-256.
 
         folder  for it; None is TMPDIR. Raises ShardDamaged where the store has none, or a longer one.
         """
@@ -115,6 +115,7 @@ class RemoteStorage:
 
         def begin() -> Callable[[bytes], object]:
             nonlocal digest
+            # A retry starts afresh: pieces of the failed attempt must neither stay in the file nor in the hash.
             digest = hashlib.sha256()
             os.ftruncate(descriptor, 0)
             os.lseek(descriptor, 0, os.SEEK_SET)
@@ -169,7 +170,7 @@ class RemoteStorage:
         return []
 
     def tidy(self) -> None:
-        """Nothing is only of use while a build goes on."""
+        """Do nothing: a store holds nothing that is only needed during a build."""
 
     def write_documents(self, documents: Mapping[str, bytes]) -> None:
         for path, data in documents.items():
@@ -206,8 +207,9 @@ class RemoteStorage:
                 self.remove([note])
                 withdrawn = True
             self._put(path, data)
+            # Hashed from memory, not read back: a store that corrupts the upload is found by `verify`.
             written.append(ShardFile(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest()))
-        self._put(note, receipt(written))
+        self._put(note, receipt(written))  # last: with it the shard counts
         return True
 
     def remove(self, paths: Sequence[str]) -> None:
@@ -237,7 +239,7 @@ class RemoteStorage:
         return not _protocols(self._fs()[0]) & set(_READ_ONLY)
 
     def _listing(self) -> dict[str, int]:
-        """Size of every file, by path relative to the cache: one listing."""
+        """List every file with its size, by path relative to the cache, in one request."""
         base = self._fs()[1]
         try:
             found = self._ask("", lambda fs, base: fs.find(base, detail=True))
@@ -267,14 +269,16 @@ class RemoteStorage:
             return self._held[1], self._held[2]
 
     def _fetch(self, path: str, limit: int, begin: Callable[[], Callable[[bytes], object]]) -> int:
-        """Hand a file to what ``begin`` returns, which is called for every try; -> its size. Raises TooLarge."""
+        """Pass a file to the function that ``begin`` returns; -> its size.
+
+        ``begin`` is called once per attempt, so that a retry starts afresh. Raises TooLarge.
+        """
         return self._ask(path, lambda fs, base: stream(fs, f"{base}/{path}", limit, begin()))
 
     def _ask(self, path: str, call: Callable[[Any, str], T]) -> T:
-        """What ``call`` makes of the file system and the cache's path in it, tried again where that may help.
+        """Call ``call`` with the file system and the cache's path in it, and retry where that may help.
 
-        Raises FileNotFoundError for what is not there; whatever else the store's client raises becomes one of our
-        errors.
+        Raises FileNotFoundError for a missing file; any other error of the store's client becomes one of ours.
         """
         fs, base = self._fs()
         try:
@@ -298,7 +302,7 @@ class RemoteStorage:
 
 
 class _FilesOfShard:
-    """Opens the files of one shard; together they have the bytes that the manifest says, and none more is fetched."""
+    """Access to the files of one shard; together they have the size in the manifest, and no more is fetched."""
 
     def __init__(self, storage: RemoteStorage, entry: ShardEntry) -> None:
         self._storage = storage
@@ -319,7 +323,7 @@ def _notes(error: Exception) -> list[str]:
 
 
 def folders(url: str) -> list[str]:
-    """URLs of the folders directly below a URL, sorted. Raises FileNotFoundError, StorageError."""
+    """List the URLs of the folders directly below a URL, sorted. Raises FileNotFoundError, StorageError."""
     storage = RemoteStorage(url)
     if not storage._lists:
         raise StorageError(f"{url}: expected a store that lists its files; a web server does not.")
@@ -352,7 +356,7 @@ def _protocols(fs: Any) -> set[str]:
 
 
 def _is_object_store(fs: Any) -> bool:
-    """Stores without folders: making one first would cost a request, or make a bucket."""
+    """Check for a store without folders: making one first would cost a request, or make a bucket."""
     return bool(_protocols(fs) & {"s3", "s3a", "gs", "gcs", "abfs", "az", "adl"})
 
 

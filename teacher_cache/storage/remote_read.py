@@ -1,6 +1,6 @@
-"""Requests to a store within bounds: so many bytes, so many seconds without one, so many tries.
+"""Bounded requests to a store: bounded size, time without a byte, and number of tries.
 
-Nothing that a store says of itself is relied on: neither a length, nor that an answer ends, nor that it comes.
+Nothing that a store claims is relied on: neither a length, nor that an answer ends, nor that one comes at all.
 """
 
 import asyncio
@@ -38,11 +38,11 @@ _LOST_NAMES = {
 
 
 class TooLarge(Exception):
-    """A file is longer than it may be; no more of it was read than that."""
+    """A file is longer than allowed; reading stopped at that limit."""
 
 
 class HttpStatus(Exception):
-    """An answer of a web server that is none of a file's.
+    """A web server's answer that is not a file.
 
     status  of the answer
     pause   seconds the server asks to wait, or None
@@ -55,7 +55,7 @@ class HttpStatus(Exception):
 
 
 def persist(call: Callable[[], T]) -> T:
-    """What ``call`` returns, tried again after a time while it fails in a way that passes."""
+    """Return the result of ``call``, retrying with pauses while it fails in a transient way."""
     begun = time.monotonic()
     for attempt in range(1, TRIES + 1):
         try:
@@ -66,6 +66,7 @@ def persist(call: Callable[[], T]) -> T:
             if attempt == TRIES or time.monotonic() - begun > PATIENCE:
                 error.add_note(f"tried {attempt} times")
                 raise
+            # Jitter: the readers that one overloaded store turned away must not all return at the same moment.
             pause = FIRST_PAUSE * 2 ** (attempt - 1) * random.uniform(0.5, 1)
             asked = error.pause if isinstance(error, HttpStatus) else None
         time.sleep(max(pause, min(asked or 0, LONGEST_PAUSE)))
@@ -99,7 +100,7 @@ def stream(fs: Any, path: str, limit: int, take: Take) -> int:
 
 
 def client_options(protocol: str, configured: dict[str, Any]) -> dict[str, Any]:
-    """Options for fsspec's client of a protocol that end a wait in seconds; what its user has configured stands."""
+    """Return options that limit the waits of fsspec's client of a protocol; the user's own settings take precedence."""
     if protocol in ("http", "https"):
         try:
             import aiohttp
@@ -121,7 +122,7 @@ async def _stream_http(fs: Any, url: str, limit: int, take: Take) -> None:
     """Our own reading of an answer: fsspec's takes every failure but some for a missing file, and reads without end."""
     session = await fs.set_session()
     options = dict(fs.kwargs)
-    # A length that is told is then the file's, and a small answer does not unpack to a large one.
+    # Without compression a stated length is the file's, and a small answer cannot unpack to a large one.
     options["headers"] = {"Accept-Encoding": "identity"} | dict(options.get("headers") or {})
     async with session.get(fs.encode_url(url), **options) as answer:
         if answer.status == 404:
@@ -162,7 +163,7 @@ def _seconds(text: str) -> float | None:
 
 
 def _passes(error: BaseException) -> bool:
-    """Whether a failure may be gone at the next try: a busy server, a lost connection, a time-out."""
+    """Check whether a failure may be transient: a busy server, a lost connection, a time-out."""
     return any(_passes_itself(link) for link in causes(error))
 
 
@@ -176,7 +177,7 @@ def _passes_itself(error: BaseException) -> bool:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status that an error tells: of ours, aiohttp's and gcsfs' classes, and of botocore's answers."""
+    """Return the HTTP status that an error carries: ours, aiohttp's and gcsfs' classes, and botocore's answers."""
     answer = getattr(error, "response", None)
     found = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(answer, dict) else None
     for value in (found, getattr(error, "status", None)):

@@ -1,4 +1,4 @@
-"""The files of a shard: what is noted of them, and reads that cannot come up short unnoticed."""
+"""Sizes and checksums of a shard's files, and reads from them that detect a short file."""
 
 import os
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class ShardFileReader:
         self.size = os.fstat(descriptor).st_size
 
     def read(self, offset: int, size: int, record: int | None = None) -> NDArray[np.uint8]:
-        """``size`` bytes from ``offset``. Raises ShardDamaged when the file ends before."""
+        """Read ``size`` bytes from ``offset``. Raises ShardDamaged when the file ends before."""
         if offset < 0 or size < 0 or offset + size > self.size:
             raise self.damaged(f"expected {size} bytes at {offset}, the file ends at {self.size}", record)
         data = np.empty(size, np.uint8)
@@ -66,7 +66,7 @@ class ShardFileReader:
 
     @staticmethod
     def missing(path: str, shard: int) -> ShardDamaged:
-        """What opening a file that is not there raises."""
+        """Return the error for a file that is not there."""
         return ShardDamaged("expected a file here, found none", shard=shard, file=path)
 
     def __del__(self) -> None:

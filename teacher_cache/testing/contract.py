@@ -33,7 +33,7 @@ __all__ = [
 
 
 class CacheContract:
-    """What a cache promises, whatever its format. Subclass it, set ``format``, name the class Test...."""
+    """The contract of a cache in any format. Subclass it, set ``format``, name the class Test...."""
 
     format: str
 
@@ -186,7 +186,10 @@ class CacheContract:
             writer.finish(planned=2)
 
     def test_every_damaged_shard_file_is_found(self, tmp_path: Path) -> None:
-        """One flipped bit, a cut, an absence: verify names the file, and reading raises ShardDamaged or is unharmed."""
+        """Check that verify names a damaged file, and reading raises ShardDamaged or is unharmed.
+
+        Damage is one flipped bit, a cut, an absence.
+        """
         config = self.config()
         build(tmp_path / "c", config, count=3)
         rng = np.random.default_rng(1)
@@ -209,7 +212,7 @@ class CacheContract:
         assert teacher_cache.verify(tmp_path / "c") == []
 
     def _read_all(self, path: Path, config: CacheConfig) -> ShardDamaged | None:
-        """Read every record; what is read must be right."""
+        """Read every record and check what is read; -> the error met, if any."""
         try:
             for i, record in enumerate(teacher_cache.open(path)):
                 assert_same_record(record, make_record(i), config)
@@ -268,7 +271,10 @@ def _inherit(cache: teacher_cache.Cache) -> None:
 
 
 def feature_sum(cache: teacher_cache.Cache | None = None) -> float:
-    """Read all of a cache (none given: the one a forked worker inherited); a spawned process finds this by its name."""
+    """Read all of a cache and sum its features.
+
+    Without an argument: the cache a forked worker inherited. A spawned process finds this function by its name.
+    """
     cache = _inherited[0] if cache is None else cache
     return float(cache.read(range(len(cache))).features.sum(dtype=np.float64))
 

@@ -1,4 +1,4 @@
-"""Made-up records, and caches of them: for tests of this package and of whoever reads caches."""
+"""Made-up records, and caches of them, for tests of this package and of programs that read caches."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -32,7 +32,7 @@ DEPTH_ERROR = {"uint8": 1 / 508 + 1e-7, "float16": 2.0**-12}  # docs/format.md; 
 def make_record(
     index: int, schema: CacheSchema = SMALL_SCHEMA, *, seed: int = 0, label: int | None = None
 ) -> TeacherRecord:
-    """Record ``index`` of an endless made-up corpus: the same for the same arguments, features as float32."""
+    """Return record ``index`` of an endless made-up corpus: a pure function of its arguments, features as float32."""
     rng = np.random.default_rng([seed, index])
     shapes = schema.shapes
     points = rng.uniform(-1, 1, shapes["points"])
@@ -53,7 +53,7 @@ def make_record(
 
 
 def make_recipe(config: CacheConfig, **corpus: Any) -> Recipe:
-    """A recipe for made-up records; ``corpus`` adds settings, to make another recipe."""
+    """Return a recipe for made-up records; ``corpus`` adds settings, to make another recipe."""
     return Recipe(
         corpus={"kind": "made-up"} | corpus,
         projection={"image_side": SMALL_SCHEMA.image_side, "splat": 5},
@@ -63,7 +63,7 @@ def make_recipe(config: CacheConfig, **corpus: Any) -> Recipe:
 
 
 def make_basis(channels: int, teacher_channels: int = 9, *, seed: int = 0) -> Basis:
-    """A made-up basis: the same for the same arguments."""
+    """Return a made-up basis: a pure function of its arguments."""
     rng = np.random.default_rng([seed, channels, teacher_channels])
     rows = np.linalg.qr(rng.normal(size=(teacher_channels, channels)))[0].T
     return Basis(
@@ -106,7 +106,7 @@ def build(
 def plan(
     writer: CacheWriter, config: CacheConfig, count: int, *, order: Sequence[int] | None = None
 ) -> list[tuple[int, list[int]]]:
-    """(shard index, record numbers) of what is not committed: the rest in order, cut into the free shard indices."""
+    """List (shard index, record numbers) of what is not committed: the rest in order, cut into the free shards."""
     receipts = writer.committed()
     done = {id for receipt in receipts.values() for id in (*receipt.ids, *(item.id for item in receipt.quarantined))}
     rest = [i for i in range(count) if make_record(i, writer.schema).id not in done]
@@ -120,7 +120,10 @@ def plan(
 
 
 def tree(directory: str | os.PathLike[str]) -> dict[str, bytes]:
-    """Every file of a cache by path, but for the folders that are no part of its bytes; left-over tmp/ is a failure."""
+    """Read every file of a cache by path, except folders that are not part of its bytes.
+
+    A left-over tmp/ is a failure.
+    """
     root = Path(directory)
     assert not list(root.glob("tmp/*")), "work was left behind"
     return {
@@ -131,7 +134,7 @@ def tree(directory: str | os.PathLike[str]) -> dict[str, bytes]:
 
 
 def assert_same_record(found: TeacherRecord, expected: TeacherRecord, config: CacheConfig) -> None:
-    """Equal to what storage promises: everything to the bit, but features and depth to their stored rounding."""
+    """Assert equality as storage promises: to the bit, except features and depth, which have their stored rounding."""
     assert (found.id, found.label) == (expected.id, expected.label)
     for name in ("points", "lo", "cell", "offset", "saliency"):
         a, b = getattr(found, name), getattr(expected, name)

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors and JSON in a directory that appears whole or not at all.
+"""Checkpoints: safetensors and JSON in a directory that appears complete or not at all.
 
     RUN/checkpoints/epoch-0010/   after 10 epochs; epoch-0010-step-000520: within the next one, after 520 steps in all
         model.safetensors         the student's weights and buffers, under their names in the model
@@ -65,7 +65,7 @@ _LEFTOVER = re.compile(r"\.(?:writing-.+-\d+|removing-epoch-\d{4,}(?:-step-\d{6,
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What checkpoint.json says.
+    """The contents of checkpoint.json.
 
     epoch       epochs completed; step: optimiser steps taken
     config      section name -> settings, JSON types only
@@ -97,7 +97,7 @@ class Header:
 
     @property
     def name(self) -> str:
-        """Of the checkpoint's folder."""
+        """Name of the checkpoint's folder."""
         return f"epoch-{self.epoch:04d}" + (f"-step-{self.step:06d}" if self.under_way else "")
 
 
@@ -127,6 +127,7 @@ def write_checkpoint_at(
         blobs[HEADER] = (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
         for name, blob in blobs.items():
             write_file(temporary / name, [blob], name)
+        # Contents and entries are on disk before the name that makes them a checkpoint.
         sync_directory(temporary)
         temporary.rename(target)
     except BaseException:
@@ -137,7 +138,7 @@ def write_checkpoint_at(
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
+    """List the complete checkpoints of a run, oldest first."""
     folder = _folder(run_dir)
     if not folder.is_dir():
         return []
@@ -148,7 +149,7 @@ def checkpoints(run_dir: Path) -> list[Path]:
 
 
 def latest(run_dir: Path) -> Path | None:
-    """The newest complete checkpoint of a run, or None."""
+    """Return the newest complete checkpoint of a run, or None."""
     found = checkpoints(run_dir)
     return found[-1] if found else None
 
@@ -171,7 +172,7 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def read_header(path: Path) -> Header:
-    """The header of a checkpoint. Raises CheckpointError for anything but a sound header of this version."""
+    """Read the header of a checkpoint. Raises CheckpointError for anything but a sound header of this version."""
     file = path / HEADER
     try:
         data = read_regular(file, HEADER_LIMIT)
@@ -212,13 +213,13 @@ def read_header(path: Path) -> Header:
 
 
 def _digest_of(content: Mapping[str, Any]) -> str:
-    """SHA-256 of a header's canonical JSON, without its own "sha256"."""
+    """Return the SHA-256 of a header's canonical JSON, without its own "sha256"."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def read_tensors(path: Path, header: Header, name: str = MODEL) -> dict[str, Tensor]:
-    """All tensors of one file of a checkpoint, on the CPU, after its size and hash were checked."""
+    """Read all tensors of one file of a checkpoint, on the CPU, after checking its size and hash."""
     file = path / name
     entry = header.files.get(name)
     if not isinstance(entry, dict):
@@ -239,7 +240,7 @@ def read_tensors(path: Path, header: Header, name: str = MODEL) -> dict[str, Ten
 
 
 def prune(run_dir: Path, *, keep: int, milestone_every: int) -> list[Path]:
-    """Remove what is not to be kept; returns what was removed.
+    """Remove checkpoints that are not to be kept; -> those removed.
 
     Kept are the newest `keep` checkpoints of whole epochs (0: all of them), the milestones, and the newest one of all:
     a checkpoint within an epoch is kept as that only.
@@ -263,7 +264,7 @@ def prune(run_dir: Path, *, keep: int, milestone_every: int) -> list[Path]:
 
 
 def clean_leftovers(run_dir: Path) -> None:
-    """Remove what a killed run left half written or removed. Only for the run that owns the directory."""
+    """Remove files that a killed run left half written or half removed. Only for the run that owns the directory."""
     folder = _folder(run_dir)
     if folder.is_dir():
         for path in folder.iterdir():
@@ -275,8 +276,8 @@ def clean_leftovers(run_dir: Path) -> None:
 def set_damaged_aside(run_dir: Path) -> None:
     """Make the newest sound checkpoint the latest: damaged ones after it are renamed to damaged-NAME, and warned of.
 
-    Only for the run that owns the directory. The steps after that checkpoint, or all where none is sound, are done
-    again, with the same result.
+    Only for the run that owns the directory. The steps after that checkpoint, or all if none is sound, are repeated
+    with the same result.
 
     Raises CheckpointError for a checkpoint of another version, or one that cannot be read for other reasons.
     """
@@ -307,7 +308,10 @@ def _age(path: Path) -> tuple[int, int]:
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
-    """An optimiser's state as named tensors, `<what>/<parameter>`; `names` maps its parameters to their names."""
+    """Return an optimiser's state as named tensors, `<what>/<parameter>`.
+
+    names  parameter -> its name.
+    """
     flat = {}
     for parameter, state in optimizer.state.items():
         for what, value in state.items():
@@ -318,7 +322,10 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, s
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], flat: Mapping[str, Tensor], where: Path
 ) -> None:
-    """The inverse of flatten_optimizer, onto the parameters' devices. Raises CheckpointError for what does not fit."""
+    """Load the result of flatten_optimizer into an optimiser, on the parameters' devices.
+
+    Raises CheckpointError for what does not fit.
+    """
     by_name = {name: parameter for parameter, name in names.items()}
     for key, value in flat.items():
         what, _, name = key.partition("/")
@@ -338,12 +345,12 @@ def _folder(run_dir: str | Path) -> Path:
 
 
 def _stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Own, contiguous CPU copies: safetensors refuses tensors that share memory."""
+    """Return own, contiguous CPU copies: safetensors refuses tensors that share memory."""
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
 
 
 def _unreadable(file: Path, path: Path, error: OSError) -> CheckpointError:
-    """Absent files and links that lead nowhere are damage; a disk or a permission that fails is not."""
+    """Convert a read error: absent files and dangling links are damage; a failing disk or missing permission is not."""
     kind = (
         CheckpointDamaged
         if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}

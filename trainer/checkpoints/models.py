@@ -51,7 +51,7 @@ _FREE = {
 
 
 def load_model(path: str | Path) -> tuple[Student, Header]:
-    """The model of a checkpoint, or of the newest checkpoint of a run directory: on the CPU, in evaluation mode.
+    """Load the model of a checkpoint, or of a run directory's newest checkpoint: on the CPU, in evaluation mode.
 
     Raises CheckpointError for what is missing, damaged, of another kind, or of settings unknown to this version.
     """
@@ -77,7 +77,7 @@ def load_model(path: str | Path) -> tuple[Student, Header]:
 
 
 def load_fine_tuned(path: str | Path) -> tuple[Classifier | PartSegmenter, Header]:
-    """The classifier or part segmenter of an imported checkpoint: on the CPU, in evaluation mode.
+    """Load the classifier or part segmenter of an imported checkpoint: on the CPU, in evaluation mode.
 
     Raises CheckpointError as load_model does.
     """
@@ -105,7 +105,7 @@ def load_fine_tuned(path: str | Path) -> tuple[Classifier | PartSegmenter, Heade
 
 
 def load_encoder(path: str | Path) -> Student:
-    """The model of a checkpoint or run directory, ready for `encode(points [B, N, 3] float32) -> [B, D]`."""
+    """Load the model of a checkpoint or run directory, for `encode(points [B, N, 3] float32) -> [B, D]`."""
     return load_model(path)[0]
 
 
@@ -121,7 +121,7 @@ def sections_of(**sections: Any) -> dict[str, dict[str, Any]]:
 
 
 def section_from_json(cls: type[Section], settings: Mapping[str, Any]) -> Section:
-    """A section's dataclass from JSON types; settings that are not given take their defaults.
+    """Create a section's dataclass from JSON types; settings that are not given take their defaults.
 
     Raises ValueError naming settings that this version does not know.
     """
@@ -135,9 +135,9 @@ def section_from_json(cls: type[Section], settings: Mapping[str, Any]) -> Sectio
 def resume_problems(
     header: Header, sections: Mapping[str, Mapping[str, Any]], cache: Mapping[str, Any], teacher: Mapping[str, int]
 ) -> list[str]:
-    """What speaks against going on from a checkpoint with these settings, one line each.
+    """List the reasons why these settings cannot resume from a checkpoint, one line each.
 
-    The evaluation may change at will, and so may what does not touch the course of training, `_FREE`.
+    The evaluation may change at will, and so may settings that do not affect the course of training, `_FREE`.
     """
     off = {"alignment": asdict(AlignmentConfig())}  # as in runs before there was such a section
     now = off | {name: section for name, section in sections.items() if name != "evaluation"}
@@ -158,7 +158,7 @@ def resume_problems(
 
 
 def software_versions() -> dict[str, str]:
-    """What wrote a checkpoint."""
+    """Return the versions of this package, torch, numpy and python."""
     found = {"python": platform.python_version()}
     for package in ("i2p-pretrain", "torch", "numpy"):
         try:

@@ -16,7 +16,7 @@ SHOWN = 8  # names in one message
 
 
 class EncoderLoad(NamedTuple):
-    """What became of the entries of a checkpoint.
+    """Names of the entries that were loaded, kept and unused.
 
     loaded  names of the model's encoder, all of them, that now have the checkpoint's values
     kept    the model's other names (final norm, head), which keep the values they had
@@ -72,7 +72,7 @@ def load_pretrained_encoder(model: nn.Module, entries: Mapping[str, Tensor], *, 
 
 
 def without_module_prefix(entries: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
-    """The entries without the `module.` that data-parallel wrappers put before names.
+    """Strip the `module.` that data-parallel wrappers put before names.
 
     Raises ValueError where two names then are the same.
     """

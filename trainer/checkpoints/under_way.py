@@ -23,7 +23,7 @@ def totals_to_json(losses: Mapping[str, float], gradient_norm: float) -> list[fl
 
 
 def totals_from_json(totals: list[float] | Mapping[str, float]) -> tuple[dict[str, float], float]:
-    """The inverse of totals_to_json, of an entry that is_under_way: losses by name, and the gradient norm."""
+    """Parse losses by name and the gradient norm from an entry that is_under_way; inverse of totals_to_json."""
     if isinstance(totals, Mapping):
         losses = {name.removeprefix("loss_"): float(value) for name, value in totals.items() if name != NORM}
         return losses, float(totals[NORM])

@@ -1,4 +1,4 @@
-"""Labelled clouds to evaluate on, read once through the corpora's one door."""
+"""Labelled clouds for evaluation, read once through the corpora's common reader."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -46,16 +46,16 @@ class LabelledClouds:
         return len(self.labels)
 
     def first(self, count: int) -> np.ndarray:
-        """The first `count` points of each shape, as they lie in the canonical frame. [n, count, 3] float32."""
+        """Return the first `count` points of each shape, in the canonical frame. [n, count, 3] float32."""
         return self.points[:, :count]
 
     def draw(self, count: int, seed: int) -> np.ndarray:
-        """Random `count` points of each shape, drawn by `seed`, centred and scaled again. [n, count, 3] float32."""
+        """Draw `count` random points of each shape by `seed`, centred and scaled again. [n, count, 3] float32."""
         chosen = self._drawn(count, seed)
         return renormalised(np.take_along_axis(self.points, chosen[:, :, None], axis=1))
 
     def draw_parts(self, count: int, seed: int) -> np.ndarray:
-        """The parts of the points that `draw` returns for the same arguments, in their order. [n, count] int16.
+        """Return the parts of the points that `draw` returns for the same arguments, in order. [n, count] int16.
 
         Raises EvaluationError where shapes have no part labels.
         """
@@ -124,7 +124,7 @@ def read_clouds(
 
 
 def check_corpora(train: str, test: str, *, points: int) -> None:
-    """Open both corpora without reading a shape, so that what cannot serve is found before hours of training.
+    """Open both corpora without reading a shape, so that unusable ones are found before hours of training.
 
     Raises EvaluationError unless both are labelled and a label number means the same class in both, CorpusError for one
     that does not open.
@@ -142,7 +142,7 @@ def check_corpora(train: str, test: str, *, points: int) -> None:
 
 
 def check_classes(train: LabelledClouds, test: LabelledClouds) -> None:
-    """Raise EvaluationError naming the classes that only the test split has: nothing could be fitted for them."""
+    """Raise EvaluationError naming the classes that only the test split has: nothing can be fitted for them."""
     unknown = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))
     _refuse_unknown([test.label_names[label] for label in unknown], train.uri, test.uri)
 

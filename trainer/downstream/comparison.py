@@ -1,4 +1,4 @@
-"""Several encoders on the same labelled clouds, points and folds: one row each, so that the numbers can be compared."""
+"""Comparison of several encoders on the same labelled clouds, points and folds, one row per encoder."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ SETTLING_CLOUDS = 64  # at the top level, the smallest, still thousands of value
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """How one encoder fared.
+    """Result of one encoder.
 
     accuracy    mean over seeds, 0..1;  spread: standard deviation over seeds (0 for one)
     scores      accuracy of each seed;  c: the C each seed used
@@ -47,10 +47,10 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What an evaluation found.
+    """Result of an evaluation.
 
     rows      name -> Row, in the order the encoders were given
-    protocol, points, seeds   how it was done
+    protocol, points, seeds   settings of the evaluation
     classes   with at least one training shape;  chance: accuracy of always answering the most frequent one
     train, test  uri, shapes used, shapes skipped
     """
@@ -65,7 +65,7 @@ class Comparison:
     test: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON types."""
+        """Convert to JSON types."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
         return plain
 
@@ -74,7 +74,7 @@ class Evaluator:
     """The labelled clouds of a configuration, read once and used as often as needed."""
 
     def __init__(self, config: EvaluationConfig):
-        """Reads both corpora. Raises EvaluationError for unusable labels, CorpusError for one that does not open."""
+        """Read both corpora. Raises EvaluationError for unusable labels, CorpusError for one that does not open."""
         check_corpora(config.train, config.test, points=config.stored_points)
         self.config = config
         self.train = read_clouds(config.train, points=config.stored_points)
@@ -82,8 +82,10 @@ class Evaluator:
         check_classes(self.train, self.test)  # a class may have lost its only shape to a broken file
 
     def rounds(self, seeds: int | None = None) -> int:
-        """How often each encoder is scored; `seeds` overrides the configured number. The reference protocol has no
-        random part and always scores once."""
+        """Return how often each encoder is scored.
+
+        seeds  overrides the configured number. The reference protocol has no random part and always scores once.
+        """
         return 1 if self.config.protocol == "reference" else seeds or self.config.seeds
 
     def compare(
@@ -130,9 +132,12 @@ class Evaluator:
         )
 
     def baselines(self, model: Student, *, seed: int, device: torch.device) -> dict[str, Encoder]:
-        """What an encoder has to beat: "coordinates", statistics of them, and "untrained", the model's own settings
-        with the first weights of `seed` and the batch norm statistics of some training clouds; and "embedded", the
-        package's own encoder, where the settings ask for it."""
+        """Return the baselines that an encoder has to beat.
+
+        "coordinates" are statistics of the coordinates. "untrained" is the model's own architecture with the first
+        weights of `seed` and the batch norm statistics of some training clouds. "embedded" is the package's own
+        encoder, where the settings ask for it.
+        """
         teacher = {"channels": model.teacher_channels, "views": model.views}
         fresh = new_student(model.config, model.masking, teacher, seed=seed).to(device)
         clouds = self._points(self.train, 0)[:SETTLING_CLOUDS]
@@ -153,7 +158,7 @@ class Evaluator:
 
 
 def compare(encoders: Mapping[str, Encoder], config: EvaluationConfig) -> Comparison:
-    """Read the configured corpora and score every encoder on them; one row an encoder."""
+    """Read the configured corpora and score every encoder on them, one row per encoder."""
     return Evaluator(config).compare(encoders)
 
 

@@ -55,7 +55,7 @@ def encode(
 
 @dataclass(frozen=True)
 class ModelEncoder:
-    """A feature of a model as an Encoder: in float32, in evaluation mode; the mode it was in comes back afterwards."""
+    """A model's feature as an Encoder: in float32 and evaluation mode; the model's mode is restored afterwards."""
 
     model: EncodesPoints
     device: torch.device
@@ -69,20 +69,20 @@ class ModelEncoder:
 
 
 def model_encoder(model: EncodesPoints, device: torch.device, feature: Feature = "levels") -> ModelEncoder:
-    """The model's feature of that name, as an Encoder."""
+    """Wrap the model's feature of that name as an Encoder."""
     return ModelEncoder(model, device, feature)
 
 
 @dataclass(frozen=True)
 class ClassifierEncoder:
-    """What the head of a fine-tuned classifier sees, as an Encoder: [B, D of `Classifier.pooled`]."""
+    """The pooled feature of a fine-tuned classifier, as an Encoder: [B, D of `Classifier.pooled`]."""
 
     model: Classifier
     device: torch.device
 
     @property
     def feature(self) -> str:
-        """What a table calls it."""
+        """Name of the feature in tables."""
         return "pooled"
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
@@ -92,7 +92,7 @@ class ClassifierEncoder:
 
 
 def classifier_logits(model: Classifier, device: torch.device) -> Callable[[np.ndarray], np.ndarray]:
-    """A classifier as a function of clouds: [B, N, 3] float32 -> [B, classes] float32, in evaluation mode."""
+    """Wrap a classifier as a function of clouds: [B, N, 3] float32 -> [B, classes] float32, in evaluation mode."""
 
     def logits(points: np.ndarray) -> np.ndarray:
         with _evaluating(model), torch.no_grad():
@@ -114,15 +114,15 @@ def _evaluating(model: EncodesPoints | nn.Module) -> Iterator[None]:
 
 
 def feature_name(encoder: Encoder) -> str:
-    """What a table calls an encoder's feature: a model's by its name, a function's by the function's."""
+    """Return the name of an encoder's feature in tables: the model's feature, or the function's name."""
     return str(getattr(encoder, "feature", None) or getattr(encoder, "__name__", type(encoder).__name__))
 
 
 def settle_batch_norms(model: nn.Module, points: np.ndarray, device: torch.device, feature: Feature = "levels") -> None:
-    """Give a model that was never trained the batch norm statistics of some clouds [B, N, 3], in one forward pass.
+    """Set the batch norm statistics of an untrained model from some clouds [B, N, 3], in one forward pass.
 
     Without it the running averages are those of initialisation, and a random encoder scores far below what its random
-    features are worth (0.755 against 0.862 on ModelNet10), which would flatter whatever it is compared with.
+    features allow (0.755 against 0.862 on ModelNet10), which would make any comparison with it look too good.
     """
 
     def settle(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -133,7 +133,7 @@ def settle_batch_norms(model: nn.Module, points: np.ndarray, device: torch.devic
         module.running_mean.copy_(rows.mean(0))  # type: ignore[operator]
         module.running_var.copy_(rows.var(0, unbiased=False))  # type: ignore[operator]
 
-    # Hooks instead of a pass in training mode: that one would talk to the other ranks, which are not evaluating.
+    # Hooks instead of a pass in training mode, which would start a collective: the other ranks are not evaluating.
     hooks = [part.register_forward_pre_hook(settle) for part in model.modules() if isinstance(part, BatchNorm)]
     try:
         model_encoder(cast(EncodesPoints, model), device, feature)(points)

@@ -19,7 +19,7 @@ INNER_FOLDS = 3  # of the cross-validation that chooses C on the shots
 
 @dataclass(frozen=True, kw_only=True)
 class FewShotConfig:
-    """What is asked.
+    """Settings of a few-shot evaluation.
 
     way, shot  classes of an episode, and shapes of each to fit on: at least 2, for C is chosen on some of them
     folds      episodes
@@ -41,7 +41,7 @@ class FewShotConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FewShotScores:
-    """How an encoder fared in one setting; accuracies 0..1.
+    """Results of an encoder in one setting; accuracies 0..1.
 
     scores     of each fold
     mean       of them; population_spread divides by the folds, sample_spread by one less (papers do not say which)
@@ -58,7 +58,7 @@ class FewShotScores:
     step: float
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON types."""
+        """Convert to JSON types."""
         return {**asdict(self), "scores": list(self.scores)}
 
 
@@ -73,7 +73,7 @@ class Fold:
 
 
 def drawn_folds(train: LabelledClouds, test: LabelledClouds | None, config: FewShotConfig) -> list[Fold]:
-    """The episodes of a configuration; the same as `fewshot:` corpora of that seed have, where every shape is readable.
+    """Draw the episodes of a configuration; `fewshot:` corpora of that seed have the same, if every shape is readable.
 
     test  None: queries are other shapes of `train`. Raises EvaluationError where too few classes have enough shapes.
     """
@@ -137,7 +137,7 @@ def probe(
 
 
 def summarise(scores: Sequence[float], config: FewShotConfig, *, tested: int) -> FewShotScores:
-    """The accuracies of folds as mean and both standard deviations."""
+    """Summarise the accuracies of folds by mean and both standard deviations."""
     return FewShotScores(
         way=config.way,
         shot=config.shot,

@@ -1,7 +1,7 @@
 """Linear SVM on frozen features, by two protocols that must not be mixed in one table.
 
-"cross-validated" tells the truth about a feature: nothing is chosen on the test split. "reference" is the field's
-habit, for comparison with published numbers only: raw features and a C that was once tuned for one data set.
+"cross-validated" is unbiased: nothing is chosen on the test split. "reference" follows the field's habit and only
+serves comparison with published numbers: raw features and a C that was once tuned for one data set.
 """
 
 import warnings
@@ -22,7 +22,7 @@ GRAM_LIMIT = 12_000  # training shapes up to which one float64 Gram matrix (1.2 
 class SvmScore:
     """One fit of the SVM.
 
-    accuracy     share of the test shapes that are classified rightly, 0..1
+    accuracy     share of the test shapes that are classified correctly, 0..1
     c            the C that was used
     validation   cross-validated accuracy on the training split at that C; None where C was given
     """
@@ -44,12 +44,12 @@ def linear_svm(
     seed: int = 0,
     c: float = 0.01,
 ) -> SvmScore:
-    """Fit on the training split, score on the test split.
+    """Fit a linear SVM on the training split and score it on the test split.
 
     *_features  [n, d] any float dtype, finite.   *_labels  [n] integers; every test label occurs in training.
     protocol    "cross-validated": features standardised by the training split and divided by sqrt(d), so that one grid
                 suits every d; C is the smallest with the best mean accuracy over `folds` stratified folds drawn by
-                `seed`. "reference": raw features and `c`. The other protocol's arguments are not looked at.
+                `seed`. "reference": raw features and `c`. The other protocol's arguments are ignored.
 
     One-vs-one libsvm (scikit-learn's SVC), deterministic. Raises ValueError for shapes, EvaluationError for what cannot
     be fitted. Source of the second protocol: the reference's evaluation, SVC(kernel="linear", C).
@@ -61,7 +61,7 @@ def linear_svm(
     if protocol != "cross-validated":
         raise ValueError(f"protocol is {protocol!r}; expected 'cross-validated' or 'reference'")
     mean, spread = x.mean(axis=0), x.std(axis=0)
-    # A feature that never varies says nothing; dividing by 1 leaves it at 0 instead of blowing up its rounding.
+    # A constant feature carries no information; dividing by 1 leaves it at 0 instead of amplifying its rounding.
     scale = np.where(spread > 1e-12 * (1 + np.abs(mean)), spread, 1.0) * np.sqrt(x.shape[1])
     model = _Svm((x - mean) / scale, y)
     validation = _cross_validate(model, y, grid, folds, seed)
@@ -71,13 +71,13 @@ def linear_svm(
 
 
 def majority_share(train_labels: np.ndarray, test_labels: np.ndarray) -> float:
-    """Accuracy on the test split of always answering the training split's most frequent label (lowest at a tie)."""
+    """Return the test accuracy of always answering the training split's most frequent label (lowest at a tie)."""
     values, counts = np.unique(train_labels, return_counts=True)
     return float(np.mean(test_labels == values[counts.argmax()]))
 
 
 def fold_numbers(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """The fold of each shape, [n] int64 in 0..folds-1: random within each label, and as equal in size as can be.
+    """Assign each shape a fold, [n] int64 in 0..folds-1: random within each label, with sizes as equal as possible.
 
     A label with fewer shapes than folds is simply absent from some folds.
     """
@@ -92,7 +92,7 @@ def fold_numbers(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
 
 
 class _Svm:
-    """Fits on parts of one training set. One Gram matrix serves them all, which makes them 3 to 5 times faster."""
+    """Fits on parts of one training set. They share one Gram matrix, which makes them 3 to 5 times faster."""
 
     def __init__(self, x: np.ndarray, y: np.ndarray):
         self.x, self.y = x, y
@@ -100,7 +100,7 @@ class _Svm:
         self.everything = np.arange(len(x))
 
     def accuracy(self, part: np.ndarray, c: float, x_test: np.ndarray, y_test: np.ndarray) -> float:
-        """Accuracy on (x_test, y_test) of the SVM fitted on the rows `part`."""
+        """Return the accuracy on (x_test, y_test) of the SVM fitted on the rows `part`."""
         return float(np.mean(self._predict(part, c, x_test) == y_test))
 
     def _predict(self, part: np.ndarray, c: float, x_test: np.ndarray) -> Any:
@@ -116,7 +116,7 @@ class _Svm:
 
 
 def _cross_validate(model: _Svm, labels: np.ndarray, grid: Sequence[float], folds: int, seed: int) -> list[float]:
-    """Share of the training shapes classified rightly by the fits that did not see them, for each C."""
+    """Return, for each C, the share of the training shapes classified correctly by fits that did not see them."""
     fold = fold_numbers(labels, folds, seed)
     right = np.zeros(len(grid))
     for k in range(folds):

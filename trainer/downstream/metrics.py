@@ -31,7 +31,7 @@ def mean_class_accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class PartScores:
-    """How well parts are found; all 0..1.
+    """Part segmentation scores; all 0..1.
 
     instance    mean over shapes of the shape's IoU
     classes     mean over categories of the mean over their shapes
@@ -69,7 +69,7 @@ def parts_of_categories(label_names: Sequence[str], part_names: Sequence[str]) -
 
 
 def predict_parts(scores: np.ndarray, categories: np.ndarray, parts: Sequence[np.ndarray]) -> np.ndarray:
-    """The part of each point with the largest score among those of its shape's category.
+    """Predict each point's part: the largest score among the parts of its shape's category.
 
     scores      [n, N, P] float.   categories  [n] whole numbers.   parts  as of `parts_of_categories`.
     ->          [n, N] int64; ties go to the lowest number.

@@ -21,7 +21,7 @@ class Neighbours(NamedTuple):
 
 
 def nearest(features: np.ndarray, k: int) -> Neighbours:
-    """The k other shapes whose features point the most nearly the same way from the mean of all.
+    """Find the k other shapes with the largest cosine similarity of mean-centred features.
 
     features  [n, D] float, finite, n > k >= 1. Ties go to the lowest index. Raises ValueError.
     """

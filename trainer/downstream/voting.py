@@ -26,13 +26,13 @@ _POOLS = ((1024, 1200), (2048, 2400), (4096, 4800))  # points -> farthest points
 
 
 def pool_of(points: int, stored: int) -> int:
-    """How many farthest points the field draws so many from: 1,200 for 1,024, and never more than are stored."""
+    """Return the field's number of farthest points to draw from: 1,200 for 1,024, at most those stored."""
     return min(next((pool for count, pool in _POOLS if points <= count), points), stored)
 
 
 @dataclass(frozen=True, kw_only=True)
 class VoteConfig:
-    """How a vote is held.
+    """Settings of a vote.
 
     points      of a cloud that the classifier sees
     pool        farthest points, from point 0 of the stored order, of which they are drawn; 0: as `pool_of` has it
@@ -71,7 +71,7 @@ class VoteConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VoteScores:
-    """What a vote found; accuracies 0..1.
+    """Results of a vote; accuracies 0..1.
 
     plain, plain_class  overall and mean-class accuracy without a vote: the first `points` farthest points as they are
     rounds      accuracy of each round
@@ -93,7 +93,7 @@ class VoteScores:
     step: float
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON types."""
+        """Convert to JSON types."""
         return {**vars(self), "rounds": list(self.rounds)}
 
 

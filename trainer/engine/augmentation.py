@@ -1,8 +1,8 @@
-"""The student's cloud: which stored pose and points of a shape, and how they are stretched and shifted.
+"""Augmentation of the student's cloud: choice of stored pose and points, scale and shift.
 
-What is drawn for a record is a function of (seed, epoch, record) alone (`trainer.randomness`). So nothing
-depends on the batch a shape falls into, on the rank or thread that reads it, or on what was drawn before; a run that
-goes on after a stop has no generator to restore.
+The draws of a record are a function of (seed, epoch, record) alone (`trainer.randomness`). So nothing depends on the
+batch a shape falls into, on the rank or thread that reads it, or on earlier draws; a resumed run has no generator to
+restore.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ __all__ = ["choose_points", "choose_poses", "renormalised", "scale_and_shift"]
 
 
 def choose_poses(shapes: np.ndarray, poses: int, *, seed: int, epoch: int) -> np.ndarray:
-    """Which of its `poses` stored poses each shape shows in this epoch.
+    """Choose which of its `poses` stored poses each shape shows in this epoch.
 
     shapes [B] int64, numbers of shapes in the cache -> [B] int64 in 0..poses - 1.
     """
@@ -22,16 +22,17 @@ def choose_poses(shapes: np.ndarray, poses: int, *, seed: int, epoch: int) -> np
 
 
 def choose_points(records: np.ndarray, stored: int, count: int, *, seed: int, epoch: int) -> np.ndarray:
-    """Which `count` of the `stored` points each record shows in this epoch: without replacement, in random order.
+    """Choose `count` of the `stored` points of each record for this epoch, without replacement, in random order.
 
     records [B] int64 -> [B, count] int64. The order matters: farthest point sampling starts from the first point.
     """
+    # Sorting keys instead of a generator's permutation: a pure function of the record, and stable at equal keys.
     keys = record_uniforms(records, stored, seed=seed, epoch=epoch, purpose=Purpose.POINTS)
     return np.argsort(keys, axis=1, kind="stable")[:, :count]
 
 
 def renormalised(points: np.ndarray) -> np.ndarray:
-    """Clouds [B, N, 3] float32 minus their mean, divided by their largest norm."""
+    """Centre clouds [B, N, 3] float32 at their mean and divide them by their largest norm."""
     centred = points - points.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
     largest = np.sqrt((centred**2).sum(axis=2)).max(axis=1)
     # All drawn points may coincide (a cloud of many duplicates); it then stays at the origin instead of becoming NaN.
@@ -41,7 +42,7 @@ def renormalised(points: np.ndarray) -> np.ndarray:
 def scale_and_shift(
     points: np.ndarray, records: np.ndarray, *, scale: tuple[float, float], shift: float, seed: int, epoch: int
 ) -> np.ndarray:
-    """Clouds [B, N, 3] float32 times a factor uniform in `scale`, plus an offset uniform in -shift..shift, per axis.
+    """Scale clouds [B, N, 3] float32 per axis, uniformly in `scale`, and shift them, uniformly in -shift..shift.
 
     Scale (1, 1) and shift 0 return the same values. Source: Point-M2AE's PointcloudScaleAndTranslate.
     """

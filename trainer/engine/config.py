@@ -29,7 +29,7 @@ class EngineConfig:
     accumulation           parts a rank's share of a batch is computed in, one after the other, to save memory
     learning_rate          AdamW's step size at the top of the schedule
     weight_decay           AdamW's decoupled decay
-    no_decay               what is spared the decay: "vectors" (1-D tensors, biases, the mask token) or "reference"
+    no_decay               parameters without decay: "vectors" (1-D tensors, biases, the mask token) or "reference"
                            (those, and every name that contains "token")
     betas                  AdamW's two averaging factors
     epsilon                AdamW's denominator floor
@@ -78,11 +78,11 @@ class EngineConfig:
 
     @property
     def horizon(self) -> int:
-        """Epochs the cosine spans."""
+        """Epochs that the cosine spans."""
         return self.schedule_epochs or self.epochs
 
     def problems(self) -> Iterator[str]:
-        """Every fault of the section's shared settings, and every absurd number of the whole section."""
+        """Yield every fault of the section's shared settings, and every absurd number of the whole section."""
         yield from faults(self)
         yield from absurd(self)
         if self.accumulation >= 1 and self.batch_size % self.accumulation:

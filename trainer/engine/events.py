@@ -1,6 +1,6 @@
 """Training events and the log files they are written to.
 
-Whoever starts a run may pass `on_event` and gets every event, in order, in the process of rank 0. The same events
+The caller of a run may pass `on_event` and receives every event, in order, in the process of rank 0. The same events
 become lines of train.jsonl and TensorBoard scalars.
 """
 
@@ -41,10 +41,10 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class RunStarted(Event):
-    """Training begins, or goes on from epoch `epoch`.
+    """Training begins, or resumes at epoch `epoch`.
 
     epochs, steps_per_epoch  planned.   records  in the cache.   parameters  of the student.   ranks, device  where.
-    resumed  True when a checkpoint was found.   global_target  what the global loss learns from; "" without one.
+    resumed  True when a checkpoint was found.   global_target  source of the global loss' targets; "" without one.
     shapes  digest of the selection of the cache that is trained on; "" for a whole one.
     """
 
@@ -66,7 +66,7 @@ class StepDone(Event):
 
     losses  by name, over the whole batch, before weights; a loss that is switched off is 0, or absent.
     gradient_norm  before clipping.
-    seconds  of the whole step; waited: of these, the time for which the next batch was not ready.
+    seconds  of the whole step; waited: the part of it spent waiting for the next batch.
     """
 
     losses: Mapping[str, float]
@@ -94,7 +94,7 @@ class EpochDone(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated(Event):
-    """An evaluation: what it found, as `trainer.downstream.comparison` reports it."""
+    """An evaluation and its result, as `trainer.downstream.comparison` reports it."""
 
     final: bool
     result: Mapping[str, Any]
@@ -126,10 +126,13 @@ _NAMES: dict[type[Event], str] = {
 
 
 class EventLog:
-    """Writes events to RUN/train.jsonl, to TensorBoard if wanted, and hands them to `on_event`. Use with `with`."""
+    """Writes events to RUN/train.jsonl, to TensorBoard if wanted, and passes them to `on_event`. Use with `with`."""
 
     def __init__(self, run_dir: Path, *, step: int, tensorboard: bool, on_event: Callable[[Event], None] | None):
-        """step  optimiser steps already taken: what an earlier, stopped run wrote beyond them is dropped."""
+        """Open the logs.
+
+        step  optimiser steps already taken: lines beyond, which an earlier, stopped run wrote, are dropped.
+        """
         path = run_dir / "train.jsonl"
         keep_lines(path, step)
         self._file = os.fdopen(open_log(path), "a", encoding="utf-8")
@@ -151,7 +154,7 @@ class EventLog:
             self._board.close()
 
     def __call__(self, event: Event) -> None:
-        """Write and hand on one event."""
+        """Write one event and pass it on."""
         self._file.write(json.dumps({"event": _NAMES[type(event)], **_finite(_line(event))}) + "\n")
         self._file.flush()
         if self._board is not None:
@@ -164,7 +167,7 @@ class EventLog:
 
 
 def keep_lines(path: Path, step: int) -> None:
-    """Drop the lines of train.jsonl that lie beyond `step`, and what is no event; durably.
+    """Drop the lines of train.jsonl that lie beyond `step` or are no events; durably.
 
     A power cut can leave a last line cut short, blank lines, or zeros where data never reached the disk.
     """
@@ -181,7 +184,7 @@ def keep_lines(path: Path, step: int) -> None:
 
 
 def _step_of(line: bytes) -> int | None:
-    """The step of an event's line; None for a line that is none."""
+    """Return the step of an event's line, or None if it is no event."""
     try:
         step = json.loads(line)["step"] if line.endswith(b"\n") else None
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -225,7 +228,7 @@ def _scalars(event: Event) -> list[tuple[str, float]]:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinity: such numbers become text."""
+    """Replace infinities by text, since JSON has none."""
     if isinstance(value, float) and not -float("inf") < value < float("inf"):
         return str(value)
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""AdamW with the two rules for what is spared weight decay."""
+"""AdamW, and two rules for the parameters without weight decay."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -12,7 +12,7 @@ __all__ = ["build_optimizer", "no_decay_names", "set_learning_rate", "total_grad
 
 
 def no_decay_names(parameters: Iterable[tuple[str, Tensor]], rule: Literal["vectors", "reference"]) -> list[str]:
-    """Names of the parameters that weight decay leaves alone, in the order given.
+    """List the names of the parameters without weight decay, in the order given.
 
     "vectors"    tensors of up to one dimension, names that end in ".bias", and mask tokens: what has no direction to
                  shrink.
@@ -24,7 +24,7 @@ def no_decay_names(parameters: Iterable[tuple[str, Tensor]], rule: Literal["vect
 
 
 def build_optimizer(model: nn.Module, config: EngineConfig) -> torch.optim.AdamW:
-    """AdamW over all parameters that need a gradient, in two groups: decayed, then spared."""
+    """Build AdamW over all parameters that need a gradient, in two groups: with decay, then without."""
     named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
     spared = set(no_decay_names(named, config.no_decay))
     groups = [
@@ -47,7 +47,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def total_gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
-    """L2 norm of all gradients together, [] float32 on their device; parameters without a gradient count nothing."""
+    """Compute the L2 norm of all gradients together, [] float32 on their device; missing gradients are skipped."""
     gradients = [value.grad for value in parameters if value.grad is not None]
     if not gradients:
         raise ValueError("no parameter has a gradient; expected this after a backward pass")

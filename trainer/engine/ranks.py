@@ -1,8 +1,8 @@
-"""One process or many: the few collective operations that training needs, all of them the identity for one process.
+"""The collective operations that training needs; all are the identity for a single process.
 
-Gradients are summed by hand, in one flat vector a step, instead of by torch's DistributedDataParallel: each rank's loss
-is already divided by the counts of the whole batch, so the sum of the ranks' gradients is the gradient of the whole
-batch; accumulated parts need no special mode; and names in checkpoints stay plain.
+Gradients are summed by hand, in one flat vector per step, instead of by torch's DistributedDataParallel: each rank's
+loss is already divided by the counts of the whole batch, so the sum of the ranks' gradients is the gradient of the
+whole batch; accumulated parts need no special mode; and names in checkpoints stay plain.
 """
 
 import datetime
@@ -29,12 +29,12 @@ TIMEOUT = datetime.timedelta(hours=3)
 
 
 LAUNCHER = "Start with `torchrun --nproc-per-node N -m cli.main pretrain ...`, which sets them all"
-# What launchers set in each process that they start, where several are: the process does not know the others then.
+# Variables that launchers set in each of several processes; without torchrun's, a process cannot find the others.
 OTHERS = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpirun"}
 
 
 class Place(NamedTuple):
-    """This process's place in a launch.
+    """This process's place in a distributed launch.
 
     rank 0..size-1, size processes in all, local_rank among those of this machine (None without a launcher).
     """
@@ -45,7 +45,7 @@ class Place(NamedTuple):
 
 
 def place_in_launch(environ: Mapping[str, str] = os.environ) -> Place:
-    """Read what torchrun sets: WORLD_SIZE, RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. Empty counts as not set.
+    """Read the variables torchrun sets: WORLD_SIZE, RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. Empty counts as unset.
 
     Raises TrainingError naming every variable that is missing or cannot be.
     """
@@ -105,17 +105,17 @@ class Ranks:
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over ranks, on this rank's device; the same on every rank."""
+        """Sum values over ranks, on this rank's device; the result is the same on every rank."""
         if self.size > 1:
-            values = values.to(self.device).clone()
+            values = values.to(self.device).clone()  # all_reduce works in place, and the caller keeps its tensor
             with self._together():
                 dist.all_reduce(values)
         return values
 
     def gather_rows(self, values: Tensor) -> Tensor:
-        """The rows of all ranks, rank by rank, on this rank's device: [B, ...] -> [ranks * B, ...].
+        """Gather the rows of all ranks, rank by rank, on this rank's device: [B, ...] -> [ranks * B, ...].
 
-        Every rank gives as many rows. No gradient goes through.
+        Every rank passes the same number of rows. No gradient flows through.
         """
         if self.size == 1:
             return values
@@ -130,6 +130,7 @@ class Ranks:
         """Replace every gradient by its sum over ranks. All ranks have gradients for the same parameters."""
         if self.size == 1:
             return
+        # One all-reduce of one vector, not one per parameter: fewer messages, and every rank receives the same bits.
         gradients = [p.grad for p in parameters if p.grad is not None]
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         with self._together():
@@ -138,20 +139,20 @@ class Ranks:
         torch._foreach_copy_(gradients, [p.view_as(g) for p, g in zip(parts, gradients, strict=True)])
 
     def share_weights(self, model: nn.Module) -> None:
-        """Give every rank the parameters and buffers of rank 0."""
+        """Broadcast rank 0's parameters and buffers to every rank."""
         if self.size > 1:
             with self._together():
-                for tensor in model.state_dict().values():
+                for tensor in model.state_dict().values():  # in the same order on every rank, or tensors would mix
                     dist.broadcast(tensor, src=0)
 
     def wait(self) -> None:
-        """Return when every rank has come here."""
+        """Return when every rank has reached this call."""
         if self.size > 1:
             with self._together():
                 dist.barrier()
 
     def agree(self, facts: Mapping[str, str]) -> None:
-        """Return when all ranks have come here with the same facts.
+        """Return when every rank has reached this call with the same facts.
 
         Raises TrainingError in all of them where a fact differs, naming it with the values of two ranks.
         """
@@ -168,7 +169,7 @@ class Ranks:
                     )
 
     def _gather(self, text: str) -> list[str]:
-        """The texts of all ranks; as bytes, for objects would be pickled."""
+        """Gather the texts of all ranks; as bytes, since objects would be pickled."""
         data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(self.device)
         with self._together():
             sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
@@ -182,7 +183,7 @@ class Ranks:
 
     @contextmanager
     def _together(self) -> Iterator[None]:
-        """A collective; where a rank is gone, a sentence instead of the transport's words."""
+        """Run a collective; if a rank is gone, report that instead of the transport's message."""
         try:
             yield
         except RuntimeError as error:
@@ -194,7 +195,7 @@ class Ranks:
 
 
 def _apart(text: str, other: str) -> str:
-    """A value, from a little before where it begins to differ from another."""
+    """Return a value from a little before where it begins to differ from another."""
     same = next((k for k, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
     start = max(0, same - 20)
     return ("..." if start else "") + text[start : start + 60] + ("..." if len(text) > start + 60 else "")
@@ -250,7 +251,7 @@ def _device(name: str, local_rank: int | None) -> torch.device:
 
 @contextmanager
 def deterministic(wanted: bool, ranks: Ranks) -> Iterator[None]:
-    """Choose torch's deterministic operators on a GPU, where wanted; those in use on the CPU always are."""
+    """Choose torch's deterministic operators on a GPU if wanted; the CPU operators in use always are."""
     if not wanted or ranks.device.type != "cuda":
         yield
         return

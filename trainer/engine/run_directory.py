@@ -1,4 +1,4 @@
-"""The directory a run owns while it lasts."""
+"""The directory of a run and its lock."""
 
 import errno
 import json
@@ -25,9 +25,9 @@ WRITTEN = ("checkpoints", "tensorboard", "failure")  # folders of a run, written
 
 @contextmanager
 def owned(run_dir: Path, ranks: Ranks, prepare: Callable[[Path], None]) -> Iterator[None]:
-    """Make the run directory and keep other runs out of it; the lock ends with the process, however that ends.
+    """Create the run directory and lock other runs out; the lock ends with the process, however that ends.
 
-    prepare  called with the directory by rank 0 once the lock is held, before any rank goes on.
+    prepare  called with the directory by rank 0 once the lock is held, before any rank continues.
     """
     if not ranks.main:
         ranks.wait()
@@ -48,7 +48,7 @@ def owned(run_dir: Path, ranks: Ranks, prepare: Callable[[Path], None]) -> Itera
 
 
 def _lock_file(path: Path) -> int:
-    """A descriptor of the lock file, made if absent. Raises TrainingError for a link, pipe, device or folder."""
+    """Open the lock file, created if absent; -> descriptor. Raises TrainingError for a link, pipe, device or folder."""
     try:
         descriptor = open_file(path, os.O_RDWR | os.O_CREAT, 0o644, follow=False)
     except OSError as error:
@@ -66,14 +66,14 @@ def _lock_file(path: Path) -> int:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace a small JSON file, durably."""
+    """Replace a small JSON file durably."""
     replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def known_json(path: Path, what: str) -> dict[str, Any]:
-    """Load a small JSON file of a run; {} where there is none, or where it is not whole (a warning names it then).
+    """Load a small JSON file of a run; {} if it is missing, or damaged (which is warned of).
 
-    what  the work whose result it holds.
+    what  the work whose result it holds, for the warning.
     """
     try:
         content = json.loads(read_regular(path, _MAX_METRICS))

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of where the run stands; nothing is stepped, so nothing has to be restored."""
+"""Learning rate as a pure function of epoch and step; nothing is stepped, so nothing has to be restored."""
 
 import math
 
@@ -8,7 +8,7 @@ __all__ = ["learning_rate"]
 
 
 def learning_rate(config: EngineConfig, epoch: int, step: int, steps_per_epoch: int) -> float:
-    """The rate of one optimiser step.
+    """Return the learning rate of one optimiser step.
 
     epoch  0-based; step  0-based within the epoch; steps_per_epoch  at least 1.
 
@@ -30,7 +30,7 @@ def learning_rate(config: EngineConfig, epoch: int, step: int, steps_per_epoch: 
 
 
 def _cosine(top: float, bottom: float, fraction: float) -> float:
-    """From `top` at 0 to `bottom` at 1, and `bottom` beyond."""
+    """Interpolate by a cosine from `top` at 0 to `bottom` at 1, and `bottom` beyond."""
     if fraction >= 1:
         return bottom
     return bottom + 0.5 * (top - bottom) * (1 + math.cos(math.pi * fraction))

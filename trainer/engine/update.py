@@ -30,7 +30,7 @@ class Updates:
         self.scaler = torch.amp.GradScaler(ranks.device.type) if config.precision == "float16" else None
 
     def autocast(self) -> AbstractContextManager[None]:
-        """The context of a forward pass in the configured precision."""
+        """Return the context of a forward pass in the configured precision."""
         dtype = _AUTOCAST.get(self._config.precision)
         return torch.autocast(self._ranks.device.type, dtype=dtype, enabled=dtype is not None)
 
@@ -51,6 +51,8 @@ class Updates:
         gradients is the batch's gradient.
         """
         set_learning_rate(self.optimizer, rate)
+        # Order matters: sum, unscale, then the norm. So clipping sees the true gradient of the batch, and all ranks
+        # clip by the same norm and take, or skip, the same step.
         self._ranks.sum_gradients(self.parameters)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)

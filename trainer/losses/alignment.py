@@ -1,10 +1,10 @@
-"""The global loss: the student's view of a whole shape is to find the teacher's among those of other shapes.
+"""The global loss: InfoNCE between the student's view of a whole shape and the teacher's, against other shapes.
 
-A shape's target is what the teacher makes of its views as wholes, seen from the middle of the corpus: of each view the
-class token less the corpus' mean of that view, scaled to length 1; the views one after the other, scaled to length 1.
-The student's answer comes from its visible top tokens. The loss is InfoNCE (van den Oord et al. 2018) from student to
-target: the own target against those of other shapes. Negatives are targets, not answers, so a shape's loss depends
-neither on the ranks nor on the parts that a batch is computed in.
+A shape's target is the concatenation of its views' class tokens, each centred by the corpus' mean of that view and
+normalised to length 1; the concatenation is normalised again. The student's answer comes from its visible top tokens.
+The loss is InfoNCE (van den Oord et al. 2018) from student to target: the shape's own target against those of other
+shapes. Negatives are targets, not answers, so a shape's loss depends neither on the ranks nor on the parts that a batch
+is computed in.
 
 Letters: B shapes, M candidates, V views, C channels, D = V * C.
 """
@@ -22,7 +22,7 @@ NOTHING = 1e-6  # of a class token's length: what is left of it beside the mean 
 
 
 class Candidates(NamedTuple):
-    """Targets that an answer may have to be told from.
+    """Targets that an answer is contrasted with.
 
     targets  [M, D] float32, of length 1, or 0 where nothing is known
     known    [M] bool, False for a target of nothing but rounding
@@ -35,7 +35,7 @@ class Candidates(NamedTuple):
 
 
 def targets(wholes: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """Targets of shapes, and which of them are more than rounding.
+    """Compute the targets of shapes, and which of them are more than rounding.
 
     wholes  [B, V, C] float32.   mean  [V, C] float32, the corpus' of each view.
     ->      [B, V * C] float32 of length 1, or 0 where every view is the mean; [B] bool, True where one is not.
@@ -49,21 +49,22 @@ def targets(wholes: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def alignment_sum(answers: Tensor, own: Candidates, others: Candidates, temperature: float) -> Tensor:
-    """Sum over shapes with a known target of -log(e^own / (e^own + sum of e^other)), [] float32.
+    """Sum -log(e^own / (e^own + sum of e^other)) over shapes with a known target, [] float32.
 
     answers      [B, D] any float dtype; scaled to length 1.   own  their targets, row by row.
-    others       the candidates, which may hold the own targets. Not a negative of a shape is what is not known, what is
-                 of the same shape, and what is the same target: duplicates in a corpus are not to be told apart.
+    others       the candidates, which may include the own targets. Unknown targets, targets of the same shape and equal
+                 targets are no negatives of a shape: duplicates in a corpus are not to be told apart.
     temperature  divides every cosine.
 
-    A shape without negatives loses nothing, and learns nothing.
+    A shape without negatives has loss 0, and no gradient.
     """
-    with torch.autocast(answers.device.type, enabled=False):
+    with torch.autocast(answers.device.type, enabled=False):  # half precision would round cosines before / temperature
         answers = F.normalize(answers.float(), dim=1)
         mine = (answers * own.targets).sum(1, keepdim=True) / temperature  # [B, 1]
         cosines = answers @ others.targets.T / temperature  # [B, M]
         same = own.targets @ others.targets.T > SAME
         negative = others.known & (own.shapes[:, None] != others.shapes) & ~same
+        # The own target always stands in column 0, so a row of masked negatives stays finite: its loss is 0.
         logits = torch.cat((mine, cosines.masked_fill(~negative, -torch.inf)), dim=1)
         each = logits.logsumexp(1) - mine[:, 0]
         return each.masked_fill(~own.known, 0).sum()

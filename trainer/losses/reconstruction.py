@@ -10,7 +10,7 @@ __all__ = ["chamfer_sum", "squared_error_sum"]
 
 
 def chamfer_sum(predicted: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-    """Sum of squared Chamfer distances, both ways, [] float32.
+    """Sum squared Chamfer distances, both ways, [] float32.
 
     predicted, target  [M, K, 3] any float dtype; compared in float32.
     weight             [M] float32 zeros and ones, or None for all ones.
@@ -21,7 +21,7 @@ def chamfer_sum(predicted: Tensor, target: Tensor, weight: Tensor | None) -> Ten
 
 
 def squared_error_sum(predicted: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-    """Sum of squared differences, [] float32.
+    """Sum squared differences, [] float32.
 
     predicted, target  [M, D] any float dtype; compared in float32.
     weight             [M] float32 zeros and ones, or None for all ones.

@@ -38,7 +38,7 @@ class LossTerm:
 
     @property
     def mean(self) -> Tensor:
-        """The mean, [] float32; 0 where the loss is off."""
+        """Mean loss, [] float32; 0 where the loss is off."""
         return self.sum / self.count.clamp(min=1)
 
 

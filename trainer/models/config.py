@@ -1,7 +1,7 @@
 """The settings of the student: its size, its masking, and each place where it may follow the reference or common sense.
 
-The defaults are the sane behaviour. `REFERENCE_QUIRKS` holds the values that reproduce the reference implementation;
-docs/method.md says for each what it changes and why the default differs.
+The defaults are sane behaviour. `REFERENCE_QUIRKS` holds the values that reproduce the reference implementation;
+docs/method.md states for each what it changes and why the default differs.
 """
 
 from abc import ABC, abstractmethod
@@ -100,7 +100,7 @@ class ModelConfig(StudentConfig):
                           "static": they stay and are masked out, shapes never change, nothing is read back; same result
     batch_norm_groups     groups whose values make the statistics of the token embeddings' batch norms while training:
                           "visible" ones, or "all" (reference), hidden ones included
-    merge_input           what a level hands to the next: "raw" encoder output (reference), or that "normed"
+    merge_input           input of the next level: "raw" encoder output (reference), or "normed"
     fps_skip_near_origin  never sample a centre with squared norm <= 1e-3, other than the first (reference)
     token0_leak           token 0 of the batch's first sample becomes visible below if any token is hidden (reference)
     eval_hide_unused      with nothing masked, still hide tokens that no group of the level above contains (reference)
@@ -133,7 +133,7 @@ class ModelConfig(StudentConfig):
 
     @classmethod
     def reference(cls, **sizes: Any) -> "ModelConfig":
-        """The reference's behaviour in every quirk, with the given sizes (the paper's where not given)."""
+        """Return the reference's behaviour in every quirk, with the given sizes (the paper's where not given)."""
         return cls(**{**REFERENCE_QUIRKS, **sizes})
 
     @property
@@ -143,7 +143,7 @@ class ModelConfig(StudentConfig):
 
     @property
     def target_level(self) -> int:
-        """The level whose tokens the decoder ends at and both losses are about."""
+        """The level that the decoder ends at and that both losses are computed on."""
         return self.levels - len(self.decoder_dims)
 
     @property
@@ -211,11 +211,11 @@ class ModelConfig(StudentConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MaskingConfig:
-    """[masking]: which tokens of the top level the student sees; what they contain is seen below.
+    """[masking]: the top-level tokens that the student sees; their members are visible on the levels below.
 
     mode         "saliency": drawn without replacement, weighted by the teacher's attention; "random": all alike
     ratio        share of the top level's tokens that is hidden, 0..1 (1 excluded), rounded down to whole tokens
-    saliency     what the softmax of the weights sees: "raw" attention (reference) or "standardised" within each sample
+    saliency     input of the weights' softmax: "raw" attention (reference) or "standardised" within each sample
     temperature  divides it first; small: the most salient are nearly sure to stay visible; large: like random
     """
 
@@ -225,7 +225,7 @@ class MaskingConfig:
     temperature: Annotated[float, Gt(0)] = 1.0
 
     def visible(self, groups: int) -> int:
-        """How many of the top level's `groups` tokens stay visible; at least 1, since ratio < 1."""
+        """Return how many of the top level's `groups` tokens stay visible; at least 1, since ratio < 1."""
         return groups - int(self.ratio * groups)
 
     def problems(self) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """The random numbers of a training step, drawn outside the model and handed to it.
 
-A record's numbers are a pure function of (seed, epoch, record, purpose), so they depend neither on who else is in the
-batch nor on the number of ranks or loader workers.
+A record's numbers are a pure function of (seed, epoch, record, purpose), so they depend neither on the other records of
+the batch nor on the number of ranks or loader workers.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class Draws(NamedTuple):
     def for_records(
         cls, records: Sequence[int] | np.ndarray, config: StudentConfig, *, seed: int, epoch: int
     ) -> "Draws":
-        """Draws for the given records in the given epoch, on the CPU.
+        """Return the draws of the given records in the given epoch, on the CPU.
 
         records  [B] whole numbers that name the records, for instance their positions in the cache.
         """
@@ -43,5 +43,5 @@ class Draws(NamedTuple):
         return cls(torch.from_numpy(mask), torch.from_numpy(paths))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Draws":
-        """The same numbers on another device."""
+        """Return the same numbers on another device."""
         return Draws(*(part.to(device, non_blocking=non_blocking) for part in self))

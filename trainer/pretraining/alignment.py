@@ -1,4 +1,4 @@
-"""The targets of the global loss (`trainer.losses.alignment`) in one run: read from its cache, gathered over ranks.
+"""Targets of the global loss (`trainer.losses.alignment`) in one run: read from its cache, gathered over ranks.
 
 Letters: B shapes, V views, C channels.
 """
@@ -30,7 +30,7 @@ CLASS_TOKEN, STAND_IN = "class token", "mean of the patch features that lookups 
 
 
 class Wholes(Protocol):
-    """What the global loss needs of a cache; `teacher_cache.Cache` has it."""
+    """The part of a cache that the global loss needs; `teacher_cache.Cache` has it."""
 
     @property
     def poses(self) -> int: ...
@@ -49,7 +49,7 @@ class Wholes(Protocol):
 
 
 class Sizes(Protocol):
-    """Of a cache's records."""
+    """Image sizes of a cache's records."""
 
     @property
     def image_side(self) -> int: ...
@@ -59,10 +59,10 @@ class Sizes(Protocol):
 
 
 def wholes_of(batch: RecordBatch, image_side: int, patch_side: int) -> NDArray[np.float32]:
-    """What the teacher makes of each view as a whole, [B, V, C] float32.
+    """Compute the teacher's vector for each view as a whole, [B, V, C] float32.
 
-    Class tokens where the cache has them; else, to stand in, the mean over the patch features that some lookup at a
-    stored point reads, which `cache.untouched = "zero"` does not change.
+    These are class tokens where the cache has them. Otherwise the mean over the patch features that some lookup at a
+    stored point reads stands in, which `cache.untouched = "zero"` does not change.
     """
     if batch.class_token is not None:
         return batch.class_token.astype(np.float32)
@@ -78,7 +78,7 @@ class Alignment:
 
     mean    [V, C] float32, of the corpus' class tokens, or of a sample of MEAN_OF records drawn by the seed
     fixed   candidates of a fixed sample of the corpus; None: those of each batch
-    source  what stands for a view as a whole: CLASS_TOKEN or STAND_IN
+    source  the vector that represents a view: CLASS_TOKEN or STAND_IN
     """
 
     def __init__(self, config: AlignmentConfig, mean: Tensor, fixed: Candidates | None, source: str):
@@ -88,7 +88,7 @@ class Alignment:
     def of_cache(
         cls, config: AlignmentConfig, cache: Wholes, *, seed: int, device: torch.device, skip_damaged: bool
     ) -> "Alignment":
-        """Read what is needed of a cache; the same for the same cache and seed, whatever the rank.
+        """Read the targets from a cache; the same for the same cache and seed, whatever the rank.
 
         skip_damaged  leave records out that fail their checksum, instead of raising ShardDamaged.
 
@@ -119,11 +119,11 @@ class Alignment:
         return cls(config, mean.to(device), fixed, source)
 
     def candidates(self, wholes: Tensor, shapes: Tensor) -> Candidates:
-        """Targets of shapes. wholes [B, V, C] float32, shapes [B] int64, on the run's device."""
+        """Compute targets of shapes. wholes [B, V, C] float32, shapes [B] int64, on the run's device."""
         return self._candidates(wholes, shapes, self.mean, self.mean.device)
 
     def others(self, own: Candidates, ranks: Ranks) -> Candidates:
-        """What the shapes of a batch are told from: the fixed sample, or all targets of the batch, over ranks.
+        """Return a batch's candidates: the fixed sample, or the batch's own targets over all ranks.
 
         own  of this rank, as many as every other rank has.
         """
@@ -136,7 +136,7 @@ class Alignment:
 
 
 def _drawn(count: int, most: int, seed: int, purpose: int) -> NDArray[np.int64]:
-    """All of 0..count - 1, or `most` of them drawn by the seed; ascending, as they are read fastest."""
+    """Draw `most` of 0..count - 1 by the seed, or take all; ascending, which reads fastest."""
     if count <= most:
         return np.arange(count)
     return np.sort(np.random.default_rng([seed, 0xA119, purpose]).choice(count, most, replace=False))
@@ -145,7 +145,7 @@ def _drawn(count: int, most: int, seed: int, purpose: int) -> NDArray[np.int64]:
 def _read(
     cache: Wholes, records: NDArray[np.int64], skip_damaged: bool
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """(records, their wholes [B, V, C]), a few at a time."""
+    """Yield (records, their wholes [B, V, C]), a few at a time."""
 
     def wholes(some: NDArray[np.int64]) -> NDArray[np.float32]:
         if cache.stores_class:

@@ -1,9 +1,9 @@
 """Batches from a cache: choice, order and augmentation of records.
 
 The order of an epoch is a pure function of (seed, epoch) and the cache. Batch b of an epoch is the records
-order[b * G : (b + 1) * G], G = trainer.batch_size; rank r computes the r-th of equal, contiguous parts of it. So what a
-batch holds depends neither on the number of ranks nor on that of reader threads. Records that do not fill a last batch
-are left out of that epoch; the order changes, so they are others in the next.
+order[b * G : (b + 1) * G], G = trainer.batch_size; rank r computes the r-th of equal, contiguous parts of it. So the
+content of a batch depends neither on the number of ranks nor on that of reader threads. An incomplete last batch is
+dropped; the order changes, so other records are left out in the next epoch.
 
 Where the cache holds several poses of a shape, an epoch visits each shape once, in one of them. Which one is a function
 of (seed, epoch, shape), so an epoch has as many steps as without poses.
@@ -37,7 +37,7 @@ __all__ = ["Loader", "Part", "Records"]
 
 
 class Records(Protocol):
-    """What training needs of a cache; `teacher_cache.Cache` has it. `read` may be called by several threads at once."""
+    """The part of a cache that training needs; `teacher_cache.Cache` has it. `read` must be thread-safe."""
 
     @property
     def schema(self) -> CacheSchema: ...
@@ -54,7 +54,7 @@ class Records(Protocol):
 
 
 class Part(NamedTuple):
-    """The shapes that one rank computes at once.
+    """The shapes that one rank computes in one pass.
 
     ids               B names; records [B] int64: their positions in the cache
     points            [B, N, 3] float32, the student's frame
@@ -62,7 +62,7 @@ class Part(NamedTuple):
     maps              the teacher's, in that frame; None where a live teacher is going to make them
     draws             the random numbers of the step
     skipped           damaged records that others stand in for
-    whole             [B, V, C] float32, what the teacher makes of each view as a whole; None without a global loss
+    whole             [B, V, C] float32, the teacher's vector for each view as a whole; None without a global loss
     shapes            [B] int64, numbers of the shapes; records that are poses of one shape have the same
     """
 
@@ -77,7 +77,7 @@ class Part(NamedTuple):
     shapes: np.ndarray | None = None
 
     def to(self, device: torch.device) -> "Part":
-        """The same part with what a model's plan needs on another device; asynchronous where its memory is pinned.
+        """Return the same part with a plan's inputs on another device; asynchronous if its memory is pinned.
 
         What describes the whole batch (`whole`, `shapes`) stays where it is: only the global loss reads it.
         """
@@ -89,7 +89,7 @@ class Part(NamedTuple):
         )
 
     def pinned(self) -> "Part":
-        """The same part in page-locked memory, from which a GPU copies while the host goes on."""
+        """Return the same part in page-locked memory, from which a GPU copies asynchronously."""
         maps = self.maps
         if maps is not None:
             geometry = ViewGeometry(*(part.pin_memory() for part in maps.geometry))
@@ -116,10 +116,13 @@ class Loader:
         live_teacher: bool = False,
         whole: bool = False,
     ):
-        """whole  parts carry what the global loss learns from, of the cache with a live teacher too.
+        """Prepare to load from a cache.
+
+        whole  parts carry the vectors that the global loss learns from; read from the cache, even with a live teacher.
 
         Raises DataError where the cache is too small for a batch, its clouds have too few points, or the batch does
-        not divide among ranks and accumulated parts."""
+        not divide among ranks and accumulated parts.
+        """
         self._cache, self._model, self._config, self._ranks = cache, model, config, ranks
         self._live, self._whole = live_teacher, whole
         self._damaged: set[int] = set()  # records known to be damaged
@@ -149,7 +152,7 @@ class Loader:
             )
 
     def epoch(self, epoch: int, start: int = 0) -> Generator[list[Part], None, None]:
-        """The batches of epoch `epoch` (0-based) from batch `start` on: this rank's parts of each, on the CPU.
+        """Yield the batches of epoch `epoch` (0-based) from batch `start` on: this rank's parts of each, on the CPU.
 
         With trainer.readers > 0 they are read ahead in threads; closing the iterator stops these.
         """
@@ -170,7 +173,7 @@ class Loader:
         return _closing(batches)
 
     def _order(self, epoch: int) -> np.ndarray:
-        """The epoch's records, one a shape. [shapes] int64"""
+        """Return the epoch's records, one per shape. [shapes] int64"""
         config, poses = self._config, self._cache.poses
         counts = np.asarray(self._cache.counts) // poses
         shapes = epoch_order(counts, seed=config.seed, epoch=epoch, window=config.shuffle_window)
@@ -179,7 +182,7 @@ class Loader:
         return shapes * poses + choose_poses(shapes, poses, seed=config.seed, epoch=epoch)
 
     def _parts(self, share: StreamBatch, epoch: int) -> list[Part]:
-        """The parts of a rank's share of a batch."""
+        """Build the parts of a rank's share of a batch."""
         size = len(share) // self._config.accumulation
         parts = [self._part(share, slice(i, i + size), epoch) for i in range(0, len(share), size)]
         return [part.pinned() for part in parts] if self._ranks.device.type == "cuda" else parts
@@ -223,7 +226,7 @@ class Loader:
 
 
 def _closing(batches: Stream) -> Generator[list[Part], None, None]:
-    """The batches; closing the generator, or leaving it by an error, ends the threads behind them."""
+    """Yield the batches; closing the generator, or leaving it by an error, ends the threads behind them."""
     with batches:
         try:
             yield from batches

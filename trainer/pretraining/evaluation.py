@@ -1,4 +1,4 @@
-"""When a run evaluates its encoder, and the file metrics.json that says what was found."""
+"""Evaluations of a run's encoder, and the file metrics.json with their results."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -70,7 +70,7 @@ class Evaluations:
         self._ranks.wait()
 
     def final(self, progress: Progress, emit: Callable[[Event], None]) -> Mapping[str, Any] | None:
-        """Evaluate the last epoch in full, unless metrics.json says that this was done; -> the result, in rank 0."""
+        """Evaluate the last epoch in full, unless metrics.json already holds the result; -> it, in rank 0."""
         if not self._ranks.main:
             return None
         known = known_json(self._file, "the evaluation")
@@ -88,7 +88,7 @@ class Evaluations:
         write_json(self._file, content)
 
     def _compare(self, progress: Progress, emit: Callable[[Event], None], *, final: bool) -> Mapping[str, Any]:
-        """Score the model as it is; after the last epoch with all seeds, and beside the baselines."""
+        """Score the model in its current state; after the last epoch with all seeds and with the baselines."""
         from trainer.downstream.comparison import Evaluator
         from trainer.downstream.features import Encoder, model_encoder
 

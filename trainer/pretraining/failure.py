@@ -1,4 +1,4 @@
-"""The saved batch of a step whose loss was not finite."""
+"""Saving of the batch whose loss was not finite."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ __all__ = ["not_finite", "save_batch"]
 def not_finite(
     folder: Path, rank: int, parts: Sequence[Part], outcome: Outcome, facts: Mapping[str, Any]
 ) -> TrainingError:
-    """Save the batch of a step that blew up -> the error to raise.
+    """Save the batch of a step whose loss was not finite; -> the error to raise.
 
     facts  epoch, counted from 0, step, counted from 1, and learning_rate.
     """
@@ -37,7 +37,7 @@ def not_finite(
 
 
 def save_batch(folder: Path, rank: int, parts: Sequence[Part], facts: Mapping[str, Any]) -> None:
-    """Leave one rank's share of a batch for whoever wants to find out what is wrong with it.
+    """Save one rank's share of a batch for debugging.
 
     rankR.safetensors: `<part>/<what>` for points, points_canonical, mask, drop_path, the teacher's maps and, with a
     global loss, whole;

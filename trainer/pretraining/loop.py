@@ -1,8 +1,8 @@
-"""Pre-training: epochs of steps, with evaluations, checkpoints and events in between, and an exact way back in.
+"""Pre-training: epochs of steps with evaluations, checkpoints and events in between, and exact resumption.
 
 Everything in a run follows from its settings, the cache and the seed. The state that a step starts from is the weights,
 the optimiser's averages, and the numbers of epoch and step; a checkpoint holds exactly that, and the sums of the epoch
-under way, so a run that was stopped anywhere goes on from its last checkpoint as if nothing had happened.
+under way, so a run stopped anywhere resumes from its last checkpoint with the same result as an uninterrupted one.
 """
 
 import json
@@ -60,7 +60,7 @@ class TrainingCache(Records, Wholes, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainReport:
-    """What became of a run.
+    """Summary of a run.
 
     checkpoint   the last one.   epochs, steps  completed in all, earlier runs included; `resumed_from`: epochs before
     metrics      of the last epoch: loss_3d, loss_2d, learning_rate
@@ -90,14 +90,14 @@ def pretrain(
     teacher: LiveTeacher | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> TrainReport:
-    """Train a student on a cache, or go on with the run that lies in `run_dir`.
+    """Train a student on a cache, or resume the run in `run_dir`.
 
     cache      of the shapes, and of the teacher's maps unless `teacher` is given; or a `teacher_cache.Selection` of
                them, which checkpoints, the log and metrics.json then name by its digest.
-    alignment  the global loss; None: off. Its targets are of the cache, with a live teacher too; where the cache has no
-               class tokens something else stands in, and the log, train.jsonl and metrics.json say so.
+    alignment  the global loss; None: off. Its targets come from the cache, even with a live teacher; if it has no class
+               tokens, mean patch features stand in, and the log, train.jsonl and metrics.json say so.
     run_dir    made if absent. Receives train.jsonl, metrics.json, tensorboard/ and checkpoints/.
-    teacher    looks at the student's augmented cloud in every step, as the reference does: given exactly where
+    teacher    encodes the student's augmented cloud in every step, as the reference does: given exactly where
                trainer.teacher is "live"; None: the cached maps.
     on_event   called with every event, in rank 0's process.
 
@@ -150,7 +150,7 @@ class _Run:
             model=model, masking=masking, alignment=alignment, trainer=noted, evaluation=evaluation
         )
         self.identity = {"recipe": cache.recipe.hash, "records": len(cache)}
-        if cache.basis is not None:  # which a recipe does not say: what the 2D head has learnt is of this basis
+        if cache.basis is not None:  # not part of the recipe, but the 2D head's outputs are in this basis
             self.identity["basis"] = cache.basis.sha256
         if isinstance(cache, Selection) and cache.digest is not None:  # which of the cache's shapes, in which order
             self.identity["shapes"] = cache.digest
@@ -181,7 +181,7 @@ class _Run:
         self.progress = Progress(ranks, count_skipped=trainer.damaged == "skip")
 
     def go(self, on_event: Callable[[Event], None] | None) -> TrainReport:
-        """Resume if there is something to resume, train, evaluate, report."""
+        """Resume if there is a checkpoint, train, evaluate, report."""
         started = time.perf_counter()
         found = checkpoint.latest(self.run_dir)
         self.ranks.agree(
@@ -236,7 +236,7 @@ class _Run:
         )
 
     def _resume(self) -> bool:
-        """Take over the newest checkpoint; -> False where there is none."""
+        """Load the newest checkpoint; -> False if there is none."""
         found = checkpoint.latest(self.run_dir)
         if found is None:
             return False
@@ -307,7 +307,7 @@ class _Run:
         )
 
     def _checkpoint(self, emit: Callable[[Event], None]) -> None:
-        """Write the state as it is, between epochs or between the steps of one."""
+        """Write the current state, between epochs or between the steps of one."""
         config, progress, scaler = self.config, self.progress, self.updates.scaler
         under_way = progress.under_way()
         if self.ranks.main:
@@ -325,12 +325,13 @@ class _Run:
             optimizer = checkpoint.flatten_optimizer(self.updates.optimizer, self.names)
             path = checkpoint.write_checkpoint(self.run_dir, header, self.model.state_dict(), optimizer)
             emit(CheckpointWritten(epoch=progress.epoch, step=progress.step, path=str(path)))
+            # Only after the new checkpoint is durable, so that there is one to resume from at any moment.
             checkpoint.prune(self.run_dir, keep=config.keep_checkpoints, milestone_every=config.milestone_every)
-        self.ranks.wait()
+        self.ranks.wait()  # no rank trains on, or stops, while rank 0 may still be writing
 
     @contextmanager
     def _events(self, on_event: Callable[[Event], None] | None) -> Iterator[Callable[[Event], None]]:
-        """Where this rank's events go: rank 0 writes and hands them on, the others drop them."""
+        """Return the handler of this rank's events: rank 0 writes and passes them on, the others drop them."""
         if not self.ranks.main:
             yield lambda event: None
             return
@@ -346,6 +347,6 @@ def _check_settings(**sections: Any) -> None:
 
 
 def _settle(run_dir: Path) -> None:
-    """Put the checkpoints of a run that was stopped in order."""
+    """Put the checkpoints of a stopped run in order."""
     checkpoint.clean_leftovers(run_dir)
     checkpoint.set_damaged_aside(run_dir)

@@ -1,4 +1,4 @@
-"""Where a run stands, and the sums of the epoch under way."""
+"""Progress of a run: epochs, steps, and the sums of the epoch under way."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """What a run has done, in one rank: all that a checkpoint holds beside weights and the optimiser's averages.
+    """Progress of a run, in one rank: all that a checkpoint holds besides weights and the optimiser's averages.
 
     epoch       epochs completed
     step        optimiser steps taken
@@ -51,7 +51,7 @@ class Progress:
         return self._skipped_before + int(self._ranks.sum(torch.tensor(self._skipped)))
 
     def means(self) -> Outcome:
-        """The means over the steps of the epoch under way, at least one."""
+        """Compute the means over the steps of the epoch under way, at least one."""
         losses = {name: total / self.steps_done for name, total in self._losses.items()}
         return Outcome(losses, self._gradient_norm / self.steps_done)
 
@@ -62,7 +62,7 @@ class Progress:
         self._begin_epoch()
 
     def under_way(self) -> dict[str, Any] | None:
-        """The entry `under_way` of a checkpoint's header; all ranks ask together."""
+        """Return the entry `under_way` of a checkpoint's header; a collective call."""
         skipped = self.skipped()
         if not self.steps_done:
             return None

@@ -20,7 +20,7 @@ __all__ = ["LiveTeacher", "Outcome", "Stepper"]
 
 
 class LiveTeacher(Protocol):
-    """A teacher that looks at the student's own cloud in every step, instead of a cache.
+    """A teacher that sees the student's own cloud in every step, instead of a cache.
 
     channels, views  of its maps.   call: points [B, N, 3] float32 -> TeacherMaps of these points, in their own frame.
     """
@@ -35,14 +35,14 @@ class LiveTeacher(Protocol):
 
 
 class Outcome(NamedTuple):
-    """What a step found: losses by name over the whole batch, unweighted, and the gradient's norm before clipping."""
+    """Result of a step: losses by name over the whole batch, unweighted, and the gradient norm before clipping."""
 
     losses: Mapping[str, float]
     gradient_norm: float
 
 
 class Stepper:
-    """A model, its optimiser, and how to take a step with them.
+    """A model, its optimiser, and the optimiser step.
 
     stands_for  channels of the teacher for each channel of the maps, 1 or more where they are coordinates in a basis.
                 The 2D loss is a mean over the former, so fewer channels do not weigh more.
@@ -105,7 +105,7 @@ class Stepper:
         return self.model.plan(part.points, frame, maps, part.draws), part.draws.drop_path
 
     def _counts(self, plans: Sequence[tuple[Any, Any]], whole: "_GlobalLoss | None") -> dict[str, Tensor]:
-        """What the losses are means over, in the whole batch: name -> [] float32. One collective for all of them."""
+        """Sum the counts that the losses are divided by over the whole batch, in one collective: name -> [] float32."""
         each = [self.model.loss_counts(plan) for plan, _ in plans]
         own = {name: torch.stack([counts[name] for counts in each]).sum() for name in each[0]}
         if whole is not None:
@@ -132,6 +132,6 @@ class _GlobalLoss:
         self.count = together.known.sum().float()
 
     def term(self, index: int, answers: Tensor) -> LossTerm:
-        """The loss of part `index`. answers [B, V * C], the student's."""
+        """Compute the loss of part `index`. answers [B, V * C], the student's."""
         own = self._own[index]
         return LossTerm(alignment_sum(answers, own, self._others, self._temperature), own.known.sum().float())

@@ -1,4 +1,4 @@
-"""What a file may be drawn as, by its bytes: instances make any number of triangles out of a few of them."""
+"""Bounds on instanced geometry, by the bytes of a file: instances turn few bytes into any number of triangles."""
 
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ SHARE = 64  # more of each for each byte
 
 @dataclass
 class Allowance:
-    """What has been made out of a file so far, each kind for itself.
+    """The geometry made out of a file so far, counted by kind.
 
     size  bytes of the file, and of those beside it that have been read.
     """

@@ -1,4 +1,4 @@
-"""The columns of a table that are x, y and z: by their names, by the user's word, or by a rule that is certain.
+"""Selection of a table's x, y and z columns: by name, by the user's option, or by a rule that is certain.
 
 Where neither settles it the file is refused, with the option that does: a shifted column is a wrong shape that nothing
 later would notice.
@@ -29,7 +29,7 @@ _AXES = tuple(_spellings(axis, number) for number, axis in enumerate("xyz"))
 
 
 def named_columns(names: Sequence[str]) -> tuple[int, int, int] | None:
-    """Positions of x, y and z among a header's names, or None if any is missing or stands twice.
+    """Find x, y and z among a header's names, or None if any is missing or occurs twice.
 
     ``X``, ``pos_x``, ``x-coord``, ``Points:0`` and ``x [m]`` are read as x.
     """
@@ -44,7 +44,7 @@ def named_columns(names: Sequence[str]) -> tuple[int, int, int] | None:
 
 
 def chosen_columns(columns: Sequence[str], names: Sequence[str] | None, width: int) -> tuple[int, int, int]:
-    """Positions of the user's ``columns=``, each a 1-based number or one of the file's ``names``."""
+    """Resolve the user's ``columns=``, each a 1-based number or one of the file's ``names``, to positions."""
     if len(columns) != 3:
         raise Malformed(f"columns= names {len(columns)} columns; expected three, for x, y and z")
     found = [_position(column, names, width, "columns") for column in columns]
@@ -54,7 +54,7 @@ def chosen_columns(columns: Sequence[str], names: Sequence[str] | None, width: i
 
 
 def part_column(parts: str, names: Sequence[str] | None, width: int) -> int:
-    """Position of the column that ``parts=`` names, by 1-based number or by name."""
+    """Resolve the column that ``parts=`` names, by 1-based number or by name, to its position."""
     return _position(parts, names, width, "parts")
 
 
@@ -70,7 +70,7 @@ def _position(column: str, names: Sequence[str] | None, width: int, option: str)
 
 
 def sure_columns(first_four: np.ndarray, width: int, whole: Sequence[bool]) -> tuple[tuple[int, int, int], int]:
-    """Positions of x, y and z in a table without names, and how many columns of row numbers stand before them.
+    """Find x, y and z in a table without names, and the number of leading row-number columns.
 
     first_four  [n, 3 or 4] float64, the leading columns.
     width       columns of the table.
@@ -95,7 +95,7 @@ def sure_columns(first_four: np.ndarray, width: int, whole: Sequence[bool]) -> t
 
 
 def whole_parts(values: np.ndarray, name: str) -> np.ndarray:
-    """Part labels [n] int64 out of a column of float64. Raises Malformed unless all are whole and fit in 16 bits."""
+    """Convert a float64 column to part labels [n] int64. Raises Malformed unless all are whole and fit in 16 bits."""
     if not (np.isfinite(values).all() and (values == np.floor(values)).all() and np.abs(values).max(initial=0) < 2**15):
         raise Malformed(
             f"column {name!r}, asked for as part labels, holds something else than whole numbers below 32768"

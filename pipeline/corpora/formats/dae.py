@@ -27,7 +27,7 @@ _AXES = {"X_UP": "x", "Y_UP": "y", "Z_UP": "z"}
 
 
 def read_dae(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
-    """Every mesh of the scene, as often as nodes and instances of nodes draw it, in the file's unit and axes.
+    """Read every mesh of the scene, once per node that draws it, in the file's unit and axes.
 
     Lines are left out and counted. Skins, skewed nodes, polygons with holes of their own and parts in other files are
     refused. ``parts=node`` gives the nodes' names.
@@ -46,7 +46,7 @@ def prepare() -> None:
 
 
 def decode(data: bytes, path: Path, options: ReadOptions) -> Surface:
-    """A surface out of the bytes of a DAE file."""
+    """Decode a surface from the bytes of a DAE file."""
     import collada
 
     check_xml(data, "it")
@@ -86,7 +86,7 @@ class _Scene:
         self._cut: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def draw(self, thing: Any, matrix: np.ndarray, owner: str, depth: int) -> None:
-        """Place a node and what lies below it. matrix [4, 4] is its parent's, for columns."""
+        """Place a node and everything below it. matrix [4, 4] is its parent's, for column vectors."""
         from collada.scene import CameraNode, ExtraNode, GeometryNode, LightNode, Node
 
         if depth > MAX_DEPTH:

@@ -20,7 +20,7 @@ _CHECKSUM = 4  # bytes at the end of each page
 
 
 def read_e57(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
-    """Cartesian or spherical points of every scan in the file's one frame, in metres, float64.
+    """Read Cartesian or spherical points of every scan in the file's common frame, in metres, float64.
 
     Points that are marked invalid are left out and counted; images are not looked at. ``parts=scan`` numbers the scans.
     """
@@ -56,7 +56,7 @@ def prepare() -> None:
 
 
 def decode(data: bytes, path: Path, options: ReadOptions) -> Cloud:
-    """A cloud out of bytes whose header and XML were checked."""
+    """Decode a cloud from bytes whose header and XML were checked."""
     import pye57
 
     name = str(path)  # the library opens files by name only

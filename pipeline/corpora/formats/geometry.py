@@ -1,7 +1,7 @@
-"""Geometries that a file can hold, a cloud of points or a surface of triangles, and the limits that every reader keeps.
+"""Geometries of files, a cloud of points or a surface of triangles, and the limits that every reader keeps.
 
-A reader takes bytes that nobody promised anything about. It either returns a geometry or raises ``Malformed`` with a
-reason; it never allocates more than the bytes at hand can justify, whatever their header says, and never unpickles.
+A reader takes untrusted bytes. It either returns a geometry or raises ``Malformed`` with a reason; it never allocates
+more than the bytes at hand can justify, whatever their header says, and never unpickles.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +18,9 @@ __all__ = ["Cloud", "Format", "Malformed", "ReadOptions", "ReaderMissing", "Surf
 
 
 class Malformed(Exception):
-    """The bytes are not what their extension says, or are damaged. Readers raise it; ``files.read_geometry`` names the
-    file.
+    """Bytes that do not match their extension, or are damaged.
+
+    Readers raise it; ``files.read_geometry`` names the file.
     """
 
 
@@ -29,7 +30,7 @@ class ReaderMissing(Malformed):
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What a user says about the files of a corpus, for readers that cannot know it from the bytes.
+    """The user's options for the files of a corpus, for what readers cannot know from the bytes.
 
     columns  names or 1-based numbers of the columns that are x, y and z; empty: by the file's own header, or by a rule
              that is certain
@@ -79,7 +80,7 @@ class Surface:
 
 @dataclass(frozen=True)
 class Format:
-    """How files of one kind are read.
+    """The reader of one kind of file.
 
     read      takes the file's bytes, its path (to find files beside it) and options; returns a geometry or raises
               Malformed with a reason, whatever the bytes; never takes memory or time that they do not justify.
@@ -105,8 +106,9 @@ def sample_geometry(
     repeat: bool,
     stored_order: bool = False,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Exactly ``count`` checked points: a surface sampled by area, a cloud cut to size; by numbers that depend on
-    (seed, id) only.
+    """Return exactly ``count`` checked points of a geometry, drawn by (seed, id) only.
+
+    A surface is sampled by area, a cloud is cut to size.
 
     stored_order  True: the first points of a cloud as they are stored, see `fit_points`; a surface has no order.
     ->  [count, 3] float32 in random order, and the part of each point [count] int, or None. Raises ShapeError.

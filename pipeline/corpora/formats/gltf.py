@@ -38,7 +38,7 @@ REMEDY = "export the file without it (gltf-transform and Blender can)"
 
 @dataclass
 class _Pile:
-    """What has been found so far; faces index the vertices of all that came before."""
+    """The geometry found so far; faces index the vertices of everything before."""
 
     vertices: list[np.ndarray] = field(default_factory=list)
     faces: list[np.ndarray] = field(default_factory=list)
@@ -54,7 +54,7 @@ class _Pile:
 
 
 def read_gltf(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
-    """All meshes of the default scene, as triangles; points alone as a cloud.
+    """Read all meshes of the default scene as triangles; points alone as a cloud.
 
     A file without scenes is read from all its root nodes. Nodes, instances, skins and morph weights are applied as the
     file stores them. Lines are counted, not read.
@@ -87,7 +87,7 @@ def read_gltf(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
 
 
 def beside_gltf(path: Path) -> Sequence[Path]:
-    """The buffer files that a glTF names. Of a GLB its first chunk alone is read, which says so."""
+    """List the buffer files that a glTF names. A GLB is only read up to its first chunk, which names them."""
     head = read_file(path, first=20)
     if head[:4] == b"glTF" and len(head) == 20:
         length = int.from_bytes(head[12:16], "little")
@@ -102,7 +102,7 @@ def beside_gltf(path: Path) -> Sequence[Path]:
 
 
 def _document(data: bytes, path: Path) -> tuple[dict[str, Any], bytes | None]:
-    """The JSON object, and the binary chunk of a GLB."""
+    """Parse the JSON object, and the binary chunk of a GLB."""
     blob = None
     text = data
     if data[:4] == b"glTF":
@@ -153,7 +153,7 @@ def _chunks(data: bytes) -> tuple[bytes, bytes | None]:
 
 
 def _check_extensions(document: dict[str, Any]) -> None:
-    """Refuse by name what a reader has to know and this one does not."""
+    """Refuse, by name, extensions that affect geometry and are not supported."""
     for name in listed(document, "extensionsRequired", "the document"):
         if isinstance(name, str) and "meshopt" in name:
             raise Malformed(f"is compressed by the extension {name[:60]}, which is not read here; {UNPACK}")
@@ -173,7 +173,7 @@ def _check_extensions(document: dict[str, Any]) -> None:
 
 
 def _has_bytes(number: Any, buffers: list[dict[str, Any]]) -> bool:
-    """Whether a buffer of a view that is also packed holds anything itself. One without a uri never lies in the GLB."""
+    """Check whether a buffer behind a packed view has data of its own. One without a uri never lies in the GLB."""
     return "uri" in buffers[named(number, buffers, "buffer", "a buffer view")]
 
 
@@ -201,7 +201,7 @@ class _Primitive:
 
 
 class _Scene:
-    """What the nodes of one document draw."""
+    """The geometry that the nodes of one document draw."""
 
     def __init__(self, document: dict[str, Any], blob: bytes | None, path: Path, size: int, parts: str) -> None:
         self.allowance = Allowance(size)
@@ -268,7 +268,7 @@ class _Scene:
         return self._read[number]
 
     def _part(self, index: int, primitive: dict[str, Any]) -> str:
-        """The name of the part that a primitive's faces are."""
+        """Return the name of the part that a primitive's faces belong to."""
         if self._parts == "node":
             return title(self.nodes[index], f"node {index}")
         if self._parts != "material" or "material" not in primitive:
@@ -299,7 +299,7 @@ class _Scene:
 def _primitive(
     accessors: Accessors, primitive: dict[str, Any], what: str, notes: dict[str, int], allowance: Allowance
 ) -> _Primitive | None:
-    """What a primitive is; None where there is nothing to read, which is noted."""
+    """Read a primitive; None if there is nothing to read, which is noted."""
     mode = whole(primitive, "mode", what, TRIANGLES)
     if mode not in (POINTS, *LINES, TRIANGLES, STRIP, FAN):
         raise Malformed(f"{what} has mode {mode}")

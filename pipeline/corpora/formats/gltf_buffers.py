@@ -1,4 +1,4 @@
-"""The numbers of a glTF file: buffers inside and beside it, and accessors into them. Every bound is checked."""
+"""Numeric data of a glTF file: buffers inside and beside it, and accessors into them. Every bound is checked."""
 
 import base64
 import binascii
@@ -58,7 +58,7 @@ class Buffers:
         self._files: dict[Path, bytes] = {}
 
     def view(self, number: Any, owner: str) -> tuple[memoryview, int]:
-        """The bytes of a view, and its stride (0: none is given)."""
+        """Return the bytes of a view, and its stride (0: none is given)."""
         number = named(number, self._views, "buffer view", owner)
         view, what = self._views[number], f"buffer view {number}"
         data = self._buffer(named(view.get("buffer"), self._buffers, "buffer", what))
@@ -113,14 +113,14 @@ class Accessors:
         self._accessors, self._buffers, self._allowance = items(document, "accessors"), buffers, allowance
 
     def count(self, number: Any, owner: str) -> int:
-        """How many items an accessor has, of which the bytes are there."""
+        """Return the number of items of an accessor whose bytes are present."""
         number = named(number, self._accessors, "accessor", owner)
         accessor, what = self._accessors[number], f"accessor {number}"
         word(accessor, "type", what, SIZES)
         return len(self._stored(accessor, what, _component(accessor, what)))
 
     def floats(self, number: Any, kind: str, owner: str, rows: np.ndarray | None = None) -> np.ndarray:
-        """Some rows [R, components] float64, by their rising numbers, or all."""
+        """Read some rows [R, components] float64, by their ascending numbers, or all."""
         accessor, what, code = self._accessor(number, kind, owner)
         values = self._values(accessor, what, code, rows)
         if not flag(accessor, "normalized", what, False):
@@ -130,14 +130,14 @@ class Accessors:
         return np.maximum(values.astype(np.float64) / FULL[code], -1.0)
 
     def indices(self, number: Any, owner: str) -> np.ndarray:
-        """[count] int64."""
+        """Read an accessor as [count] int64."""
         accessor, what, _ = self._accessor(number, "SCALAR", owner)
         code = _unsigned(accessor, what, "indices", INDICES)
         self._allowance.spend("indices", self.count(number, owner))
         return self._values(accessor, what, code, None)[:, 0].astype(np.int64)
 
     def joints(self, number: Any, owner: str, rows: np.ndarray) -> np.ndarray:
-        """Some rows [R, 4] int64, by their rising numbers."""
+        """Read some rows [R, 4] int64, by their ascending numbers."""
         accessor, what, _ = self._accessor(number, "VEC4", owner)
         return self._values(accessor, what, _unsigned(accessor, what, "joints", JOINTS), rows).astype(np.int64)
 

@@ -15,12 +15,12 @@ MAX_NUMBER = 1e300
 
 
 def shown(value: Any) -> str:
-    """A value, short and in ASCII, for a reason."""
+    """Format a value, short and in ASCII, for an error message."""
     return ascii(value)[:40]
 
 
 def items(owner: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    """A list of objects, empty where it is absent. Raises Malformed for anything else."""
+    """Return a list of objects, empty if absent. Raises Malformed for anything else."""
     found = owner.get(key, [])
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
         raise Malformed(f"its {key} are no list of objects")
@@ -28,7 +28,7 @@ def items(owner: dict[str, Any], key: str) -> list[dict[str, Any]]:
 
 
 def listed(owner: dict[str, Any], key: str, what: str) -> list[Any]:
-    """A list of anything, empty where it is absent. Raises Malformed for anything else."""
+    """Return a list of anything, empty if absent. Raises Malformed for anything else."""
     found = owner.get(key, [])
     if not isinstance(found, list):
         raise Malformed(f"{what} has {key} {shown(found)}; expected a list")
@@ -36,7 +36,7 @@ def listed(owner: dict[str, Any], key: str, what: str) -> list[Any]:
 
 
 def object_of(owner: dict[str, Any], key: str, what: str) -> dict[str, Any]:
-    """An object, empty where it is absent. Raises Malformed for anything else."""
+    """Return an object, empty if absent. Raises Malformed for anything else."""
     found = owner.get(key, {})
     if not isinstance(found, dict):
         raise Malformed(f"{what} has {key} {shown(found)}; expected an object")
@@ -44,14 +44,14 @@ def object_of(owner: dict[str, Any], key: str, what: str) -> dict[str, Any]:
 
 
 def named(value: Any, among: Sized, what: str, owner: str) -> int:
-    """The number of one of ``among``. Raises Malformed for anything else."""
+    """Return the number of one of ``among``. Raises Malformed for anything else."""
     if type(value) is not int or not 0 <= value < len(among):
         raise Malformed(f"{owner} names {what} {shown(value)}; there are {len(among)}")
     return value
 
 
 def whole(owner: dict[str, Any], key: str, what: str, default: int | None = None, *, least: int = 0) -> int:
-    """A whole number; without a default it may not be absent. Raises Malformed for anything else."""
+    """Return a whole number, required if there is no default. Raises Malformed for anything else."""
     value = owner.get(key, default)
     if type(value) is not int or not least <= value < MAX_WHOLE:
         raise Malformed(f"{what}: {key} is {shown(value)}; expected a whole number of at least {least}")
@@ -59,7 +59,7 @@ def whole(owner: dict[str, Any], key: str, what: str, default: int | None = None
 
 
 def word(owner: dict[str, Any], key: str, what: str, among: Collection[str]) -> str:
-    """One of a few words. Raises Malformed for anything else."""
+    """Return one of a few words. Raises Malformed for anything else."""
     value = owner.get(key)
     if not isinstance(value, str) or value not in among:
         raise Malformed(f"{what} is of {key} {shown(value)}; expected {' or '.join(among)}")
@@ -67,7 +67,7 @@ def word(owner: dict[str, Any], key: str, what: str, among: Collection[str]) -> 
 
 
 def flag(owner: dict[str, Any], key: str, what: str, default: bool) -> bool:
-    """True or false. Raises Malformed for anything else."""
+    """Return true or false. Raises Malformed for anything else."""
     value = owner.get(key, default)
     if not isinstance(value, bool):
         raise Malformed(f"{what} has {key} {shown(value)}; expected true or false")
@@ -75,7 +75,7 @@ def flag(owner: dict[str, Any], key: str, what: str, default: bool) -> bool:
 
 
 def title(owner: dict[str, Any], default: str) -> str:
-    """The name of an object; the default where it has none. Raises Malformed for a name that is no text."""
+    """Return the name of an object, or the default. Raises Malformed for a name that is no text."""
     value = owner.get("name", default)
     if not isinstance(value, str):
         raise Malformed(f"{default} has the name {shown(value)}; expected text")

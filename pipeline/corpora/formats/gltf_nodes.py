@@ -1,4 +1,4 @@
-"""The tree of a glTF file: which nodes are drawn, where they are, and what skins do to their meshes."""
+"""The node tree of a glTF file: drawn nodes, their matrices, and skinning."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +19,7 @@ _PLACES = {"TRANSLATION": "VEC3", "ROTATION": "VEC4", "SCALE": "VEC3"}
 
 
 class Nodes:
-    """Nodes by number. Raises Malformed for a tree that is none: circles, two parents, numbers out of range."""
+    """Nodes by number. Raises Malformed for an invalid tree: cycles, two parents, numbers out of range."""
 
     def __init__(self, document: dict[str, Any], accessors: Accessors) -> None:
         self._document, self._accessors = document, accessors
@@ -32,7 +32,7 @@ class Nodes:
         return self._nodes[index]
 
     def drawn(self) -> Iterator[int]:
-        """Nodes of the default scene, parents first; in a file without scenes, of all trees."""
+        """Yield the nodes of the default scene, parents first; in a file without scenes, of all trees."""
         scenes = items(self._document, "scenes")
         if not scenes:
             roots = [index for index, parent in enumerate(self._parents) if parent is None]
@@ -50,7 +50,7 @@ class Nodes:
             stack += reversed(self._children(index))
 
     def world(self, index: int) -> np.ndarray:
-        """The matrix [4, 4] float64 from a node to the scene."""
+        """Return the matrix [4, 4] float64 from a node to the scene."""
         chain = [index]
         while chain[-1] not in self._worlds and self._parents[chain[-1]] is not None:
             chain.append(self._parents[chain[-1]])  # type: ignore[arg-type]
@@ -141,7 +141,7 @@ class Nodes:
 def instance_matrices(
     node: dict[str, Any], index: int, accessors: Accessors, allowance: Allowance
 ) -> np.ndarray | None:
-    """Where the mesh of a node is drawn within it [count, 4, 4], by EXT_mesh_gpu_instancing; None without that."""
+    """Return where a node's mesh is drawn within it [count, 4, 4], by EXT_mesh_gpu_instancing; None without that."""
     what = f"node {index}"
     extensions = object_of(node, "extensions", what)
     if INSTANCING not in extensions:

@@ -1,6 +1,6 @@
-"""Other people's decoders, each file in a process of its own: what they crash on, or take without end, costs one shape.
+"""Third-party decoders, each file in a process of its own: a crash or runaway costs one shape.
 
-The decoders of the extra `formats` are native code that was not made for bytes nobody promised anything about. The
+The decoders of the extra `formats` are native code that was not made for untrusted bytes. The
 process may take memory and processor time in proportion to the file; a signal that ends it refuses the file, and does
 not end a build. It never outlives whoever asked, not even one that is killed.
 """
@@ -48,7 +48,7 @@ def need(module: str, what: str) -> None:
 
 @contextmanager
 def told(library: str) -> Iterator[None]:
-    """What a library raises, as Malformed. It is its way to say that a file is not as it should be."""
+    """Convert what a library raises to Malformed: this is how it reports a faulty file."""
     try:
         yield
     except (Malformed, MemoryError, KeyboardInterrupt, SystemExit):
@@ -59,7 +59,7 @@ def told(library: str) -> Iterator[None]:
 
 
 def decode(module: str, data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
-    """The geometry that ``decode(data, path, options)`` of a module, by its full name, returns.
+    """Run ``decode(data, path, options)`` of a module, by its full name, in a process; -> the geometry.
 
     Raises Malformed for what it raises so, and for a file that takes more than its bytes justify or ends the process.
     """
@@ -70,7 +70,7 @@ def decode(module: str, data: bytes, path: Path, options: ReadOptions) -> Surfac
 
 
 def call(module: str, function: str, data: bytes, path: Path, options: ReadOptions) -> Any:
-    """What a function of a module returns: a geometry, or anything that JSON holds.
+    """Run a function of a module in a process; -> a geometry, or anything that JSON holds.
 
     Raises Malformed as `decode` does, MemoryError where the machine had no memory left, OSError (ETIMEDOUT) where it
     gave the process too little processor time or a disk kept it waiting, RuntimeError with the traceback for a fault of
@@ -195,7 +195,7 @@ def _die_with(parent: int) -> bool:
 
 
 def _limit(memory: int, seconds: int) -> None:
-    """Bound what this process may take from here on. Address space stands for memory: it is what can be bounded."""
+    """Bound this process' memory and time from here on. Address space stands for memory: only it can be bounded."""
     try:
         import resource
     except ImportError:  # Windows bounds neither

@@ -24,7 +24,7 @@ _PACKED = 0x80  # this bit of the point format says LAZ
 
 
 def read_las(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
-    """x, y and z in the file's units, float64: whole numbers times scale plus offset.
+    """Read x, y and z in the file's units, float64: whole numbers times scale plus offset.
 
     Points that are marked withheld, which the specification calls deleted, are left out and counted. ``parts`` is a
     dimension of whole numbers, such as classification.
@@ -37,7 +37,7 @@ def read_las(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
 
 
 def _check_header(data: bytes, path: Path) -> None:
-    """What the header promises, against the bytes at hand."""
+    """Check the header's claims against the bytes at hand."""
     if data[:4] != b"LASF":
         raise Malformed("does not start with LASF")
     if len(data) < 227:
@@ -73,7 +73,7 @@ def prepare() -> None:
 
 
 def decode(data: bytes, path: Path, options: ReadOptions) -> Cloud:
-    """A cloud out of bytes whose header was checked."""
+    """Decode a cloud from bytes whose header was checked."""
     import laspy
 
     with told("laspy"):

@@ -52,8 +52,9 @@ MAX_ARRAY_BYTES = 2**30  # one shape; a compressed array that claims more is ref
 
 
 def array_from_npy(data: bytes, *, kinds: str = "fiu") -> np.ndarray:
-    """An array of one of the NumPy type ``kinds`` from the bytes of a NPY file. The header is checked against the bytes
-    at hand; object arrays are refused, never unpickled.
+    """Read an array of one of the NumPy type ``kinds`` from the bytes of a NPY file.
+
+    The header is checked against the bytes at hand; object arrays are refused, never unpickled.
     """
     if data[:6] != b"\x93NUMPY" or len(data) < 12:
         raise Malformed("does not start as a NPY file")
@@ -87,12 +88,12 @@ def array_from_npy(data: bytes, *, kinds: str = "fiu") -> np.ndarray:
 
 
 def read_npy(data: bytes, path: Path, options: ReadOptions) -> Cloud:
-    """[n, 3 or more] numbers, or records with fields x, y and z."""
+    """Read [n, 3 or more] numbers, or records with fields x, y and z."""
     return _cloud(array_from_npy(data, kinds="fiuV"), options)
 
 
 def member_bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo, held: int, most: int) -> bytes:
-    """A member of a zip file of `held` bytes, unpacked to `most` bytes and to no more than its packed bytes justify.
+    """Unpack a zip member to at most `most` bytes, and no more than its packed bytes justify.
 
     Raises Malformed for one that claims more or is packed as NumPy packs none, and ZIP_ERRORS.
     """
@@ -110,7 +111,7 @@ def member_bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo, held: int, mos
 
 
 def read_npz(data: bytes, path: Path, options: ReadOptions) -> Cloud:
-    """The array ``points``, or the only one there is: [n, 3 or more] numbers."""
+    """Read the array ``points``, or the only one there is: [n, 3 or more] numbers."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = archive.namelist()
@@ -167,7 +168,7 @@ def _cloud(array: np.ndarray, options: ReadOptions) -> Cloud:
 
 
 def _records(array: np.ndarray, names: list[str]) -> np.ndarray:
-    """Records [n] with plain numeric fields as [n, fields] float64."""
+    """Convert records [n] with plain numeric fields to [n, fields] float64."""
     odd = [name for name in names if array.dtype[name].kind not in "fiu" or array.dtype[name].subdtype is not None]
     if odd or array.ndim != 1:
         raise Malformed(

@@ -36,9 +36,11 @@ _SURFACES = frozenset({"surf", "bzp", "bsp", "cdc"})  # the last three are those
 
 
 def read_obj(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
-    """v and f lines, any f form. A file without f lines is a cloud: of the vertices that p lines name, or of all where
-    nothing names any. Indices that count back do so from the vertex last read. Texture, normals, weights and materials
-    are not looked at; lines and curves are counted. Free-form surfaces are refused, and files of nothing but lines.
+    """Read v and f lines, any f form.
+
+    A file without f lines is a cloud: of the vertices that p lines name, or of all if nothing names any. Negative
+    indices count back from the vertex last read. Texture, normals, weights and materials are ignored; lines and curves
+    are counted. Free-form surfaces are refused, and files of nothing but lines.
     """
     if options.parts not in ("", *_PARTS):
         raise Malformed(f"parts={options.parts} is asked for; an OBJ has parts by object, group and material")
@@ -66,7 +68,7 @@ def read_obj(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
 
 
 def _text(data: bytes) -> str:
-    """The text with LF line ends, continued lines joined."""
+    """Decode the text with LF line ends, continued lines joined."""
     text = decode_text(data).replace("\r\n", "\n").replace("\r", "\n")
     # a joined line leaves its line ends behind it, so that numbers of lines stay those of the file
     return re.sub(r"(?:[^\n]*\\[ \t]*\n)+[^\n]*", _joined, text) if "\\" in text else text
@@ -84,7 +86,7 @@ def _elements(text: str, part_word: str) -> _Elements:
     last = (0, 0)  # the greatest index that was named, and the line that named it: its vertex may come later
 
     def indices(words: list[str]) -> list[int]:
-        """Vertices from 0 that a line names. Raises ValueError."""
+        """Parse the vertices, from 0, that a line names. Raises ValueError."""
         count = len(vertices) // 3
         found = []
         for text in words:

@@ -1,7 +1,7 @@
-"""Blocks of an OBJ: lines of one kind that follow each other, read together where they are plain.
+"""Fast reading of OBJ blocks: consecutive plain lines of one kind.
 
-What is read here is what ``obj`` reads line by line, bit for bit, in a fifth of the time; whatever is not plain is None
-and left to it.
+The result is the same as that of ``obj``, which reads line by line, bit for bit, in a fifth of the time; blocks that
+are not plain give None and are left to it.
 """
 
 import itertools
@@ -51,7 +51,7 @@ class Faces(NamedTuple):
 
 
 def line_blocks(text: str) -> Iterator[Block]:
-    """The lines of a text with LF line ends, in order."""
+    """Yield the lines of a text with LF line ends as blocks, in order."""
     narrow = text.isascii()
     codes = np.frombuffer(text.encode("ascii" if narrow else "utf-32-le"), "u1" if narrow else "<u4")
     starts = np.concatenate([[0], np.flatnonzero(codes == ord("\n")) + 1])
@@ -70,13 +70,13 @@ def line_blocks(text: str) -> Iterator[Block]:
 
 
 def vertex_rows(block: Block) -> np.ndarray | None:
-    """x, y and z [n, 3] float64 of a block of v lines; None unless all are plain."""
+    """Read x, y and z [n, 3] float64 of a block of v lines; None unless all are plain."""
     found = _words(block, b"+-.eE")
     return None if found is None else found[0][found[1][:-1, None] + np.arange(3)]
 
 
 def face_rows(block: Block) -> Faces | None:
-    """Polygons of a block of f lines; None unless all are plain and count from the first vertex."""
+    """Read polygons of a block of f lines; None unless all are plain and count from the first vertex."""
     found = _words(block, b"/")
     if found is None:
         return None
@@ -90,13 +90,15 @@ def face_rows(block: Block) -> Faces | None:
 
 
 def _bounds(kinds: np.ndarray) -> np.ndarray:
-    """Where runs of equal numbers begin, and the end."""
+    """Return the starts of runs of equal numbers, and the end."""
     return np.concatenate([[0], np.flatnonzero(np.diff(kinds)) + 1, [len(kinds)]])
 
 
 def _words(block: Block, signs: bytes) -> tuple[np.ndarray, np.ndarray] | None:
-    """Numbers [n] float64 behind the kind, and where each line begins among them and the last ends [lines + 1] int64;
-    None unless every line is of digits and ``signs`` and has at least three. What stands behind a slash is left out.
+    """Read the numbers [n] float64 of each line, and where each line begins among them, [lines + 1] int64.
+
+    The last entry is the end. None unless every line is of digits and ``signs`` and has at least three numbers. What
+    follows a slash is left out.
     """
     if not block.text.isascii():
         return None

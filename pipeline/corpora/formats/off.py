@@ -23,7 +23,7 @@ _COLOURS = (0, 1, 3, 4)  # numbers of a face's colour: none, an index into a map
 
 
 class _Head(NamedTuple):
-    """What the keyword says of the vertices.
+    """Layout of the vertices, from the keyword.
 
     widths   numbers of each, those that are usual first: colours are of four, or of three as many write them.
     counts   words before the numbers of vertices, faces and edges.
@@ -42,8 +42,10 @@ class _Found(NamedTuple):
 
 
 def read_off(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
-    """A stream of numbers, with a keyword (OFF with ST, C, N before it, also right before the counts as in ModelNet) or
-    none. A file without faces is a cloud.
+    """Read a stream of numbers, with or without a keyword.
+
+    The keyword is OFF with ST, C, N before it, also directly before the counts as in ModelNet. A file without faces is
+    a cloud.
 
     Where every vertex and face is a line of its own, lines tell where a face ends and its colour begins, which is not
     looked at. Elsewhere the file has to be of one meaning to its last number, with or without such colours.
@@ -69,7 +71,7 @@ def read_off(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
 
 
 def _plain(data: bytes) -> bytes:
-    """The file without its byte order mark, in a code of one byte a character."""
+    """Return the file without its byte order mark, in a single-byte encoding."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return decode_text(data).encode("latin-1", "replace")
     return data.removeprefix(b"\xef\xbb\xbf")
@@ -91,7 +93,7 @@ def _check_dimension(head: _Head, dimension: float) -> None:
 
 
 def _read_binary(data: bytes, at: int, head: _Head) -> _Found:
-    """Integers and floats of 32 bits, the highest byte first; a face is its corners, then the numbers of a colour."""
+    """Read 32-bit big-endian integers and floats; a face is its corners, then the numbers of a colour."""
     source = Binary(data, ">")
     counts = locate(source, at, Element("counts", 1, [Property("", "i4")] * (head.counts + 3)))
     *dimension, M, F, _ = (int(counts.column(k)[0]) for k in range(head.counts + 3))
@@ -138,7 +140,7 @@ def _read_text(tokens: Tokens, head: _Head) -> _Found:
 
 
 def _counts(tokens: Tokens, head: _Head) -> tuple[int, int, list[int]]:
-    """Numbers of vertices and faces, and where the vertices may begin: behind the number of edges, or without it."""
+    """Return the numbers of vertices and faces, and where the vertices may begin: with or without a number of edges."""
     n = len(tokens.values)
     if not n:
         raise Malformed("ends behind its keyword; the file is truncated" if head.word else "holds no numbers")
@@ -167,7 +169,7 @@ def _counts(tokens: Tokens, head: _Head) -> tuple[int, int, list[int]]:
 
 
 def _by_lines(tokens: Tokens, start: int, M: int, F: int, head: _Head) -> _Found:
-    """Every vertex and face on a line of its own. Raises Malformed, naming the line, where that is not so."""
+    """Read every vertex and face from a line of its own. Raises Malformed, naming the line, where that fails."""
     firsts = tokens.firsts[np.searchsorted(tokens.firsts, start) :]
     if len(firsts) != M + F:
         raise Malformed(f"the header promises {M} vertices and {F} faces, {len(firsts)} lines follow")
@@ -189,8 +191,9 @@ def _by_lines(tokens: Tokens, start: int, M: int, F: int, head: _Head) -> _Found
 
 
 def _as_stream(tokens: Tokens, start: int, M: int, F: int, width: int, coloured: bool) -> _Found | None:
-    """Numbers however they stand in lines; ``coloured``: the rest of the line behind a face's last corner is its
-    colour. None where that is not what the file holds, to its last number.
+    """Read numbers regardless of line breaks; None if that does not match the file to its last number.
+
+    coloured  the rest of the line after a face's last corner is its colour.
     """
     n = len(tokens.values)
     at = start + M * width

@@ -39,7 +39,7 @@ class _Header(NamedTuple):
 
 
 def read_pcd(data: bytes, path: Path, options: ReadOptions) -> Cloud:
-    """DATA ascii, binary or binary_compressed; fields x, y and z among others.
+    """Read DATA ascii, binary or binary_compressed; fields x, y and z among others.
 
     Points with a coordinate that is NaN, as organised clouds have where the sensor saw nothing, are left out and
     counted.
@@ -157,7 +157,7 @@ def _binary(data: bytes, header: _Header, wanted: list[int]) -> np.ndarray:
 
 
 def _compressed(data: bytes, header: _Header, wanted: list[int]) -> np.ndarray:
-    """binary_compressed: two sizes, then all fields one after the other, packed with LZF."""
+    """Read binary_compressed: two sizes, then all fields one after the other, packed with LZF."""
     if header.body + 8 > len(data):
         raise Malformed("ends within its header; the file is truncated")
     packed, size = struct.unpack_from("<II", data, header.body)
@@ -180,7 +180,7 @@ def _compressed(data: bytes, header: _Header, wanted: list[int]) -> np.ndarray:
 
 
 def _columns(columns: list[np.ndarray]) -> np.ndarray:
-    """Columns [n] of any number types side by side, [n, columns] float64."""
+    """Stack columns [n] of any number types, [n, columns] float64."""
     table = np.empty((len(columns[0]), len(columns)))
     with np.errstate(invalid="ignore"):  # signalling NaN
         for k, column in enumerate(columns):
@@ -189,7 +189,7 @@ def _columns(columns: list[np.ndarray]) -> np.ndarray:
 
 
 def _unlzf(body: bytes, size: int) -> bytes:
-    """Unpack LZF with the decoder that HDF5 files have it from: the bytes become a chunk of a file in memory."""
+    """Unpack LZF with HDF5's decoder: the bytes become a chunk of a file in memory."""
     try:
         with h5py.File(io.BytesIO(), "w") as file:
             made = file.create_dataset("lzf", shape=(size,), dtype="u1", chunks=(size,), compression="lzf")

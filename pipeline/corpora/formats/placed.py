@@ -1,4 +1,4 @@
-"""Meshes that a scene places, put together to one surface."""
+"""Meshes placed by a scene, joined to one surface."""
 
 from dataclasses import dataclass, field
 
@@ -14,7 +14,7 @@ MAX_PLACED = 1_000_000  # meshes, counted as often as they are placed
 
 @dataclass
 class Placed:
-    """What has been placed so far; faces index the vertices of all that came before.
+    """The meshes placed so far; faces index the vertices of everything before.
 
     parts  whether the owners become parts.
     """
@@ -32,8 +32,9 @@ class Placed:
             self.notes[reason] = self.notes.get(reason, 0) + count
 
     def add(self, vertices: np.ndarray, faces: np.ndarray, owner: str) -> None:
-        """Vertices [M, 3] float64 where they lie in the scene, faces [F, 3] int64 into them, and whose they are. Raises
-        Malformed for a face of a vertex that there is not, and for more than can be meant.
+        """Add a mesh: vertices [M, 3] float64 in the scene, faces [F, 3] int64 into them, and its owner.
+
+        Raises Malformed for a face of a vertex that does not exist, and for implausible sizes.
         """
         self._triangles += len(faces)
         if self._triangles > MAX_TRIANGLES or len(self._faces) >= MAX_PLACED:
@@ -46,7 +47,7 @@ class Placed:
         self._count += len(vertices)
 
     def surface(self) -> Surface:
-        """All of it. Raises Malformed where it is nothing."""
+        """Return the joined surface. Raises Malformed if it is empty."""
         if not self._triangles:
             only = ", ".join(f"{count} {reason}" for reason, count in self.notes.items())
             raise Malformed(f"what it shows holds no triangles{f' ({only})' if only else ''}")

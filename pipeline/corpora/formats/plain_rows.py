@@ -1,7 +1,7 @@
-"""Tables of nothing but numbers, read whole by ``numpy.loadtxt``: what nearly all text clouds are.
+"""Fast reading of purely numeric tables by ``numpy.loadtxt``, which covers nearly all text clouds.
 
-The careful readers look at every line in Python, which takes ten times as long. What is read here is what they would
-read, bit for bit; anything else is None, and theirs to read or to refuse.
+The careful readers parse every line in Python, which takes ten times as long. The result here equals theirs bit for
+bit; anything else gives None, and is left to them to read or refuse.
 """
 
 import io
@@ -17,7 +17,7 @@ _LINE_ENDS = b"\r\n"
 
 
 class PlainRows(NamedTuple):
-    """Lines of as many numbers each.
+    """Lines with equally many numbers each.
 
     values     [n, width] float64, a row for each line that holds any.
     separator  what stands between numbers: None for blanks and tabs, or a comma or semicolon without blanks.
@@ -30,17 +30,19 @@ class PlainRows(NamedTuple):
 
     @property
     def marked(self) -> bool:
-        """Whether any number is written with a decimal point or an exponent. NaN is written with neither."""
+        """True when any number is written with a decimal point or an exponent; NaN is written with neither."""
         return any(mark in self.text for mark in ".eE")
 
     def lines(self) -> Iterator[str]:
-        """The lines that hold numbers, as written."""
+        """Yield the lines that hold numbers, as written."""
         return (line for line in self.text.splitlines() if line.strip())
 
 
 def plain_rows(body: bytes) -> PlainRows | None:
-    """The numbers of a text; None unless every word is a number in plain ASCII and every line has as many as the first,
-    with one kind of separator.
+    """Parse the numbers of a text; None unless it is a plain table.
+
+    Every word must be a number in plain ASCII, and every line must have as many as the first, with one kind of
+    separator.
     """
     others = body.translate(None, _NUMBERS + _LINE_ENDS + b" \t")
     separator = chr(others[0]) if others else None

@@ -41,8 +41,9 @@ class _Header(NamedTuple):
 
 
 def read_ply(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
-    """The ``vertex`` element as points; ``face`` or ``tristrips``, where there is one with rows, as triangles, of its
-    list vertex_indices (or vertex_index), wherever that stands among its properties.
+    """Read the ``vertex`` element as points, and ``face`` or ``tristrips``, if one has rows, as triangles.
+
+    Triangles come from the list vertex_indices (or vertex_index), wherever it stands among the properties.
 
     Other elements and properties are passed over. ``parts`` is a plain property of the faces, or of the vertices: a
     triangle then has the label of most of its corners.
@@ -128,7 +129,7 @@ def _header(data: bytes) -> _Header:
 
 
 def _only(element: Element, name: str) -> int:
-    """The one plain property of a name."""
+    """Return the only plain property of a name."""
     found = [k for k, prop in enumerate(element.properties) if prop.name == name]
     if len(found) != 1 or element.properties[found[0]].length is not None:
         held = ", ".join(prop.name for prop in element.properties)[:80] or "nothing"
@@ -147,7 +148,7 @@ def _corner_list(element: Element) -> int:
 
 
 def _find(data: bytes, header: _Header, wanted: set[str]) -> tuple[dict[str, Rows], dict[str, int]]:
-    """Rows of the elements that are wanted, by name; and notes."""
+    """Read the rows of the wanted elements, by name; and notes."""
     source: Source
     if header.form == "ascii":
         tokens = read_tokens(data, header.body)
@@ -182,7 +183,7 @@ def _find(data: bytes, header: _Header, wanted: set[str]) -> tuple[dict[str, Row
 
 
 def _polygons(vertices: np.ndarray, rows: Rows, corners: int) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-    """Triangles [T, 3] int64, the row of each [T] int64, and notes."""
+    """Triangulate polygons: triangles [T, 3] int64, the row of each [T] int64, and notes."""
     lengths = rows.lengths[:, rows.element.lists.index(corners)]
     if lengths.max(initial=0) > MAX_CORNERS:
         raise Malformed(f"a face has {lengths.max()} corners; at most {MAX_CORNERS} are read")
@@ -192,7 +193,7 @@ def _polygons(vertices: np.ndarray, rows: Rows, corners: int) -> tuple[np.ndarra
 
 
 def _strips(vertices: np.ndarray, rows: Rows, corners: int) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-    """As _polygons, of strips of triangles, which a corner of -1 ends."""
+    """Triangulate strips, which a corner of -1 ends; -> as _polygons."""
     groups, order = rows.groups(corners)
     lengths = rows.lengths[:, rows.element.lists.index(corners)][order]
     sequence = np.concatenate([np.pad(group, ((0, 0), (0, 1)), constant_values=-1).reshape(-1) for group in groups])
@@ -213,7 +214,7 @@ def _strips(vertices: np.ndarray, rows: Rows, corners: int) -> tuple[np.ndarray,
 
 
 def _labels(rows: Rows, parts: str, beside: Element | None = None) -> np.ndarray | None:
-    """Part labels [R] int64 out of the plain property ``parts``; None where none is asked for."""
+    """Return part labels [R] int64 from the plain property ``parts``; None if none is asked for."""
     if not parts:
         return None
     names = [prop.name for prop in rows.element.properties if prop.length is None]
@@ -224,7 +225,10 @@ def _labels(rows: Rows, parts: str, beside: Element | None = None) -> np.ndarray
 
 
 def _of_most(labels: np.ndarray | None, triangles: np.ndarray) -> tuple[np.ndarray | None, int]:
-    """The label of most corners of each triangle [T, 3], the first one's where all differ; and how many are mixed."""
+    """Return the label of most corners of each triangle [T, 3], and how many triangles are mixed.
+
+    Where all corners differ, the first one's.
+    """
     if labels is None:
         return None, 0
     a, b, c = labels[triangles].T

@@ -86,8 +86,9 @@ def _add(notes: dict[str, int], reason: str, count: int) -> None:
 
 
 def _turned(vertices: np.ndarray, polygons: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Polygons [F, k], begun at a corner whose fan covers them where there is one; whether it does [F], and the area of
-    that fan [F] float64.
+    """Rotate polygons [F, k] to begin at a corner whose fan covers them, if there is one.
+
+    ->  the polygons, whether the fan covers them [F], and the area of that fan [F] float64.
     """
     if polygons.shape[1] == 3:  # covers itself; nearly all faces there are
         with np.errstate(all="ignore"):
@@ -105,7 +106,7 @@ def _turned(vertices: np.ndarray, polygons: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _are_covered(vertices: np.ndarray, polygons: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Whether the fan of each polygon [F, k] covers it [F], and the area of that fan [F] float64."""
+    """Check whether the fan of each polygon [F, k] covers it [F]; -> that, and the area of that fan [F] float64."""
     with np.errstate(all="ignore"):  # what is not finite is refused when it is sampled
         arms = vertices[polygons[:, 1:]] - vertices[polygons[:, :1]]
         crosses = np.cross(arms[:, :-1], arms[:, 1:])  # [F, k - 2, 3]: twice the area vectors of the fan's triangles
@@ -118,7 +119,7 @@ def _are_covered(vertices: np.ndarray, polygons: np.ndarray) -> tuple[np.ndarray
 
 
 def _clipped(vertices: np.ndarray, polygon: np.ndarray) -> np.ndarray | None:
-    """A right cut of one polygon [k] into triangles [T, 3], or None."""
+    """Cut one polygon [k] correctly into triangles [T, 3], or return None."""
     points = vertices[polygon] - vertices[polygon[0]]
     with np.errstate(all="ignore"):
         normal = np.cross(points[1:-1], points[2:]).sum(axis=0)

@@ -1,6 +1,4 @@
-"""Rows of numbers and of lists of numbers, one after the other in binary or in text, found without a loop where their
-lengths or their lines allow it.
-"""
+"""Rows of numbers and of lists of numbers, in binary or text, located without a loop where possible."""
 
 import struct
 from array import array
@@ -34,22 +32,22 @@ class Element(NamedTuple):
 
 
 class Source(Protocol):
-    """Where rows lie. Places count bytes in binary, and words in text."""
+    """The data that rows lie in. Places count bytes in binary, and words in text."""
 
     end: int  # place behind the last
     firsts: np.ndarray | None  # the first places of rows, where lines tell them
 
     def size(self, kind: str) -> int:
-        """Places that a value takes."""
+        """Return the places that a value takes."""
 
     def take(self, at: np.ndarray, kind: str, count: int) -> np.ndarray:
-        """``count`` values from each place [n]: [n, count]."""
+        """Read ``count`` values from each place [n]: [n, count]."""
 
     def reader(self, kind: str) -> Callable[[int], int]:
-        """A function that reads one whole number. It raises IndexError, struct.error or Malformed."""
+        """Return a function that reads one whole number. It raises IndexError, struct.error or Malformed."""
 
     def where(self, at: int, element: Element, row: int) -> str:
-        """A row, to be named in a reason."""
+        """Describe a row for an error message."""
 
 
 class Binary:
@@ -121,7 +119,7 @@ class Rows(NamedTuple):
     end: int
 
     def places(self, k: int) -> np.ndarray:
-        """Place [R] of each row's property ``k``: of the first value, where it is a list."""
+        """Return the place [R] of each row's property ``k``; of the first value, if it is a list."""
         places, seen = self.starts.copy(), 0
         for prop in self.element.properties[:k]:
             if prop.length is None:
@@ -133,12 +131,12 @@ class Rows(NamedTuple):
         return places if length is None else places + self.source.size(length)
 
     def column(self, k: int) -> np.ndarray:
-        """Values of a plain property: [R] float64."""
+        """Return the values of a plain property: [R] float64."""
         with np.errstate(invalid="ignore"):  # signalling NaN
             return self.source.take(self.places(k), self.element.properties[k].kind, 1)[:, 0].astype(np.float64)
 
     def groups(self, k: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """A list property, rows of one length together: arrays [F, n], and the rows [R] int64 in their order."""
+        """Return a list property, rows of equal length together: arrays [F, n], and their rows [R] int64."""
         places, kind = self.places(k), self.element.properties[k].kind
         found = by_length(self.lengths[:, self.element.lists.index(k)])
         lists = [whole(self.source.take(places[rows], kind, n)) for n, rows in found]
@@ -146,14 +144,14 @@ class Rows(NamedTuple):
 
 
 def by_length(lengths: np.ndarray) -> list[tuple[int, np.ndarray]]:
-    """Each length of ``lengths`` [R] that occurs, and the rows that have it."""
+    """List each length that occurs in ``lengths`` [R], and the rows that have it."""
     order = np.argsort(lengths, kind="stable")
     values, counts = np.unique(lengths, return_counts=True)
     return list(zip(values.tolist(), np.split(order, np.cumsum(counts)[:-1]), strict=True)) if len(values) else []
 
 
 def whole(numbers: np.ndarray) -> np.ndarray:
-    """Numbers of any type as int64. Raises Malformed for fractions, NaN and what no file can hold."""
+    """Convert numbers of any type to int64. Raises Malformed for fractions, NaN and impossible sizes."""
     fits = np.ones(numbers.shape, bool)
     if numbers.dtype.kind == "f":
         with np.errstate(invalid="ignore"):
@@ -166,7 +164,7 @@ def whole(numbers: np.ndarray) -> np.ndarray:
 
 
 def skip(source: Source, at: int, element: Element) -> int:
-    """Place behind the rows of an element that nobody wants."""
+    """Return the place behind the rows of an element that is not wanted."""
     if source.firsts is None:
         return locate(source, at, element).end if element.lists else _plain_end(source, at, element)
     after = int(np.searchsorted(source.firsts, at)) + (element.rows if element.properties else 0)
@@ -197,7 +195,7 @@ def locate(source: Source, at: int, element: Element) -> Rows:
 
 
 def _fixed(source: Source, properties: Sequence[Property]) -> int:
-    """Places of a row but for what its lists hold."""
+    """Return the places of a row, without those of its lists' values."""
     return sum(source.size(prop.length or prop.kind) for prop in properties)
 
 
@@ -213,13 +211,13 @@ def _truncated(element: Element) -> Malformed:
 
 
 def _counts(rows: Rows, k: int) -> np.ndarray:
-    """The lengths [R] that stand before each list ``k``."""
+    """Return the lengths [R] before each list ``k``."""
     length = rows.element.properties[k].length or ""
     return rows.source.take(rows.places(k) - rows.source.size(length), length, 1)[:, 0]
 
 
 def _by_lines(source: Source, at: int, element: Element, firsts: np.ndarray) -> Rows:
-    """Rows that are lines, each of the numbers that the header describes."""
+    """Locate rows that are lines, each of the numbers that the header describes."""
     begin = int(np.searchsorted(firsts, at))
     starts = firsts[begin : begin + element.rows]
     ends = np.append(firsts, source.end)[begin + 1 : begin + 1 + element.rows]
@@ -245,7 +243,7 @@ def _by_lines(source: Source, at: int, element: Element, firsts: np.ndarray) -> 
 
 
 def _walk(source: Source, at: int, element: Element) -> tuple[np.ndarray, int]:
-    """Lengths [R, L] int64 of the lists of each row, one by one, and the place behind the last."""
+    """Read the list lengths [R, L] int64 of each row, one by one, and the place behind the last."""
     steps, before = [], 0
     for prop in element.properties:
         if prop.length is None:

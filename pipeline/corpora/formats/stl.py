@@ -21,7 +21,7 @@ _VERTEX = re.compile(r"\bvertex\s+(\S+)\s+(\S+)\s+(\S+)")
 
 
 def read_stl(data: bytes, path: Path, options: ReadOptions) -> Surface:
-    """Triangles of a binary file, or of all solids of an ASCII one, however its lines are broken."""
+    """Read the triangles of a binary file, or of all solids of an ASCII one, regardless of line breaks."""
     if options.parts:
         raise Malformed(f"parts={options.parts} is asked for; an STL has none")
     if len(data) >= 84:
@@ -76,7 +76,7 @@ def _ascii(text: str) -> Surface:
 
 
 def _without_solids(text: str) -> str:
-    """The text without lines that begin or end a solid."""
+    """Remove lines that begin or end a solid."""
     # most files have two such lines, first and last, and a look at all others takes as long as reading them
     first, last = text.find("\n") + 1, text.rfind("solid")
     begin = text.rfind("\n", 0, max(last, 0)) + 1
@@ -86,8 +86,9 @@ def _without_solids(text: str) -> str:
 
 
 def _plain(text: str) -> np.ndarray | None:
-    """Corners [3 F, 3] of facets of exactly the words that the format has; None for any other text, which is then read
-    facet by facet.
+    """Parse corners [3 F, 3] of facets that have exactly the format's words.
+
+    None for any other text, which is then read facet by facet.
     """
     found = [np.empty((0, 3))]
     at, size = 0, len(_FACET)

@@ -58,7 +58,7 @@ class _Table(NamedTuple):
 
 
 def decode_text(data: bytes) -> str:
-    """Text as people save it: UTF-8 with or without a byte order mark, UTF-16 and UTF-32 with one; else Latin-1.
+    """Decode text as commonly saved: UTF-8 with or without a byte order mark, UTF-16 and UTF-32 with one; else Latin-1.
 
     Raises Malformed for what is no text.
     """
@@ -82,7 +82,7 @@ def decode_text(data: bytes) -> str:
 
 
 def read_text(data: bytes, path: Path, options: ReadOptions) -> Cloud:
-    """A table of numbers, one point per line.
+    """Read a table of numbers, one point per line.
 
     ``#``, ``//``, ``%`` and ``!`` start a comment line, and ``#`` one behind the numbers. A line of one whole number
     before the points is their count, which has to be right; several such blocks may follow each other. A header (a line
@@ -132,8 +132,9 @@ def _cloud(table: _Table, width: int, names: list[str] | None, options: ReadOpti
 
 
 def _plain(data: bytes) -> tuple[_Line | None, list[_Line], _Table] | None:
-    """Header, comments and numbers of a file that is plain: a few comments, at most one header, the right count or
-    none, then rows of as many numbers each. None for any other, which is read line by line.
+    """Parse header, comments and numbers of a plain file; None for any other, which is read line by line.
+
+    Plain is: a few comments, at most one header, the right count or none, then rows of equally many numbers.
     """
     at = 0
     while (line := _BYTE_LINE.match(data, at, _MAX_HEAD)) is not None and (_WORDS.search(line[0]) or line[0].isspace()):
@@ -167,7 +168,7 @@ def _plain(data: bytes) -> tuple[_Line | None, list[_Line], _Table] | None:
 
 
 def _lines(text: str) -> tuple[list[_Line], list[_Line]]:
-    """Lines that hold something, without comments; and the comments that stand before all of them."""
+    """Split into non-empty lines without comments, and the comments that precede all of them."""
     lines: list[_Line] = []
     comments: list[_Line] = []
     # Only these end a line; str.splitlines would also cut at form feeds and other characters inside a field.
@@ -184,7 +185,7 @@ def _lines(text: str) -> tuple[list[_Line], list[_Line]]:
 
 
 def _blocks(lines: list[_Line]) -> tuple[list[_Line], int | None]:
-    """Lines without the counts that stand before them, and the sum of those counts (None without any)."""
+    """Drop the counts that precede blocks of lines; -> the lines, and the sum of the counts (None without any)."""
     kept: list[_Line] = []
     total, at = 0, 0
     while at < len(lines) and _COUNT.fullmatch(lines[at].text):
@@ -201,7 +202,7 @@ def _is_number(field: str) -> bool:
 
 
 def _header_line(lines: list[_Line]) -> _Line | None:
-    """The first line, if it has words in places where the second has numbers."""
+    """Return the first line if it has words where the second has numbers."""
     words = [_is_number(field) for field in _ANY_SEPARATOR.split(lines[0].text)]
     if all(words):
         return None
@@ -212,7 +213,7 @@ def _header_line(lines: list[_Line]) -> _Line | None:
 
 
 def _table(lines: list[_Line]) -> _Table:
-    """The one way to split these lines."""
+    """Determine the one way to split these lines."""
     if any(";" in line.text for line in lines):
         return _Table(lines, ";", any("," in line.text for line in lines))
     if not any("," in line.text for line in lines):
@@ -232,7 +233,7 @@ def _table(lines: list[_Line]) -> _Table:
 
 
 def _without_quotes(lines: list[_Line]) -> list[_Line]:
-    """Lines without the quotes around their fields.
+    """Remove the quotes around fields.
 
     A comma within quotes is a decimal sign, so a table with such fields comes out with ``;`` between them.
     """
@@ -274,7 +275,7 @@ def _check_widths(table: _Table, width: int) -> None:
 
 
 def _names(header: _Line | None, comments: Sequence[_Line], table: _Table, width: int) -> list[str] | None:
-    """Names of the columns: from the header, else from the last comment that names x, y and z."""
+    """Return the columns' names: from the header, else from the last comment that names x, y and z."""
     if header is not None:
         candidates = [table.fields(header.text), _ANY_SEPARATOR.split(header.text.strip(",; \t"))]
         for fields in candidates:
@@ -299,13 +300,13 @@ def _names(header: _Line | None, comments: Sequence[_Line], table: _Table, width
 
 
 def _is_numbered(fields: Sequence[str]) -> bool:
-    """Whether a line is 0,1,2,...: the header that pandas writes for columns without names."""
+    """Check whether a line is 0,1,2,...: the header that pandas writes for columns without names."""
     bare = list(fields[1:] if fields[0] == "" else fields)  # its index column has no name at all
     return len(bare) >= 3 and bare == [str(k) for k in range(len(bare))]
 
 
 def _pandas(table: _Table, width: int) -> tuple[_Table, list[str] | None]:
-    """The table without a first line of column numbers; refused where that line could be a point."""
+    """Drop a first line of column numbers; refuse the table where that line could be a point."""
     first, rest = table.lines[0], table.lines[1:]
     if not any("." in line.text or "e" in line.text.lower() for line in rest):
         raise Malformed(
@@ -316,14 +317,14 @@ def _pandas(table: _Table, width: int) -> tuple[_Table, list[str] | None]:
 
 
 def _index_names(width: int) -> list[str]:
-    """Names behind pandas' nameless index, when it numbers the columns."""
+    """Return names behind pandas' nameless index, when it numbers the columns."""
     return ["index", "x", "y", "z"] + [f"column {k}" for k in range(4, width)]
 
 
 def _columns(
     table: _Table, width: int, names: list[str] | None, options: ReadOptions
 ) -> tuple[tuple[int, int, int], dict[str, int]]:
-    """Positions of x, y and z, and notes."""
+    """Find the positions of x, y and z, and notes."""
     if options.columns:
         return chosen_columns(options.columns, names, width), {}
     if names is not None:
@@ -344,7 +345,7 @@ def _columns(
 
 
 def _is_whole(table: _Table, column: int) -> bool:
-    """Whether a column is whole numbers only, as written."""
+    """Check whether a column holds whole numbers only, as written."""
     if table.rows is not None:
         if not table.rows.marked:  # whole numbers and NaN, which is none
             return not np.isnan(table.rows.values[:, column]).any()
@@ -355,7 +356,7 @@ def _is_whole(table: _Table, column: int) -> bool:
 
 
 def _numbers(table: _Table, where: Sequence[int]) -> np.ndarray:
-    """Some columns as float64 [n, len(where)]."""
+    """Return some columns as float64 [n, len(where)]."""
     if table.rows is not None:
         return table.rows.values.take(where, axis=1)
     texts = [line.text for line in table.lines]

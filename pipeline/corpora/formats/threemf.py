@@ -27,7 +27,7 @@ _LEFT_OUT = {2: "support", 4: "other"}  # types of objects that are no part of t
 
 
 def read_3mf(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
-    """Every item of the build, in the file's unit, as often as items and components place a mesh.
+    """Read every item of the build, in the file's unit, once per placement of a mesh by items and components.
 
     Objects of the types support and other are left out and counted. Beams, level sets, stacks of slices instead of a
     mesh, and required extensions that lib3mf does not know are refused. ``parts=object`` gives the objects' names.
@@ -40,7 +40,7 @@ def read_3mf(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
 
 
 def _check_archive(data: bytes) -> None:
-    """Size what is packed before anything unpacks it."""
+    """Check the unpacked sizes before anything is unpacked."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = archive.infolist()
@@ -62,7 +62,7 @@ def prepare() -> None:
 
 
 def decode(data: bytes, path: Path, options: ReadOptions) -> Surface:
-    """A surface out of an archive whose members were sized."""
+    """Decode a surface from an archive whose members' sizes were checked."""
     import lib3mf
 
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -109,7 +109,7 @@ class _Scene:
         self._counts: dict[int, tuple[int, int]] = {}
 
     def count(self, thing: Any, above: tuple[int, ...]) -> tuple[int, int]:
-        """How many objects and triangles one object places. Nothing is placed to find out: few bytes can mean 2^60."""
+        """Count the objects and triangles one object places, without placing them: few bytes can mean 2^60."""
         number = thing.GetUniqueResourceID()
         if number in above or len(above) > 100:
             raise Malformed("its components hold themselves, or lie more than 100 deep")
@@ -157,7 +157,7 @@ def _components(thing: Any) -> list[Any]:
 
 
 def _matrix(placing: Any) -> np.ndarray:
-    """[4, 4] for rows: a point p goes to p @ matrix."""
+    """Return [4, 4] for row vectors: a point p goes to p @ matrix."""
     fields = (placing.GetObjectTransform if hasattr(placing, "GetObjectTransform") else placing.GetTransform)().Fields
     matrix = np.eye(4)
     matrix[:, :3] = [list(row) for row in fields]

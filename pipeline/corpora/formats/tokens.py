@@ -34,8 +34,9 @@ class Tokens(NamedTuple):
     text: bytes
 
     def take(self, at: np.ndarray, count: int, what: str) -> np.ndarray:
-        """``count`` numbers from each place of ``at`` [n]: [n, count] float64. Raises Malformed, naming the line of a
-        ``what``, where one of them is no number.
+        """Return ``count`` numbers from each place of ``at`` [n]: [n, count] float64.
+
+        Raises Malformed, naming the line of a ``what``, where one of them is no number.
         """
         places = at[:, None] + np.arange(count)
         if len(self.odd):
@@ -45,14 +46,14 @@ class Tokens(NamedTuple):
         return self.values[places]
 
     def line(self, at: int) -> str:
-        """The line of a word, to be named in a reason."""
+        """Describe the line of a word, for an error message."""
         number = int(self.lines[np.searchsorted(self.firsts, at, side="right") - 1])
         text = _LINE_END.split(self.text)[number - 1].decode("latin-1").strip()
         return f"line {number} ({text[:60]!r})"
 
 
 def read_tokens(text: bytes, start: int = 0) -> Tokens:
-    """Words between blanks and line ends (LF, CRLF, CR) from ``start`` on. Raises Malformed for a word of megabytes."""
+    """Split words at blanks and line ends (LF, CRLF, CR) after ``start``. Raises Malformed for a word of megabytes."""
     values: list[np.ndarray] = [np.empty(0)]
     firsts: list[np.ndarray] = [np.empty(0, np.int64)]
     lines: list[np.ndarray] = [np.empty(0, np.int64)]
@@ -84,7 +85,7 @@ def read_tokens(text: bytes, start: int = 0) -> Tokens:
 
 
 def _cut(text: bytes, at: int) -> int:
-    """Where a piece that begins at ``at`` may end: behind a blank, and not within CRLF."""
+    """Return where a piece that begins at ``at`` may end: behind a blank, and not within CRLF."""
     end = at + _PIECE
     if end >= len(text):
         return len(text)
@@ -95,7 +96,7 @@ def _cut(text: bytes, at: int) -> int:
 
 
 def _numbers(piece: bytes, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ``count`` numbers of a piece, and which of its words are none."""
+    """Parse the ``count`` numbers of a piece; -> them, and which of its words are none."""
     nothing = np.empty(0, np.int64)
     if not count:
         return np.empty(0), nothing

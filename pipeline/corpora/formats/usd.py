@@ -1,7 +1,7 @@
 """USD (usda, usdc, usd, usdz), read by OpenUSD: the surface that the stage shows, at its earliest time.
 
-Which prims there are, and where, is OpenUSD's to say. Whatever it would show that is not read here is refused by the
-name of its type. Source: OpenUSD's documentation of UsdGeom.
+OpenUSD determines the prims and their places. Any visible prim of a type that is not read here is refused by the name
+of its type. Source: OpenUSD's documentation of UsdGeom.
 """
 
 import io
@@ -33,8 +33,10 @@ _CUBE = np.array([[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2,
 
 
 def read_usd(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
-    """Meshes, cubes and point instances of the stage, placed, with its layers, payloads and default variants; points
-    alone as a cloud. Lengths and axes are the stage's.
+    """Read the visible surface of the stage, placed; points alone as a cloud.
+
+    Meshes, cubes and point instances are read, with the stage's layers, payloads and default variants. Lengths and axes
+    are the stage's.
 
     Left out and counted: what is invisible, for the purposes proxy and guide, curves, faces that are holes. A
     subdivision surface is read as its control mesh, which is noted. ``parts=node`` gives the prims' paths.
@@ -47,7 +49,7 @@ def read_usd(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
 
 
 def beside_usd(path: Path) -> Sequence[Path]:
-    """The layers that a USD file is made of, besides itself."""
+    """List the layers that a USD file is made of, besides itself."""
     data = read_file(path)
     _check_start(data)
     if data.startswith(b"PK") or (data.startswith(b"#usda") and b"@" not in data):
@@ -79,7 +81,7 @@ def prepare() -> None:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """What OpenUSD raises as Malformed, without the places in its own source that its messages begin with."""
+    """Convert OpenUSD's exceptions to Malformed, without the source locations at the start of its messages."""
     from pxr import Tf
 
     with told("OpenUSD"):
@@ -91,14 +93,15 @@ def _told() -> Iterator[None]:
 
 
 def layers(data: bytes, path: Path, options: ReadOptions) -> list[str]:
-    """Files of all layers but the first. Raises Malformed for one that is not below the folder of `path`."""
+    """List the files of all layers but the first. Raises Malformed for one not below the folder of `path`."""
     with _told():
         return [str(name) for name in _layers(path)[1]]
 
 
 def _layers(path: Path) -> tuple[list[Any], list[Path]]:
-    """The layers that the first one is composed of, itself included, and the files of the others. Nothing is opened
-    before it is known to lie below the folder.
+    """Open the layers that the first one is composed of, itself included; -> them, and the files of the others.
+
+    Nothing is opened before it is known to lie below the folder.
     """
     from pxr import Ar, Sdf
 
@@ -131,7 +134,7 @@ def _layers(path: Path) -> tuple[list[Any], list[Path]]:
 
 
 def decode(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
-    """The geometry of the stage whose root layer is `path`."""
+    """Decode the geometry of the stage whose root layer is `path`."""
     from pxr import Usd, UsdGeom
 
     with _told():
@@ -151,7 +154,7 @@ def decode(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
 
 
 class _Scene:
-    """What of a stage has been placed."""
+    """The parts of a stage placed so far."""
 
     def __init__(self, stage: Any, options: ReadOptions) -> None:
         from pxr import Usd, UsdGeom
@@ -163,7 +166,7 @@ class _Scene:
         self._cut: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def note_axis(self, stated: str, wanted: str) -> None:
-        """Hold the stage's axis against the user's word. Raises Malformed where they differ."""
+        """Compare the stage's axis with the user's option. Raises Malformed where they differ."""
         if wanted in ("y", "z") and wanted != stated:
             raise Malformed(f"says that {stated} is up; up={wanted} says that {wanted} is")
         if stated == "y" and wanted not in ("y", "z"):
@@ -288,7 +291,7 @@ class _Scene:
 
 
 def _array(values: Any, dtype: Any, columns: int) -> np.ndarray:
-    """[M, columns], empty where nothing is stored."""
+    """Convert to [M, columns], empty if nothing is stored."""
     return np.asarray([] if values is None else values, dtype).reshape(-1, columns)
 
 

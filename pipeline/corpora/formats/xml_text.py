@@ -1,4 +1,4 @@
-"""XML from files that nobody promised anything about: whole, and without entities that could multiply."""
+"""Checks of XML in untrusted files: complete, and without entities that could multiply."""
 
 import xml.parsers.expat as expat
 

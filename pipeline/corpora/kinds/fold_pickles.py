@@ -110,8 +110,10 @@ class Item:
 
 
 def read_fold(path: Path) -> dict[str, list[Item]]:
-    """The items of both splits. Raises CorpusError for a file that is damaged, or is more than a fold; nothing in the
-    file is called. MachineFault."""
+    """Read the items of both splits; nothing in the file is called.
+
+    Raises CorpusError for a file that is damaged, or is more than a fold, and MachineFault.
+    """
     try:
         data = read_file(path)
     except ShapeError as error:
@@ -133,7 +135,7 @@ def read_fold(path: Path) -> dict[str, list[Item]]:
 
 
 class _Refused(Exception):
-    """What a fold does not hold."""
+    """Content that does not belong in a fold."""
 
 
 class _Call:

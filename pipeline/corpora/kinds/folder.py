@@ -61,7 +61,7 @@ class _Found:
 
     @property
     def name(self) -> str:
-        """The id in the one form that patterns are compared in."""
+        """The id in Unicode's composed form, in which patterns are compared."""
         return unicodedata.normalize("NFC", self.id)
 
     @property
@@ -74,7 +74,9 @@ class _Found:
 
 
 def open_folder(root: Path, options: Options, points: int) -> FileCorpus:
-    """``folder:DIR?seed=0&split=all|train|test|val&label=parent|top|none&formats=off,ply&pad=refuse|repeat``, and
+    """Open a folder tree of meshes and clouds.
+
+    ``folder:DIR?seed=0&split=all|train|test|val&label=parent|top|none&formats=off,ply&pad=refuse|repeat``, and
     ``split_level=auto|none|0..9&match=PATTERNS&exclude=PATTERNS&columns=2,3,4&parts=group&part_names=a,b&up=y|z``.
 
     Ids are paths below DIR, sorted. The folders of one level may name the split (train, test, val, any case) and then
@@ -193,8 +195,9 @@ def _list(text: str) -> tuple[str, ...]:
 def _select(
     root: Path, wanted: set[str], match: Sequence[re.Pattern[str]], exclude: Sequence[re.Pattern[str]], uri: str
 ) -> tuple[list[_Found], int, list[str], list[str]]:
-    """The shapes below root, how many other files there are, links that lead nowhere, and shapes whose names are no
-    text.
+    """Select the shapes below root.
+
+    ->  them, the number of other files, dangling links, and shapes whose names are no text.
     """
     found: list[_Found] = []
     ignored = 0
@@ -227,8 +230,10 @@ def _select(
 
 
 def _walk(root: Path, uri: str) -> Iterator[tuple[tuple[str, ...], list[tuple[str, str | None]] | str]]:
-    """Each folder below root, as names, with its files and what is wrong with each (None: nothing that shows); or with
-    the reason why it cannot be listed. Links are followed, but never into a folder that is being walked already.
+    """Yield each folder below root, as names, with its files, or with the reason why it cannot be listed.
+
+    Each file comes with its fault (None: none visible). Links are followed, but never into a folder that is being
+    walked already.
     """
     visits: Counter[tuple[int, int]] = Counter()
     stack: list[tuple[tuple[str, ...], frozenset[tuple[int, int]]]] = [((), frozenset())]
@@ -268,7 +273,7 @@ class _Closed(Exception):
 
 
 def _entries(path: Path) -> list[tuple[str, bool, str | None]]:
-    """Name, whether it is a folder, and what is wrong with it, of what lies in a folder, sorted."""
+    """List a folder's entries, sorted: name, whether it is a folder, and its fault."""
     found = []
     try:
         with os.scandir(path) as entries:
@@ -282,7 +287,7 @@ def _entries(path: Path) -> list[tuple[str, bool, str | None]]:
 
 
 def _behind_link(path: str) -> tuple[bool, str | None]:
-    """Whether a link leads to a folder, and why it leads nowhere. Raises OSError for faults of the machine."""
+    """Check whether a link leads to a folder, and why it dangles, if so. Raises OSError for faults of the machine."""
     try:
         return stat.S_ISDIR(os.stat(path).st_mode), None
     except OSError as error:
@@ -292,8 +297,10 @@ def _behind_link(path: str) -> tuple[bool, str | None]:
 
 
 def _patterns(text: str) -> list[re.Pattern[str]]:
-    """Patterns for ids, separated by commas: ``*`` and ``?`` within a name, ``**/`` for any folders; one without a
-    slash is for the file's name, wherever it lies.
+    """Compile patterns for ids, separated by commas.
+
+    ``*`` and ``?`` match within a name, ``**/`` any folders; a pattern without a slash is for the file's name, wherever
+    it lies.
     """
     found = []
     for pattern in _list(unicodedata.normalize("NFC", text)):
@@ -305,7 +312,7 @@ def _patterns(text: str) -> list[re.Pattern[str]]:
 
 
 def _is_text(name: str) -> bool:
-    """Whether a file's name is text (Linux allows any bytes)."""
+    """Check whether a file's name is text (Linux allows any bytes)."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -314,7 +321,7 @@ def _is_text(name: str) -> bool:
 
 
 def _split_level(found: Sequence[_Found], wanted: str, uri: str) -> int | None:
-    """The level of folders that name splits: the one where all do. Raises CorpusError where that is not certain."""
+    """Find the level of folders that all name a split. Raises CorpusError where that is ambiguous."""
     if wanted == "none":
         return None
     if wanted != "auto":
@@ -351,7 +358,7 @@ def _split_level(found: Sequence[_Found], wanted: str, uri: str) -> int | None:
 
 
 def _meaning(item: _Found, level: int | None, rule: str) -> tuple[str | None, str | None]:
-    """Label and split of a shape."""
+    """Return label and split of a shape."""
     folders = item.folders
     classes = [name for at, name in enumerate(folders) if at != level]
     label = None if rule == "none" or not classes else classes[-1 if rule == "parent" else 0]

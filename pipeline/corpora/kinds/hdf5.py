@@ -1,4 +1,4 @@
-"""Datasets of HDF5 files that nobody promised anything about: what is checked before they are read.
+"""Checks of datasets in untrusted HDF5 files, made before they are read.
 
 An HDF5 file may name other files of the machine (links, external storage, virtual datasets), claim any number of
 values that no byte backs, and unpack a chunk to a million times its bytes.
@@ -27,8 +27,10 @@ _FLETCHER_BYTES = 4
 
 
 def stored_dataset(file: Any, name: str, path: Path, most: int) -> Any:
-    """The dataset `name` at the root of an open h5py.File: numbers that lie in this file and do not unpack to more than
-    `most` bytes, or than theirs can mean. Raises CorpusError.
+    """Return the numeric dataset `name` at the root of an open h5py.File.
+
+    Raises CorpusError unless it lies in this file and unpacks to at most `most` bytes, and no more than its bytes can
+    mean.
     """
     import h5py
 
@@ -56,8 +58,9 @@ def stored_dataset(file: Any, name: str, path: Path, most: int) -> Any:
 
 
 def check_chunks(dataset: Any, path: Path) -> None:
-    """Raise CorpusError for a chunk that inflates to more than its size: HDF5 would inflate it to the end, a gigabyte
-    from a megabyte. Takes the memory of one chunk.
+    """Raise CorpusError for a chunk that inflates to more than its size.
+
+    HDF5 would inflate it to the end, a gigabyte from a megabyte. Takes the memory of one chunk.
     """
     filters = _filters(dataset)
     if DEFLATE not in filters:
@@ -131,7 +134,7 @@ class CloudFile:
         self.labels = checked_labels(numbers, f"{path}: dataset 'label'", names=None, least=0)
 
     def row(self, row: int) -> np.ndarray:
-        """The points of one cloud [N, 3]."""
+        """Return the points of one cloud [N, 3]."""
         import h5py
 
         def whole() -> np.ndarray:

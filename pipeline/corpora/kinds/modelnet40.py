@@ -1,5 +1,4 @@
-"""``modelnet40:DIR``: the 2048-point HDF5 release, or the "normal resampled" text release; which of them is seen from
-the folder.
+"""``modelnet40:DIR``: the 2048-point HDF5 release or the "normal resampled" text release, detected by its files.
 
 HDF5   train_files.txt and test_files.txt list the .h5 files (found by name in DIR, whatever folder the list says); each
        holds ``data`` [n, N, 3] and ``label`` [n, 1]; shape_names.txt names the labels.
@@ -43,7 +42,7 @@ GET_TEXT = "modelnet40_normal_resampled.zip is at https://shapenet.cs.stanford.e
 
 
 class _Asked(NamedTuple):
-    """What both releases are opened with."""
+    """The arguments with which both releases are opened."""
 
     uri: str
     wanted: tuple[str, ...]
@@ -79,7 +78,7 @@ def open_modelnet40(root: Path, options: Options, points: int) -> Corpus:
 
 
 def _pickled(root: Path) -> str:
-    """What to do about a cache that other projects pickle, where one was named."""
+    """Return the remedy for another project's pickled cache, where one was named; "" otherwise."""
     found = [root] if root.suffix == ".dat" else sorted(root.glob("*.dat"))[:1]
     if not found:
         return ""
@@ -99,7 +98,7 @@ def _settled(release: Release, asked: _Asked) -> Release:
 
 
 def _lines(path: Path) -> list[str]:
-    """The non-empty lines of a list file."""
+    """Read the non-empty lines of a list file."""
     if not path.exists():
         raise CorpusError(f"{path}: expected this list, it is not there. Is the download complete?")
     try:

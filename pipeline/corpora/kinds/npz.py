@@ -21,14 +21,14 @@ TEXT_KEYS = ("label_names", "split", "ids", "part_names")
 
 
 def open_npz(path: Path, options: Options, points: int) -> RowCorpus:
-    """``npz:FILE?split=all|WORD&seed=0&pad=refuse|repeat``.
+    """Open ``npz:FILE?split=all|WORD&seed=0&pad=refuse|repeat``.
 
     points       [n, N, 3] float16, float32 or float64
     label        [n] integers, -1 for none; label_names [classes] text         (optional)
     split        [n] text; ids [n] text, unique                                 (optional)
     part         [n, N] integers; part_names [parts] text                       (optional)
 
-    Other arrays are not looked at. Nothing is unpickled.
+    Other arrays are ignored. Nothing is unpickled.
     """
     wanted = options.text("split", "all")
     seed = options.integer("seed", 0, low=0)
@@ -104,15 +104,16 @@ def open_npz(path: Path, options: Options, points: int) -> RowCorpus:
 
 
 def _names(given: np.ndarray | None, numbers: np.ndarray | None, path: Path) -> list[str]:
-    """The names given, or the numbers themselves as names."""
+    """Return the names given, or the numbers themselves as names."""
     if given is not None:
         return check_names(text_array(given, "a list of names", str(path)), "name", str(path))
     return [] if numbers is None or not numbers.size else [str(k) for k in range(int(numbers.max()) + 1)]
 
 
 def _load(path: Path) -> tuple[dict[str, np.ndarray], str]:
-    """The arrays that are used, and a hash of their content (from the checksums that a zip file keeps of its
-    members).
+    """Load the arrays that are used, and hash their content.
+
+    The hash is of the checksums that a zip file keeps of its members.
     """
     arrays: dict[str, np.ndarray] = {}
     content = hashlib.sha256()

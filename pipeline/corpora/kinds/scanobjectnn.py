@@ -137,7 +137,7 @@ def _check_file(file: CloudFile, title: str, named: str) -> None:
 
 
 def _has_background(file: CloudFile) -> bool:
-    """Whether some of a file's points, and not all, are marked as background."""
+    """Check whether some, but not all, of a file's points are marked as background."""
     import h5py
 
     try:

@@ -16,7 +16,7 @@ from teacher_cache.foreign import decode_text
 __all__ = ["SYNSETS", "open_shapenet55"]
 
 SPLITS = ("train", "test")
-# Where people keep it: DIR may be the folder itself, the one above it, or the one with the lists.
+# Common layouts: DIR may be the folder itself, the one above it, or the one with the lists.
 LIST_FOLDERS = ("ShapeNet-55", ".", "ShapeNet55-34/ShapeNet-55", "data/ShapeNet55-34/ShapeNet-55")
 CLOUD_FOLDERS = ("shapenet_pc", "ShapeNet55-34/shapenet_pc", "data/ShapeNet55-34/shapenet_pc", "../shapenet_pc")
 
@@ -81,7 +81,7 @@ SYNSETS = {
 
 
 def open_shapenet55(root: Path, options: Options, points: int) -> FileCorpus:
-    """``shapenet55:DIR?split=train|test|all&seed=0&pad=refuse|repeat``."""
+    """Open ``shapenet55:DIR?split=train|test|all&seed=0&pad=refuse|repeat``."""
     split = options.choice("split", (*SPLITS, "all"), "train")
     seed = options.integer("seed", 0, low=0)
     pad = options.choice("pad", ("refuse", "repeat"), "refuse")

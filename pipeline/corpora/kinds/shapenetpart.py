@@ -138,7 +138,7 @@ def _folder(root: Path, uri: str) -> Path:
 
 
 def _table_faults(folder: Path) -> list[str]:
-    """How the file of categories differs from the table. Raises CorpusError for one that contradicts it."""
+    """List how the file of categories differs from the table. Raises CorpusError for a contradiction."""
     path = folder / "synsetoffset2category.txt"
     found = {}
     for at, line in enumerate(_text(path).splitlines(), 1):

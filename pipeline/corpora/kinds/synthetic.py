@@ -37,7 +37,7 @@ _GEOMETRY, _SURFACE, _POSE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Attributes:
-    """What is known of one synthetic object: enough to describe it in words.
+    """Description of one synthetic object, for captions.
 
     Attributes:
         category: its name
@@ -94,7 +94,7 @@ class SyntheticCorpus:
 
     @property
     def part_names(self) -> tuple[str, ...]:
-        """Every part as ``category/part``."""
+        """Every part, as ``category/part``."""
         return tuple(f"{name}/{part}" for name in self.categories for part in _CATEGORY[name].parts)
 
     def __len__(self) -> int:
@@ -150,8 +150,9 @@ class SyntheticCorpus:
         )
 
     def describe(self, index: int) -> Attributes:
-        """What shape ``index`` is: category, parts, style, proportions. Deterministic, and cheaper than reading the
-        shape.
+        """Describe shape ``index``: category, parts, style, proportions.
+
+        Deterministic, and cheaper than reading the shape.
         """
         split, place = self._place(index)
         parts, facts = self._draw(split, place)
@@ -169,11 +170,11 @@ class SyntheticCorpus:
         )
 
     def parts(self, index: int) -> list[Part]:
-        """The pieces of shape ``index`` as triangle meshes, before any rotation."""
+        """Return the pieces of shape ``index`` as triangle meshes, before any rotation."""
         return self._draw(*self._place(index))[0]
 
     def _place(self, index: int) -> tuple[str, int]:
-        """Split of shape ``index`` and its place in that split's stream."""
+        """Return the split of shape ``index`` and its place in that split's stream."""
         if not 0 <= index < self.count:
             raise IndexError(f"index {index} is outside 0..{self.count - 1}")
         if self.split != "all":
@@ -182,7 +183,7 @@ class SyntheticCorpus:
         return ("test", block) if rest == _EVERY - 1 else ("train", block * (_EVERY - 1) + rest)
 
     def _pose(self, index: int) -> np.ndarray:
-        """The rotation of shape ``index`` [3, 3]."""
+        """Return the rotation of shape ``index`` [3, 3]."""
         if self.rotate == "none":
             return np.eye(3)
         return _rotation(self.rotate, self._generator(*self._place(index), _POSE))
@@ -209,7 +210,7 @@ _CATEGORY = {category.name: category for category in CATEGORIES}
 
 
 def open_synthetic(options: Options, points: int) -> SyntheticCorpus:
-    """``synthetic:?count=2000&seed=0&split=train|test|all&categories=chair,table&rotate=none|yaw|so3``."""
+    """Open ``synthetic:?count=2000&seed=0&split=train|test|all&categories=chair,table&rotate=none|yaw|so3``."""
     corpus = SyntheticCorpus(
         uri=options.uri,
         count=options.integer("count", 2000, low=1, high=MAX_COUNT),
@@ -224,7 +225,7 @@ def open_synthetic(options: Options, points: int) -> SyntheticCorpus:
 
 
 def _assemble(parts: list[Part]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All pieces as one mesh: vertices [M, 3], faces [F, 3], piece of each face [F]."""
+    """Join all pieces to one mesh: vertices [M, 3], faces [F, 3], piece of each face [F]."""
     vertices = np.concatenate([part.mesh.vertices for part in parts])
     offset, faces = 0, []
     for part in parts:
@@ -235,7 +236,7 @@ def _assemble(parts: list[Part]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _rotation(kind: str, generator: np.random.Generator) -> np.ndarray:
-    """A random rotation matrix [3, 3]: about the vertical, or uniform over all (Shoemake 1992)."""
+    """Draw a random rotation matrix [3, 3]: about the vertical, or uniform over all (Shoemake 1992)."""
     u, v, w = generator.random(3).tolist()
     if kind == "yaw":
         c, s = np.cos(2 * np.pi * u), np.sin(2 * np.pi * u)

@@ -20,7 +20,7 @@ __all__ = ["CATEGORIES"]
 
 
 def draw_helicopter(s: Sketch) -> None:
-    """A cabin, a main rotor, a tail boom with its rotor, and skids or wheels."""
+    """Draw a helicopter: a cabin, a main rotor, a tail boom with its rotor, and skids or wheels."""
     w, length, h = s.between(0.75, 0.95), s.between(2.6, 3.6), s.between(1.3, 1.6)
     bubble = s.choose("cabin", {"bubble": 2, "long": 2})
     if bubble == "bubble":
@@ -111,7 +111,7 @@ def draw_helicopter(s: Sketch) -> None:
 
 
 def draw_rocket(s: Sketch) -> None:
-    """Upright: stages, a nose cone, fins, nozzles, sometimes boosters or landing legs."""
+    """Draw an upright rocket: stages, a nose cone, fins, nozzles, sometimes boosters or landing legs."""
     h, r = 10.0, s.between(0.5, 0.9)
     stages = s.count("stages", 1, 3)
     narrow = s.between(0.7, 0.95)

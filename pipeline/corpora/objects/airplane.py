@@ -22,7 +22,7 @@ __all__ = ["CATEGORIES"]
 
 
 def draw_airplane(s: Sketch) -> None:
-    """An airliner, a propeller plane, a jet fighter, a glider or a biplane."""
+    """Draw an airliner, a propeller plane, a jet fighter, a glider or a biplane."""
     kind = s.choose("kind", {"airliner": 4, "propeller plane": 2, "fighter": 2, "glider": 1, "biplane": 1})
     length = 10.0
     r = (
@@ -235,7 +235,7 @@ def draw_airplane(s: Sketch) -> None:
 
 
 def _nacelle(x: float, y: float, z: float, r: float, long: float) -> Mesh:
-    """A jet engine open at the front: a barrel with an inner duct."""
+    """Build a jet engine open at the front: a barrel with an inner duct."""
     outer = [(0, 0.85), (0.12, 1.0), (0.6, 0.95), (1.0, 0.6), (1.0, 0.45), (0.25, 0.75), (0.0, 0.78)]
     unit = circle(14)
     rings = np.array([[(x + r * k * a, y + long * t, z + r * k * b) for a, b in unit] for t, k in outer])
@@ -246,7 +246,7 @@ def _nacelle(x: float, y: float, z: float, r: float, long: float) -> Mesh:
 
 
 def _propeller(x: float, y: float, z: float, r: float, blades: int, phase: float) -> Mesh:
-    """Blades that turn about y, with a hub."""
+    """Build blades that turn about y, with a hub."""
     pieces = [ellipsoid((x, y, z), (r * 0.12, r * 0.2, r * 0.12), n=10, rings=6)]
     for k in range(blades):
         a = phase + 2 * np.pi * k / blades

@@ -21,7 +21,7 @@ __all__ = ["CATEGORIES"]
 
 
 def draw_bicycle(s: Sketch) -> None:
-    """Two spoked wheels, a frame, handlebars, a saddle and a crank with pedals."""
+    """Draw a bicycle: two spoked wheels, a frame, handlebars, a saddle and a crank with pedals."""
     r = s.between(0.3, 0.36)
     base = s.between(0.98, 1.12)
     style = s.choose("style", {"road": 2, "city": 2, "mountain": 2})

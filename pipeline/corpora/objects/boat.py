@@ -9,7 +9,7 @@ __all__ = ["CATEGORIES"]
 
 
 def draw_boat(s: Sketch) -> None:
-    """A hull with sails, with oars and thwarts, with a cabin, or a long freighter."""
+    """Draw a boat: a hull with sails, with oars and thwarts, with a cabin, or a long freighter."""
     kind = s.choose("kind", {"sailing boat": 3, "rowing boat": 2, "motor boat": 2, "ship": 2})
     if kind == "ship":
         length, beam, depth = s.between(9, 12), s.between(1.5, 1.9), s.between(1.0, 1.4)
@@ -165,7 +165,7 @@ def draw_boat(s: Sketch) -> None:
 
 
 def _hull(length: float, beam: float, depth: float, *, stern: float, rocker: float, vee: float) -> np.ndarray:
-    """Cross-sections of a hull [R, 9, 3], open upwards; the deck edge is at z = depth."""
+    """Build the cross-sections of a hull [R, 9, 3], open upwards; the deck edge is at z = depth."""
     rows = []
     for t in np.linspace(0, 1, 13):
         wide = (
@@ -195,7 +195,7 @@ def _hull(length: float, beam: float, depth: float, *, stern: float, rocker: flo
 def _sail(
     tack: tuple[float, float, float], clew: tuple[float, float, float], head: tuple[float, float, float], belly: float
 ) -> Mesh:
-    """A triangular sail that bulges to one side by ``belly``."""
+    """Build a triangular sail that bulges to one side by ``belly``."""
     rows = []
     for t in np.linspace(0, 0.98, 9):
         a, b = np.array(tack) * (1 - t) + np.array(head) * t, np.array(clew) * (1 - t) + np.array(head) * t

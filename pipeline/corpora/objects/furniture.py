@@ -23,7 +23,7 @@ __all__ = ["CATEGORIES"]
 
 
 def draw_table(s: Sketch) -> None:
-    """A table top on legs or on a column, dining to coffee height."""
+    """Draw a table: a top on legs or on a column, dining to coffee height."""
     top = s.choose("top", {"rectangular": 4, "round": 2, "square": 1.5, "oval": 1.2})
     height = s.choose("height", {"dining": 3, "coffee": 1.5})
     h = s.between(0.68, 0.8) if height == "dining" else s.between(0.32, 0.46)
@@ -86,7 +86,7 @@ def draw_table(s: Sketch) -> None:
 
 
 def draw_desk(s: Sketch) -> None:
-    """A work top with drawers at one or both sides, perhaps an L, perhaps shelves above."""
+    """Draw a desk: a work top with drawers at one or both sides, perhaps an L, perhaps shelves above."""
     w, d, h, t = s.between(1.1, 1.7), s.between(0.55, 0.75), s.between(0.7, 0.78), s.between(0.02, 0.04)
     s.add("top", rounded_box((-w / 2, -d / 2, h - t), (w / 2, d / 2, h), 0.006))
     y = d / 2 - 0.02
@@ -131,7 +131,7 @@ def draw_desk(s: Sketch) -> None:
 
 
 def _pedestal(s: Sketch, x0: float, x1: float, half_y: float, top: float, floor: float) -> None:
-    """A stack of drawers between x0 and x1, under a desk."""
+    """Add a stack of drawers between x0 and x1, under a desk."""
     s.add("cabinet", box((x0, -half_y, floor), (x1, half_y, top)))
     rows = s.count("drawers", 2, 4)
     high = (top - floor - 0.02) / rows
@@ -152,7 +152,7 @@ def _pedestal(s: Sketch, x0: float, x1: float, half_y: float, top: float, floor:
 
 
 def draw_bed(s: Sketch) -> None:
-    """A mattress on a frame, with pillows, a headboard, sometimes posts or a second storey."""
+    """Draw a bed: a mattress on a frame, with pillows, a headboard, sometimes posts or a second storey."""
     size = s.choose("size", {"single": 2, "double": 3})
     w, d = (s.between(0.85, 1.05) if size == "single" else s.between(1.4, 1.9)), s.between(1.95, 2.2)
     h, m = s.between(0.2, 0.38), s.between(0.16, 0.28)
@@ -222,7 +222,7 @@ def draw_bed(s: Sketch) -> None:
 
 
 def draw_shelf(s: Sketch) -> None:
-    """Boards between uprights, open or with a back, often with books."""
+    """Draw a shelf: boards between uprights, open or with a back, often with books."""
     w, d, h = s.between(0.6, 1.3), s.between(0.25, 0.4), s.between(1.1, 2.1)
     boards, bays, t = s.count("shelves", 3, 6), s.count("bays", 1, 2 if w < 0.95 else 3), 0.022
     x, y = w / 2, d / 2
@@ -252,7 +252,7 @@ def draw_shelf(s: Sketch) -> None:
 
 
 def draw_cabinet(s: Sketch) -> None:
-    """A closed box with doors or drawers: dresser, night stand, wardrobe."""
+    """Draw a cabinet, a closed box with doors or drawers: dresser, night stand, wardrobe."""
     kind = s.choose("kind", {"dresser": 3, "night stand": 1.5, "wardrobe": 1.5})
     least, most = {
         "dresser": ((0.8, 0.4, 0.7), (1.5, 0.5, 1.2)),

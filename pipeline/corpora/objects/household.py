@@ -25,7 +25,7 @@ __all__ = ["CATEGORIES"]
 
 
 def draw_lamp(s: Sketch) -> None:
-    """A floor lamp, a table lamp, a desk lamp with a jointed arm, or a hanging one."""
+    """Draw a floor lamp, a table lamp, a desk lamp with a jointed arm, or a hanging one."""
     kind = s.choose("kind", {"floor": 2, "table": 2, "desk": 2, "hanging": 1})
     if kind == "desk":
         r = s.between(0.08, 0.11)
@@ -85,7 +85,7 @@ def draw_lamp(s: Sketch) -> None:
 
 
 def draw_umbrella(s: Sketch) -> None:
-    """An open canopy on a shaft with a hooked handle, or folded, or a parasol on a foot."""
+    """Draw an umbrella, open on a shaft with a hooked handle or folded, or a parasol on a foot."""
     r, n = s.between(0.48, 0.62), s.count("ribs", 6, 10)
     kind = s.choose("kind", {"open": 3, "parasol": 1.2, "folded": 1})
     h = s.between(0.85, 1.0) if kind != "parasol" else s.between(1.1, 1.35)
@@ -130,9 +130,7 @@ def draw_umbrella(s: Sketch) -> None:
 
 
 def draw_hammer(s: Sketch) -> None:
-    """A head across the end of a handle: claw, sledge, mallet or ball peen; it stands upright, its face to the
-    right.
-    """
+    """Draw an upright hammer, its face to the right: claw, sledge, mallet or ball peen."""
     kind = s.choose("kind", {"claw": 3, "sledge": 1, "mallet": 1, "ball peen": 1.2})
     h, grip = s.between(0.27, 0.36), s.between(0.011, 0.016)
     t = np.linspace(0, 1, 12)
@@ -174,7 +172,7 @@ def draw_hammer(s: Sketch) -> None:
 
 
 def draw_glasses(s: Sketch) -> None:
-    """Two lenses in frames, a bridge, and temples that run back to the ears."""
+    """Draw glasses: two lenses in frames, a bridge, and temples that run back to the ears."""
     form = s.choose("frame", {"round": 2, "rectangular": 2, "oval": 1, "aviator": 1})
     half, bridge = s.between(0.021, 0.027), s.between(0.007, 0.011)
     tall = half * {"round": 1.0, "rectangular": s.between(0.5, 0.75), "oval": 0.72, "aviator": 0.9}[form]
@@ -219,7 +217,7 @@ def draw_glasses(s: Sketch) -> None:
 
 
 def draw_laptop(s: Sketch) -> None:
-    """A keyboard half and a screen half, joined at a hinge and more or less open."""
+    """Draw a laptop: a keyboard half and a screen half, joined at a hinge and more or less open."""
     w, d, t = s.between(0.3, 0.38), s.between(0.2, 0.26), s.between(0.01, 0.024)
     x, y = w / 2, d / 2
     s.add("base", rounded_box((-x, -y, 0), (x, y, t), 0.004))
@@ -237,7 +235,7 @@ def draw_laptop(s: Sketch) -> None:
 
 
 def _keys(x: float, y0: float, y1: float, z: float, rows: int, columns: int, high: float) -> Mesh:
-    """A field of keys."""
+    """Build a field of keys."""
     wide, deep = 2 * x / columns, (y1 - y0) / rows
     return join(
         *(
@@ -252,7 +250,7 @@ def _keys(x: float, y0: float, y1: float, z: float, rows: int, columns: int, hig
 
 
 def draw_monitor(s: Sketch) -> None:
-    """A flat screen on a stand, a curved one, or an old deep tube."""
+    """Draw a monitor: a flat screen on a stand, a curved one, or an old deep tube."""
     kind = s.choose("kind", {"flat": 4, "curved": 1.2, "tube": 1.2})
     w = s.between(0.45, 0.8)
     h = w / s.between(1.3, 1.9)
@@ -321,7 +319,7 @@ def draw_monitor(s: Sketch) -> None:
 
 
 def draw_ladder(s: Sketch) -> None:
-    """Two rails and rungs: straight, or a step ladder with two sides."""
+    """Draw a ladder, two rails and rungs: straight, or a step ladder with two sides."""
     n = s.count("rungs", 4, 9)
     h, w = 0.28 * n + s.between(0.15, 0.4), s.between(0.34, 0.5)
     kind = s.choose("kind", {"straight": 1, "step": 1.5})

@@ -19,7 +19,7 @@ __all__ = ["CATEGORIES"]
 
 
 def draw_piano(s: Sketch) -> None:
-    """A grand piano with its wing of a body and open lid, or an upright one."""
+    """Draw a grand piano with its wing-shaped body and open lid, or an upright one."""
     keys = 14
     if s.choose("kind", {"grand": 3, "upright": 2}) == "grand":
         w, d, z, t = 1.48, s.between(1.4, 2.2), s.between(0.62, 0.7), s.between(0.26, 0.34)
@@ -100,7 +100,7 @@ def draw_piano(s: Sketch) -> None:
 
 
 def draw_guitar(s: Sketch) -> None:
-    """A waisted body (or an electric one with horns), a neck and a headstock with pegs; it stands upright."""
+    """Draw an upright guitar: a waisted body (or an electric one with horns), a neck and a headstock with pegs."""
     kind = s.choose("kind", {"acoustic": 3, "electric": 2, "ukulele": 1})
     length, w = s.between(0.46, 0.52), s.between(0.34, 0.4)
     deep = s.between(0.09, 0.12) if kind != "electric" else s.between(0.035, 0.05)

@@ -24,7 +24,7 @@ __all__ = ["CATEGORIES"]
 
 
 def draw_tent(s: Sketch) -> None:
-    """A ridge tent, a dome, a tipi or a tunnel, with poles and guy ropes."""
+    """Draw a ridge tent, a dome, a tipi or a tunnel, with poles and guy ropes."""
     kind = s.choose("kind", {"ridge": 2, "dome": 2, "tipi": 1.5, "tunnel": 1})
     if kind == "ridge":
         w, d, h = s.between(1.5, 2.3), s.between(2.0, 3.0), s.between(1.1, 1.7)
@@ -146,7 +146,7 @@ def draw_tent(s: Sketch) -> None:
 
 
 def draw_tree(s: Sketch) -> None:
-    """A broad-leaved tree, a conifer, a palm, or bare branches."""
+    """Draw a broad-leaved tree, a conifer, a palm, or bare branches."""
     kind = s.choose("kind", {"broadleaf": 2.5, "conifer": 2.5, "palm": 1.5, "bare": 1.2})
     if kind == "conifer":
         h, tiers = s.between(4.0, 6.0), s.count("tiers", 3, 6)
@@ -255,7 +255,7 @@ def draw_tree(s: Sketch) -> None:
 
 
 def draw_house(s: Sketch) -> None:
-    """Walls, a roof, a door, windows; a chimney or a porch at times."""
+    """Draw a house: walls, a roof, a door, windows; at times a chimney or a porch."""
     w, d = s.between(5, 8), s.between(4.5, 7)
     floors = s.count("floors", 1, 3)
     h = 2.6 * floors
@@ -326,7 +326,7 @@ def draw_house(s: Sketch) -> None:
 
 
 def draw_windmill(s: Sketch) -> None:
-    """A tower with sails, or a modern wind turbine."""
+    """Draw a windmill, a tower with sails, or a modern wind turbine."""
     kind = s.choose("kind", {"mill": 1.5, "turbine": 1})
     phase = s.between(0, np.pi / 2)
     if kind == "turbine":

@@ -55,7 +55,7 @@ class Mesh(NamedTuple):
 
 @cache
 def _loft_faces(rings: int, n: int, ring_closed: bool, path_closed: bool, caps: bool) -> np.ndarray:
-    """Faces over vertices numbered ring by ring; the two cap centres, when there are caps, come last."""
+    """Return faces over vertices numbered ring by ring; the two cap centres, when there are caps, come last."""
     columns = n if ring_closed else n - 1
     rows = rings if path_closed else rings - 1
     i, j = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
@@ -83,13 +83,13 @@ def loft(rings: np.ndarray, *, caps: bool = True, ring_closed: bool = True, path
 
 @cache
 def circle(n: int) -> np.ndarray:
-    """n points on the unit circle: [n, 2]."""
+    """Return n points on the unit circle: [n, 2]."""
     angle = np.arange(n) * (2 * np.pi / n)
     return np.stack([np.cos(angle), np.sin(angle)], axis=-1)
 
 
 def rounded_rectangle(width: float, height: float, radius: float, corner: int = 4) -> np.ndarray:
-    """A rectangle around the origin with rounded corners: [4 * corner, 2]."""
+    """Return a rectangle around the origin with rounded corners: [4 * corner, 2]."""
     radius = min(radius, 0.499 * width, 0.499 * height)
     angle = np.linspace(0, np.pi / 2, corner)
     quarter = np.stack([np.cos(angle), np.sin(angle)], axis=-1) * radius
@@ -100,7 +100,7 @@ def rounded_rectangle(width: float, height: float, radius: float, corner: int = 
 
 
 def box(low: Vector, high: Vector, *, top: tuple[float, float] = (1.0, 1.0)) -> Mesh:
-    """A box between two corners; ``top`` shrinks its upper face about its centre in x and y."""
+    """Build a box between two corners; ``top`` shrinks its upper face about its centre in x and y."""
     (x0, y0, z0), (x1, y1, z1) = low, high
     cx, cy, hx, hy = (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2, (y1 - y0) / 2
     tx, ty = hx * top[0], hy * top[1]
@@ -132,7 +132,7 @@ _BOX_FACES = np.array(
 
 
 def rounded_box(low: Vector, high: Vector, radius: float) -> Mesh:
-    """A box with all edges rounded by ``radius`` (less where the box is thin)."""
+    """Build a box with all edges rounded by ``radius`` (less where the box is thin)."""
     low, high = np.asarray(low, float), np.asarray(high, float)
     size = high - low
     radius = min(radius, 0.49 * float(size.min()))
@@ -151,7 +151,7 @@ def rounded_box(low: Vector, high: Vector, radius: float) -> Mesh:
 
 
 def pillow(low: Vector, high: Vector, power: float = 4.0) -> Mesh:
-    """A soft cushion: a superellipsoid that fills the box between two corners."""
+    """Build a soft cushion: a superellipsoid that fills the box between two corners."""
     low, high = np.asarray(low, float), np.asarray(high, float)
     return Mesh(_superellipsoid(power) * ((high - low) / 2) + (low + high) / 2, _loft_faces(9, 20, True, False, False))
 
@@ -170,7 +170,7 @@ def _superellipsoid(power: float) -> np.ndarray:
 def revolve(
     profile: Sequence[Sequence[float]] | np.ndarray, *, at: Vector = (0, 0, 0), n: int = 28, caps: bool = False
 ) -> Mesh:
-    """Turn a profile of (radius, z) about the vertical line through ``at``."""
+    """Rotate a profile of (radius, z) about the vertical line through ``at``."""
     profile = np.asarray(profile, dtype=float)
     unit = circle(n)
     rings = np.empty((len(profile), n, 3))
@@ -181,7 +181,7 @@ def revolve(
 
 
 def ellipsoid(centre: Vector, radii: Vector, *, n: int = 20, rings: int = 11) -> Mesh:
-    """An ellipsoid with its axes along x, y and z."""
+    """Build an ellipsoid with its axes along x, y and z."""
     angle = np.linspace(-np.pi / 2, np.pi / 2, rings)
     mesh = revolve(np.stack([np.cos(angle), np.sin(angle)], axis=-1), n=n)
     return Mesh(mesh.vertices * np.asarray(radii, float) + np.asarray(centre, float), mesh.faces)
@@ -190,7 +190,7 @@ def ellipsoid(centre: Vector, radii: Vector, *, n: int = 20, rings: int = 11) ->
 def cylinder(
     start: Vector, end: Vector, radius: float, end_radius: float | None = None, *, n: int = 14, caps: bool = True
 ) -> Mesh:
-    """A cylinder, cone or frustum from ``start`` to ``end``."""
+    """Build a cylinder, cone or frustum from ``start`` to ``end``."""
     ends = np.array([start, end], dtype=float)
     first, second = _frame(ends[1] - ends[0])
     unit = circle(n)
@@ -207,7 +207,7 @@ def tube(
     closed: bool = False,
     flat: float = 1.0,
 ) -> Mesh:
-    """A tube along a path [R, 3]; ``radius`` may vary along it, ``flat`` scales it across its first normal."""
+    """Build a tube along a path [R, 3]; ``radius`` may vary along it, ``flat`` scales it across its first normal."""
     path = np.asarray(path, dtype=float)
     R = len(path)
     tangent = np.roll(path, -1, axis=0) - np.roll(path, 1, axis=0) if closed else np.gradient(path, axis=0)
@@ -226,7 +226,7 @@ def tube(
 
 
 def torus(centre: Vector, ring_radius: float, radius: float, *, axis: str = "z", n: int = 28, sides: int = 10) -> Mesh:
-    """A torus around an axis direction "x", "y" or "z"."""
+    """Build a torus around an axis direction "x", "y" or "z"."""
     ring, section = circle(n), circle(sides)
     reach = ring_radius + radius * section[:, 0]
     rings = np.empty((n, sides, 3))
@@ -255,8 +255,9 @@ def polygon_prism(outline: Sequence[Sequence[float]] | np.ndarray, low: float, h
 
 
 def wing(root: Vector, tip: Vector, root_chord: float, tip_chord: float, thickness: float = 0.12) -> Mesh:
-    """A tapered wing from ``root`` to ``tip`` (both at the leading edge); its chord runs along +y, its thickness is a
-    share of the chord.
+    """Build a tapered wing from ``root`` to ``tip``, both at the leading edge.
+
+    Its chord runs along +y, its thickness is a share of the chord.
 
     The section is a symmetric NACA four-digit profile in the direction across chord and span.
     """
@@ -279,7 +280,7 @@ _AIRFOIL = _airfoil()  # [16, 2]: chord 0..1, half thickness for a thickness of 
 
 
 def fuselage(length: float, radius: float, stations: Sequence[tuple[float, float, float]], flat: float = 1.0) -> Mesh:
-    """A round body along y through stations (place 0..1, radius 0..1, rise in radii); ``flat`` scales its width."""
+    """Build a round body along y through stations (place 0..1, radius 0..1, rise in radii), ``flat`` in width."""
     place, width, rise = np.array(stations).T
     unit = circle(18)
     rings = np.empty((len(place), 18, 3))
@@ -290,12 +291,12 @@ def fuselage(length: float, radius: float, stations: Sequence[tuple[float, float
 
 
 def shifted(point: Vector, x: float, y: float, z: float) -> np.ndarray:
-    """A point, or points [..., 3], moved by (x, y, z)."""
+    """Move a point, or points [..., 3], by (x, y, z)."""
     return np.add(point, (x, y, z))
 
 
 def bend(start: Vector, middle: Vector, end: Vector, n: int = 8) -> np.ndarray:
-    """A quadratic Bezier curve as a path [n, 3]."""
+    """Return a quadratic Bezier curve as a path [n, 3]."""
     t = np.linspace(0, 1, n)[:, None]
     a, b, c = (np.asarray(p, dtype=float) for p in (start, middle, end))
     return (1 - t) ** 2 * a + 2 * t * (1 - t) * b + t**2 * c
@@ -305,7 +306,7 @@ def bend(start: Vector, middle: Vector, end: Vector, n: int = 8) -> np.ndarray:
 
 
 def join(*meshes: Mesh) -> Mesh:
-    """Several meshes as one."""
+    """Join several meshes to one."""
     offsets = np.cumsum([0, *(len(mesh.vertices) for mesh in meshes[:-1])])
     faces = [mesh.faces + offset for mesh, offset in zip(meshes, offsets, strict=True)]
     return Mesh(np.concatenate([mesh.vertices for mesh in meshes]), np.concatenate(faces))
@@ -335,7 +336,7 @@ def turn(mesh: Mesh, axis: str, angle: float, *, about: Vector = (0, 0, 0)) -> M
 
 
 def _frame(direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two unit vectors across a direction; for a vertical one they are x and y."""
+    """Return two unit vectors across a direction; for a vertical one they are x and y."""
     x, y, z = direction / (np.sqrt(direction @ direction) + 1e-12)
     if abs(z) > 0.999:
         first = np.array([1.0, 0.0, 0.0])

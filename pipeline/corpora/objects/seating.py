@@ -22,7 +22,7 @@ __all__ = ["CATEGORIES"]
 
 
 def draw_chair(s: Sketch) -> None:
-    """A chair: seat, back, a base of legs or a star, perhaps armrests."""
+    """Draw a chair: seat, back, a base of legs or a star, perhaps armrests."""
     w, d = s.between(0.38, 0.52), s.between(0.38, 0.5)
     h, t = s.between(0.38, 0.5), s.between(0.025, 0.07)
     back_h = s.between(0.32, 0.65)
@@ -124,7 +124,7 @@ def draw_chair(s: Sketch) -> None:
 
 
 def draw_stool(s: Sketch) -> None:
-    """A seat without a back, often tall."""
+    """Draw a stool: a seat without a back, often tall."""
     tall = s.choose("height", {"low": 1, "bar": 1})
     h = s.between(0.4, 0.5) if tall == "low" else s.between(0.62, 0.8)
     r, t = s.between(0.15, 0.21), s.between(0.03, 0.07)
@@ -174,7 +174,7 @@ def draw_stool(s: Sketch) -> None:
 
 
 def draw_bench(s: Sketch) -> None:
-    """A long seat of planks, indoors or in a park."""
+    """Draw a bench: a long seat of planks, indoors or in a park."""
     length, d, h = s.between(1.1, 1.9), s.between(0.32, 0.5), s.between(0.4, 0.48)
     planks = s.count("planks", 2, 5)
     gap = 0.012
@@ -227,7 +227,7 @@ def draw_bench(s: Sketch) -> None:
 
 
 def draw_sofa(s: Sketch) -> None:
-    """An upholstered seat for one to four, with arms and a back; sometimes a corner sofa."""
+    """Draw a sofa: an upholstered seat for one to four, with arms and a back; sometimes a corner sofa."""
     seats = s.count("seats", 1, 4)
     w, d = 0.3 + 0.62 * seats * s.between(0.9, 1.1), s.between(0.75, 0.95)
     h, top = s.between(0.36, 0.46), s.between(0.7, 0.95)

@@ -1,6 +1,4 @@
-"""The sheet on which a category draws one object: its random choices, its parts and the facts worth telling about
-it.
-"""
+"""A sketch of one object: its random choices, its parts and the facts that captions mention."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -38,15 +36,15 @@ class Sketch:
         self.facts: dict[str, Fact] = {}
 
     def between(self, low: float, high: float) -> float:
-        """An unnamed number, uniform in low..high."""
+        """Draw an unnamed number, uniform in low..high."""
         return low + (high - low) * self._random()
 
     def chance(self, probability: float) -> bool:
-        """An unnamed coin."""
+        """Flip an unnamed coin."""
         return self._random() < probability
 
     def choose(self, fact: str, options: dict[str, float]) -> str:
-        """A word by weight, kept as a fact."""
+        """Choose a word by weight and keep it as a fact."""
         mark = self._random() * sum(options.values())
         word = ""
         for word, weight in options.items():  # noqa: B007 - the last word is the answer when rounding leaves a rest
@@ -57,13 +55,13 @@ class Sketch:
         return word
 
     def count(self, fact: str, low: int, high: int) -> int:
-        """A whole number in low..high, kept as a fact."""
+        """Draw a whole number in low..high and keep it as a fact."""
         number = low + int(self._random() * (high - low + 1))
         self.facts[fact] = number
         return number
 
     def maybe(self, fact: str, probability: float) -> bool:
-        """A coin, kept as a fact."""
+        """Flip a coin and keep the answer as a fact."""
         answer = bool(self._random() < probability)
         self.facts[fact] = answer
         return answer
@@ -78,7 +76,7 @@ class Sketch:
 
 
 class Category(NamedTuple):
-    """How to draw one kind of object.
+    """A kind of object and the function that draws it.
 
     Attributes:
         name: what people call it, singular

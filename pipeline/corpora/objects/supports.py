@@ -1,4 +1,4 @@
-"""What furniture stands on: legs in several styles, and the star of an office chair."""
+"""Supports of furniture: legs in several styles, and the star of an office chair."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ __all__ = ["four_legs", "leg", "star_base"]
 
 
 def leg(style: str, foot: tuple[float, float], top: tuple[float, float], height: float, thick: float) -> Mesh:
-    """One leg from the floor at ``foot`` to ``top`` at ``height``."""
+    """Build one leg from the floor at ``foot`` to ``top`` at ``height``."""
     start, end = (*foot, 0.0), (*top, height)
     if style == "square":
         x, y = top
@@ -24,7 +24,7 @@ def leg(style: str, foot: tuple[float, float], top: tuple[float, float], height:
 
 
 def four_legs(style: str, half_x: float, half_y: float, height: float, thick: float, splay: float) -> list[Mesh]:
-    """Legs at the four corners of a rectangle, their feet moved outwards by ``splay``."""
+    """Build legs at the four corners of a rectangle, their feet moved outwards by ``splay``."""
     inner_x, inner_y = half_x - thick / 2, half_y - thick / 2
     return [
         leg(style, (sx * (inner_x + splay), sy * (inner_y + splay)), (sx * inner_x, sy * inner_y), height, thick)
@@ -34,7 +34,7 @@ def four_legs(style: str, half_x: float, half_y: float, height: float, thick: fl
 
 
 def star_base(arms: int, reach: float, height: float, thick: float, wheels: bool) -> list[Mesh]:
-    """The base of an office chair: a column and arms, with wheels below them."""
+    """Build the base of an office chair: a column and arms, with wheels below them."""
     floor = 0.05 if wheels else 0.01
     pieces = [cylinder((0, 0, floor + 0.02), (0, 0, height), thick * 0.8)]
     for x, y in circle(arms):

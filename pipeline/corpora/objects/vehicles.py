@@ -20,7 +20,7 @@ __all__ = ["CATEGORIES"]
 
 
 def draw_car(s: Sketch) -> None:
-    """A car on four wheels: sedan, hatchback, van, pickup, sports car or convertible."""
+    """Draw a car on four wheels: sedan, hatchback, van, pickup, sports car or convertible."""
     kind = s.choose(
         "kind",
         {"sedan": 3, "hatchback": 2, "sports car": 1.5, "van": 1.5, "pickup": 1.5, "convertible": 1, "off-roader": 1.2},
@@ -140,7 +140,7 @@ def draw_car(s: Sketch) -> None:
 
 
 def draw_truck(s: Sketch) -> None:
-    """A lorry: a cab and a box, tank, flat bed, dumper or bus body, on two to five axles."""
+    """Draw a lorry: a cab and a box, tank, flat bed, dumper or bus body, on two to five axles."""
     load = s.choose("load", {"box": 2.5, "tank": 1.5, "flat bed": 1, "dumper": 1.2, "bus": 1.5})
     half, wheel = s.between(1.1, 1.25), s.between(0.45, 0.55)
     deck = wheel * s.between(1.7, 2.0)
@@ -244,7 +244,7 @@ def draw_truck(s: Sketch) -> None:
 
 
 def _body(sections: list[tuple[float, float, float, float, float]], rounding: float) -> Mesh:
-    """A hull through cross-sections (y, half width at the bottom, half width at the top, bottom z, top z)."""
+    """Build a hull through cross-sections (y, half width at the bottom, half width at the top, bottom z, top z)."""
     rings = []
     for y, low_x, high_x, low, high in sections:
         soft = min(rounding, 0.45 * (high - low), 0.45 * high_x)
@@ -261,7 +261,7 @@ def _body(sections: list[tuple[float, float, float, float, float]], rounding: fl
 
 
 def _wheel(x: float, y: float, r: float, width: float) -> Mesh:
-    """A tyre and its disc, the axle along x, standing on the floor."""
+    """Build a tyre and its disc, the axle along x, standing on the floor."""
     tyre = torus((x, y, r), r - 0.42 * width, 0.42 * width, axis="x", n=22, sides=8)
     disc = cylinder((x - 0.3 * width, y, r), (x + 0.3 * width, y, r), r - 0.6 * width, n=16)
     return join(tyre, disc)

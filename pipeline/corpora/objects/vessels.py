@@ -23,8 +23,9 @@ __all__ = ["CATEGORIES"]
 
 
 def _vessel(outer: np.ndarray, wall: float, floor: float) -> Mesh:
-    """A hollow body: an outer profile (radius, z) from the foot to the rim, and the same moved inwards by ``wall`` down
-    to ``floor``.
+    """Build a hollow body from an outer profile (radius, z), from the foot to the rim.
+
+    The inside is the same profile moved inwards by ``wall``, down to ``floor``.
     """
     inner = outer[outer[:, 1] > floor][::-1].copy()
     inner[:, 0] = np.maximum(inner[:, 0] - wall, 0.002)
@@ -32,7 +33,7 @@ def _vessel(outer: np.ndarray, wall: float, floor: float) -> Mesh:
 
 
 def _smooth(z: np.ndarray, knots: list[tuple[float, float]]) -> np.ndarray:
-    """Radii at heights z, through knots (z, radius), with rounded changes (monotone between knots)."""
+    """Interpolate radii at heights z, through knots (z, radius), monotone between knots."""
     kz, kr = np.array(knots).T
     k = np.clip(np.searchsorted(kz, z, side="right") - 1, 0, len(kz) - 2)
     t = np.clip((z - kz[k]) / (kz[k + 1] - kz[k]), 0, 1)
@@ -41,7 +42,7 @@ def _smooth(z: np.ndarray, knots: list[tuple[float, float]]) -> np.ndarray:
 
 
 def draw_mug(s: Sketch) -> None:
-    """A cup with one handle at the right."""
+    """Draw a mug: a cup with one handle at the right."""
     h, r = s.between(0.085, 0.13), s.between(0.036, 0.05)
     form = s.choose("body", {"straight": 3, "tapered": 1.5, "rounded": 2, "waisted": 1})
     z = np.linspace(0, h, 10)
@@ -87,7 +88,7 @@ def draw_mug(s: Sketch) -> None:
 
 
 def draw_bottle(s: Sketch) -> None:
-    """A body, a shoulder, a neck and often a cap."""
+    """Draw a bottle: a body, a shoulder, a neck and often a cap."""
     kind = s.choose("kind", {"wine": 2, "water": 2, "round": 1, "spray": 0.8, "square": 1})
     r, h = s.between(0.032, 0.045), s.between(0.2, 0.32)
     neck = r * s.between(0.28, 0.45)
@@ -132,7 +133,7 @@ def draw_bottle(s: Sketch) -> None:
 
 
 def draw_bowl(s: Sketch) -> None:
-    """Open and wide, on a foot."""
+    """Draw a bowl, open and wide, on a foot."""
     r, h = s.between(0.08, 0.14), s.between(0.04, 0.1)
     foot = r * s.between(0.3, 0.5)
     form = s.choose("body", {"round": 3, "flared": 2, "straight": 1})
@@ -160,7 +161,7 @@ def draw_bowl(s: Sketch) -> None:
 
 
 def draw_vase(s: Sketch) -> None:
-    """Tall, with a belly and a neck; handles or flowers at times."""
+    """Draw a vase, tall, with a belly and a neck; at times with handles or flowers."""
     h = s.between(0.25, 0.45)
     belly, at = h * s.between(0.2, 0.36), h * s.between(0.25, 0.6)
     foot, neck = belly * s.between(0.4, 0.75), belly * s.between(0.25, 0.6)
@@ -195,7 +196,7 @@ def draw_vase(s: Sketch) -> None:
 
 
 def draw_teapot(s: Sketch) -> None:
-    """A round body with a spout, a handle and a lid."""
+    """Draw a teapot: a round body with a spout, a handle and a lid."""
     r, h = s.between(0.07, 0.09), s.between(0.09, 0.13)
     z = np.linspace(0, h, 16)
     t = z / h
@@ -257,7 +258,7 @@ def draw_teapot(s: Sketch) -> None:
 
 
 def _tub(s: Sketch, w: float, d: float, h: float, wall: float, depth: float, round_: float, taper: float) -> Mesh:
-    """An open basin: outer wall up, over the rim and down to its floor."""
+    """Build an open basin: outer wall up, over the rim and down to its floor."""
     rings = []
     for inset, z, shrink in (
         (0.0, 0.0, taper),
@@ -273,7 +274,7 @@ def _tub(s: Sketch, w: float, d: float, h: float, wall: float, depth: float, rou
 
 
 def draw_bathtub(s: Sketch) -> None:
-    """A basin for one person: built in or on claw feet, with a tap."""
+    """Draw a bathtub, a basin for one person: built in or on claw feet, with a tap."""
     d, w, h = s.between(1.5, 1.8), s.between(0.68, 0.85), s.between(0.45, 0.62)
     style = s.choose("style", {"claw-foot": 2, "freestanding": 2, "built-in": 2})
     wall, depth = s.between(0.03, 0.07), h * s.between(0.75, 0.88)
@@ -323,7 +324,7 @@ def draw_bathtub(s: Sketch) -> None:
 
 
 def draw_toilet(s: Sketch) -> None:
-    """A bowl with a seat and a lid, on a foot, and a tank behind it."""
+    """Draw a toilet: a bowl with a seat and a lid, on a foot, and a tank behind it."""
     w, d, h = s.between(0.34, 0.4), s.between(0.44, 0.52), s.between(0.36, 0.42)
     n = 24
     angle = np.arange(n) * (2 * np.pi / n)

@@ -1,8 +1,7 @@
-"""Captions for views of synthetic objects, and the words they are made of.
+"""Captions for views of synthetic objects, and their vocabulary.
 
-A caption always names the category, and tells some of what is known beside it: the side it is seen from, proportions,
-counts of parts, style. Which of it is told is drawn anew every time an image is shown, so that no one sentence belongs
-to an image.
+A caption always names the category, and mentions some further facts: the side it is seen from, proportions, counts of
+parts, style. The choice is drawn anew every time an image is shown, so that no single sentence belongs to an image.
 """
 
 import re
@@ -26,7 +25,7 @@ _DETAILS = (0.35, 0.3, 0.2, 0.15)  # chances of telling none, one, two, three de
 
 
 class Pose(NamedTuple):
-    """How an object was turned before it was drawn.
+    """The rotation of an object before it was rendered.
 
     kind  "upright", "yaw" or "tumbled";  degrees  of the turn about the vertical, 0 unless kind is "yaw"
     """
@@ -36,7 +35,7 @@ class Pose(NamedTuple):
 
 
 def caption(attributes: Attributes, pose: Pose, view: int, generator: np.random.Generator) -> str:
-    """One sentence about one view.
+    """Generate one sentence about one view.
 
     view  0..2, as `cuda.geometry.VIEW_AXES`: from above, and two sides at right angles.
     """
@@ -55,13 +54,13 @@ def caption(attributes: Attributes, pose: Pose, view: int, generator: np.random.
 
 
 def part_phrase(name: str) -> str:
-    """What a patch that shows a part is called; `name` as in the corpus' part_names, category/part."""
+    """Return the phrase for a patch that shows a part; `name` as in the corpus' part_names, category/part."""
     category, _, part = name.partition("/")
     return f"{part} of a {category}"
 
 
 def every_phrase(attributes: Attributes) -> Iterable[str]:
-    """All that a caption may say of an object, beside the fixed words."""
+    """Yield all phrases that a caption may contain about an object, besides the fixed words."""
     yield attributes.category
     yield from _details(attributes)
 
@@ -89,7 +88,7 @@ def _number(count: int) -> str:
 
 
 def _proportion(size: tuple[float, float, float]) -> str:
-    """A word for (width, depth, height), the largest of them 1."""
+    """Return a word for (width, depth, height), the largest of them 1."""
     width, depth, height = size
     floor = sorted((width, depth))
     if height < 0.35:
@@ -134,7 +133,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, described: Iterable[Attributes], *, size: int, length: int) -> "Vocabulary":
-        """The words of all captions of these objects, sorted; the fixed ones always."""
+        """Collect the words of all captions of these objects, sorted; the fixed ones always."""
         found = set(_split(_FIXED))
         for attributes in described:
             for phrase in every_phrase(attributes):
@@ -142,11 +141,11 @@ class Vocabulary:
         return cls(sorted(found), size=size, length=length)
 
     def knows(self, text: str) -> bool:
-        """True when every word of `text` is one of these."""
+        """Check that every word of `text` is in the vocabulary."""
         return all(word in self._number for word in _split(text))
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """-> tokens [n, length] int64; what is too long is cut before the end token."""
+        """Tokenise texts -> tokens [n, length] int64; a text that is too long is cut before the end token."""
         tokens = torch.zeros(len(texts), self.length, dtype=torch.int64)
         for row, text in zip(tokens, texts, strict=True):
             words = [self._number.get(word, self.UNKNOWN) for word in _split(text)][: self.length - 2]

@@ -1,4 +1,4 @@
-"""The settings of a tiny CLIP's training: the views it sees and how it learns. One frozen dataclass a section."""
+"""The settings of a tiny CLIP's training: views and learning. One frozen dataclass per section."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ Share = Annotated[float, Ge(0), Le(1)]
 
 @dataclass(frozen=True, kw_only=True)
 class ViewsConfig:
-    """[views]: the images, drawn once ahead. Each shape is drawn in one pose, from the three sides.
+    """[views]: the images, rendered in advance. Each shape is rendered in one pose, from three sides.
 
     shapes       synthetic objects, three images each
     seed         of the objects and of all that is drawn for them
     points       range of the number of points of a cloud, uniform in its logarithm
-    reductions   what a pixel keeps of the depths on it; one of these is drawn for each shape, repeats weigh more
+    reductions   how a pixel reduces the depths on it; one of these is drawn for each shape, repeats weigh more
     upright      share of the shapes left as they are modelled
     yaw          share turned about the vertical; the rest are turned by any rotation
     stretch      share scaled along each axis by a factor in 2/3..3/2 (the student's augmentation)
@@ -62,7 +62,7 @@ class LearningConfig:
 
     architecture     name of a description in pipeline/architectures, or a JSON file like those; of two towers
     steps            optimiser steps of the first part, with patches left out
-    batch_size       images, each with its caption, in one step: each is told apart from all the others
+    batch_size       images, each with its caption, in one step: each is contrasted with all others
     learning_rate    AdamW's at the top of the cosine
     weight_decay     AdamW's, of matrices only
     warmup           share of the steps in which the rate rises
@@ -70,7 +70,7 @@ class LearningConfig:
     whole            share of these steps, at their end, that see every patch
     finish           optimiser steps after them, which see every patch, as the finished teacher will
     finish_rate      learning rate at their start; it falls in a cosine of its own
-    grounding        weight of the second loss, which tells apart the parts that patches show; 0: captions only
+    grounding        weight of the second loss, which classifies the parts that patches show; 0: captions only
     precision        arithmetic: "bfloat16" autocast or "float32"
     seed             of first weights, order, captions and dropped patches
     device           "auto", "cpu", "cuda" or "cuda:N"

@@ -22,7 +22,7 @@ _HEADER = "i2p_tiny_clip"
 
 
 def write_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Model, AdamW's state and the steps done, in one file that replaces the last one whole."""
+    """Write model, AdamW's state and the steps done to one file that atomically replaces the last one."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{key}": torch.as_tensor(value) for key, value in state.items()}
@@ -31,7 +31,7 @@ def write_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch
 
 
 def read_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Take over a folder's checkpoint; -> steps done, 0 where there is none. Raises TeacherError for a damaged one."""
+    """Load a folder's checkpoint; -> steps done, 0 if there is none. Raises TeacherError for a damaged one."""
     path = folder / CHECKPOINT
     if not path.exists():
         return 0
@@ -55,7 +55,7 @@ def read_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
 
 
 def save_clip(path: Path, model: nn.Module, architecture: Mapping[str, Any], vocabulary: Vocabulary) -> None:
-    """Both towers in float16, names as open_clip's, with the words and sizes in the header.
+    """Save both towers in float16, under open_clip's names, with vocabulary and sizes in the header.
 
     The vision tower is read by `pipeline.teacher.weights.read_weights` like that of any other CLIP.
     """
@@ -65,7 +65,7 @@ def save_clip(path: Path, model: nn.Module, architecture: Mapping[str, Any], voc
 
 
 def read_clip_header(path: Path) -> tuple[dict[str, Any], Vocabulary] | None:
-    """Architecture and vocabulary of a file made by `save_clip`; None for any other safetensors file."""
+    """Read architecture and vocabulary of a file made by `save_clip`; None for any other safetensors file."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -80,7 +80,7 @@ def read_clip_header(path: Path) -> tuple[dict[str, Any], Vocabulary] | None:
 
 
 def load_clip(path: Path) -> tuple[Any, Vocabulary] | None:
-    """The CLIP of a file made by `save_clip`, both towers, float32, frozen, on the CPU; None for any other file."""
+    """Load the CLIP of a file made by `save_clip`: both towers, float32, frozen, on the CPU; None for other files."""
     from open_clip.model import CLIP
 
     found = read_clip_header(path)

@@ -1,4 +1,4 @@
-"""The note of settings that folders of views and of training runs keep."""
+"""The settings note in folders of views and of training runs."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ __all__ = ["claim"]
 
 
 def claim(path: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
-    """Note the settings (section -> key -> value) that a folder's content is of, or check that they are those noted.
+    """Write the settings (section -> key -> value) of a folder's content, or check them against those written.
 
     Raises TeacherError naming every setting that differs, or for a note that cannot be read.
     """

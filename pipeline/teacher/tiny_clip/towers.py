@@ -1,4 +1,4 @@
-"""The towers of a tiny CLIP as they are trained: open_clip's, leaving out patches where there is nothing to see."""
+"""The towers of a tiny CLIP in training: open_clip's, without patches where there is nothing to see."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ _CELLS = 4  # cells along a patch's side in the first patch embedding
 
 
 class PatchSelection(nn.Module):
-    """Drops patches while training, as open_clip's PatchDropout does, but those that no point touched first.
+    """Patch dropout for training, like open_clip's PatchDropout, that drops patches without points first.
 
     Half of a depth view is background. Which patches go is random among the touched, and among the empty ones.
     Source: FLIP (Li et al., CVPR 2023) for dropping patches at random.
@@ -32,7 +32,7 @@ class PatchSelection(nn.Module):
         self.chosen: Tensor | None = None  # [M, kept] of the last forward pass; None: all
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """tokens [M, T + 1, D], the class token first -> [M, kept + 1, D]."""
+        """Select patches: tokens [M, T + 1, D], the class token first -> [M, kept + 1, D]."""
         M, L, D = tokens.shape
         kept = max(1, round((L - 1) * (1 - self.share)))
         if not self.training or self.touched is None or kept == L - 1:
@@ -45,7 +45,7 @@ class PatchSelection(nn.Module):
         return torch.cat([tokens[:, :1], patches], dim=1)
 
     def look(self, pixels: Tensor, patch_side: int) -> None:
-        """Note which patches of depth images [M, S, S] are not all one value."""
+        """Record which patches of depth images [M, S, S] are not all one value."""
         M, S, _ = pixels.shape
         side = S // patch_side
         patches = pixels.view(M, side, patch_side, side, patch_side).permute(0, 1, 3, 2, 4).flatten(3)
@@ -55,9 +55,10 @@ class PatchSelection(nn.Module):
 class Standardise(nn.Module):
     """A tower's last LayerNorm, followed while training by a batch norm without weights of its own.
 
-    At first all images give nearly the same feature: one class token that looked a little at this and that. Its common
-    part drowns the gradient of what differs (measured: chance after 120 steps without, 10 % of 36 classes with it).
-    A mean and a spread a channel can be folded into the LayerNorm's own weights, so the finished tower is a plain one.
+    At first all images give nearly the same feature, since the class token attends almost uniformly. Its common part
+    drowns the gradient of the differences (measured: chance after 120 steps without, 10 % of 36 classes with it).
+    A mean and a deviation per channel can be folded into the LayerNorm's own weights, so the finished tower is a plain
+    one.
 
     norm  the LayerNorm;  at  [M] int64, the token of each row that is pooled, whose statistics count; None: token 0
     """
@@ -73,7 +74,7 @@ class Standardise(nn.Module):
         self.register_buffer("variance", torch.ones_like(norm.bias.data))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """tokens [M, L, D] -> the same shape, float32."""
+        """Normalise tokens [M, L, D] -> the same shape, float32."""
         normed = self.norm(tokens).float()
         mean, variance = self.mean, self.variance
         if self.training:
@@ -85,13 +86,13 @@ class Standardise(nn.Module):
         return (normed - mean) / (variance + _LEAST).sqrt()
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of a LayerNorm alone that does the same as this in evaluation mode."""
+        """Return weight and bias of a plain LayerNorm equivalent to this in evaluation mode."""
         spread = (self.variance + _LEAST).sqrt()
         return self.norm.weight.data / spread, (self.norm.bias.data - self.mean) / spread
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
-    """The weights under open_clip's own names, with every Standardise folded away."""
+    """Return the weights under open_clip's own names, with every Standardise folded away."""
     state = dict(model.state_dict())
     for name, module in model.named_modules():
         if isinstance(module, Standardise):
@@ -102,7 +103,7 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def new_towers(architecture: Mapping[str, Any], learning: LearningConfig) -> Any:
-    """An open_clip CLIP with the first weights of `learning.seed`, fitted for training: see the classes above."""
+    """Create an open_clip CLIP with the first weights of `learning.seed`, with the above classes for training."""
     from open_clip.model import CLIP
 
     with torch.random.fork_rng(devices=[]):

@@ -1,11 +1,11 @@
-"""Training a tiny CLIP: open_clip's towers and contrastive loss on drawn views and made-up captions.
+"""Training of a tiny CLIP: open_clip's towers and contrastive loss on rendered views and generated captions.
 
-Beside the caption of the whole image, each patch is told which part it shows, by the same kind of loss against the
-texts of the parts in the batch: patch features are what a student is taught, and captions alone say little of them (the
-idea of RegionCLIP, Zhong et al., CVPR 2022).
+In addition to the caption of the image, each patch is supervised with the part it shows, by the same kind of loss
+against the texts of the parts in the batch: students learn from patch features, which captions alone supervise poorly
+(the idea of RegionCLIP, Zhong et al., CVPR 2022).
 
-Step k is a function of (settings, k) and the weights before it: a run that is killed goes on from its last checkpoint
-and ends in the same weights (on one machine and number of threads).
+Step k is a function of (settings, k) and the weights before it: a killed run resumes from its last checkpoint and ends
+in the same weights (on one machine and number of threads).
 """
 
 import json
@@ -47,8 +47,11 @@ _FREE = {"device", "threads", "checkpoint_every"}
 
 
 class StepReport(NamedTuple):
-    """One step: steps done so far, the loss of captions, that of parts, the share of images whose own caption fits
-    best, the logits' scale."""
+    """Report of one step.
+
+    Fields: steps done so far, the loss of captions, that of parts, the share of images whose own caption fits best, the
+    logits' scale.
+    """
 
     step: int
     loss: float
@@ -58,7 +61,7 @@ class StepReport(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What one step sees.
+    """The inputs of one step.
 
     pixels      [M, S, S] float32 in 0..1
     captions    [M, L] int64 tokens
@@ -83,7 +86,7 @@ def train_clip(
     views_folder: Path | None = None,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> Path:
-    """Train on views that lie in `views_folder` (default: folder/views), or go on; -> the file of both towers.
+    """Train on the views in `views_folder` (default: folder/views), or resume; -> the file of both towers.
 
     folder   made if absent; receives settings.json, log.jsonl, the checkpoint and clip.safetensors.
 
@@ -169,7 +172,7 @@ def _step(
 
 
 def _grounding(patches: Tensor, parts: Tensor, chosen: Tensor | None, part_text: Tensor, scale: Tensor) -> Tensor:
-    """Cross-entropy of telling the part that each patch shows among those of the batch, where it shows one.
+    """Compute the cross-entropy of classifying each patch's part among those of the batch, where it shows one.
 
     patches [M, kept, C], parts [M, T] int64 into part_text or -1, chosen [M, kept] or None, part_text [K, C].
     """
@@ -225,7 +228,7 @@ def _dropout(learning: LearningConfig, step: int) -> float:
 
 
 class _Source(NamedTuple):
-    """All that batches are made of."""
+    """The data that batches are made of."""
 
     views: ViewSet
     described: list[Attributes]
@@ -234,7 +237,7 @@ class _Source(NamedTuple):
     learning: LearningConfig
 
     def batch(self, step: int) -> Batch:
-        """That of a step: random views, half of them mirrored, each with a new caption."""
+        """Build the batch of a step: random views, half of them mirrored, each with a new caption."""
         learning, n = self.learning, len(self.views) * VIEWS
         epoch, place = divmod(step * learning.batch_size, n - n % learning.batch_size or n)
         order = np.random.Generator(np.random.PCG64([learning.seed, 1, epoch])).permutation(n)
@@ -261,7 +264,7 @@ class _Source(NamedTuple):
 
 
 def _ahead(source: _Source, first: int) -> Iterator[Batch]:
-    """Batches of the steps that are left, prepared by a thread while the model works."""
+    """Yield the batches of the remaining steps, prepared by a thread while the model works."""
     queue: Queue[Batch | BaseException] = Queue(maxsize=_AHEAD)
     stop = threading.Event()
     steps = range(first, source.learning.all_steps)
@@ -293,13 +296,13 @@ def _ahead(source: _Source, first: int) -> Iterator[Batch]:
 
 
 def _claim(folder: Path, views: ViewsConfig, learning: LearningConfig) -> None:
-    """Note the settings of a run, or check that they are those noted. Where it runs is nobody's business."""
+    """Write the settings of a run, or check them against those written; the device is not one of them."""
     own = {key: value for key, value in asdict(learning).items() if key not in _FREE}
     claim(folder / "settings.json", {"views": settings_of(views), "learning": own})
 
 
 def _shorten_log(path: Path, done: int) -> None:
-    """Take back the lines of steps after the checkpoint that a killed run left: they are going to be done again."""
+    """Drop log lines of steps after the checkpoint, left by a killed run: they will be repeated."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:done]

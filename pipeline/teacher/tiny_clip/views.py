@@ -1,4 +1,4 @@
-"""Training images, drawn once ahead: blocks of views in NPZ files, each written whole or not at all."""
+"""Training images, rendered in advance: blocks of views in NPZ files, each written atomically."""
 
 import json
 import tempfile
@@ -48,23 +48,23 @@ class ViewSet:
 
 
 def objects(config: ViewsConfig) -> SyntheticCorpus:
-    """The corpus the views are of: the training stream of the config's seed."""
+    """Open the corpus that the views show: the training stream of the config's seed."""
     corpus = open_corpus(f"synthetic:?count={config.shapes}&seed={config.seed}&split=train", points=config.points[1])
     assert isinstance(corpus, SyntheticCorpus)
     return corpus
 
 
 def settings_of(config: ViewsConfig) -> dict[str, Any]:
-    """What determines the blocks, as JSON values."""
+    """Return what determines the blocks, as JSON values."""
     values: dict[str, Any] = json.loads(json.dumps({**asdict(config), "generator": GENERATOR_VERSION, "block": BLOCK}))
     return values
 
 
 def draw_cloud(corpus: SyntheticCorpus, index: int, config: ViewsConfig) -> tuple[np.ndarray, np.ndarray, Pose, str]:
-    """One shape as it will be drawn: points [n, 3] float32 in the canonical frame, the part of each [n] int16, its
-    pose, and the reduction.
+    """Draw one shape as it will be rendered; a function of (config, index) alone.
 
-    A function of (config, index) alone.
+    ->  points [n, 3] float32 in the canonical frame, the part of each [n] int16, its pose, and the reduction.
+
     """
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([config.seed, _POSE, index])))
     low, high = np.log(config.points[0]), np.log(config.points[1])
@@ -92,7 +92,7 @@ def draw_cloud(corpus: SyntheticCorpus, index: int, config: ViewsConfig) -> tupl
 
 
 def draw_views(config: ViewsConfig, folder: Path, *, on_progress: Callable[[int], None] | None = None) -> None:
-    """Draw every view that `folder` does not hold yet; what another run drew of the same settings is kept.
+    """Render every view missing in `folder`; what another run rendered with the same settings is kept.
 
     on_progress  called with the shapes that are done.
 
@@ -118,7 +118,7 @@ def draw_views(config: ViewsConfig, folder: Path, *, on_progress: Callable[[int]
 
 
 def open_views(config: ViewsConfig, folder: Path) -> ViewSet:
-    """All views of `folder` in memory (150 kB a shape at 224 pixels). Raises TeacherError for a damaged block."""
+    """Load all views of `folder` (150 kB per shape at 224 pixels). Raises TeacherError for a damaged block."""
     S = config.image_side
     images = np.empty((config.shapes, VIEWS, S, S), dtype=np.uint8)
     parts = np.empty((config.shapes, VIEWS, (S // config.patch_side) ** 2), dtype=np.int16)
@@ -161,7 +161,7 @@ def _draw(corpus: SyntheticCorpus, indices: range, config: ViewsConfig) -> tuple
 
 
 def _majority(patch: np.ndarray, labels: np.ndarray, patches: int) -> np.ndarray:
-    """The most frequent label of the points in each patch, the lowest at a tie, -1 for a patch without points."""
+    """Return each patch's most frequent label of points, the lowest at a tie, -1 for a patch without points."""
     first = int(labels.min())
     counts = np.zeros((patches, int(labels.max()) - first + 1), dtype=np.int64)
     np.add.at(counts, (patch, labels - first), 1)
@@ -169,7 +169,7 @@ def _majority(patch: np.ndarray, labels: np.ndarray, patches: int) -> np.ndarray
 
 
 def _any_rotation(rng: np.random.Generator) -> np.ndarray:
-    """A rotation matrix [3, 3], uniform over all: the Q of a Gaussian matrix, signs settled (Mezzadri 2007)."""
+    """Draw a rotation matrix [3, 3], uniform over all: Q of a Gaussian matrix, signs fixed (Mezzadri 2007)."""
     q, r = np.linalg.qr(rng.normal(size=(3, 3)))
     q = q * np.sign(np.diag(r))
     return q if np.linalg.det(q) > 0 else q[:, ::-1]

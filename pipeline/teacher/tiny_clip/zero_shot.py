@@ -1,4 +1,4 @@
-"""Naming shapes by sentences: the category whose sentences lie nearest to what the vision tower says of the views."""
+"""Zero-shot classification of shapes by the prompts nearest to the views' features."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,14 +13,14 @@ __all__ = ["class_directions", "classify", "readable"]
 
 
 def readable(name: str) -> str:
-    """A label as words: night_stand and NightStand are "night stand"."""
+    """Convert a label to words: night_stand and NightStand become "night stand"."""
     spaced = "".join(f" {letter}" if letter.isupper() else letter for letter in name)
     return " ".join(spaced.replace("_", " ").replace("-", " ").lower().split())
 
 
 @torch.no_grad()
 def class_directions(clip: Any, vocabulary: Vocabulary, names: Sequence[str]) -> tuple[Tensor, list[int]]:
-    """Where each class lies in the embedding.
+    """Compute the direction of each class in the embedding.
 
     clip    an open_clip CLIP, frozen, on the CPU.
     ->      directions [K, C] float32, of length 1: the mean over CLASS_PROMPTS; and the K indices of the names all of
@@ -37,7 +37,7 @@ def class_directions(clip: Any, vocabulary: Vocabulary, names: Sequence[str]) ->
 
 
 def classify(class_features: Tensor, directions: Tensor) -> np.ndarray:
-    """The nearest class of each shape.
+    """Return the nearest class of each shape.
 
     class_features  [n, V, C] float32, the views' class features as `Teacher.encode_class` gives them.
     directions      [K, C] float32.

@@ -1,6 +1,6 @@
 """Conversion of the reference implementation's checkpoints to ours and back (docs/checkpoints.md).
 
-Weights keep every bit. A file is checked whole before anything is written, and what is written appears whole.
+Weights keep every bit. A file is checked completely before anything is written, and the result appears atomically.
 """
 
 from collections import OrderedDict
@@ -48,7 +48,7 @@ HEAD = "align_head."
 
 
 class Converted(NamedTuple):
-    """What was written.
+    """Result of a conversion.
 
     path    the checkpoint's directory, or the `.pth` file
     header  of the checkpoint
@@ -63,7 +63,7 @@ class Converted(NamedTuple):
 def import_reference(
     file: str | Path, out: str | Path, *, settings: Mapping[str, Mapping[str, Any]] | None = None
 ) -> Converted:
-    """Write one of the reference's checkpoints as one of ours.
+    """Convert one of the reference's checkpoints to one of ours.
 
     file      a pre-training, classification or part segmentation checkpoint of I2P-MAE or Point-M2AE, or the bare state
               dict of one. Names may begin with `module.`; the frozen teacher, `clip_model.`, is left out.
@@ -112,12 +112,12 @@ def import_reference(
 def export_reference(
     path: str | Path, out: str | Path, *, teacher: str | Path | None = None, prefix: bool | None = None
 ) -> Converted:
-    """Write one of our checkpoints in the reference's layout: a dictionary of tensors and numbers, as torch.save does.
+    """Convert one of our checkpoints to the reference's layout: a dict of tensors and numbers, as torch.save writes.
 
     path     a checkpoint, imported or of our own training, or a run directory.
     out      the `.pth` file to write; must not exist.
     teacher  the CLIP to put under `clip_model.`: a state dict in OpenAI's layout or one of the reference's pre-training
-             checkpoints. The reference needs it to go on with a pre-training; its fine-tuning does not.
+             checkpoints. The reference needs it to resume pre-training; its fine-tuning does not.
     prefix   whether names begin with `module.`; None: as in the imported file, and where there was none, as the
              reference writes them: with it, except for part segmentation.
 
@@ -181,7 +181,7 @@ def _epochs_done(numbers: Mapping[str, Any]) -> int:
 
 
 def _metrics(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the last epoch; a part segmentation checkpoint has them side by side with the epoch."""
+    """Return the last epoch's metrics; a part segmentation checkpoint stores them side by side with the epoch."""
     metrics = numbers.get("metrics", {name: value for name, value in numbers.items() if name != "epoch"})
     return metrics if isinstance(metrics, dict) else {}
 
@@ -192,7 +192,7 @@ def _shown(config: Mapping[str, Mapping[str, Any]], name: str) -> str:
 
 
 def _ordered(path: Path, header: Header) -> dict[str, Tensor]:
-    """The weights in the order in which the reference registers them."""
+    """Return the weights in the order in which the reference registers them."""
     problems = []
     try:
         sections = {
@@ -223,7 +223,7 @@ def _ordered(path: Path, header: Header) -> dict[str, Tensor]:
 
 
 def _aligned(header: Header) -> bool:
-    """Whether the model has the head of the global loss, which the reference has not."""
+    """Check whether the model has the head of the global loss, which the reference lacks."""
     return bool(header.config.get("alignment", {}).get("weight"))
 
 
@@ -244,7 +244,7 @@ def _teacher(file: str | Path, header: Header) -> dict[str, Tensor]:
 
 
 def _differences(header: Header) -> list[str]:
-    """Settings in which the reference, whose code has no such switch, will treat these weights otherwise."""
+    """List settings for which the reference, whose code has no such switch, will treat these weights differently."""
     model = header.config["model"]
     other = [f"model.{name} = {model[name]!r}" for name, value in REFERENCE_QUIRKS.items() if model[name] != value]
     return [f"the reference will run the model otherwise than it was trained: {some(other)}"] if other else []
@@ -253,7 +253,10 @@ def _differences(header: Header) -> list[str]:
 def _optimizer(
     path: Path, header: Header, entries: Mapping[str, Tensor], frozen: Mapping[str, Tensor]
 ) -> dict[str, Any] | None:
-    """The optimiser's state by position, or None: without the teacher's parameters the positions would be others."""
+    """Return the optimiser's state by position, or None if the teacher is absent.
+
+    Without the teacher's parameters the positions would differ.
+    """
     flat = read_tensors(path, header, OPTIMIZER) if OPTIMIZER in header.files else {}
     flat = {key: value for key, value in flat.items() if not key.partition("/")[2].startswith(HEAD)}
     if header.origin is not None:

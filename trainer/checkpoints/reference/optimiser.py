@@ -1,4 +1,4 @@
-"""The reference's optimiser state, which goes by position, and ours, which goes by name.
+"""Conversion between the reference's optimiser state, keyed by position, and ours, keyed by name.
 
 It is torch's AdamW with two groups, first what weight decay spares, then the rest, each in the order in which the model
 registers its parameters; the frozen teacher's are among them, last, and have no state.
@@ -20,13 +20,13 @@ STATE = ("exp_avg", "exp_avg_sq", "step")
 
 
 class _Unfit(Exception):
-    """Why a state cannot be taken over."""
+    """A state that cannot be converted, with the reason."""
 
 
 def optimizer_from_reference(
     state: Mapping[str, Any] | None, entries: Mapping[str, Tensor], teacher: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]], str]:
-    """Name the state of the reference's optimiser.
+    """Convert the state of the reference's optimiser to named tensors.
 
     state    its state dict, or None.
     entries  the model's tensors, in the reference's order; teacher: the teacher's.
@@ -47,7 +47,10 @@ def optimizer_to_reference(
     entries: Mapping[str, Tensor],
     teacher: Mapping[str, Tensor],
 ) -> dict[str, Any]:
-    """The inverse of optimizer_from_reference; `groups` are the settings of the two groups, the spared one first."""
+    """Convert named optimiser state to the reference's layout; the inverse of optimizer_from_reference.
+
+    groups  settings of the two groups, the one without weight decay first.
+    """
     order = _order(entries, teacher)
     state: dict[int, dict[str, Any]] = {}
     for key in sorted(flat):
@@ -65,7 +68,7 @@ def optimizer_to_reference(
 def default_groups(
     *, rate: float, initial_rate: float, decay: float, betas: Any, epsilon: float
 ) -> list[dict[str, Any]]:
-    """Settings of the two groups as this version of torch writes them, for a run that the reference did not make."""
+    """Return settings of the two groups as this torch version writes them, for a run not made by the reference."""
     groups = [{"params": [torch.zeros(0, requires_grad=True)], "weight_decay": value} for value in (0.0, decay)]
     optimizer = torch.optim.AdamW(groups, lr=rate, betas=tuple(betas), eps=epsilon)
     settings = optimizer.state_dict()["param_groups"]
@@ -102,7 +105,7 @@ def _named(
 
 
 def _order(entries: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> list[str]:
-    """Every parameter's name by position: the spared ones, then the others."""
+    """Return every parameter's name by position: those without weight decay, then the others."""
     spared = _spared(entries, teacher)
     return [*spared, *(name for name in _parameters(entries, teacher) if name not in set(spared))]
 

@@ -32,7 +32,7 @@ SHOWN = 6  # names in one message
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceFile:
-    """What a file holds.
+    """The contents of a reference checkpoint.
 
     name       of the file, without its folder
     sha256     of its bytes
@@ -88,8 +88,10 @@ def read_reference(path: str | Path) -> ReferenceFile:
 
 
 def read_teacher(path: str | Path) -> dict[str, Tensor]:
-    """CLIP's tensors, image and text tower, under OpenAI's names: from a state dict in OpenAI's layout (safetensors, or
-    a PyTorch file of tensors alone), or from one of the reference's pre-training checkpoints.
+    """Read CLIP's tensors, image and text tower, under OpenAI's names.
+
+    The file is a state dict in OpenAI's layout (safetensors, or a PyTorch file of tensors alone), or one of the
+    reference's pre-training checkpoints.
 
     Raises CheckpointError for what is neither.
     """
@@ -121,7 +123,7 @@ def read_teacher(path: str | Path) -> dict[str, Tensor]:
 
 
 def write_reference(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write a `.pth` file, whole or not at all. Raises CheckpointError where there is something at `path` already."""
+    """Write a `.pth` file atomically. Raises CheckpointError if something already exists at `path`."""
     path = Path(path)
     if path.exists():
         raise CheckpointError(f"{path} exists already; nothing was written. Remove it, or choose another name.")
@@ -139,7 +141,7 @@ def write_reference(path: str | Path, content: Mapping[str, Any]) -> None:
 
 
 def some(names: Any) -> str:
-    """The first few of several names, and how many more there are."""
+    """Format the first few of several names, and how many more there are."""
     names = [str(name) for name in names]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return (", ".join(names[:SHOWN]) or "nothing") + more
@@ -161,7 +163,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _state(state: dict[Any, Any], path: Path) -> tuple[str, dict[str, Tensor]]:
-    """-> the prefix that all names have, and the tensors without it."""
+    """Return the prefix that all names share, and the tensors without it."""
     state = own_items(state)
     odd = [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if odd or not state:
@@ -170,7 +172,7 @@ def _state(state: dict[Any, Any], path: Path) -> tuple[str, dict[str, Tensor]]:
             f"under one of {', '.join(WEIGHTS)}, or a bare state dict."
         )
     prefix = without_wrappers(list(state))
-    bare = prefix or PREFIX  # where some names have it and others do not, they are told apart by that
+    bare = prefix or PREFIX  # if only some names have it: stripped too, collisions are refused below
     plain = {name.removeprefix(bare): value.detach() for name, value in state.items()}
     if len(plain) < len(state):
         double = [name for name in state if name.startswith(bare) and name.removeprefix(bare) in state]
@@ -180,7 +182,7 @@ def _state(state: dict[Any, Any], path: Path) -> tuple[str, dict[str, Tensor]]:
 
 
 def _check_storage(state: Mapping[str, Tensor], path: Path) -> None:
-    """A few bytes can describe a tensor of any size (by strides of 0), or one that is not in memory at all."""
+    """Check storages: a few bytes can describe a tensor of any size (by strides of 0), or one not in memory at all."""
     odd = [
         name for name, value in state.items() if value.layout != torch.strided or value.device.type != "cpu"
     ]  # fmt: skip
@@ -194,7 +196,7 @@ def _check_storage(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
-    """Numbers, text and dictionaries and lists of them, as JSON has them. Raises TypeError for anything else."""
+    """Return numbers, text, and dicts and lists of them, as JSON has them. Raises TypeError for anything else."""
     if isinstance(value, Tensor) and value.ndim == 0 and value.device.type == "cpu":
         value = value.item()
     if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):

@@ -65,7 +65,7 @@ class Recognised:
 
 
 def recognise(entries: Mapping[str, Tensor], source: str) -> Recognised:
-    """Read kind and sizes off a state dict without prefix and teacher.
+    """Infer kind and sizes from a state dict without prefix and teacher.
 
     Sizes that a partial state dict does not show are the paper's, so that what is missing can then be named.
 
@@ -89,13 +89,13 @@ def recognise(entries: Mapping[str, Tensor], source: str) -> Recognised:
 def complete_sections(
     found: Recognised, stated: Mapping[str, Mapping[str, Any]], source: str
 ) -> tuple[dict[str, Any], list[str]]:
-    """All sections of the model, from its shapes, what is stated beside them, and the reference's values for the rest.
+    """Complete all sections of the model from its shapes, the stated settings, and the reference's values for the rest.
 
     stated  section -> settings that the user knows.
     ->      section name -> its dataclass, and the names of the settings that are assumed: those by which one run of the
             reference may differ from another. How its code behaves (REFERENCE_QUIRKS) is known.
 
-    Raises CheckpointError listing all that is impossible, or says other than the shapes.
+    Raises CheckpointError listing all that is impossible or contradicts the shapes.
     """
     known = SECTIONS[found.kind]
     problems = [f"[{name}] is not about a {found.kind} model" for name in stated if name not in known and stated[name]]
@@ -128,7 +128,7 @@ def complete_sections(
 
 
 def build_empty(kind: str, sections: Mapping[str, Any], teacher: Mapping[str, int]) -> nn.Module:
-    """The model of these settings without memory for its weights, for its names and shapes."""
+    """Build the model of these settings on the meta device, for its names and shapes."""
     with torch.device("meta"):
         if kind == "classifier":
             return Classifier(sections["model"], sections["classifier"])
@@ -139,7 +139,7 @@ def build_empty(kind: str, sections: Mapping[str, Any], teacher: Mapping[str, in
 
 
 def misfits(entries: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """How a state dict differs from the expected one: missing and unexpected names, shapes, types. A line each."""
+    """List how a state dict differs from the expected one: missing and unexpected names, shapes, types."""
     missing = [name for name in expected if name not in entries]
     unexpected = [name for name in entries if name not in expected]
     both = [name for name in expected if name in entries]
@@ -262,7 +262,7 @@ def _fine_tuning(
 
 
 def _encoder(entries: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What an encoder's shapes determine of [model], and the rest at the reference's values."""
+    """Infer the settings of [model] that an encoder's shapes determine, and the rest at the reference's values."""
     paper = ModelConfig.reference()
     levels = _count(entries, r"h_encoder\.(?:token_embed|encoder_pos_embeds|encoder_blocks)\.(\d+)\.")
     dims = tuple(
@@ -293,7 +293,7 @@ def _encoder(entries: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, A
 
 
 def _mlp_ratio(entries: Mapping[str, Tensor], finest: int) -> float:
-    """The ratio of the fewest decimals that gives the hidden width of every block, which is rounded down.
+    """Return the ratio with the fewest decimals that gives the hidden width of every block, which is rounded down.
 
     The finest level's alone where none does: then some block is misshapen, and that can be told.
     """
@@ -308,14 +308,14 @@ def _mlp_ratio(entries: Mapping[str, Tensor], finest: int) -> float:
 
 
 def _count(entries: Iterable[str], pattern: str, *, least: int = 1) -> int:
-    """How many parts are numbered in the names, one more than the largest number; there are no more than names."""
+    """Count the parts numbered in the names: one more than the largest number, bounded by the number of names."""
     compiled = re.compile(pattern)
     numbers = {int(match[1]) for name in entries if (match := compiled.match(name))}
     return max(min(max(numbers, default=-1) + 1, len(numbers) + 2), least)
 
 
 def _rows(entries: Mapping[str, Tensor], names: list[str], otherwise: tuple[int, ...], index: int) -> int:
-    """The length most of the vectors of these names have, so that a single odd one can be told; at least 1."""
+    """Return the length that most vectors of these names have, so that an odd one is detected; at least 1."""
     lengths = Counter(int(entries[name].shape[0]) for name in names if name in entries and entries[name].ndim >= 1)
     if not lengths:
         return otherwise[min(index, len(otherwise) - 1)]

@@ -9,10 +9,10 @@ _CELLS = 4  # a side of the occupancy grid
 
 
 def coordinate_statistics(points: np.ndarray) -> np.ndarray:
-    """What can be read off the coordinates without learning: the bar that an encoder has to clear.
+    """Compute statistics of the coordinates, a baseline without learning that an encoder has to beat.
 
-    Of each axis and of the radius: 9 quantiles, standard deviation, skewness, kurtosis; the 6 second moments between
-    axes and their eigenvalues; the share of points in each cell of a 4 x 4 x 4 grid over [-1, 1]^3.
+    For each axis and the radius: 9 quantiles, standard deviation, skewness, kurtosis; the 6 second moments between axes
+    and their eigenvalues; the share of points in each cell of a 4 x 4 x 4 grid over [-1, 1]^3.
     [B, N, 3] float32 -> [B, 121] float32.
     """
     B, N, _ = points.shape

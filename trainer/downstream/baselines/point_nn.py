@@ -40,7 +40,7 @@ class PointNN:
 
     @property
     def feature(self) -> str:
-        """What a table calls it."""
+        """Name of the feature in tables."""
         return "point-nn"
 
     def __call__(self, points: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ __all__ = ["Classifier", "accuracy", "classification_loss"]
 class Classifier(nn.Module):
     """Clouds to class scores. Parameter names are the reference's.
 
-    model   sizes and behaviour of the encoder; what it says about masking and the decoder is not used.
+    model   sizes and behaviour of the encoder; its settings of masking and decoder are not used.
     config  surroundings, head and loss.
 
     Raises ValueError listing what is wrong with the settings. Source: Point-M2AE (Zhang et al. 2022), 4.2.
@@ -41,7 +41,7 @@ class Classifier(nn.Module):
 
     @property
     def feature_width(self) -> int:
-        """D of `pooled`."""
+        """D, the width of `pooled`."""
         return self.model.encoder_dims[-1] * (2 if self.config.pooling == "concat" else 1)
 
     def initialise(self, generator: torch.Generator | None = None) -> None:
@@ -49,7 +49,7 @@ class Classifier(nn.Module):
         initialise(self, self.model.initialisation, generator)
 
     def forward(self, points: Tensor, draws: HeadDraws | None = None) -> Tensor:
-        """The scores of every class.
+        """Compute the scores of every class.
 
         points  [B, N, 3] float32, N at least groups[0] and neighbours[0].
         draws   random numbers of a training step; may be None in evaluation mode, which uses none, or where drop path
@@ -61,7 +61,7 @@ class Classifier(nn.Module):
         return self.network(self.h_encoder.plan(points), draws)
 
     def network(self, plan: LocalPlan, draws: HeadDraws | None) -> Tensor:
-        """All that is learnt: logits [B, classes] of a plan of `h_encoder.plan`."""
+        """Compute all that is learnt: logits [B, classes] from a plan of `h_encoder.plan`."""
         needed = self.model.drop_path > 0 or self.config.dropout > 0
         draws = step_draws(self, draws, plan.points.shape[0], needed=needed)
         x = self.pooled(plan, None if draws is None else draws.drop_path)
@@ -70,24 +70,25 @@ class Classifier(nn.Module):
         return x
 
     def pooled(self, plan: LocalPlan, drop_path: Tensor | None = None) -> Tensor:
-        """What the head sees of a plan, [B, D]: mean and maximum over the top level's normed tokens."""
+        """Pool a plan for the head, [B, D]: mean and maximum over the top level's normed tokens."""
         tokens = self.norm(self.h_encoder(plan, drop_path)[-1])  # [B, G, D]
         mean, largest = tokens.mean(1), tokens.max(1).values
         return torch.cat((mean, largest), dim=1) if self.config.pooling == "concat" else mean + largest
 
 
 def classification_loss(logits: Tensor, labels: Tensor, *, smoothing: float) -> Tensor:
-    """Cross entropy against 1 - smoothing on the label and smoothing / (C - 1) on each other class, mean over shapes.
+    """Compute label-smoothed cross entropy, mean over shapes.
 
     logits  [B, C]; labels [B] int64.
     ->      [] float32.
 
-    torch's own smoothing spreads its share over all classes, the label included; ours is that with a larger share.
+    The target is 1 - smoothing on the label and smoothing / (C - 1) on each other class. torch's own smoothing spreads
+    its share over all classes, the label included; ours equals it with a larger share.
     """
     classes = logits.shape[1]
     return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing * classes / (classes - 1))
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of shapes whose largest logit is their label's, [] float32 in 0..1."""
+    """Return the share of shapes whose largest logit is their label's, [] float32 in 0..1."""
     return (logits.argmax(1) == labels).float().mean()

@@ -21,7 +21,7 @@ class ClassifierConfig:
     radius           at each level, a token attends to tokens nearer than this, in the cloud's units; 0: to all
     distance         how those distances are taken: "direct", or "expanded" (reference) as torch.cdist does by itself:
                      above 25 tokens through |a|^2 + |b|^2 - 2ab, so that a pair at the radius may fall on either side
-    pooling          what of the top level's tokens reaches the head: "sum" of mean and maximum (ModelNet40), or
+    pooling          pooling of the top level's tokens for the head: "sum" of mean and maximum (ModelNet40), or
                      "concat": the two side by side (ScanObjectNN)
     hidden           widths of the head's hidden layers, each with batch norm and ReLU; none: one linear layer
     dropout          chance that a training step zeroes a value of a hidden layer, 0..1 (1 excluded)
@@ -45,7 +45,7 @@ class ClassifierConfig:
             yield f"label_smoothing = {self.label_smoothing} is more than {largest:.4g}, (classes - 1) / classes"
 
     def conflicts(self, model: ModelConfig) -> Iterator[str]:
-        """What does not go together with these settings of [model]; names relative to this section."""
+        """Yield the conflicts with these settings of [model]; names relative to this section."""
         yield from _level_conflicts(self, model)
 
 
@@ -79,7 +79,7 @@ class SegmentationConfig:
         yield from faults(self)
 
     def conflicts(self, model: ModelConfig) -> Iterator[str]:
-        """What does not go together with these settings of [model]; names relative to this section."""
+        """Yield the conflicts with these settings of [model]; names relative to this section."""
         yield from _level_conflicts(self, model)
         if model.groups and model.groups[-1] < 3:
             yield f"model.groups[-1] = {model.groups[-1]} is fewer than the 3 tokens a point is interpolated from"

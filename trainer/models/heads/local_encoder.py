@@ -1,4 +1,4 @@
-"""The encoder as fine-tuning uses it: nothing masked, every token attends to its surroundings only."""
+"""The encoder for fine-tuning: nothing masked, every token attends to its neighbourhood only."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -33,7 +33,7 @@ class LocalPlan(NamedTuple):
 class LocalEncoder(nn.Module):
     """The parts of the pre-training encoder, under their names, run over all tokens with radius-limited attention.
 
-    model   sizes and behaviour; what it says about masking and the decoder is not used.
+    model   sizes and behaviour; its settings of masking and decoder are not used.
     config  neighbours, radii and their distance.
     norms   how many levels, from the finest, have a final layer norm of their own here.
 
@@ -57,7 +57,7 @@ class LocalEncoder(nn.Module):
     @torch.no_grad()
     @torch.compiler.disable
     def plan(self, points: Tensor) -> LocalPlan:
-        """Groups and surroundings.
+        """Group a batch at every level and find each token's neighbourhood.
 
         points  [B, N, 3] float32, N at least groups[0] and neighbours[0].
 
@@ -79,7 +79,7 @@ class LocalEncoder(nn.Module):
         return LocalPlan(points, levels, near)
 
     def forward(self, plan: LocalPlan, drop_path: Tensor | None) -> list[Tensor]:
-        """Encode.
+        """Encode every level's tokens.
 
         drop_path  [B, 2 * blocks] uniform numbers, or None for none.
         ->         [B, G, D] a level, normed where the level has a norm here.
@@ -100,7 +100,7 @@ class LocalEncoder(nn.Module):
 
 
 def step_draws(model: nn.Module, draws: HeadDraws | None, batch: int, *, needed: bool) -> HeadDraws | None:
-    """The draws that a forward pass of a fine-tuning model uses: none outside training mode.
+    """Return the draws that a forward pass of a fine-tuning model uses: none outside training mode.
 
     Raises ValueError where training needs draws and has none, or for a batch of one shape, whose statistics the batch
     norm over shapes cannot take (data-parallel training takes them over all ranks).

@@ -1,4 +1,4 @@
-"""The fine-tuning model for part segmentation: every level's tokens brought to the points, then a head for each point.
+"""The fine-tuning model for part segmentation: all levels' tokens interpolated to the points, and a per-point head.
 
 As in Point-M2AE's part segmentation script, whose recorded outputs it reproduces.
 """
@@ -24,9 +24,9 @@ LABEL_SLOPE = 0.2  # of the leaky ReLU after the category's embedding
 
 
 class PartSegmenter(nn.Module):
-    """Clouds and their categories to part scores of every point. Parameter names are the reference's.
+    """Clouds and their categories to per-point part scores. Parameter names are the reference's.
 
-    model   sizes and behaviour of the encoder; what it says about masking and the decoder's sizes is not used.
+    model   sizes and behaviour of the encoder; its settings of masking and the decoder's sizes are not used.
     config  surroundings and head.
 
     Raises ValueError listing what is wrong with the settings. Source: Point-M2AE (Zhang et al. 2022), 4.2.
@@ -61,7 +61,7 @@ class PartSegmenter(nn.Module):
         self.label_conv[0].initialise(generator)  # type: ignore[operator]
 
     def forward(self, points: Tensor, category: Tensor, draws: HeadDraws | None = None) -> Tensor:
-        """The log-probability of every part at every point.
+        """Compute the log-probability of every part at every point.
 
         points    [B, N, 3] float32, N at least groups[0] and neighbours[0].
         category  [B] int64, 0..categories - 1.
@@ -82,7 +82,7 @@ class PartSegmenter(nn.Module):
         return self.network(plan, weights, category, draws)
 
     def network(self, plan: LocalPlan, weights: list[Tensor], category: Tensor, draws: HeadDraws | None) -> Tensor:
-        """All that is learnt, given the geometry; `weights` as of `decoder.interpolation_weights`, a level."""
+        """Compute all that is learnt, given the geometry; `weights` of `interpolation_weights`, one per level."""
         needed = self.model.drop_path > 0 or self.config.dropout > 0
         draws = step_draws(self, draws, plan.points.shape[0], needed=needed)
         encoded = self.h_encoder(plan, None if draws is None else draws.drop_path)
@@ -110,7 +110,7 @@ class PartSegmenter(nn.Module):
 
 
 class CategoryEmbedding(nn.Module):
-    """A vector for each category: the reference's 1 x 1 convolution of one-hot vectors, [D, categories, 1], no bias."""
+    """An embedding per category: the reference's 1 x 1 convolution of one-hot vectors, [D, categories, 1], no bias."""
 
     def __init__(self, categories: int, width: int):
         super().__init__()
@@ -119,17 +119,17 @@ class CategoryEmbedding(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None) -> None:
-        """Torch's default for a convolution of this size."""
+        """Draw the weights by torch's default for a convolution of this size."""
         bound = 1 / math.sqrt(self.weight.shape[1])
         nn.init.uniform_(self.weight, -bound, bound, generator=generator)
 
     def forward(self, category: Tensor) -> Tensor:
-        """[B] int64 -> [B, D]."""
+        """Embed category [B] int64 -> [B, D]."""
         return F.embedding(category, self.weight[:, :, 0].T)
 
 
 class PointPropagation(nn.Module):
-    """A level's tokens brought to the points, then two layers for each point beside its coordinates.
+    """Interpolation of a level's tokens to the points, then two per-point layers on them and the coordinates.
 
     Source: PointNet++'s feature propagation (Qi et al. 2017).
     """
@@ -141,7 +141,7 @@ class PointPropagation(nn.Module):
         self.mlp_bns = nn.ModuleList(BatchNorm(width) for width in widths)
 
     def forward(self, points: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
-        """points [B, N, 3], tokens [B, G, D], weights [B, N, G] of interpolation_weights -> [B, N, widths[1]]."""
+        """Propagate tokens [B, G, D] to points [B, N, 3] by weights [B, N, G] -> [B, N, widths[1]]."""
         raised = torch.bmm(weights.to(tokens.dtype), tokens)
         x = torch.cat((points.to(raised.dtype), raised), dim=2)
         for conv, norm in zip(self.mlp_convs, self.mlp_bns, strict=True):
@@ -150,5 +150,8 @@ class PointPropagation(nn.Module):
 
 
 def segmentation_loss(log_probs: Tensor, target: Tensor) -> Tensor:
-    """Mean negative log-likelihood over all points: log_probs [B, N, parts], target [B, N] int64 -> [] float32."""
+    """Compute the mean negative log-likelihood over all points.
+
+    log_probs [B, N, parts], target [B, N] int64 -> [] float32.
+    """
     return F.nll_loss(log_probs.flatten(0, 1), target.flatten())

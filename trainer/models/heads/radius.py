@@ -12,7 +12,7 @@ _CDIST_MODE = {"direct": "donot_use_mm_for_euclid_dist", "expanded": "use_mm_for
 
 @torch.no_grad()
 def within_radius(centres: Tensor, radius: float, *, distance: Literal["direct", "expanded"]) -> Tensor:
-    """Pairs of tokens nearer than a radius.
+    """Find the pairs of tokens nearer than a radius.
 
     centres   [B, G, 3] float32.
     radius    the bound, excluded; in the centres' units.

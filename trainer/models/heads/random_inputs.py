@@ -21,7 +21,7 @@ _GOLDEN, _MIX = -1640531535, (-2048144789, -1028477387)  # 0x9E3779B1, 0x85EBCA6
 
 
 class HeadDraws(NamedTuple):
-    """What is random in one training step of a fine-tuning model.
+    """The random numbers of one training step of a fine-tuning model.
 
     drop_path  [B, R] float32 uniform in (0, 1), two a transformer block of the encoder, as in `Draws`
     dropout    [B, 2] int64, each shape's key
@@ -34,19 +34,19 @@ class HeadDraws(NamedTuple):
     def for_records(
         cls, records: Sequence[int] | np.ndarray, config: ModelConfig, *, seed: int, epoch: int
     ) -> "HeadDraws":
-        """Draws for the given records in the given epoch, on the CPU; row i depends on records[i] alone."""
+        """Return draws for the given records in the given epoch, on the CPU; row i depends on records[i] alone."""
         branches = 2 * sum(config.encoder_depths)
         paths = record_uniforms(records, branches, seed=seed, epoch=epoch, purpose=Purpose.DROP_PATH)
         keys = record_uniforms(records, 2, seed=seed, epoch=epoch, purpose=Purpose.DROPOUT) * (1 << _KEY_BITS)
         return cls(torch.from_numpy(paths), torch.from_numpy(keys.astype(np.int64)))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "HeadDraws":
-        """The same numbers on another device."""
+        """Return the same numbers on another device."""
         return HeadDraws(*(part.to(device, non_blocking=non_blocking) for part in self))
 
 
 class Dropout(nn.Module):
-    """Dropout whose choice is a function of a shape's key, so that it depends on neither batch, rank nor device."""
+    """Dropout whose choice is a hash of a shape's key, so that it depends on neither batch, rank nor device."""
 
     def __init__(self, chance: float, *, site: int):
         """chance of a value to become 0; `site` tells the dropouts of one model apart."""
@@ -55,7 +55,7 @@ class Dropout(nn.Module):
         self.site = site
 
     def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
-        """x [B, ...]; keys [B, 2] int64 of HeadDraws, or None for no dropout -> x's shape, kept values scaled up."""
+        """Drop values of x [B, ...] by keys [B, 2] int64 of HeadDraws (None: no dropout); kept values are scaled up."""
         if keys is None or self.chance == 0:
             return x
         keep = _hash(x[0].numel(), keys, self.site) >= int(self.chance * 2**31)
@@ -67,7 +67,7 @@ class Dropout(nn.Module):
 
 @torch.no_grad()
 def _hash(count: int, keys: Tensor, site: int) -> Tensor:
-    """[B, count] int32 uniform in 0..2^31-1. Source: MurmurHash3's finaliser, twice, one half of the key before each.
+    """Hash keys to [B, count] int32 uniform in 0..2^31-1 by MurmurHash3's finaliser, twice, one half of the key each.
 
     int32 products wrap around.
     """

@@ -11,7 +11,7 @@ HIDDEN = 256
 
 
 class AlignmentHead(nn.Sequential):
-    """Visible top tokens [B, L, W], padded -> the student's answer [B, D], not scaled."""
+    """Visible top tokens [B, L, W], padded -> the student's answer [B, D], not normalised."""
 
     def __init__(self, width: int, targets: int):
         super().__init__(nn.Linear(2 * width, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, targets))

@@ -1,4 +1,4 @@
-"""The decoder's own parts: how coarse tokens reach finer centres. The stages are in `student`."""
+"""Propagation of coarse tokens to finer centres, for the decoder. The stages are in `student`."""
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ EPSILON = 1e-8  # added to squared distances, so that a centre on top of another
 
 
 class Propagation(nn.Module):
-    """Bring coarse tokens to finer centres and fuse them with what the encoder knows there.
+    """Interpolation of coarse tokens to finer centres, fused with the encoder's tokens there.
 
     Source: PointNet++'s feature propagation (Qi et al. 2017) with the residual blocks of PointMLP (Ma et al. 2022).
     """
@@ -26,7 +26,7 @@ class Propagation(nn.Module):
         self.extraction = _Extraction(width, blocks)
 
     def forward(self, fine: Tensor, coarse: Tensor, weights: Tensor) -> Tensor:
-        """fine [B, G, Df], coarse [B, H, Dc], weights [B, G, H] of interpolation_weights -> [B, G, D]."""
+        """Propagate coarse [B, H, Dc] to fine [B, G, Df] by weights [B, G, H] of interpolation_weights -> [B, G, D]."""
         raised = torch.bmm(weights.to(coarse.dtype), coarse)
         both = torch.cat((fine, raised.to(fine.dtype)), dim=-1)
         return self.extraction.operation(self.fuse.net(both))
@@ -34,7 +34,9 @@ class Propagation(nn.Module):
 
 @torch.no_grad()
 def interpolation_weights(fine: Tensor, coarse: Tensor, *, expanded: bool) -> Tensor:
-    """The weight of every coarse centre at every fine one: inverse squared distance over the 3 nearest, 0 elsewhere.
+    """Compute the interpolation weight of every coarse centre at every fine one.
+
+    Weights are inverse squared distances, normalised over the 3 nearest coarse centres, 0 elsewhere.
 
     fine      [B, G, 3] float32.
     coarse    [B, H, 3] float32, H >= 3.

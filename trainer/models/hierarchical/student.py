@@ -1,8 +1,8 @@
 """The student: a hierarchical masked autoencoder of point clouds that learns from 3D structure and a 2D teacher.
 
-A forward pass has two parts. `plan` is geometry and targets: groups, which tokens are visible, how they lie in arrays,
-what is to be predicted; no gradient, and the only place where the host may have to wait for the device. `network` is
-all that is learnt; given a plan it contains no data-dependent control flow.
+A forward pass has two parts. `plan` is geometry and targets: groups, visible tokens, their layout in arrays, what is to
+be predicted; no gradient, and the only place where the host may have to wait for the device. `network` is all that is
+learnt; given a plan it contains no data-dependent control flow.
 """
 
 from typing import NamedTuple
@@ -38,7 +38,7 @@ class Plan(NamedTuple):
     levels         the groups of each level, finest first
     tokens         the layout of each level
     interpolation  [B, G, H] float32 for each decoder stage after the first; empty when nothing is decoded
-    hidden         [H] int64 rows of the hidden tokens of the target level, None for all, and hidden_weight, as of
+    hidden         [H] int64 rows of the hidden tokens of the target level, None for all, and their weights, both from
     hidden_weight  trainer.models.tokens.visible.hidden_rows; None when the 3D target is off
     target_3d      [H, K, 3] float32, the hidden tokens' neighbourhoods; None when off
     target_2d      [M, K * V * C] float32, the teacher's features at the members of visible tokens; None when off
@@ -55,7 +55,7 @@ class Plan(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What the network says about a plan.
+    """The network's outputs for a plan.
 
     encoded  [B, L, D] a level, normed, padded
     decoded  [B, G, D], every token of the target level in index order, normed
@@ -142,7 +142,7 @@ class I2PMAE(Student):
 
         points            [B, N, 3] float32, the cloud as the student sees it.
         points_canonical  [B, N, 3] float32, the same points in the frame the maps were made in.
-        maps              what the teacher says; may be None where neither the masking nor a target needs it.
+        maps              the teacher's maps; may be None if neither the masking nor a target needs them.
         draws             random numbers for the masking and drop path; may be None where `mask_order` is given and drop
                           path is off (evaluation mode, or chance 0).
         mask_order        [B, G] int64, the order in which top-level tokens are drawn, instead of drawing them.
@@ -153,7 +153,7 @@ class I2PMAE(Student):
         return self.losses(plan, self.network(plan, None if draws is None else draws.drop_path))
 
     def encode(self, points: Tensor, feature: Feature = "levels") -> Tensor:
-        """One vector a cloud, with nothing masked.
+        """Encode each cloud to one vector, with nothing masked.
 
         points   [B, N, 3] float32, N at least groups[0].
         feature  "levels": maximum, mean and standard deviation of each channel over the tokens of every level, finest
@@ -170,7 +170,7 @@ class I2PMAE(Student):
     @torch.no_grad()
     @torch.compiler.disable
     def plan_encoding(self, points: Tensor) -> tuple[list[Level], list[Tokens]]:
-        """Groups and layout for an encoding in which nothing is masked."""
+        """Compute groups and layout for an encoding in which nothing is masked."""
         self._check_points(points)
         levels, _ = tokenise(points, self.config)
         B = points.shape[0]
@@ -192,7 +192,7 @@ class I2PMAE(Student):
         *,
         mask_order: Tensor | None = None,
     ) -> Plan:
-        """Everything about a batch that is not learnt. Arguments as of forward."""
+        """Compute everything about a batch that is not learnt. Arguments as in forward."""
         config = self.config
         self._check_points(points)
         self._check_arguments(points, points_canonical, maps, draws, mask_order)
@@ -350,6 +350,6 @@ class I2PMAE(Student):
 
 
 def top_saliency(maps: TeacherMaps, centres_canonical: Tensor) -> Tensor:
-    """The teacher's attention at centres [B, G, 3], the mean over views, [B, G] float32."""
+    """Look up the teacher's attention at centres [B, G, 3], mean over views, [B, G] float32."""
     at = backproject(maps.saliency[..., None], centres_canonical, maps.geometry, image_side=maps.image_side)
     return at[..., 0].mean(2)

@@ -1,4 +1,4 @@
-"""Pooling of a cloud's tokens to one vector: the features that probes, tables and retrieval compare.
+"""Pooling of a cloud's tokens to one vector: the features compared by probes, tables and retrieval.
 
 A feature has a name. "levels" describes every level by the maximum, the mean and the standard deviation of each channel
 over its tokens; "top", the paper's, is the maximum over the top level alone.
@@ -25,7 +25,7 @@ class Pooled(NamedTuple):
 
 
 def feature_width(encoder_dims: Sequence[int], feature: Feature) -> int:
-    """Numbers of a feature: 3 a channel of every level, or one a channel of the top level.
+    """Return the numbers in a feature: 3 per channel of every level, or 1 per channel of the top level.
 
     Raises ValueError for a name that is not a feature's.
     """
@@ -34,10 +34,10 @@ def feature_width(encoder_dims: Sequence[int], feature: Feature) -> int:
 
 
 def pool(tokens: Tensor, valid: Tensor | None) -> Pooled:
-    """Statistics over tokens [B, L, D] of any float dtype, in float32.
+    """Compute statistics over tokens [B, L, D] of any float dtype, in float32.
 
-    valid  [B, L] bool, True for what is a token, at least one a cloud; None: all are. What else lies there is not read,
-           so a cloud's result does not depend on how far others made it be padded.
+    valid  [B, L] bool, True for tokens, at least one per cloud; None: all are. Padding is not read, so a cloud's result
+           does not depend on the length that other clouds require.
     """
     x = tokens.float()
     if valid is None:
@@ -53,7 +53,7 @@ def pool(tokens: Tensor, valid: Tensor | None) -> Pooled:
 
 
 def pooled_feature(encoded: Sequence[Tensor], valid: Sequence[Tensor | None], feature: Feature) -> Tensor:
-    """The feature of clouds whose tokens are encoded.
+    """Compute the feature of clouds whose tokens are encoded.
 
     encoded  one [B, L, D] a level, finest first, normed.   valid  as of `pool`, a level.
     ->       [B, feature_width] float32. "levels": maximum, mean, deviation of the finest level, then of the next.

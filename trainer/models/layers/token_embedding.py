@@ -28,7 +28,7 @@ class TokenEmbed(nn.Module):
         )
 
     def forward(self, members: Tensor, weight: Tensor | None) -> Tensor:
-        """Embed groups.
+        """Embed groups, one token per group.
 
         members  [M, K, in].
         weight   [M] float32, 1 for groups that make the batch statistics, 0 for others; None: all do.

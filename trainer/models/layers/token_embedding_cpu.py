@@ -1,8 +1,8 @@
-"""The token embedding's training pass on a CPU, a block of groups at a time.
+"""The token embedding's training pass on a CPU, block by block of groups.
 
-The same layers as `token_embedding` composes, with the same statistics. What it saves: arrays of all members that are
-written to memory once and read back by each next operation, and, behind the last maximum, multiplications by zero: the
-gradient of a maximum is zero in all members of a group but one, channel by channel.
+It computes the same layers as `token_embedding`, with the same statistics. It avoids writing arrays of all members to
+memory and reading them back in each next operation and, behind the last maximum, multiplications by zero: the gradient
+of a maximum is zero in all members of a group but one, channel by channel.
 """
 
 from typing import Any
@@ -136,7 +136,7 @@ class _LastMaximum:
     def sums(
         self, mean: Tensor, variance: Tensor, scale: Tensor, shift: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of the fourth layer's weight, and of the norm's weight and bias."""
+        """Compute the gradients of the fourth layer's weight, and of the norm's weight and bias."""
         M, K, H = self._joint.shape
         inverse = torch.rsqrt(variance + eps)
         slope = inverse * scale
@@ -151,7 +151,7 @@ class _LastMaximum:
         return torch.from_numpy(d_weight.sum(0)), d_scale, d_bias
 
     def rows(self, groups: slice) -> Tensor:
-        """The gradient of the third layer's output in some groups, [block, K, H]."""
+        """Compute the gradient of the third layer's output in some groups, [block, K, H]."""
         joint = self._joint[groups]
         out = np.empty_like(joint)
         some = (self._grad[groups], joint, self._chosen[groups])
@@ -161,7 +161,7 @@ class _LastMaximum:
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _add_up(begin, end, grad, joint, chosen, weight, mean, inverse, slope, offset, d_weight, sums):
-    """Chunks of groups ``begin..end``: d_weight [chunks, out, H] f32, sums [chunks, 2, H] f64 of dy and dy * xhat."""
+    """Sum chunks of groups ``begin..end``: d_weight [chunks, out, H] f32, sums [chunks, 2, H] f64: dy, dy * xhat."""
     M, K, H = joint.shape
     chunks = len(sums)
     active = np.empty((K, H), np.float32)
@@ -186,7 +186,7 @@ def _add_up(begin, end, grad, joint, chosen, weight, mean, inverse, slope, offse
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _to_joint(begin, end, grad, joint, chosen, weight, mean, inverse, slope, offset, share, tilt, out):
-    """Groups ``begin..end``: out [M, K, H] = slope * (dy - mean of dy - xhat * mean of dy * xhat)."""
+    """Compute groups ``begin..end``: out [M, K, H] = slope * (dy - mean of dy - xhat * mean of dy * xhat)."""
     K, H = joint.shape[1:]
     active = np.empty((K, H), np.float32)
     for m in range(begin, end):
@@ -199,7 +199,7 @@ def _to_joint(begin, end, grad, joint, chosen, weight, mean, inverse, slope, off
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _through_relu(grad, joint, chosen, weight, slope, offset, active, back):
-    """One group: active [K, H], what the ReLU let through; back [K, H], the gradient before the ReLU."""
+    """Compute one group: active [K, H], where the ReLU passed; back [K, H], the gradient before the ReLU."""
     K, H = joint.shape
     for k in range(K):
         for h in range(H):
@@ -220,7 +220,7 @@ def _add_scaled(to, factor, row):
 
 
 def _blocks(groups: int, members: int) -> list[tuple[slice, slice]]:
-    """Slices of groups, and of their members' rows, of about _BLOCK members each."""
+    """Return slices of groups, and of their members' rows, of about _BLOCK members each."""
     size = max(1, _BLOCK // members)
     starts = range(0, groups, size)
     return [(slice(s, min(s + size, groups)), slice(s * members, min(s + size, groups) * members)) for s in starts]

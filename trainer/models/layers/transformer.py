@@ -1,4 +1,4 @@
-"""The parts both the encoder and the decoder are made of: pointwise layers, position embedding, transformer blocks."""
+"""Layers shared by encoder and decoder: pointwise layers, position embedding, transformer blocks."""
 
 import math
 
@@ -57,10 +57,10 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, attend: Tensor | None) -> Tensor:
-        """Let every token look at others.
+        """Attend from every token to others.
 
         x       [B, L, D].
-        attend  bool, broadcastable to [B, heads, L, L], True where the query (axis 2) may look at the key (axis 3);
+        attend  bool, broadcastable to [B, heads, L, L], True where the query (axis 2) may attend to the key (axis 3);
                 None: everywhere. Every query needs at least one key.
         ->      [B, L, D].
         """
@@ -82,7 +82,10 @@ class Block(nn.Module):
         self.attn = Attention(width, heads)
 
     def forward(self, x: Tensor, attend: Tensor | None, draws: Tensor | None) -> Tensor:
-        """x [B, L, D]; attend as in Attention; draws [B, 2] uniform numbers, or None for no drop path -> [B, L, D]."""
+        """Apply the block.
+
+        x [B, L, D]; attend as in Attention; draws [B, 2] uniform numbers, or None for no drop path -> [B, L, D].
+        """
         x = x + self._kept(self.attn(self.norm1(x), attend), draws, 0)
         return x + self._kept(self.mlp(self.norm2(x)), draws, 1)
 
@@ -102,14 +105,14 @@ class Blocks(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, chance) for chance in drop_path)
 
     def forward(self, x: Tensor, position: Tensor, attend: Tensor | None, draws: Tensor | None) -> Tensor:
-        """x, position [B, L, D]; attend as in Attention; draws [B, 2 * blocks] or None -> [B, L, D]."""
+        """Apply the stack to x, position [B, L, D]; attend as in Attention; draws [B, 2 * blocks] or None."""
         for i, block in enumerate(self.blocks):
             x = block(x + position, attend, None if draws is None else draws[:, 2 * i : 2 * i + 2])
         return x
 
 
 def drop_path_chances(depths: tuple[int, ...], largest: float) -> list[list[float]]:
-    """The chance of each block, a list a level: linearly from 0 at the first block of all to `largest` at the last."""
+    """Return each block's chance, a list per level: linear from 0 at the very first block to `largest` at the last."""
     total = sum(depths)
     chances = iter(largest * i / max(total - 1, 1) for i in range(total))
     return [[next(chances) for _ in range(depth)] for depth in depths]

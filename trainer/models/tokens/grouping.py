@@ -52,7 +52,7 @@ def tokenise(points: Tensor, config: ModelConfig) -> tuple[list[Level], Tensor]:
 
 
 def neighbourhoods(below: Tensor, level: Level) -> Tensor:
-    """The members' coordinates relative to their group's centre.
+    """Compute the members' coordinates relative to their group's centre.
 
     below  [B, N, 3] float32, the centres of the level below (level 0: the cloud).
     ->     [B, G, K, 3] float32.

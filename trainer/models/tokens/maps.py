@@ -11,7 +11,7 @@ __all__ = ["TeacherMaps"]
 
 
 class TeacherMaps(NamedTuple):
-    """Patch maps of B shapes in V views, and how points find their place in them.
+    """Patch maps of B shapes in V views, and the geometry that maps points to pixels.
 
     features    [B, V, T, C] float16, bfloat16 or float32, T = side * side patch tokens, row-major
     saliency    [B, V, T] float32, the class token's attention to each patch
@@ -25,7 +25,7 @@ class TeacherMaps(NamedTuple):
     image_side: int
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "TeacherMaps":
-        """The same maps on another device."""
+        """Return the same maps on another device."""
         return self._replace(
             features=self.features.to(device, non_blocking=non_blocking),
             saliency=self.saliency.to(device, non_blocking=non_blocking),

@@ -1,4 +1,4 @@
-"""Masking: visible tokens are drawn at the top level and passed down to the tokens that they are made of."""
+"""Masking: visible tokens are drawn at the top level and passed down to the tokens they are made of."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ __all__ = ["draw_order", "propagate", "top_visible", "weight_logits"]
 
 
 def weight_logits(saliency: Tensor, config: MaskingConfig) -> Tensor:
-    """The logarithms, up to a constant, of the weights with which top-level tokens are drawn to stay visible.
+    """Compute the log-weights, up to a constant, with which top-level tokens are drawn to stay visible.
 
     saliency  [B, G] float32, the mean over views of the attention at each centre.
     ->        [B, G] float32; the weights are its softmax. All zero in mode "random".
@@ -35,12 +35,14 @@ def draw_order(logits: Tensor, uniforms: Tensor) -> Tensor:
     Source: sorting log-weights plus Gumbel noise draws from the same distribution as drawing one by one (Yellott 1977;
     Kool et al. 2019, Stochastic Beams and Where to Find Them, 2).
     """
+    # In float64, so that the logarithms' rounding, which differs between devices, hardly ever changes the order; the
+    # stable sort leaves equal keys in index order everywhere.
     gumbel = -torch.log(-torch.log(uniforms.double()))
     return torch.argsort(logits.double() + gumbel, dim=1, descending=True, stable=True)
 
 
 def top_visible(order: Tensor, visible: int) -> Tensor:
-    """order [B, G] int64 -> [B, G] bool, True at the first `visible` tokens of each order."""
+    """Select the first `visible` tokens of each order: [B, G] int64 -> [B, G] bool."""
     kept = order[:, :visible]
     return torch.zeros(order.shape, dtype=torch.bool, device=order.device).scatter_(1, kept, True)
 
@@ -56,7 +58,7 @@ def propagate(visible: Tensor, levels: list[Level], *, token0_leak: bool) -> lis
     result = [visible]
     for level, below in zip(reversed(levels[1:]), reversed(levels[:-1]), strict=True):
         B, G, _ = below.centres.shape
-        # members of hidden groups are sent to a spare column, so that every write is True and their order is no matter
+        # members of hidden groups go to a spare column, so that every write is True and their order does not matter
         where = level.members.where(result[-1][:, :, None], G).reshape(B, -1)
         shown = torch.zeros(B, G + 1, dtype=torch.bool, device=where.device).scatter_(1, where, True)[:, :G]
         if token0_leak:

@@ -15,7 +15,7 @@ __all__ = ["Tokens", "everything", "hidden_rows", "lay_out", "pad", "select", "s
 
 
 class Tokens(NamedTuple):
-    """Where the tokens of one level are. None stands for what is the same as leaving the arrays alone.
+    """The layout of one level's tokens in arrays. None stands for the identity, an array left as it is.
 
     visible  [B, G] bool
     valid    [B, L] bool, True where the padded form holds a visible token
@@ -54,19 +54,19 @@ def lay_out(visible: list[Tensor], *, packed: bool) -> list[Tokens]:
 
 
 def everything(batch: int, groups: int, device: torch.device) -> Tokens:
-    """The layout of a level where nothing is hidden; needs no transfer."""
+    """Return the layout of a level where nothing is hidden; needs no transfer."""
     visible = torch.ones(batch, groups, dtype=torch.bool, device=device)
     return Tokens(visible, visible, False, None, None, None, None)
 
 
 def select(x: Tensor, rows: Tensor | None) -> Tensor:
-    """x [B, G, ...] -> its rows [M, ...]."""
+    """Select rows of x [B, G, ...] -> [M, ...]."""
     flat = x.flatten(0, 1)
     return flat if rows is None else flat.index_select(0, rows)
 
 
 def pad(rows: Tensor, tokens: Tokens) -> Tensor:
-    """rows [M, D] -> [B, L, D], zero where no row belongs."""
+    """Pad rows [M, D] -> [B, L, D], zero where no row belongs."""
     B = tokens.visible.shape[0]
     if tokens.place is None:
         return rows.view(B, tokens.length, -1)
@@ -74,12 +74,12 @@ def pad(rows: Tensor, tokens: Tokens) -> Tensor:
 
 
 def unpad(padded: Tensor, tokens: Tokens) -> Tensor:
-    """padded [B, L, D] -> rows [M, D]."""
+    """Drop the padding of [B, L, D] -> rows [M, D]."""
     return select(padded, tokens.place)
 
 
 def spread(padded: Tensor, tokens: Tokens, others: Tensor) -> Tensor:
-    """Put visible tokens in index order, among others.
+    """Place visible tokens in index order, among others.
 
     padded  [B, L, D].
     others  [B, G, D], or broadcastable to it: what stands where a token is hidden.
@@ -93,7 +93,7 @@ def spread(padded: Tensor, tokens: Tokens, others: Tensor) -> Tensor:
 
 
 def hidden_rows(tokens: Tokens) -> tuple[Tensor | None, Tensor | None]:
-    """The rows of the hidden tokens, [H] int64 positions in B * G, and their weights [H] float32 as in Tokens."""
+    """Return the rows of the hidden tokens, [H] int64 positions in B * G, and their weights [H] float32 of Tokens."""
     hidden = ~tokens.visible.reshape(-1)
     if tokens.rows is None:
         return None, hidden.float()

@@ -6,8 +6,8 @@ CONFIG ?= quickstart
 SET    ?=
 ARGS   ?=
 EXTRAS ?= dev
-# Processes of the tests; one thread each, so two fill two cores.
-JOBS   ?= 2
+# Processes of the tests, of one thread each: three fill two cores, since some tests wait for processes of their own.
+JOBS   ?= 3
 
 BIN       := $(VENV)/bin
 STAMP     := $(VENV)/.installed

@@ -65,6 +65,7 @@ def evaluate(
         if not train or not test:
             raise click.UsageError(f"{checkpoint} was not evaluated on anything; name --train and --test")
         stored_points = stored_points or max(points, int(own.get("stored_points", points)))
+        embedded = embedded or bool(own.get("embedded"))
     assert test is not None
     config = EvaluationConfig(
         train=train, test=test, stored_points=stored_points or points, points=points,

@@ -130,9 +130,9 @@ def test_a_list_that_cannot_be_followed_is_refused(tmp_path: Path, data: bytes |
 def test_settings_that_select_nothing_or_do_nothing_are_refused() -> None:
     wrong: list[dict[str, Any]] = [{"share": 0.0}, {"share": 1.5}, {"take": -1}]
     assert [next(iter(CorpusConfig(**each).problems())) for each in wrong] == [
-        "share = 0.0 is outside 0..1; 0.1 is a tenth of the shapes",
-        "share = 1.5 is outside 0..1; 0.1 is a tenth of the shapes",
-        "take = -1 is negative; 0 takes all shapes",
+        "share = 0.0 is outside 0..1 (0 excluded)",
+        "share = 1.5 is outside 0..1 (0 excluded)",
+        "take = -1 is negative",
     ]  # fmt: skip
     assert "share = 1.0 takes all" in next(iter(CorpusConfig(share_seed=3).problems()))
     assert not CorpusConfig().selects

@@ -42,7 +42,8 @@ def test_both_halves_of_a_key_matter():
 def test_purposes_keep_their_numbers_and_share_none():
     """Runs that were begun with a number go on with it."""
     assert {purpose.name: int(purpose) for purpose in Purpose} == {
-        "MASK": 1, "DROP_PATH": 2, "DROPOUT": 3, "POINTS": 16, "AUGMENTATION": 17, "SUBSET": 18, "POSE": 19
+        "MASK": 1, "DROP_PATH": 2, "DROPOUT": 3, "POINTS": 16, "AUGMENTATION": 17, "SUBSET": 18, "POSE": 19,
+        "ORDER": 20, "ROTATION": 21,
     }  # fmt: skip
     assert len({int(purpose) for purpose in Purpose.__members__.values()}) == len(Purpose.__members__)
 

@@ -207,7 +207,7 @@ def test_an_array_of_an_unknown_name_is_shown(tmp_path, settings):
         ("teacher.npz", "teacher", "not a whole .npz file"),
         ("pretrain_ckpt.pth", "pretrain", "Fetch it again"),
         ("config.json", "pretrain", "not JSON"),
-        ("teacher_openai.pt", "teacher", "teacher_openai.pt: "),
+        ("teacher_openai.pt", "teacher", "teacher_openai.pt is "),
     ],
 )
 @pytest.mark.parametrize("share", [None, 0.0, 0.6])

@@ -15,8 +15,8 @@ from tests.support.training import clouds, train
 from trainer.config import EvaluationConfig
 from trainer.downstream import comparison as compare_module
 from trainer.downstream import linear_svm as svm
+from trainer.downstream.baselines.coordinates import coordinate_statistics
 from trainer.downstream.comparison import Evaluator, compare
-from trainer.downstream.features import coordinate_statistics
 from trainer.downstream.linear_svm import fold_numbers, linear_svm
 
 PROTOCOLS = ("cross-validated", "reference")

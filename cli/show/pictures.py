@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ __all__ = ["GRID", "INK", "contrastive_curve", "curves", "pyplot", "record_sheet
 
 INK, GRID = "#222222", "#dddddd"
 _TITLES = {"loss_3d": "3D loss (Chamfer)", "loss_2d": "2D loss (MSE)", "loss_global": "global loss (InfoNCE)"}
+_BASELINES = (("#2f8f5b", "--"), ("#8a5fb0", "-."), ("#777777", ":"))  # told apart without colour, too
 EMPTY = 0.5  # the depth image where nothing was drawn
 CLOUD_SIDE = 220  # pixels
 
@@ -92,15 +94,17 @@ def contrastive_curve(log: Path, path: Path) -> None:
 
 
 def _accuracies(axis: Any, scores: Sequence[dict[str, Any]]) -> None:
-    names = {name for line in scores for name in line["result"]["rows"]}
-    for name in sorted(names):
+    names = sorted({name for line in scores for name in line["result"]["rows"]})
+    looks = dict(zip((name for name in names if name != "trained"), cycle(_BASELINES), strict=False))
+    for name in names:
         points = [(line["epoch"], line["result"]["rows"][name]) for line in scores if name in line["result"]["rows"]]
         epochs, rows = zip(*points, strict=True)
         values = [row["accuracy"] for row in rows]
         if name == "trained":
             axis.plot(epochs, values, color="#b3452c", marker="o", label=name)
         else:  # a baseline is one number: a line to compare with
-            axis.axhline(values[-1], linestyle="--", color="#777777" if name == "untrained" else "#2f8f5b", label=name)
+            color, style = looks[name]
+            axis.axhline(values[-1], linestyle=style, color=color, label=name)
     axis.set_title("linear SVM accuracy", fontsize=10)
     axis.legend(fontsize=8)
 

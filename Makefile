@@ -34,7 +34,7 @@ pretrain: $(STAMP) ## environment, cache, training and evaluation of CONFIG
 	$(BIN)/i2p pretrain $(CONFIG) $(OVERRIDES) $(ARGS)
 
 test: $(STAMP) ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(STAMP) ## formatting, lint and types
 	$(BIN)/ruff format --check .

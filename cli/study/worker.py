@@ -30,6 +30,7 @@ def do(run: Run, cache_path: "Location") -> dict[str, Any]:
     from trainer.checkpoints.models import load_model
     from trainer.config import EvaluationConfig
     from trainer.engine.run_directory import write_json
+    from trainer.models.config import ModelConfig
     from trainer.pretraining.loop import pretrain
 
     began = time.perf_counter()
@@ -56,7 +57,8 @@ def do(run: Run, cache_path: "Location") -> dict[str, Any]:
         trained, began = _training_seconds(run.folder), time.perf_counter()
         model, _ = load_model(run.folder)
         result |= {"losses": dict(report.metrics), "steps": report.steps}
-        result["visible"] = _visibility(model, opened, experiment)
+        if isinstance(experiment.model, ModelConfig):  # other students have no top-level tokens to look at
+            result["visible"] = _visibility(model, opened, experiment)
         result["sets"] = {name: _score(run, experiment, model, name) for name, _, _ in run.sets}
     result["seconds"] = trained + time.perf_counter() - began
     run.folder.mkdir(parents=True, exist_ok=True)

@@ -326,6 +326,7 @@ def test_recipes_of_scanobjectnn_are_the_fields():
         ({"points": 16}, "points = 16 is smaller than 32"),
         ({"pool": 40}, "pool = 40 is fewer than points = 48"),
         ({"stored_points": 50}, "stored_points = 50 is fewer than points = 48 or pool = 56"),
+        ({"frozen": "reference"}, 'frozen = "reference" with protocol = "full", which freezes nothing'),
         ({"protocol": "half"}, "protocol = 'half' is none of full, mlp-3, linear"),
         ({"scale": (0.0, 1.0)}, "is no range of positive factors"),
         ({"accumulation": 2}, "accumulation = 2: fine-tuning has accumulation = 1 only"),

@@ -79,7 +79,7 @@ def load_model(path: str | Path) -> tuple[Student, Header]:
 
 
 def load_fine_tuned(path: str | Path) -> tuple[Classifier | PartSegmenter, Header]:
-    """Load the classifier or part segmenter of an imported checkpoint: on the CPU, in evaluation mode.
+    """Load the classifier or part segmenter of a checkpoint, fine-tuned here or imported: on the CPU, to evaluate.
 
     Raises CheckpointError as load_model does.
     """

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from trainer.downstream.features import Encoder
 
-__all__ = ["BASELINES", "ENCODER_HELP", "named_encoders", "points_needed"]
+__all__ = ["BASELINES", "ENCODER_HELP", "is_checkpoint", "named_encoders", "points_needed"]
 
 BASELINES = ("coordinates", "point-nn")
 ENCODER_HELP = "a run directory, one of its checkpoints, embedded, coordinates or point-nn"
@@ -50,7 +50,7 @@ def named_encoders(
         if name == "point-nn":
             found[name] = PointNN()
             continue
-        if not _is_checkpoint(name):
+        if not is_checkpoint(name):
             raise click.UsageError(f"{name} is no encoder; expected {ENCODER_HELP}")
         if read_header(find_checkpoint(name)).kind != "pretraining":
             tuned, _ = load_fine_tuned(name)
@@ -78,11 +78,12 @@ def points_needed(names: Sequence[str]) -> int:
 
     least = 32
     for name in names:
-        if name not in BASELINES and _is_checkpoint(name):
+        if name not in BASELINES and is_checkpoint(name):
             settings = read_header(find_checkpoint(name)).config.get("model", {})
             least = max(least, section_from_json(settings_class(settings), settings).least_points)
     return least
 
 
-def _is_checkpoint(name: str) -> bool:
+def is_checkpoint(name: str) -> bool:
+    """Tell whether a name can be a run or checkpoint: a folder, or the word embedded for the package's own."""
     return name == "embedded" or Path(name).is_dir()

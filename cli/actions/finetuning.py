@@ -53,13 +53,15 @@ def start_of(
 ) -> "tuple[ModelConfig, tuple[str, Mapping[str, Tensor]] | None]":
     """Sizes of the model and the weights that it starts from.
 
-    name   a run or checkpoint, or "none".
+    name   a run or checkpoint, "embedded", or "none".
     sizes  with "none": a run or checkpoint whose sizes are taken; None: those of [model].
 
-    Raises ConfigError for a [model] that a checkpoint's sizes would override, CheckpointError.
+    Raises ConfigError for a [model] that a checkpoint's sizes would override, CheckpointError for what is no
+    checkpoint, and for one of a student that no classifier is built upon.
     """
     from trainer.checkpoints.files import MODEL, find_checkpoint, read_header, read_tensors
     from trainer.checkpoints.models import section_from_json
+    from trainer.errors import CheckpointError
     from trainer.models.config import ModelConfig
 
     of = sizes if name == "none" else name
@@ -71,7 +73,13 @@ def start_of(
         )
     path = find_checkpoint(of)
     header = read_header(path)
-    model = section_from_json(ModelConfig, header.config["model"])
+    try:
+        model = section_from_json(ModelConfig, header.config["model"])
+        faults = list(model.problems())
+    except (KeyError, ValueError) as error:
+        faults = [str(error)]
+    if faults:
+        raise CheckpointError(f"{path}: fine-tuning builds on the hierarchical student alone: {'; '.join(faults)}")
     if name == "none":
         return model, None
     return model, (header.files[MODEL]["sha256"], read_tensors(path, header))

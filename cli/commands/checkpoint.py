@@ -111,8 +111,10 @@ def _describe(header: "Header") -> None:
         echo(f"origin      {header.origin['file']}, sha256 {header.origin['sha256']}")
     steps = f"{header.step} steps" if header.origin is None else "steps not known"
     echo(f"state       {header.epoch} epochs, {steps}")
-    if header.cache:
+    if "recipe" in header.cache:
         echo(f"cache       {header.cache['records']} shapes, recipe {header.cache['recipe']}")
+    if "start" in header.cache:
+        echo(f"start       {header.cache['start']}")
     if header.teacher.get("channels"):
         echo(f"teacher     {header.teacher['views']} views, {header.teacher['channels']} channels")
 

@@ -53,8 +53,8 @@ def embed(
 ) -> None:
     """Write an encoder's features of every shape of a corpus: arrays features, ids, labels, label_names.
 
-    ENCODER is a run directory, one of its checkpoints, coordinates or point-nn. Shapes without labels have label -1;
-    shapes that cannot be read are named and left out.
+    ENCODER is a run directory, one of its checkpoints, embedded, coordinates or point-nn. Shapes without labels have
+    label -1; shapes that cannot be read are named and left out.
     """
     from cli.actions.encoders import named_encoders, points_needed
     from cli.show.progress import Progress
@@ -87,12 +87,14 @@ def embed(
         "encoder": encoder, "feature": feature_name(made), "corpus": uri, "points": points, "stored_points": stored,
         "seed": seed, "skipped": list(clouds.skipped),
     }  # fmt: skip
+    k = min(nearest, len(clouds) - 1)
+    if picture is not None and not k:
+        raise click.UsageError("a corpus of one shape has no neighbours to draw")
     out.parent.mkdir(parents=True, exist_ok=True)
     (_write_npz if out.suffix == ".npz" else _write_zarr)(out, features, clouds, about)
     echo(f"features    {out}: {features.shape[0]} shapes of {features.shape[1]} numbers ({about['feature']})")
     if clouds.skipped:
         echo(f"left out    {len(clouds.skipped)} shapes that cannot be read")
-    k = min(nearest, len(clouds) - 1)
     if k:
         found = nearest_of(features, k)
         share = agreement(found.idx, clouds.labels)
@@ -101,8 +103,6 @@ def embed(
         if picture is not None:
             _draw(picture, clouds, drawn, found.idx)
             echo(f"picture     {picture}")
-    elif picture is not None:
-        raise click.UsageError("a corpus of one shape has no neighbours to draw")
 
 
 def _write_npz(out: Path, features: "np.ndarray", clouds: "LabelledClouds", about: dict[str, Any]) -> None:

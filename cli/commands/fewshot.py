@@ -27,8 +27,8 @@ __all__ = ["fewshot"]
 @click.option("--shot", "shots", type=click.IntRange(min=2), multiple=True, default=(10, 20), show_default=True,
               help="Shapes of each class to fit on; may be given many times.")  # fmt: skip
 @click.option("--folds", type=click.IntRange(1, 1000), default=10, show_default=True, help="Episodes of each setting.")
-@click.option("--queries", type=click.IntRange(min=1), default=20, show_default=True,
-              help="Shapes of each class to be asked about.")  # fmt: skip
+@click.option("--queries", type=click.IntRange(min=1),
+              help="Shapes of each class to be asked about; stored folds have theirs. [default: 20]")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the episodes and points.")
 @click.option("--stored-points", type=int, help="Points read of each shape. [default: --points]")
 @click.option("--points", type=int, default=1024, show_default=True, help="Points of each shape the encoder sees.")
@@ -46,7 +46,7 @@ def fewshot(
     ways: tuple[int, ...],
     shots: tuple[int, ...],
     folds: int,
-    queries: int,
+    queries: int | None,
     seed: int,
     stored_points: int | None,
     points: int,
@@ -57,25 +57,28 @@ def fewshot(
 ) -> None:
     """Score encoders by few-shot probes: mean and both standard deviations over folds, for every way and shot.
 
-    ENCODER is a run directory, one of its checkpoints, coordinates or point-nn. Nothing of an encoder is trained: a
-    linear SVM is fitted on the shots of each fold, its C chosen by cross-validation on them. Published figures are
-    fine-tuned, and of the best epoch on the queries.
+    ENCODER is a run directory, one of its checkpoints, embedded, coordinates or point-nn. Nothing of an encoder is
+    trained: a linear SVM is fitted on the shots of each fold, its C chosen by cross-validation on them. Published
+    figures are fine-tuned, and of the best epoch on the queries.
     """
     from cli.actions.encoders import points_needed
+    from pipeline.corpora.episodes import QUERIES
     from trainer.engine.ranks import joined
 
     if bool(train) == bool(stored):
         raise click.UsageError("name one of --train and --stored")
-    if stored and test:
-        raise click.UsageError("--stored has its own queries; --test goes with --train")
+    if stored and (test or queries):
+        raise click.UsageError("--stored has its own queries; --test and --queries go with --train")
     if stored and folds > 10:
         raise click.UsageError("the field has 10 folds of each setting")
     if points_needed(encoders) > points:
         raise click.UsageError(f"--points {points} is fewer than the {points_needed(encoders)} groups an encoder forms")
+    if stored_points is not None and stored_points < points:
+        raise click.UsageError(f"--stored-points {stored_points} is fewer than --points {points}")
     names = list(encoders)
     if baselines and "coordinates" not in names:
         names.insert(0, "coordinates")
-    settings = {"folds": folds, "queries": queries, "seed": seed}
+    settings = {"folds": folds, "queries": queries or QUERIES, "seed": seed}
     with joined(device) as ranks:
         run = _Run(names, ranks.device, feature, baselines, stored_points or points, points, seed)
         if stored:

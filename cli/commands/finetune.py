@@ -20,7 +20,7 @@ __all__ = ["finetune"]
 )
 @click.argument("config")
 @click.option("--from", "start", required=True, metavar="RUN|none",
-              help="A pre-trained run or checkpoint, or none: all weights drawn from the seed.")  # fmt: skip
+              help="A pre-trained run or checkpoint, embedded, or none: all weights drawn from the seed.")  # fmt: skip
 @click.option("--sizes", metavar="RUN", help="With --from none: take the encoder's sizes from this run.")
 @click.option("--protocol", type=click.Choice(["full", "mlp-3", "linear"]),
               help="Short for --set finetune.protocol=...: what is trained.")  # fmt: skip
@@ -45,12 +45,16 @@ def finetune(
     The last weights are scored on the test split, or those that were best on a held-out part of the training split
     (finetune.select). Nothing is chosen on the test split unless finetune.select says "test", as the field does.
     """
+    from cli.actions.encoders import is_checkpoint
     from cli.actions.finetuning import load_recipe, run_seeds, start_of
 
     if sizes and start != "none":
         raise click.UsageError("--sizes goes with --from none; a checkpoint has sizes of its own")
-    if start != "none" and not Path(start).is_dir():
-        raise click.UsageError(f"--from {start}: no such directory; name a run, one of its checkpoints, or none")
+    for option, name in (("--from", start), ("--sizes", sizes)):
+        if name not in (None, "none") and not is_checkpoint(name):
+            raise click.UsageError(
+                f"{option} {name}: no such directory; name a run, one of its checkpoints, embedded, or none"
+            )
     sections, stated = load_recipe(config, [*overrides, *([f"finetune.protocol='{protocol}'"] if protocol else [])])
     model, weights = start_of(start, sizes, sections, stated)
     where = out or Path("runs") / "-".join([Path(config).stem, sections["finetune"].protocol, Path(start).name])

@@ -85,17 +85,8 @@ def _check_alone(ranks: int) -> None:
         )
 
 
-def _live_teacher(experiment: "Experiment", opened: Any) -> Any:
-    """Load the live teacher if the experiment asks for one, in the channels of the cache."""
-    if experiment.trainer.teacher == "cached":
-        return None
-    from pipeline.teacher.live import LiveTeacher
-    from pipeline.teacher.tower import load_teacher
-
-    return LiveTeacher(experiment.projection, load_teacher(experiment.teacher), opened.basis)
-
-
 def _train(experiment: "Experiment", opened: Any, run_dir: Path, rank: int) -> None:
+    from cli.experiment.live import live_teacher
     from cli.experiment.toml import to_toml
     from cli.show.pictures import curves
     from cli.show.progress import human_seconds
@@ -117,7 +108,7 @@ def _train(experiment: "Experiment", opened: Any, run_dir: Path, rank: int) -> N
             alignment=experiment.alignment,
             trainer=experiment.trainer,
             evaluation=experiment.evaluation,
-            teacher=_live_teacher(experiment, opened),
+            teacher=live_teacher(experiment, opened),
             on_event=reporter,
         )
     finally:

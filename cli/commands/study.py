@@ -61,22 +61,11 @@ def _options(out: Path) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     "A study that is stopped goes on where it was; a finished one is only reported."
 )
 @_options(Path("runs/study"))
-def guidance(
-    config: str,
-    out: Path,
-    seeds: int,
-    workers: int,
-    given: tuple[str, ...],
-    main: str,
-    real: tuple[str, ...],
-    only: tuple[str, ...],
-    overrides: tuple[str, ...],
-    report_only: bool,
-) -> None:
+def guidance(**options: Any) -> None:
     """Measure whether 2D guidance pays: masking and targets with and without teachers, one cache per teacher."""
     from cli.study.arms import ARMS
 
-    _study(ARMS, config, out, seeds, workers, given, main, real, only, overrides, report_only)
+    _study(ARMS, **options)
 
 
 @study.command(
@@ -84,26 +73,16 @@ def guidance(
     "It is stopped, gone on with and reported like the guidance study."
 )
 @_options(Path("runs/scaling"))
-def scaling(
-    config: str,
-    out: Path,
-    seeds: int,
-    workers: int,
-    given: tuple[str, ...],
-    main: str,
-    real: tuple[str, ...],
-    only: tuple[str, ...],
-    overrides: tuple[str, ...],
-    report_only: bool,
-) -> None:
+def scaling(**options: Any) -> None:
     """Do more shapes pay? The full method on a tenth, three tenths and all of one cache, for as many steps."""
     from cli.study.arms import SCALING
 
-    _study(SCALING, config, out, seeds, workers, given, main, real, only, overrides, report_only)
+    _study(SCALING, **options)
 
 
 def _study(
     arms: Sequence["Arm"],
+    *,
     config: str,
     out: Path,
     seeds: int,
@@ -115,6 +94,7 @@ def _study(
     overrides: tuple[str, ...],
     report_only: bool,
 ) -> None:
+    """Plan, carry out and report a study of these arms; the rest are the options of `_options`."""
     from cli.study.arms import TEACHERS
     from cli.study.plan import plan_runs, result_of
 

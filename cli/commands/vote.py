@@ -7,22 +7,23 @@ from typing import Any
 
 import click
 
-from cli.options import LocalPath
+from cli.options import CheckpointPath
 from cli.show.terminal import echo
 
 __all__ = ["vote"]
 
 
 @click.command(
-    epilog="Example: i2p vote runs/tuned --test 'modelnet40:DIR?split=test&order=stored' --stored-points 8192. "
+    epilog="Examples: i2p vote runs/tuned/seed-0; "
+    "i2p vote imported --test 'modelnet40:DIR?split=test&order=stored' --stored-points 8192. "
     "The field's habit: --rounds 49 --sharing batch, and the largest round is printed."
 )
-@click.argument("checkpoint", type=LocalPath(exists=True, file_okay=False))
-@click.option(
-    "--test", required=True, metavar="URI", help="Labelled corpus; order=stored for farthest points as stored."
-)
-@click.option("--stored-points", type=int, help="Points read of each shape. [default: what --points is drawn from]")
-@click.option("--points", type=int, default=1024, show_default=True, help="Points of each shape the classifier sees.")
+@click.argument("checkpoint", type=CheckpointPath())
+@click.option("--test", metavar="URI",
+              help="Labelled corpus; order=stored for farthest points as stored. [default: the run's own]")  # fmt: skip
+@click.option("--stored-points", type=int,
+              help="Points read of each shape. [default: as trained, else what --points is drawn from]")  # fmt: skip
+@click.option("--points", type=int, help="Points of each shape the classifier sees. [default: as trained, else 1024]")
 @click.option("--rounds", type=int, default=10, show_default=True, help="Votes, each with its own draws.")
 @click.option("--draws", type=int, default=10, show_default=True, help="Draws whose logits one vote averages.")
 @click.option("--scale", type=(float, float), default=(2 / 3, 3 / 2), show_default="2/3 3/2",
@@ -30,29 +31,31 @@ __all__ = ["vote"]
 @click.option("--shift", type=float, default=0.2, show_default=True, help="Largest shift of each axis.")
 @click.option("--sharing", type=click.Choice(["cloud", "batch"]), default="cloud", show_default=True,
               help="Whether a cloud, or as in the field a batch, draws its ranks.")  # fmt: skip
-@click.option("--frame", type=click.Choice(["canonical", "stored"]), default="canonical", show_default=True,
-              help="stored: coordinates as the corpus has them, as ScanObjectNN is trained on.")  # fmt: skip
+@click.option("--frame", type=click.Choice(["canonical", "stored"]),
+              help="stored: coordinates as the corpus has them, as ScanObjectNN is trained on. [default: as trained, "
+              "else canonical]")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the draws.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def vote(
     checkpoint: Path,
-    test: str,
+    test: str | None,
     stored_points: int | None,
-    points: int,
+    points: int | None,
     rounds: int,
     draws: int,
     scale: tuple[float, float],
     shift: float,
     sharing: str,
-    frame: str,
+    frame: str | None,
     seed: int,
     device: str,
     as_json: bool,
 ) -> None:
     """Score a fine-tuned classifier: plain, and by rounds of votes with their mean, spread and largest.
 
-    One vote is the mean of the logits over --draws draws of points. CHECKPOINT is a classifier's.
+    One vote is the mean of the logits over --draws draws of points. CHECKPOINT is a classifier's: a folder seed-N of
+    i2p finetune, one of its checkpoints or best/epoch-NNNN, or an imported one.
     """
     from cli.experiment.toml import ConfigError
     from cli.show.progress import Progress
@@ -66,20 +69,30 @@ def vote(
     from trainer.errors import EvaluationError
     from trainer.models.heads.classifier import Classifier
 
-    stored = stored_points or pool_of(points, 2**31)
+    model, header = load_fine_tuned(checkpoint)
+    if not isinstance(model, Classifier):
+        raise click.UsageError(f"{checkpoint} is a part segmenter; a vote is of a classifier")
+    trained = header.config.get("finetune", {})  # an imported one does not say how it was
+    test = test or trained.get("test")
+    if not test:
+        raise click.UsageError(f"{checkpoint} does not say what it was tested on; name --test")
+    points = trained.get("points", 1024) if points is None else points
+    frame = frame or trained.get("frame", "canonical")
+    if stored_points is None:
+        stored_points = max(trained["stored_points"], points) if trained else pool_of(points, 2**31)
     config = VoteConfig(
         points=points, draws=draws, rounds=rounds, scale=scale, shift=shift, sharing=sharing, seed=seed,  # type: ignore[arg-type]
     )  # fmt: skip
     problems = list(config.problems())
-    if stored < points:
-        problems.append(f"--stored-points {stored} is fewer than --points {points}")
+    if stored_points < points:
+        problems.append(f"--stored-points {stored_points} is fewer than --points {points}")
+    least = max(model.model.groups[0], model.config.neighbours[0])
+    if points < least:
+        problems.append(f"--points {points} is too few: the classifier needs at least {least}")
     if problems:
         raise ConfigError("the options", problems)
-    model, _ = load_fine_tuned(checkpoint)
-    if not isinstance(model, Classifier):
-        raise click.UsageError(f"{checkpoint} is a part segmenter; a vote is of a classifier")
-    with Progress("reading", len(open_corpus(test, points=stored)), unit="shapes") as progress:
-        clouds = read_clouds(test, points=stored, frame=frame, progress=progress.add)  # type: ignore[arg-type]
+    with Progress("reading", len(open_corpus(test, points=stored_points)), unit="shapes") as progress:
+        clouds = read_clouds(test, points=stored_points, frame=frame, progress=progress.add)  # type: ignore[arg-type]
     if len(clouds.label_names) != model.config.classes:
         raise EvaluationError(
             f"{test} has {len(clouds.label_names)} classes, the classifier {model.config.classes}; name the set it was "

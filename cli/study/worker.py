@@ -24,12 +24,14 @@ _PROBED, _DRAWS = 64, 32  # records on which the masking is looked at, and how o
 def do(run: Run, cache_path: "Location") -> dict[str, Any]:
     """Do or resume one run; -> the content of result.json."""
     import teacher_cache
+    from cli.experiment.live import live_teacher
     from cli.experiment.toml import load_experiment
     from pipeline.build.own_records import own_records
     from teacher_cache.storage.commit import refuse_links
     from trainer.checkpoints.models import load_model
     from trainer.config import EvaluationConfig
     from trainer.engine.run_directory import write_json
+    from trainer.models.config import ModelConfig
     from trainer.pretraining.loop import pretrain
 
     began = time.perf_counter()
@@ -51,12 +53,13 @@ def do(run: Run, cache_path: "Location") -> dict[str, Any]:
             alignment=experiment.alignment,
             trainer=experiment.trainer,
             evaluation=EvaluationConfig(),
-            teacher=_live(experiment),
+            teacher=live_teacher(experiment, opened),
         )
         trained, began = _training_seconds(run.folder), time.perf_counter()
         model, _ = load_model(run.folder)
         result |= {"losses": dict(report.metrics), "steps": report.steps}
-        result["visible"] = _visibility(model, opened, experiment)
+        if isinstance(experiment.model, ModelConfig):  # other students have no top-level tokens to look at
+            result["visible"] = _visibility(model, opened, experiment)
         result["sets"] = {name: _score(run, experiment, model, name) for name, _, _ in run.sets}
     result["seconds"] = trained + time.perf_counter() - began
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -75,15 +78,6 @@ def _training_seconds(folder: Path) -> float:
     """Return the time of a run's epochs, interrupted ones included; the later line of a repeated epoch counts."""
     events = map(json.loads, (folder / "train.jsonl").read_text(encoding="utf-8").splitlines())
     return float(sum({event["epoch"]: event["seconds"] for event in events if event["event"] == "epoch"}.values()))
-
-
-def _live(experiment: Any) -> Any:
-    if experiment.trainer.teacher == "cached":
-        return None
-    from pipeline.teacher.live import LiveTeacher
-    from pipeline.teacher.tower import load_teacher
-
-    return LiveTeacher(experiment.projection, load_teacher(experiment.teacher))
 
 
 @cache

@@ -278,7 +278,9 @@ def test_finetune_goes_from_an_encoder_and_from_scratch_to_the_table(smoke, labe
     assert "| from scratch |" in table
     assert "full, best on the test split, 64 points" in table
     for arguments, code, said in (
-        (("--from", "nowhere"), 2, "no such directory; name a run"),
+        (("--from", "nowhere"), 2, "--from nowhere: no such directory; name a run"),
+        (("--from", "none", "--sizes", "nowhere"), 2, "--sizes nowhere: no such directory; name a run"),
+        (("--from", "none", "--set", "model.architecture='flat'"), 2, "model.architecture = 'flat' is"),
         (("--from", smoke.run_dir, "--sizes", smoke.run_dir), 2, "--sizes goes with --from none"),
         (("--from", smoke.run_dir, "--set", "model.heads=2"), 2, "[model] is stated, and the sizes are those of"),
         (("--from", smoke.run_dir, "--set", "classifier.classes=5"), 2, "classifier.classes = 5; npz:"),
@@ -286,3 +288,56 @@ def test_finetune_goes_from_an_encoder_and_from_scratch_to_the_table(smoke, labe
     ):
         refused = run(capsys, "finetune", recipe, *arguments, "--out", tmp_path / "c")
         assert (refused.code, said in refused.err) == (code, True), refused.err
+
+
+def test_a_classifier_from_the_packages_own_encoder_is_voted_on_as_it_was_trained(labelled, capsys, tmp_path):
+    """The vote takes corpus, points and frame from the run, so its plain accuracy is the run's."""
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(
+        "[classifier]\nclasses = 4\nneighbours = [8, 4, 4]\nradius = [0.5, 0.8, 1.2]\nhidden = []\n"
+        f'[finetune]\ntrain = "npz:{labelled}?split=train"\ntest = "npz:{labelled}?split=test"\nstored_points = 200\n'
+        'points = 150\nframe = "stored"\nepochs = 2\nwarmup_epochs = 0\nbatch_size = 16\ntensorboard = false\n'
+    )
+    outcome = run(capsys, "finetune", recipe, "--from", "embedded", "--out", tmp_path / "run", "--json")
+    assert outcome.code == 0, outcome.err
+    tuned = json.loads(outcome.out)
+    assert tuned["from"] == "embedded"
+    seed = tmp_path / "run" / "seed-0"
+    voted = json.loads(run(capsys, "vote", seed, "--rounds", 1, "--draws", 1, "--json").out)
+    assert (voted["test"]["uri"], voted["settings"]["points"]) == (f"npz:{labelled}?split=test", 150)
+    assert (voted["plain"], voted["plain_class"]) == (tuned["scores"][0], tuned["class_scores"][0])
+    for arguments, code, said in (
+        ((seed, "--points", 64), 2, "--points 64 is too few: the classifier needs at least 128"),
+        ((seed, "--stored-points", 140), 2, "--stored-points 140 is fewer than --points 150"),
+        (("embedded",), 1, "is of kind pretraining; expected a fine-tuned model"),
+        ((tmp_path / "run",), 1, "neither a checkpoint"),
+    ):
+        refused = run(capsys, "vote", *arguments)
+        assert (refused.code, said in refused.err) == (code, True), refused.err
+    described = run(capsys, "checkpoint", "info", seed)
+    assert described.code == 0, described.err
+    assert "kind        classifier" in described.out
+    slim = run(capsys, "checkpoint", "slim", seed, "--out", tmp_path / "slim")
+    assert slim.code == 0, slim.err
+
+
+def test_an_imported_classifier_does_not_say_what_it_was_tested_on(tuned, capsys):
+    refused = run(capsys, "vote", tuned)
+    assert (refused.code, "does not say what it was tested on; name --test" in refused.err) == (2, True), refused.err
+
+
+def test_fewshot_refuses_options_that_would_do_nothing(capsys):
+    for arguments, said in (
+        (("--train", "npz:x", "--points", 64, "--stored-points", 40), "--stored-points 40 is fewer than --points 64"),
+        (("--stored", "folds", "--queries", 5), "--test and --queries go with --train"),
+    ):
+        refused = run(capsys, "fewshot", "coordinates", *arguments)
+        assert (refused.code, said in refused.err) == (2, True), refused.err
+
+
+def test_embed_writes_nothing_where_a_picture_cannot_be_drawn(capsys, tmp_path):
+    np.savez(tmp_path / "one.npz", points=np.random.default_rng(0).normal(size=(1, 64, 3)).astype("f4"))
+    arguments = ("coordinates", f"npz:{tmp_path}/one.npz", "--points", 64, "--neighbours", tmp_path / "near.png")
+    refused = run(capsys, "embed", *arguments, "--out", tmp_path / "x.npz")
+    assert (refused.code, "a corpus of one shape has no neighbours" in refused.err) == (2, True), refused.err
+    assert not (tmp_path / "x.npz").exists()

@@ -20,6 +20,7 @@ from trainer.engine.events import EpochDone, StepDone
 from trainer.engine.schedule import learning_rate
 from trainer.errors import CheckpointError, EvaluationError, TrainingError
 from trainer.models.heads.config import ClassifierConfig
+from trainer.randomness import Purpose, record_uniforms
 
 HEAD = ClassifierConfig(
     classes=3, neighbours=(8, 4, 4), radius=(0.5, 0.8, 1.2), hidden=(16, 12), dropout=0.1, label_smoothing=0.1
@@ -132,6 +133,8 @@ def test_another_run_in_the_folder_is_refused(labelled, tmp_path):
         tune(labelled, tmp_path, epochs=2, learning_rate=0.1)
     with pytest.raises(CheckpointError, match=r"corpora and start\.start was 'none', is now 'hash'"):
         tune(labelled, tmp_path, epochs=2, start=pretrained())
+    with pytest.raises(CheckpointError, match=r"classifier\.dropout was 0\.1, is now 0\.2"):
+        tune(labelled, tmp_path, epochs=2, head=replace(HEAD, dropout=0.2))
     tune(labelled, tmp_path, epochs=2, keep_checkpoints=1)
 
 
@@ -255,10 +258,19 @@ def test_a_batch_can_share_its_ranks(labelled):
     data, rows = read_clouds(f"npz:{labelled}?split=train", points=64), np.arange(40)
     data = replace(data, points=np.repeat(data.points[:1], 40, axis=0))
     base = config(labelled, scale=(1, 1), shift=0.0, rotation="none", pool=64)
-    apart, shared = (next(batches(data, rows, replace(base, sharing=name), 0)).points for name in ("cloud", "batch"))
-    orders = [{p.tobytes() for p in cloud} for cloud in apart]
-    assert any(order != orders[0] for order in orders)
-    assert shared.shape == apart.shape
+    place = {point.tobytes(): number for number, point in enumerate(data.points[0])}
+
+    def ranks(sharing):
+        """The places of the drawn points among the shuffled ones of each cloud, [B, 48]."""
+        batch = next(batches(data, rows, replace(base, sharing=sharing), 0))
+        keys = record_uniforms(batch.rows, 64, seed=base.seed, epoch=0, purpose=Purpose.POINTS)
+        shuffled = np.argsort(np.argsort(keys, axis=1, kind="stable"), axis=1)
+        drawn = np.array([[place[point.tobytes()] for point in cloud] for cloud in batch.points])
+        return np.take_along_axis(shuffled, drawn, axis=1)
+
+    shared, apart = ranks("batch"), ranks("cloud")
+    assert (shared == shared[0]).all()
+    assert all((row != apart[0]).any() for row in apart[1:])
 
 
 def test_the_fields_schedule_at_the_passes_that_are_known():
@@ -314,6 +326,7 @@ def test_recipes_of_scanobjectnn_are_the_fields():
         ({"points": 16}, "points = 16 is smaller than 32"),
         ({"pool": 40}, "pool = 40 is fewer than points = 48"),
         ({"stored_points": 50}, "stored_points = 50 is fewer than points = 48 or pool = 56"),
+        ({"frozen": "reference"}, 'frozen = "reference" with protocol = "full", which freezes nothing'),
         ({"protocol": "half"}, "protocol = 'half' is none of full, mlp-3, linear"),
         ({"scale": (0.0, 1.0)}, "is no range of positive factors"),
         ({"accumulation": 2}, "accumulation = 2: fine-tuning has accumulation = 1 only"),

@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 
 from cli.actions.build_cache import build_from
-from cli.experiment.toml import ConfigError, load_experiment
+from cli.experiment.toml import ConfigError, load_experiment, to_toml
 from cli.study.arms import ARMS, SCALING, TEACHERS
 from cli.study.plan import cache_settings, plan_runs, result_of
+from cli.study.report import markdown, summarise
 from cli.study.worker import do
 from tests.support.commands import run
+from tests.trainer.test_second_student import TwoLayer, TwoLayerConfig
+from trainer.checkpoints.files import read_header
+from trainer.models import build, config
 from trainer.pretraining.loop import _Run
 
 TINY = [
@@ -157,6 +161,33 @@ def test_a_selection_has_results_of_its_own(tmp_path):
     assert of(f"corpus.only={tmp_path / 'few.txt'}").settings == listed.settings
     (tmp_path / "few.txt").write_text("a\nc\n")
     assert of(f"corpus.only={tmp_path / 'few.txt'}").settings != listed.settings
+
+
+def test_a_live_teacher_speaks_in_the_channels_of_the_cache(tmp_path):
+    given = {"teachers": TEACHERS, "main": "embedded", "seeds": 1, "real": [], "only": ["live"]}
+    overrides = [*settings(tmp_path), "cache.channels=16", "trainer.epochs=1"]
+    run = plan_runs("study", overrides, folder=tmp_path / "study", **given)[-1]
+    assert run.arm == "live"
+    do(run, build_from(cache_settings(run)).path)
+    [last] = sorted((run.folder / "checkpoints").iterdir())
+    assert read_header(last).teacher == {"channels": 16, "views": 3}
+
+
+def test_another_student_is_studied_too_without_what_it_has_not(tmp_path, monkeypatch):
+    monkeypatch.setitem(config.ARCHITECTURES, "two-layer", TwoLayerConfig)
+    monkeypatch.setitem(build.STUDENTS, "two-layer", TwoLayer)
+    tables = to_toml(load_experiment("study", settings(tmp_path)))
+    before, rest = tables.split("[model]\n")
+    after = rest[rest.index("\n[") :]
+    (tmp_path / "other.toml").write_text(f'{before}[model]\narchitecture = "two-layer"\n{after}')
+    given = {"teachers": TEACHERS, "main": "embedded", "seeds": 1, "real": [], "only": ["full"]}
+    overrides = ["evaluation.feature=top", "trainer.epochs=1"]
+    runs = plan_runs(str(tmp_path / "other.toml"), overrides, folder=tmp_path / "study", **given)
+    cache = build_from(cache_settings(runs[0])).path
+    results = [do(run, cache) for run in runs if run.teacher != "random"]
+    assert [result["arm"] for result in results] == ["untrained", "full"]
+    assert all("visible" not in result for result in results)
+    assert "full | embedded" in markdown(summarise(results))
 
 
 _checkpoint = _Run._checkpoint

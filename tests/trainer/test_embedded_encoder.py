@@ -10,10 +10,12 @@ from cli.experiment.toml import ConfigError, load_experiment
 from tests.support.commands import run
 from trainer.checkpoints.files import EMBEDDED, find_checkpoint, read_header, read_tensors
 from trainer.checkpoints.models import load_encoder, load_model
+from trainer.checkpoints.reference.convert import export_reference, import_reference
 from trainer.checkpoints.slim import slim_checkpoint
 from trainer.config import EMBEDDED_POINTS
 from trainer.errors import CheckpointError
 
+SIZES = {"model": {"groups": (128, 64, 16), "neighbours": (16, 8, 8)}}  # what weights do not show
 MOST_BYTES = 10 * 10**6  # of what every installation carries
 
 
@@ -74,6 +76,14 @@ def test_a_slim_checkpoint_is_the_model_to_half_precision(tmp_path: Path, capsys
     assert header.kind == "pretraining"
     with pytest.raises(CheckpointError, match="exists already"):
         slim_checkpoint("embedded", tmp_path / "small")
+
+
+def test_it_is_exported_in_float32(tmp_path: Path) -> None:
+    export_reference("embedded", tmp_path / "out.pth")
+    back = import_reference(tmp_path / "out.pth", tmp_path / "back", settings=SIZES)
+    weights, own = (read_tensors(path, read_header(path)) for path in (back.path, EMBEDDED))
+    assert all(torch.equal(value, own[name].float()) for name, value in weights.items() if value.is_floating_point())
+    assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
 
 
 def test_weights_that_half_precision_cannot_hold_are_named(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ import safetensors
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from teacher_cache.storage.commit import read_regular, write_file
 from teacher_cache.system import sync_directory
@@ -46,6 +46,7 @@ __all__ = [
     "read_header",
     "read_tensors",
     "restore_optimizer",
+    "restore_training",
     "set_damaged_aside",
     "write_checkpoint",
     "write_checkpoint_at",
@@ -317,6 +318,24 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, s
         for what, value in state.items():
             flat[f"{what}/{names[parameter]}"] = torch.as_tensor(value)
     return flat
+
+
+def restore_training(
+    path: Path,
+    header: Header,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None,
+) -> None:
+    """Load a checkpoint's weights, averages of the optimiser and loss scale, to train on from it.
+
+    Raises CheckpointError for damaged files and averages that do not fit.
+    """
+    model.load_state_dict(read_tensors(path, header, MODEL))
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    restore_optimizer(optimizer, names, read_tensors(path, header, OPTIMIZER), path)
+    if scaler is not None and header.loss_scale is not None:
+        scaler.load_state_dict(header.loss_scale)
 
 
 def restore_optimizer(

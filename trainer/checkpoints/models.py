@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,9 +19,11 @@ from trainer.models.heads.part_segmenter import PartSegmenter
 from trainer.models.student import Student
 
 __all__ = [
+    "changed_settings",
     "load_encoder",
     "load_fine_tuned",
     "load_model",
+    "refuse_other_run",
     "resume_problems",
     "section_from_json",
     "sections_of",
@@ -77,7 +79,7 @@ def load_model(path: str | Path) -> tuple[Student, Header]:
 
 
 def load_fine_tuned(path: str | Path) -> tuple[Classifier | PartSegmenter, Header]:
-    """Load the classifier or part segmenter of an imported checkpoint: on the CPU, in evaluation mode.
+    """Load the classifier or part segmenter of a checkpoint, fine-tuned here or imported: on the CPU, to evaluate.
 
     Raises CheckpointError as load_model does.
     """
@@ -142,19 +144,38 @@ def resume_problems(
     off = {"alignment": asdict(AlignmentConfig())}  # as in runs before there was such a section
     now = off | {name: section for name, section in sections.items() if name != "evaluation"}
     then = off | {name: section for name, section in header.config.items() if name != "evaluation"}
-    lines = [
-        f"{key} was {_shown(old)}, is now {_shown(new)}"
-        for key, old, new in _differences(
-            {**then, "cache": header.cache, "teacher": header.teacher}, {**now, "cache": cache, "teacher": teacher}
-        )
-        if key not in _FREE
-    ]
+    lines = changed_settings(
+        {**then, "cache": header.cache, "teacher": header.teacher},
+        {**now, "cache": cache, "teacher": teacher},
+        free=_FREE,
+    )
     epochs = sections["trainer"]["epochs"]
     if header.under_way and epochs == header.epoch:
         lines.append(f"trainer.epochs is {epochs}, but epoch {epochs + 1} has begun already")
     if epochs < header.epoch:
         lines.append(f"trainer.epochs is {epochs}, but {header.epoch} epochs are done already")
     return lines
+
+
+def changed_settings(
+    old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]], *, free: Set[str]
+) -> list[str]:
+    """List the settings that differ between two sets of sections, one line each; `free` ones may."""
+    return [
+        f"{key} was {_shown(then)}, is now {_shown(now)}"
+        for key, then, now in _differences(old, new)
+        if key not in free
+    ]
+
+
+def refuse_other_run(path: Path, problems: Sequence[str]) -> None:
+    """Raise CheckpointError where there are reasons why a run cannot resume from the checkpoint `path`."""
+    if problems:
+        lines = "\n  ".join(problems)
+        raise CheckpointError(
+            f"{path} belongs to a run with other settings:\n  {lines}\n"
+            "Use the settings it was started with, or another run directory."
+        )
 
 
 def software_versions() -> dict[str, str]:

@@ -110,6 +110,7 @@ class ModelConfig(StudentConfig):
                           own elsewhere; "xavier": Xavier uniform with zero biases everywhere
     """
 
+    architecture: Literal["hierarchical"] = "hierarchical"
     groups: Sizes = (512, 256, 64)
     neighbours: Neighbours = (16, 8, 8)
     embed_first: tuple[Size, Size] = (128, 256)

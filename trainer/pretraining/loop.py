@@ -19,7 +19,7 @@ from torch import Tensor
 from teacher_cache.reading.selection import Selection
 from trainer.checkpoints import files as checkpoint
 from trainer.checkpoints.files import Header
-from trainer.checkpoints.models import resume_problems, sections_of, software_versions
+from trainer.checkpoints.models import refuse_other_run, resume_problems, sections_of, software_versions
 from trainer.config import AlignmentConfig, EvaluationConfig, TrainerConfig, alignment_conflicts
 from trainer.engine.events import (
     CheckpointWritten,
@@ -33,7 +33,7 @@ from trainer.engine.events import (
 from trainer.engine.ranks import Ranks, deterministic, joined
 from trainer.engine.run_directory import owned
 from trainer.engine.schedule import learning_rate
-from trainer.errors import CheckpointError, TrainingError
+from trainer.errors import TrainingError
 from trainer.models.build import new_student
 from trainer.models.config import MaskingConfig, StudentConfig
 from trainer.pretraining.alignment import Alignment, Wholes
@@ -241,18 +241,8 @@ class _Run:
         if found is None:
             return False
         header = checkpoint.read_header(found)
-        problems = resume_problems(header, self.sections, self.identity, self.teacher_shape)
-        if problems:
-            lines = "\n  ".join(problems)
-            raise CheckpointError(
-                f"{found} belongs to a run with other settings:\n  {lines}\n"
-                "Use the settings it was started with, or another run directory."
-            )
-        self.model.load_state_dict(checkpoint.read_tensors(found, header, checkpoint.MODEL))
-        flat = checkpoint.read_tensors(found, header, checkpoint.OPTIMIZER)
-        checkpoint.restore_optimizer(self.updates.optimizer, self.names, flat, found)
-        if self.updates.scaler is not None and header.loss_scale is not None:
-            self.updates.scaler.load_state_dict(header.loss_scale)
+        refuse_other_run(found, resume_problems(header, self.sections, self.identity, self.teacher_shape))
+        checkpoint.restore_training(found, header, self.model, self.updates.optimizer, self.updates.scaler)
         self.progress.resume(header)
         logger.info("going on from %s, %d of %d epochs done", found, header.epoch, self.config.epochs)
         return True

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from trainer.checkpoints.files import (
@@ -216,6 +217,8 @@ def _ordered(path: Path, header: Header) -> dict[str, Tensor]:
     tensors = read_tensors(path, header, MODEL)
     if _aligned(header):
         tensors = {name: value for name, value in tensors.items() if not name.startswith(HEAD)}
+    # Slim ones are float16 on the disk, and float32 again wherever they are loaded.
+    tensors = {name: value.float() if value.dtype == torch.float16 else value for name, value in tensors.items()}
     faults = misfits(tensors, expected)
     if faults:
         raise CheckpointError(f"{path}: its weights do not fit its settings: {'; '.join(faults)}. It was altered.")

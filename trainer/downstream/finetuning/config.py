@@ -68,6 +68,8 @@ class FinetuneConfig(EngineConfig):
             yield f"pool = {self.pool} is fewer than points = {self.points}"
         if not 0 < self.scale[0] <= self.scale[1]:
             yield f"scale = {self.scale} is no range of positive factors"
+        if self.protocol == "full" and self.frozen != "still":
+            yield f'frozen = "{self.frozen}" with protocol = "full", which freezes nothing'
         if self.batch_size < 2:
             yield f"batch_size = {self.batch_size} is smaller than 2: the head normalises over the shapes of a batch"
         for name, value in (("accumulation", 1), ("checkpoint_steps", 0), ("compile", False)):

@@ -20,7 +20,7 @@ from torch import Tensor
 from pipeline.corpora import identity_hash, open_corpus
 from trainer.checkpoints import files as checkpoint
 from trainer.checkpoints.files import Header
-from trainer.checkpoints.models import sections_of, software_versions
+from trainer.checkpoints.models import changed_settings, refuse_other_run, sections_of, software_versions
 from trainer.checkpoints.transfer import load_pretrained_encoder
 from trainer.downstream.clouds import LabelledClouds, check_classes, check_corpora, read_clouds
 from trainer.downstream.features import classifier_logits
@@ -48,7 +48,10 @@ EVALUATED = 64  # clouds at a time
 LOSS = "classification"
 BEST = "best"  # folder of the weights that `select` chose so far
 # Settings that a run may go on with other values of.
-_FREE = {"device", "checkpoint_every", "keep_checkpoints", "milestone_every", "tensorboard", "deterministic"}
+_FREE = {
+    f"finetune.{name}"
+    for name in ("device", "checkpoint_every", "keep_checkpoints", "milestone_every", "tensorboard", "deterministic")
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,26 +219,12 @@ class _Run:
         if found is None:
             return
         header = checkpoint.read_header(found)
-        now, then = ({**each, "corpora and start": ids} for each, ids in (
-            (self.sections, self.identity), (header.config, header.cache)))  # fmt: skip
-        problems = [
-            f"{section}.{key} was {then.get(section, {}).get(key)!r}, is now {now.get(section, {}).get(key)!r}"
-            for section in sorted({*now, *then})
-            for key in sorted({*now.get(section, {}), *then.get(section, {})})
-            if now.get(section, {}).get(key) != then.get(section, {}).get(key)
-            and not (section == "finetune" and key in _FREE)
-        ]
-        if header.kind != "classifier" or problems:
-            lines = "\n  ".join(problems or [f"it is of kind {header.kind}"])
-            raise CheckpointError(
-                f"{found} belongs to a run with other settings:\n  {lines}\n"
-                "Use the settings it was started with, or another run directory."
-            )
-        self.model.load_state_dict(checkpoint.read_tensors(found, header, checkpoint.MODEL))
-        flat = checkpoint.read_tensors(found, header, checkpoint.OPTIMIZER)
-        checkpoint.restore_optimizer(self.updates.optimizer, self.names, flat, found)
-        if self.updates.scaler is not None and header.loss_scale is not None:
-            self.updates.scaler.load_state_dict(header.loss_scale)
+        if header.kind != "classifier":
+            refuse_other_run(found, [f"it is of kind {header.kind}"])
+        then = {**header.config, "corpora and start": header.cache}
+        now = {**self.sections, "corpora and start": self.identity}
+        refuse_other_run(found, changed_settings(then, now, free=_FREE))
+        checkpoint.restore_training(found, header, self.model, self.updates.optimizer, self.updates.scaler)
         self.epoch, self.metrics = header.epoch, dict(header.metrics)
         self._forget_others()
         logger.info("going on from %s, %d of %d epochs done", found, header.epoch, self.config.epochs)

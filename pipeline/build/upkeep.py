@@ -95,7 +95,7 @@ def bring_up_to_date(
         )
     if not shared:
         return Standing(committed=kept, shared=False, restore={})
-    # A shard that was withdrawn gets other experiments' shapes back even if none of this one's is left in it. Files of a
+    # A shard that was withdrawn gets other experiments' shapes back even if it holds none of this one's. Files of a
     # shard may also be gone without its receipt: that one is made whole where it holds a shape of the experiment.
     again = dict(restore) | {
         shard: shapes

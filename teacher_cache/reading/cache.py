@@ -269,8 +269,10 @@ class Cache:
 
 
 def checked_rows(indices: Any, count: int, where: Location) -> NDArray[np.int64]:
-    """Indices into `count` records, [B] int64 in 0..count - 1; negative ones count from the end. Raises IndexError,
-    TypeError."""
+    """Check indices into `count` records; -> [B] int64 in 0..count - 1.
+
+    Negative ones count from the end. Raises IndexError, TypeError.
+    """
     rows = np.asarray(indices)
     if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
         raise TypeError(f"read: expected a list of integers, found shape {list(rows.shape)} {rows.dtype.name}")

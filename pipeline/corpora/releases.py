@@ -57,6 +57,7 @@ class Release:
     get       how to get it, a sentence
     archives  what it is downloaded as, where checksums are known
     absent    shapes that its own lists name and that nobody has
+    faults    other differences from the complete set, a sentence each
     """
 
     name: str

@@ -44,7 +44,10 @@ class OwnShapes:
 
     @classmethod
     def of(cls, corpus: Corpus, config: CorpusConfig, *, lacking: bool = False) -> "OwnShapes":
-        """lacking  as `select_shapes` has it. Raises BuildError for a selection that this corpus does not have."""
+        """Select an experiment's shapes among those of its corpus.
+
+        lacking  as in `select_shapes`. Raises BuildError for a selection that this corpus does not have.
+        """
         ids = [corpus.id(index) for index in range(len(corpus))]
         everything = {id: index for index, id in enumerate(ids)}
         own = everything

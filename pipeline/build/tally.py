@@ -164,8 +164,10 @@ class Tally:
 
     @property
     def planned(self) -> int | None:
-        """Records and quarantine entries of the whole corpus: a refused shape has one entry, whatever its poses. None
-        where the cache holds more than the experiment asks for: as many as there are."""
+        """Records and quarantine entries of the whole corpus: a refused shape has one entry, whatever its poses.
+
+        None where the cache holds more than the experiment asks for: as many as there are.
+        """
         if self.others:
             return None
         return (self.shapes - self.refused) * self.poses + self.refused

@@ -46,7 +46,8 @@ def bring_up_to_date(
     threads: int,
 ) -> Standing:
     """Withdraw the shards with shapes of the experiment that changed or went, if the settings say so, those with
-    refused ones that can be used by now, and those that have to move up in a corpus that became smaller.
+    refused ones that can be used by now, those with shapes that an earlier shard holds too, and those that have to move
+    up in a corpus that became smaller.
 
     restore  shards that were withdrawn before, and what they held.
 
@@ -69,6 +70,14 @@ def bring_up_to_date(
     shared = own.config.selects or bool(changes.others) or not all(map(own.places.__contains__, _ids(restore)))
     doomed = set(changes.shards)
     kept = {shard: receipt for shard, receipt in committed.items() if shard not in doomed}
+    if twice := _held_twice(kept, poses):
+        logger.warning(
+            "%s: %d shards hold shapes that earlier ones hold too, as two builds at once can leave them",
+            writer.directory,
+            len(twice),
+        )
+        doomed |= twice
+        kept = {shard: receipt for shard, receipt in kept.items() if shard not in twice}
     if not shared:
         doomed |= set(surplus_shards(list(own.corpus), shapes_of(kept, poses)))
     if doomed:
@@ -86,11 +95,12 @@ def bring_up_to_date(
         )
     if not shared:
         return Standing(committed=kept, shared=False, restore={})
-    # Files of a shard may be gone without its receipt: where it holds a shape of the experiment it is made whole again.
+    # A shard that was withdrawn gets other experiments' shapes back even if it holds none of this one's. Files of a
+    # shard may also be gone without its receipt: that one is made whole where it holds a shape of the experiment.
     again = dict(restore) | {
         shard: shapes
         for shard, receipt in noted.items()
-        if shard not in kept and own.places.keys() & (shapes := as_built(receipt, poses))
+        if shard not in kept and (own.places.keys() & (shapes := as_built(receipt, poses)) or shard in doomed)
     }
     if lost := sum(id not in own.corpus for id in _ids(again)):
         logger.warning(
@@ -104,7 +114,24 @@ def bring_up_to_date(
 def as_built(receipt: Receipt, poses: int) -> list[str]:
     """Shapes of a shard in the order in which they were read, as far as that is known."""
     shapes = [id for id, _ in receipt.shapes]
-    return [*shapes, *(id for id in shapes_in(receipt, poses) if id not in set(shapes))]
+    known = set(shapes)
+    return [*shapes, *(id for id in shapes_in(receipt, poses) if id not in known)]
+
+
+def _held_twice(receipts: Mapping[int, Receipt], poses: int) -> set[int]:
+    """Return the shards with a shape that an earlier shard holds; without them each shape is held once.
+
+    Builds of two selections at once plan by the receipts that each of them found, and may put a shape into two shards.
+    """
+    held: set[str] = set()
+    twice = set()
+    for shard in sorted(receipts):
+        shapes = shapes_in(receipts[shard], poses)
+        if held.isdisjoint(shapes):
+            held.update(shapes)
+        else:
+            twice.add(shard)
+    return twice
 
 
 def _ids(shards: Mapping[int, Sequence[str]]) -> list[str]:

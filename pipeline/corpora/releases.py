@@ -1,14 +1,15 @@
-"""Published sets as they were released: how many shapes they have, what an archive's checksum is, where to get them."""
+"""Published sets as they were released: their counts, archives and checksums, where to get them, and common options."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pipeline.corpora.base import CorpusError
 from pipeline.corpora.options import Options
 
-__all__ = ["Archive", "Release", "count_option"]
+__all__ = ["Archive", "Release", "ReleaseOptions"]
 
 CHUNK = 1 << 24  # bytes of an archive hashed at a time
 
@@ -56,6 +57,7 @@ class Release:
     get       how to get it, a sentence
     archives  what it is downloaded as, where checksums are known
     absent    shapes that its own lists name and that nobody has
+    faults    other differences from the complete set, a sentence each
     """
 
     name: str
@@ -96,6 +98,38 @@ class Release:
         return found
 
 
-def count_option(options: Options, default: str) -> bool:
-    """Read whether ``counts=official`` holds: an incomplete set is then refused when it is opened."""
-    return options.choice("counts", ("official", "any"), default) == "official"
+@dataclass(frozen=True, kw_only=True)
+class ReleaseOptions:
+    """The options that all published sets of clouds have: seed, pad, order and counts.
+
+    seed          of the points that are drawn from a cloud
+    repeat        a cloud of too few points is filled up with repeated ones, instead of being refused
+    stored_order  the first points of each cloud instead of random ones
+    official      a set that is not as it was released is refused when it is opened
+    """
+
+    seed: int
+    repeat: bool
+    stored_order: bool
+    official: bool
+
+    @classmethod
+    def of(cls, options: Options, *, counts: str) -> "ReleaseOptions":
+        """Read them; `counts` is the default of that option, "official" or "any"."""
+        return cls(
+            seed=options.integer("seed", 0, low=0),
+            repeat=options.choice("pad", ("refuse", "repeat"), "refuse") == "repeat",
+            stored_order=options.choice("order", ("random", "stored"), "random") == "stored",
+            official=options.choice("counts", ("official", "any"), counts) == "official",
+        )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What of them determines the points, in a corpus' identity."""
+        pad, order = "repeat" if self.repeat else "refuse", "stored" if self.stored_order else "random"
+        return {"seed": self.seed, "pad": pad, "order": order}
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """The arguments of `FileCorpus` and `RowCorpus` that they give."""
+        return {"seed": self.seed, "repeat": self.repeat, "stored_order": self.stored_order}

@@ -56,8 +56,6 @@ def timm_normalisations(config: TeacherConfig) -> tuple[str, ...]:
     They are those of the tag that `pretrained` names. A local file names no tag: then those of every tag of the
     architecture.
 
-
-
     Raises TeacherError for a tag that timm does not list or whose images no setting gives.
     """
     if config.random:

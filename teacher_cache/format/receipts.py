@@ -26,8 +26,6 @@ def noted_receipts(storage: Storage, description: Description) -> Iterator[tuple
     """Yield every sound receipt, ascending, and whether its shard counts as built.
 
     A shard counts as built when all its files are there in full size. The others are warned of.
-
-
     """
     numbers = [name.removesuffix(".json") for name in storage.names(layout.RECEIPTS)]
     shards = sorted(int(number) for number in numbers if number.isdecimal())

@@ -2,10 +2,7 @@
 
 import hashlib
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +16,7 @@ from teacher_cache.format.manifest import Description, Manifest, Receipt
 from teacher_cache.format.receipts import iter_receipts
 from teacher_cache.format.records import CacheSchema, Quarantined, RecordBatch, TeacherRecord
 from teacher_cache.location import Location, join
+from teacher_cache.reading.open_shards import OPEN_REMOTE_SHARDS, OpenShards
 from teacher_cache.recipe import Recipe
 from teacher_cache.storage.base import Storage
 from teacher_cache.storage.opening import storage_at
@@ -26,9 +24,6 @@ from teacher_cache.storage.shard_files import ShardEntry
 
 __all__ = ["Cache", "CacheInfo", "checked_rows", "open_cache"]
 
-OPEN_SHARDS = 48  # kept open at a time; a zarr shard holds three or four descriptors, processes often get 1024
-OPEN_REMOTE_SHARDS = 96  # the same, where an open shard is one that needs not be fetched again
-FETCHING = 8  # shards under way at once
 MAX_POSES = 64
 SMALLEST_SHARE = 4  # records a thread decodes at least: below that, handing over costs more than it saves
 
@@ -109,7 +104,7 @@ class Cache:
         self._storage = storage
         self._manifest = manifest
         self._threads = threads
-        self._open = _OpenShards(storage, manifest.description)
+        self._open = OpenShards(storage, manifest.description)
 
     def __len__(self) -> int:
         return self._manifest.records
@@ -269,8 +264,10 @@ class Cache:
 
 
 def checked_rows(indices: Any, count: int, where: Location) -> NDArray[np.int64]:
-    """Indices into `count` records, [B] int64 in 0..count - 1; negative ones count from the end. Raises IndexError,
-    TypeError."""
+    """Check indices into `count` records; -> [B] int64 in 0..count - 1.
+
+    Negative ones count from the end. Raises IndexError, TypeError.
+    """
     rows = np.asarray(indices)
     if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
         raise TypeError(f"read: expected a list of integers, found shape {list(rows.shape)} {rows.dtype.name}")
@@ -336,75 +333,3 @@ def _unfinished(storage: Storage, allow_incomplete: bool) -> Manifest:
     quarantined = tuple((receipt.shard, item) for receipt in receipts for item in receipt.quarantined)
     # planned is not known before the build finishes; -1 is no corpus size, so the cache never looks complete
     return Manifest(description=description, planned=-1, shards=entries, quarantined=quarantined)
-
-
-class _OpenShards:
-    """The shards and threads in use by this process; a pickled or forked copy starts with none."""
-
-    def __init__(self, storage: Storage, description: Description) -> None:
-        self._storage = storage
-        self._description = description
-        self._lock = threading.Lock()
-        self._shards: OrderedDict[int, layout.ShardReader] = OrderedDict()
-        self._coming: dict[int, Future[layout.ShardReader]] = {}
-        self._pool: ThreadPoolExecutor | None = None
-        self._fetchers: ThreadPoolExecutor | None = None
-        self._process = os.getpid()  # last: a second thread must not pass the check below with the old lock
-
-    def get(self, entry: ShardEntry) -> layout.ShardReader:
-        self._check_process()
-        with self._lock:
-            found = self._shards.get(entry.shard)
-            if found is not None:
-                self._shards.move_to_end(entry.shard)
-                return found
-            coming = self._coming.get(entry.shard)
-        if coming is not None:
-            return coming.result()
-        # Opened outside the lock, so that one slow disk does not stop all threads; the first to finish is kept.
-        return self._keep(
-            entry, layout.open_shard(self._storage.of_shard(entry), self._description, entry.shard, entry.records)
-        )
-
-    def prepare(self, entries: Sequence[ShardEntry]) -> None:
-        """Start opening the shards that are neither open nor being opened."""
-        self._check_process()
-        with self._lock:
-            for entry in entries:
-                if entry.shard in self._shards:
-                    self._shards.move_to_end(entry.shard)  # its turn comes: nothing prepared now may push it out
-                elif entry.shard not in self._coming and len(self._coming) < 2 * FETCHING:
-                    if self._fetchers is None:
-                        self._fetchers = ThreadPoolExecutor(FETCHING, thread_name_prefix="teacher-cache-fetch")
-                    self._coming[entry.shard] = self._fetchers.submit(self._fetch, entry)
-
-    def _fetch(self, entry: ShardEntry) -> layout.ShardReader:
-        try:
-            opened = layout.open_shard(self._storage.of_shard(entry), self._description, entry.shard, entry.records)
-            opened.load()
-            return self._keep(entry, opened)  # before it leaves `_coming`, so that no reader fetches it a second time
-        finally:
-            with self._lock:
-                self._coming.pop(entry.shard, None)
-
-    def _keep(self, entry: ShardEntry, opened: layout.ShardReader) -> layout.ShardReader:
-        with self._lock:
-            found = self._shards.setdefault(entry.shard, opened)
-            while len(self._shards) > (OPEN_REMOTE_SHARDS if self._storage.remote else OPEN_SHARDS):
-                self._shards.popitem(last=False)  # its files close when its last reader is done
-        return found
-
-    def pool(self, threads: int) -> ThreadPoolExecutor:
-        self._check_process()
-        with self._lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(threads, thread_name_prefix="teacher-cache")
-            return self._pool
-
-    def _check_process(self) -> None:
-        if self._process != os.getpid():
-            # Threads do not survive a fork, and a lock may have been held across it: begin with new ones.
-            self.__init__(self._storage, self._description)  # type: ignore[misc]
-
-    def __reduce__(self) -> Any:
-        return type(self), (self._storage, self._description)

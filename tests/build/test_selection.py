@@ -303,6 +303,42 @@ def test_a_shard_whose_files_are_gone_is_made_whole_again(tmp_path: Path, corpus
     assert tree(Path(report.path)) == whole
 
 
+def test_a_shard_that_lost_all_of_an_experiments_shapes_keeps_those_of_others(tmp_path: Path, corpus: Path) -> None:
+    """Of 00, 03 and 08 the last vanishes: its shard, 08..11, is built again, and has none of the experiment's left."""
+    part = of(corpus, share=0.2)
+    assert trained_on(build(tmp_path, of(corpus)), part) == names(0, 3, 8)
+    (corpus / "08.npy").unlink()
+    report = build(tmp_path, part, changed="rebuild")
+    assert (report.shapes, report.others, report.built) == (2, COUNT - 3, 1)
+    assert teacher_cache.open(report.path).ids == names(*(k for k in range(COUNT) if k != 8))
+    assert teacher_cache.verify(report.path) == []
+
+
+@pytest.mark.parametrize("then", [{}, {"take": 1}])
+def test_shapes_that_two_builds_at_once_put_into_two_shards_are_held_once_again(
+    tmp_path: Path, corpus: Path, then: dict[str, Any]
+) -> None:
+    """Both began when shard 0 was there: one planned 8 and 12 for shard 1, the other 8 and 9 for shard 2."""
+    lists = {"one": names(8, 12), "other": names(4, 5, 6, 7, 8, 9)}
+    for name, ids in lists.items():
+        (tmp_path / f"{name}.txt").write_text("\n".join(ids))
+    paths = {}
+    for name in lists:
+        build(tmp_path, of(corpus, take=4), root=name)
+        paths[name] = Path(build(tmp_path, of(corpus, only=str(tmp_path / f"{name}.txt")), root=name).path)
+    for file in paths["other"].rglob("*"):  # what "other" committed where "one" had not
+        place = paths["one"] / file.relative_to(paths["other"])
+        if file.is_file() and not place.exists():
+            shutil.copy(file, place)
+    (paths["one"] / "manifest.json").unlink()  # neither has finished
+    report = build(tmp_path, of(corpus, **then), root="one")
+    cache = teacher_cache.open(report.path)
+    assert teacher_cache.verify(report.path) == []
+    assert sorted(cache.ids) == (names(0, 1, 2, 3, 8, 9, 12) if then else names(*range(COUNT)))
+    assert cache.ids[:6] == names(0, 1, 2, 3, 8, 12)  # the shard that was there first stands as it is
+    assert build(tmp_path, of(corpus, **then), root="one").already_complete
+
+
 # -- a named cache -----------------------------------------------------------------------------------------------------
 
 

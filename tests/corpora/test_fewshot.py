@@ -168,6 +168,7 @@ class Evil:
         ({"train": [(np.array([print]), 0, 0)], "test": [1]}, "only four names of NumPy"),
         ({"train": [(np.array([None] * 99).reshape(33, 3), 0, 0)], "test": [1]}, "'train' 0 has no points"),
         ({"train": [(np.zeros((9, 2), "f4"), 0, 0)], "test": [1]}, "'train' 0 has no points"),
+        ({"train": [(np.zeros((9, 3), "f4"), 0, 0)], "test": [1]}, r"x\.pkl: 'train' 0: holds 1 clouds of 9 points"),
         ({"train": [(ball(64), 0.5, 0)], "test": [1]}, "label or class that is no whole number"),
         ({"train": [(ball(64), 0)], "test": [1]}, r"'train' 0 is no \(points, label, class\)"),
         ({"train": []}, "holds no dict of 'train' and 'test'"),

@@ -408,6 +408,9 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a shard that is built again loses other experiments' shapes",
          "return Standing(committed=kept, shared=True, restore=again)",
          "return Standing(committed=kept, shared=True, restore={})"),
+        ("a shard that lost all of its experiment's shapes loses those of others", " or shard in doomed)", ")"),
+        ("a shape that two builds at once stored stays in two shards", "if twice := _held_twice(kept, poses):",
+         "if twice := set():"),
     ),
     *_of(
         "trainer/pretraining/loop.py", "tests/trainer/test_selection.py",

@@ -1,8 +1,8 @@
 """Third-party decoders, each file in a process of its own: a crash or runaway costs one shape.
 
-The decoders of the extra `formats` are native code that was not made for untrusted bytes. The
-process may take memory and processor time in proportion to the file; a signal that ends it refuses the file, and does
-not end a build. It never outlives whoever asked, not even one that is killed.
+The decoders of the extra `formats` are native code that was not made for untrusted bytes. The process may take memory
+and processor time in proportion to the file; a signal that ends it refuses the file, and does not end a build. On Linux
+it does not outlive the process that asked, not even one that is killed.
 """
 
 import ctypes

@@ -78,7 +78,7 @@ class EpisodeCorpus:
 
 
 def open_episode(train: Corpus, test: Corpus | None, options: Options, points: int) -> EpisodeCorpus:
-    """``fewshot:?train=URI&test=URI&way=5&shot=10&fold=0&seed=0&queries=20&split=train|test``.
+    """Open ``fewshot:?train=URI&test=URI&way=5&shot=10&fold=0&seed=0&queries=20&split=train|test``.
 
     train, test  the corpora that the URI's options name; without `test` the queries are other shapes of `train`.
     """

@@ -21,7 +21,7 @@ from pipeline.corpora.entrance import check_regular, check_size
 from pipeline.corpora.episodes import QUERIES
 from pipeline.corpora.faults import file_stamp, read_file
 from pipeline.corpora.options import Options
-from pipeline.corpora.releases import Release, count_option
+from pipeline.corpora.releases import Release, ReleaseOptions
 from pipeline.corpora.rows import RowCorpus
 
 __all__ = ["FOLDS", "open_fold", "read_fold"]
@@ -47,15 +47,15 @@ TYPES = {"f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"}
 
 
 def open_fold(root: Path, options: Options, points: int) -> RowCorpus:
-    """``fewshot:DIR?way=5&shot=10&fold=0&split=train|test``, and seed, pad, order, counts; DIR/5way_10shot/0.pkl."""
+    """Open ``fewshot:DIR?way=5&shot=10&fold=0&split=train|test``, and seed, pad, order, counts.
+
+    The file is DIR/5way_10shot/0.pkl.
+    """
     way = options.integer("way", 5, low=2, high=1000)
     shot = options.integer("shot", 10, low=1, high=10**6)
     fold = options.integer("fold", 0, low=0, high=FOLDS - 1)
     split = options.choice("split", ("train", "test"), "train")
-    seed = options.integer("seed", 0, low=0)
-    pad = options.choice("pad", ("refuse", "repeat"), "refuse")
-    order = options.choice("order", ("random", "stored"), "random")
-    official = count_option(options, "official")
+    common = ReleaseOptions.of(options, counts="official")
     options.finish()
     path = _path(root, way, shot, fold, options.uri)
     check_regular(path)
@@ -71,15 +71,14 @@ def open_fold(root: Path, options: Options, points: int) -> RowCorpus:
         get=GET,
         faults=tuple(f"{split}: no shape of label {label}" for label in lost),
     )
-    if official:
+    if common.official:
         release.check(options.uri)
     if lost:
         classes |= {label: f"label {label}" for label in lost}
     name = f"{way}way{shot}shot/{fold}/{split}"
-    digest = _identity_of(items)
     identity = {
-        "kind": "fewshot", "points": points, "way": way, "shot": shot, "fold": fold, "seed": seed, "split": split,
-        "pad": pad, "order": order, "content": digest,
+        "kind": "fewshot", "points": points, "way": way, "shot": shot, "fold": fold, "split": split, **common.identity,
+        "content": _identity_of(items),
     }  # fmt: skip
     return RowCorpus(
         uri=options.uri,
@@ -92,11 +91,9 @@ def open_fold(root: Path, options: Options, points: int) -> RowCorpus:
         splits=[split] * len(items),
         read=lambda index: items[index].points[:, :3],
         points=points,
-        seed=seed,
-        repeat=pad == "repeat",
         format="pickle",
-        stored_order=order == "stored",
         release=release,
+        **common.drawing,
     )
 
 
@@ -128,6 +125,8 @@ def read_fold(path: Path) -> dict[str, list[Item]]:
         return {split: [_item(item, split, row) for row, item in enumerate(_list(content, split))] for split in content}
     except _Refused as error:
         raise CorpusError(f"{path}: no fold of few-shot clouds: {error}. {GET}") from None
+    except CorpusError as error:  # of a cloud that is too small
+        raise CorpusError(f"{path}: {error}") from error
     except Exception as error:  # of a pickle that is no program at all: pickle promises no set of exceptions
         raise CorpusError(
             f"{path}: no whole pickle of a fold ({type(error).__name__}: {error}). Is the download complete?"

@@ -19,7 +19,7 @@ from pipeline.corpora.faults import read_file
 from pipeline.corpora.files import Entry, FileCorpus
 from pipeline.corpora.kinds.hdf5 import CloudFile, content_digest
 from pipeline.corpora.options import Options
-from pipeline.corpora.releases import Archive, Release, count_option
+from pipeline.corpora.releases import Archive, Release, ReleaseOptions
 from pipeline.corpora.rows import RowCorpus
 from teacher_cache.foreign import decode_text
 
@@ -46,24 +46,20 @@ class _Asked(NamedTuple):
 
     uri: str
     wanted: tuple[str, ...]
+    points: int
     identity: dict[str, Any]
-    official: bool
-    common: dict[str, Any]
+    common: ReleaseOptions
 
 
 def open_modelnet40(root: Path, options: Options, points: int) -> Corpus:
-    """``modelnet40:DIR?split=train|test|all&order=random|stored&counts=any|official``, and seed, pad."""
+    """Open ``modelnet40:DIR?split=train|test|all&order=random|stored&counts=any|official``, and seed, pad."""
     split = options.choice("split", (*SPLITS, "all"), "train")
-    seed = options.integer("seed", 0, low=0)
-    pad = options.choice("pad", ("refuse", "repeat"), "refuse")
-    order = options.choice("order", ("random", "stored"), "random")
-    official = count_option(options, "any")
+    common = ReleaseOptions.of(options, counts="any")
     options.finish()
-    identity = {"kind": "modelnet40", "points": points, "seed": seed, "split": split, "pad": pad}
-    if order == "stored":  # only then: caches of before know no order
-        identity["order"] = order
-    common = {"points": points, "seed": seed, "repeat": pad == "repeat", "stored_order": order == "stored"}
-    asked = _Asked(options.uri, SPLITS if split == "all" else (split,), identity, official, common)
+    identity = {"kind": "modelnet40", "points": points, "split": split, **common.identity}
+    if not common.stored_order:  # caches of before know no order
+        del identity["order"]
+    asked = _Asked(options.uri, SPLITS if split == "all" else (split,), points, identity, common)
     for folder in (root, root / "modelnet40_ply_hdf5_2048"):
         if any((folder / f"{name}_files.txt").is_file() for name in SPLITS):
             return _open_hdf5(folder, asked)
@@ -89,8 +85,8 @@ def _pickled(root: Path) -> str:
 
 
 def _settled(release: Release, asked: _Asked) -> Release:
-    """The release, after its counts were checked."""
-    if asked.official:
+    """Check the counts of a release and return it; warn of what is missing where that is allowed."""
+    if asked.common.official:
         release.check(asked.uri)
     for problem in release.problems():
         logger.warning("%s holds not all of %s: %s", release.folder, release.name, problem)
@@ -137,8 +133,9 @@ def _open_text(folder: Path, asked: _Asked) -> FileCorpus:
         label_names=names,
         entries=entries,
         beside=[folder / f"modelnet40_{asked.wanted[0]}.txt", folder],
+        points=asked.points,
         release=_settled(release, asked),
-        **asked.common,
+        **asked.common.drawing,
     )
 
 
@@ -188,6 +185,7 @@ def _open_hdf5(folder: Path, asked: _Asked) -> RowCorpus:
         splits=splits,
         read=read,
         format="hdf5",
+        points=asked.points,
         release=_settled(release, asked),
-        **asked.common,
+        **asked.common.drawing,
     )

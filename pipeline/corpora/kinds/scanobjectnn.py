@@ -13,7 +13,7 @@ from pipeline.corpora.base import CorpusError
 from pipeline.corpora.faults import patiently
 from pipeline.corpora.kinds.hdf5 import MAX_BYTES, CloudFile, check_chunks, content_digest, stored_dataset
 from pipeline.corpora.options import Options
-from pipeline.corpora.releases import Archive, Release, count_option
+from pipeline.corpora.releases import Archive, Release, ReleaseOptions
 from pipeline.corpora.rows import RowCorpus
 
 __all__ = ["CLASSES", "VARIANTS", "open_scanobjectnn"]
@@ -41,13 +41,10 @@ GET = (
 
 
 def open_scanobjectnn(root: Path, options: Options, points: int) -> RowCorpus:
-    """``scanobjectnn:DIR?variant=obj_bg|obj_only|pb_t50_rs&split=train|test|all``, and seed, pad, order, counts."""
+    """Open ``scanobjectnn:DIR?variant=obj_bg|obj_only|pb_t50_rs&split=train|test|all``; seed, pad, order, counts."""
     variant = options.choice("variant", tuple(VARIANTS), "")
     split = options.choice("split", (*SPLITS, "all"), "train")
-    seed = options.integer("seed", 0, low=0)
-    pad = options.choice("pad", ("refuse", "repeat"), "refuse")
-    order = options.choice("order", ("random", "stored"), "random")
-    official = count_option(options, "official")
+    common = ReleaseOptions.of(options, counts="official")
     options.finish()
     if not variant:
         raise CorpusError(
@@ -74,12 +71,12 @@ def open_scanobjectnn(root: Path, options: Options, points: int) -> RowCorpus:
         archives=(ARCHIVE,),
         faults=tuple(faults),
     )
-    if official:
+    if common.official:
         release.check(options.uri)
     places = [(name, file, row) for name, file in files.items() for row in range(len(file.labels))]
     identity = {
-        "kind": "scanobjectnn", "variant": variant, "points": points, "seed": seed, "split": split, "pad": pad,
-        "order": order, "content": content_digest(CLASSES, list(files.values())),
+        "kind": "scanobjectnn", "variant": variant, "points": points, "split": split, **common.identity,
+        "content": content_digest(CLASSES, list(files.values())),
     }  # fmt: skip
 
     def read(index: int) -> np.ndarray:
@@ -97,11 +94,9 @@ def open_scanobjectnn(root: Path, options: Options, points: int) -> RowCorpus:
         splits=[name for name, _, _ in places],
         read=read,
         points=points,
-        seed=seed,
-        repeat=pad == "repeat",
         format="hdf5",
-        stored_order=order == "stored",
         release=release,
+        **common.drawing,
     )
 
 

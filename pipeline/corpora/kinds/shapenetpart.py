@@ -15,7 +15,7 @@ from pipeline.corpora.faults import read_file
 from pipeline.corpora.files import Entry, FileCorpus
 from pipeline.corpora.formats.geometry import ReadOptions
 from pipeline.corpora.options import Options
-from pipeline.corpora.releases import Release, count_option
+from pipeline.corpora.releases import Release, ReleaseOptions
 from teacher_cache.foreign import decode_text
 
 __all__ = ["CATEGORIES", "PART_NAMES", "open_shapenetpart"]
@@ -51,12 +51,9 @@ GET = (
 
 
 def open_shapenetpart(root: Path, options: Options, points: int) -> FileCorpus:
-    """``shapenetpart:DIR?split=train|val|trainval|test|all``, and seed, pad, order, counts."""
+    """Open ``shapenetpart:DIR?split=train|val|trainval|test|all``, and seed, pad, order, counts."""
     split = options.choice("split", (*SPLITS, "all"), "train")
-    seed = options.integer("seed", 0, low=0)
-    pad = options.choice("pad", ("refuse", "repeat"), "refuse")
-    order = options.choice("order", ("random", "stored"), "random")
-    official = count_option(options, "official")
+    common = ReleaseOptions.of(options, counts="official")
     options.finish()
     folder = _folder(root, options.uri)
     faults = _table_faults(folder)
@@ -90,11 +87,10 @@ def open_shapenetpart(root: Path, options: Options, points: int) -> FileCorpus:
         absent=ABSENT if {"train", "val"} & set(wanted) else 0,
         faults=tuple(faults),
     )
-    if official:
+    if common.official:
         release.check(options.uri)
     identity = {
-        "kind": "shapenetpart", "points": points, "seed": seed, "split": split, "pad": pad, "order": order,
-        "content": digest.hexdigest(),
+        "kind": "shapenetpart", "points": points, "split": split, **common.identity, "content": digest.hexdigest(),
     }  # fmt: skip
     first, ranges = 0, []
     for _, parts in CATEGORIES.values():
@@ -106,14 +102,12 @@ def open_shapenetpart(root: Path, options: Options, points: int) -> FileCorpus:
         label_names=tuple(CATEGORIES),
         entries=entries,
         points=points,
-        seed=seed,
-        repeat=pad == "repeat",
         beside=[_list_path(folder, wanted[0]), folder],
         reading=ReadOptions(columns=("1", "2", "3"), parts="7"),
         part_names=PART_NAMES,
-        stored_order=order == "stored",
         parts_of_label=ranges,
         release=release,
+        **common.drawing,
     )
 
 

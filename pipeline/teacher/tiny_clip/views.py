@@ -64,7 +64,6 @@ def draw_cloud(corpus: SyntheticCorpus, index: int, config: ViewsConfig) -> tupl
     """Draw one shape as it will be rendered; a function of (config, index) alone.
 
     ->  points [n, 3] float32 in the canonical frame, the part of each [n] int16, its pose, and the reduction.
-
     """
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([config.seed, _POSE, index])))
     low, high = np.log(config.points[0]), np.log(config.points[1])

@@ -12,8 +12,7 @@ from benchmarks.parity.models import FULL_CLASSIFIERS, Filled, full_classifier, 
 from benchmarks.parity.recorded import Arrays
 from benchmarks.parity.section import Part, Section
 from pipeline.teacher.live import LiveTeacher
-from trainer.models.hierarchical.student import top_saliency
-from trainer.models.tokens.maps import TeacherMaps
+from trainer.models.tokens.maps import TeacherMaps, top_saliency
 from trainer.models.tokens.masking import weight_logits
 
 __all__ = ["Fullsize"]

@@ -5,9 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cuda.backproject import backproject
 from cuda.geometry import ViewGeometry
 
-__all__ = ["TeacherMaps"]
+__all__ = ["TeacherMaps", "top_saliency"]
 
 
 class TeacherMaps(NamedTuple):
@@ -31,3 +32,9 @@ class TeacherMaps(NamedTuple):
             saliency=self.saliency.to(device, non_blocking=non_blocking),
             geometry=ViewGeometry(*(part.to(device, non_blocking=non_blocking) for part in self.geometry)),
         )
+
+
+def top_saliency(maps: TeacherMaps, centres_canonical: Tensor) -> Tensor:
+    """Look up the teacher's attention at centres [B, G, 3], mean over views, [B, G] float32."""
+    at = backproject(maps.saliency[..., None], centres_canonical, maps.geometry, image_side=maps.image_side)
+    return at[..., 0].mean(2)

@@ -206,7 +206,8 @@ def test_an_experiment_names_it() -> None:
     assert load_experiment("study", chosen).model == TwoLayerConfig(slots=50)  # nothing is left of the preset's [model]
     with pytest.raises(ConfigError, match=r"model\.groups is not a setting"):
         load_experiment("study", [*chosen, "model.groups=[9, 8]"])
-    with pytest.raises(ConfigError, match=r"model\.architecture = 'three-layer' is none of hierarchical, plain, two-layer"):
+    known = "hierarchical, plain, two-layer"
+    with pytest.raises(ConfigError, match=rf"model\.architecture = 'three-layer' is none of {known}"):
         load_experiment("study", ["model.architecture=three-layer"])
 
 

@@ -11,7 +11,16 @@ from trainer.models.config import MaskingConfig, PlainConfig
 from trainer.models.plain.student import PlainStudent
 
 PLAIN = PlainConfig(
-    groups=13, neighbours=7, width=30, depth=3, heads=5, decoder_depth=2, decoder_heads=3, mlp_ratio=2.5, drop_path=0.2
+    groups=13,
+    neighbours=7,
+    embed_first=(12, 17),
+    width=30,
+    depth=3,
+    heads=5,
+    decoder_depth=2,
+    decoder_heads=3,
+    mlp_ratio=2.5,
+    drop_path=0.2,
 )
 CHANNELS = 6
 RELATIVES: dict[str, dict[str, Any]] = {

@@ -230,6 +230,7 @@ class PlainConfig(StudentConfig):
 
     groups              tokens of a cloud
     neighbours          points of a token's group, 1..64
+    embed_first         widths of the first two layers of the token embedding; twice the second is the third's
     width               of a token, a multiple of `heads` and `decoder_heads`
     depth               transformer blocks of the encoder
     heads               attention heads of each
@@ -257,6 +258,7 @@ class PlainConfig(StudentConfig):
     architecture: Literal["plain"] = "plain"
     groups: Size = 64
     neighbours: Annotated[int, Ge(1), Le(MAX_NEIGHBOURS)] = 32
+    embed_first: tuple[Size, Size] = (128, 256)
     width: Size = 384
     depth: Size = 12
     heads: Size = 6

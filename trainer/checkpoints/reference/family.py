@@ -363,7 +363,9 @@ def _settings(inner: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, An
     )
     reduced = inner.get("reduce_dim.weight")
     adapters = sorted({int(m[1]) for name in inner if (m := re.match(r"blocks\.blocks\.(\d+)\.cls\.", name))})
+    first = "encoder.first_conv.{}.bias"
     determined = {
+        "embed_first": tuple(rows_of(inner, [first.format(j)], (128, 256), i) for i, j in enumerate((0, 3))),
         "width": width,
         "depth": count_parts(inner, r"blocks\.blocks\.(\d+)\."),
         "mlp_ratio": float(ratio),

@@ -15,7 +15,6 @@ from trainer.models.plain.blocks import EncoderBlocks, Graph
 
 __all__ = ["FRONT", "Encoded", "Groups", "PlainEncoder", "form_groups"]
 
-EMBED_FIRST = (128, 256)
 POSITION_HIDDEN = 128
 FRONT: dict[str, tuple[str, ...]] = {"none": (), "class": ("cls",), "three": ("cls", "img", "text")}
 """model.front -> the tokens that stand in front, by how their names begin."""
@@ -91,7 +90,7 @@ class PlainEncoder(nn.Module):
             for name in self.front[1:]:
                 self.register_parameter(f"{name}_{what}", nn.Parameter(torch.zeros(1, 1, config.width)))
         embedded = config.embed_width or config.width
-        self.encoder = TokenEmbed(3, EMBED_FIRST, 2 * EMBED_FIRST[1], embedded)
+        self.encoder = TokenEmbed(3, config.embed_first, 2 * config.embed_first[1], embedded)
         if config.embed_width:
             self.reduce_dim = nn.Linear(embedded, config.width)
         if config.position == "sines":

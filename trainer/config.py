@@ -13,7 +13,15 @@ from annotated_types import Ge, Gt, MinLen
 from pipeline.settings import faults
 from trainer.engine.config import EngineConfig, absurd
 
-__all__ = ["AlignmentConfig", "EvaluationConfig", "TrainerConfig", "absurd", "alignment_conflicts"]
+__all__ = [
+    "AlignmentConfig",
+    "EvaluationConfig",
+    "TeachersConfig",
+    "TrainerConfig",
+    "absurd",
+    "alignment_conflicts",
+    "teachers_conflicts",
+]
 
 MIN_POINTS = 32
 EMBEDDED_POINTS = 128  # groups of the package's own encoder at its first level
@@ -96,6 +104,45 @@ def alignment_conflicts(alignment: AlignmentConfig, trainer: TrainerConfig) -> I
         yield (
             f"alignment.weight = {alignment.weight} with trainer.batch_size = 1: a batch of one shape has no other to "
             "be told from, so the loss is always 0; set alignment.negatives, or a weight of 0"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachersConfig:
+    """[teachers]: teachers beside the one that the experiment describes, each by a finished cache of the same shapes.
+
+    The first cache gives clouds, saliency and its own targets; the others 2D and class targets, with heads of their own.
+
+    caches          folders or URLs of the further teachers' caches, the second teacher's first
+    weights_2d      a factor of the 2D loss for each teacher, the first included, times trainer.weight_2d; empty: 1 each
+    weights_global  a factor of the global loss for each, the first included, times alignment.weight; empty: 1 each. A
+                    further teacher's loss of factor 0 is left out, and with both 0 its cache is not read
+    """
+
+    caches: tuple[str, ...] = ()
+    weights_2d: tuple[Annotated[float, Ge(0)], ...] = ()
+    weights_global: tuple[Annotated[float, Ge(0)], ...] = ()
+
+    def factors(self, teachers: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return the factors of the 2D and of the global loss, one a teacher each."""
+        return self.weights_2d or (1.0,) * teachers, self.weights_global or (1.0,) * teachers
+
+    def problems(self) -> Iterator[str]:
+        yield from faults(self)
+        if "" in self.caches:
+            yield f"caches = {self.caches} has an empty name"
+
+
+def teachers_conflicts(teachers: TeachersConfig, trainer: TrainerConfig, count: int) -> Iterator[str]:
+    """Yield faults between [teachers], [trainer] and the number of teachers, with full names."""
+    for name in ("weights_2d", "weights_global"):
+        given = getattr(teachers, name)
+        if given and len(given) != count:
+            yield f"teachers.{name} = {given} has {len(given)} factors for {count} teachers; give one each, or none"
+    if count > 1 and trainer.teacher == "live":
+        yield (
+            'trainer.teacher = "live" with several teachers: a live one looks at the augmented cloud, and the others '
+            "at the stored one; leave teachers.caches empty, or use cached teachers"
         )
 
 

@@ -116,7 +116,8 @@ def _describe(header: "Header") -> None:
     if "start" in header.cache:
         echo(f"start       {header.cache['start']}")
     if header.teacher.get("channels"):
-        echo(f"teacher     {header.teacher['views']} views, {header.teacher['channels']} channels")
+        for maps in (header.teacher, *header.teacher.get("further", ())):
+            echo(f"teacher     {maps['views']} views, {maps['channels']} channels")
 
 
 def _note(notes: Iterable[str]) -> None:

@@ -1,6 +1,6 @@
 """``i2p pretrain``: train an encoder from an experiment and score it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +22,14 @@ _TITLES = {"3d": "3D", "2d": "2D"}  # of losses; others are called by their name
 
 @click.command(
     epilog="Examples: i2p pretrain quickstart; i2p pretrain mine.toml --set trainer.epochs=50; "
-    "torchrun --nproc-per-node 8 -m cli.main pretrain shapenet --cache PATH. A stopped run goes on where it was."
+    "torchrun --nproc-per-node 8 -m cli.main pretrain shapenet --cache PATH; "
+    "i2p pretrain quickstart --cache PATH --cache DINOV2. A stopped run goes on where it was."
 )
 @config_argument
 @config_options
-@click.option("--cache", "cache_path", type=CachePath(),
-              help="Train on this cache instead of the one CONFIG describes.")  # fmt: skip
+@click.option("--cache", "cache_paths", type=CachePath(), multiple=True,
+              help="Train on this cache instead of the one CONFIG describes. More of them, of the same shapes, are "
+                   "further teachers: --set teachers.weights_2d=[1, 0.5], teachers.weights_global.")  # fmt: skip
 @click.option(
     "--stale-cache",
     type=click.Choice(["refuse", "train"]),
@@ -38,7 +40,7 @@ def pretrain(
     config: str,
     overrides: tuple[str, ...],
     print_config: bool,
-    cache_path: "Location | None",
+    cache_paths: "tuple[Location, ...]",
     stale_cache: str | None,
     out: Path | None,
 ) -> None:
@@ -46,19 +48,28 @@ def pretrain(
     import teacher_cache
     from cli.actions.build_cache import build_from
     from cli.actions.stale import check_corpus, finished_cache
-    from cli.experiment.toml import load_experiment, to_toml
+    from cli.experiment.toml import ConfigError, load_experiment, to_toml
     from pipeline.build.own_records import own_records
     from teacher_cache.location import resolve
+    from trainer.config import teachers_conflicts
     from trainer.engine.ranks import place_in_launch
 
     experiment = load_experiment(
         config, [*overrides, *([f"trainer.stale_cache='{stale_cache}'"] if stale_cache else [])]
     )
+    if cache_paths[1:]:
+        further = tuple(map(str, cache_paths[1:]))
+        experiment = replace(experiment, teachers=replace(experiment.teachers, caches=further))
+    faults = list(teachers_conflicts(experiment.teachers, experiment.trainer, 1 + len(experiment.teachers.caches)))
+    if faults:
+        raise ConfigError(config, faults)
     if print_config:
         echo(to_toml(experiment), nl=False)
         return
     launch, named = place_in_launch(), True
-    if cache_path is not None:  # noted, so that the run's own config.toml repeats the run
+    cache_path: Location | None = None
+    if cache_paths:  # noted, so that the run's own config.toml repeats the run
+        cache_path = cache_paths[0]
         experiment = replace(experiment, trainer=replace(experiment.trainer, cache=str(cache_path)))
     elif experiment.trainer.cache:
         cache_path = resolve(experiment.trainer.cache)
@@ -74,7 +85,8 @@ def pretrain(
     own, notes = own_records(opened, experiment.corpus, as_it_is=experiment.trainer.stale_cache == "train")
     for note in notes if launch.rank == 0 else ():
         echo(note, err=True)
-    _train(experiment, own, out or Path("runs") / experiment.name, launch.rank)
+    more = [teacher_cache.open(resolve(path)) for path in experiment.teachers.caches]
+    _train(experiment, own, more, out or Path("runs") / experiment.name, launch.rank)
 
 
 def _check_alone(ranks: int) -> None:
@@ -85,7 +97,7 @@ def _check_alone(ranks: int) -> None:
         )
 
 
-def _train(experiment: "Experiment", opened: Any, run_dir: Path, rank: int) -> None:
+def _train(experiment: "Experiment", opened: Any, further: Sequence[Any], run_dir: Path, rank: int) -> None:
     from cli.experiment.live import live_teacher
     from cli.experiment.toml import to_toml
     from cli.show.pictures import curves
@@ -109,6 +121,8 @@ def _train(experiment: "Experiment", opened: Any, run_dir: Path, rank: int) -> N
             trainer=experiment.trainer,
             evaluation=experiment.evaluation,
             teacher=live_teacher(experiment, opened),
+            further=further,
+            teachers=experiment.teachers,
             on_event=reporter,
         )
     finally:

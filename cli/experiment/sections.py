@@ -1,12 +1,19 @@
 """An experiment: one frozen dataclass per section, and checks across sections."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.config import BuildConfig, CorpusConfig, ProjectionConfig, TeacherConfig, conflicts
 from teacher_cache.config import CacheConfig
-from trainer.config import AlignmentConfig, EvaluationConfig, TrainerConfig, absurd, alignment_conflicts
+from trainer.config import (
+    AlignmentConfig,
+    EvaluationConfig,
+    TeachersConfig,
+    TrainerConfig,
+    absurd,
+    alignment_conflicts,
+)
 from trainer.models.config import MaskingConfig, ModelConfig, StudentConfig, settings_class
 
 __all__ = ["SECTIONS", "Experiment", "section_class"]
@@ -20,6 +27,7 @@ SECTIONS: dict[str, type] = {
     "model": ModelConfig,
     "masking": MaskingConfig,
     "alignment": AlignmentConfig,
+    "teachers": TeachersConfig,
     "trainer": TrainerConfig,
     "evaluation": EvaluationConfig,
 }
@@ -52,6 +60,7 @@ class Experiment:
     alignment: AlignmentConfig
     trainer: TrainerConfig
     evaluation: EvaluationConfig
+    teachers: TeachersConfig = field(default_factory=TeachersConfig)
 
     @property
     def hierarchical(self) -> ModelConfig:

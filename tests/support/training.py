@@ -19,6 +19,7 @@ from trainer.pretraining.loop import TrainReport, pretrain
 MODEL = TINY
 SCHEMA = CacheSchema(points=128, views=3, image_side=32, patch_side=8, channels=TINY_CHANNELS)
 MASKING = MaskingConfig(ratio=0.7)
+KNOWN = ("teacher", "on_event", "alignment", "further", "teachers")
 
 
 def trainer_config(**settings: Any) -> TrainerConfig:
@@ -79,7 +80,7 @@ def train(
     cache: Any, run_dir: Path, *, model: ModelConfig = MODEL, evaluation: Any = None, **settings: Any
 ) -> TrainReport:
     """`pretrain` with the tiny settings. Keyword arguments that pretrain knows go there, others to trainer_config."""
-    known = {name: settings.pop(name) for name in ("teacher", "on_event", "alignment") if name in settings}
+    known = {name: settings.pop(name) for name in KNOWN if name in settings}
     settings["teacher"] = "live" if "teacher" in known else "cached"
     return pretrain(
         cache,

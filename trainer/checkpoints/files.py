@@ -71,8 +71,10 @@ class Header:
     epoch       epochs completed; step: optimiser steps taken
     config      section name -> settings, JSON types only
     cache       recipe (hash) and records of the cache that was trained on; basis (hash) if its channels are its own;
-                shapes (digest) if it was a selection of the cache's
-    teacher     channels and views of the teacher's maps, which shape the model's 2D head
+                shapes (digest) if it was a selection of the cache's; further (a list of recipe and basis) if there
+                were further teachers
+    teacher     channels and views of the teacher's maps, which shape the model's 2D head; further (a list of what
+                trainer.models.student.Further says) if there were further teachers
     metrics     of the epoch just completed
     loss_scale  state of float16 loss scaling, None for other precisions
     versions    of this package, torch, numpy and python
@@ -87,7 +89,7 @@ class Header:
     step: int
     config: dict[str, dict[str, Any]]
     cache: dict[str, Any]
-    teacher: dict[str, int]
+    teacher: dict[str, Any]
     metrics: dict[str, Any] = field(default_factory=dict)
     loss_scale: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)

@@ -135,7 +135,7 @@ def section_from_json(cls: type[Section], settings: Mapping[str, Any]) -> Sectio
 
 
 def resume_problems(
-    header: Header, sections: Mapping[str, Mapping[str, Any]], cache: Mapping[str, Any], teacher: Mapping[str, int]
+    header: Header, sections: Mapping[str, Mapping[str, Any]], cache: Mapping[str, Any], teacher: Mapping[str, Any]
 ) -> list[str]:
     """List the reasons why these settings cannot resume from a checkpoint, one line each.
 

@@ -74,6 +74,11 @@ class StudentConfig(ABC):
     def random_numbers(self) -> RandomNumbers:
         """How many random numbers a training step needs of a sample."""
 
+    @property
+    def predicts_features(self) -> bool:
+        """Whether the teachers' patch features are among the targets."""
+        return True
+
     @abstractmethod
     def problems(self) -> Iterator[str]:
         """Every fault of the section, with names relative to it."""
@@ -161,6 +166,10 @@ class ModelConfig(StudentConfig):
     def random_numbers(self) -> RandomNumbers:
         """One number a top-level token, and one a residual branch."""
         return RandomNumbers(self.groups[-1], self.residual_branches)
+
+    @property
+    def predicts_features(self) -> bool:
+        return self.targets != "3d"
 
     @property
     def residual_branches(self) -> int:

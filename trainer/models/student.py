@@ -6,8 +6,8 @@ in `trainer.models.build.STUDENTS`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +18,50 @@ from trainer.models.layers.pooling import Feature
 from trainer.models.random_inputs import Draws
 from trainer.models.tokens.maps import TeacherMaps
 
-__all__ = ["Predicted", "Student"]
+__all__ = ["Further", "Predicted", "PredictedOfSeveral", "Said", "Student"]
+
+
+class Further(NamedTuple):
+    """A teacher beside the first, and what the student predicts of it.
+
+    channels, views  C and V of its maps
+    features         predict its patch features, if the student's settings have such a target at all
+    whole            have a head for its global loss
+    """
+
+    channels: int
+    views: int
+    features: bool
+    whole: bool
+
+
+class Said(NamedTuple):
+    """What a network says of a further teacher.
+
+    features  [M, K * V * C], as the student's own for the first one; None where they are no target
+    whole     [B, V * C] the answer of its global loss, not scaled; None without its head
+    """
+
+    features: Tensor | None
+    whole: Tensor | None
 
 
 class Predicted(Protocol):
     """What a network says about a plan, as far as others look at it.
 
-    whole  [B, V * C] the answer of the global loss, not scaled; None without its head
+    whole    [B, V * C] the answer of the global loss, not scaled; None without its head
+    further  of each further teacher; only students that know such have it
     """
 
     @property
     def whole(self) -> Tensor | None: ...
+
+
+class PredictedOfSeveral(Predicted, Protocol):
+    """What the network of a student with further teachers says."""
+
+    @property
+    def further(self) -> Sequence[Said]: ...
 
 
 class Student(nn.Module, ABC):
@@ -40,10 +73,14 @@ class Student(nn.Module, ABC):
     views             V
     whole             with the head of the global loss (trainer.losses.alignment)
 
+    A student with `several_teachers` also takes `further`, a sequence of Further, and its `plan` their maps by that
+    name: a TeacherMaps each, or None where only the whole is a target.
+
     A forward pass has two parts. `plan` is geometry and targets, without gradient, and the only place where the host
     may have to wait for the device. `network` is all that is learnt. Plans are the student's own and opaque to others.
     """
 
+    several_teachers: ClassVar[bool] = False
     config: StudentConfig
     masking: MaskingConfig
     teacher_channels: int

@@ -45,7 +45,7 @@ from trainer.models.config import REFERENCE_QUIRKS
 __all__ = ["Converted", "export_reference", "import_reference"]
 
 VIEWS = 3
-HEAD = "align_head."
+HEADS = ("align_head.", "further_heads.")
 
 
 class Converted(NamedTuple):
@@ -138,10 +138,8 @@ def export_reference(
     state = OrderedDict((before + renamed.get(name, name), value) for name, value in entries.items())
     state.update((before + TEACHER + name, value) for name, value in frozen.items())
     notes = _differences(header)
-    if _aligned(header):
-        notes.append(
-            "without the head of the global loss, which the reference does not have; nor does it go on with it"
-        )
+    if more := _more_heads(header):
+        notes.append(f"without {more}, which the reference does not have; nor does it go on with it")
     if header.config["model"]["targets"] == "both" and header.kind == "pretraining" and not frozen:
         notes.append(f"without the teacher ({TEACHER}): enough to fine-tune from, not to go on with the pre-training")
     if not weights:
@@ -215,8 +213,8 @@ def _ordered(path: Path, header: Header) -> dict[str, Tensor]:
             f"{path} has no counterpart in the reference; nothing was written. {'; '.join(problems)}."
         )
     tensors = read_tensors(path, header, MODEL)
-    if _aligned(header):
-        tensors = {name: value for name, value in tensors.items() if not name.startswith(HEAD)}
+    if _more_heads(header):
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(HEADS)}
     # Slim ones are float16 on the disk, and float32 again wherever they are loaded.
     tensors = {name: value.float() if value.dtype == torch.float16 else value for name, value in tensors.items()}
     faults = misfits(tensors, expected)
@@ -225,9 +223,10 @@ def _ordered(path: Path, header: Header) -> dict[str, Tensor]:
     return {name: tensors[name] for name in expected}
 
 
-def _aligned(header: Header) -> bool:
-    """Check whether the model has the head of the global loss, which the reference lacks."""
-    return bool(header.config.get("alignment", {}).get("weight"))
+def _more_heads(header: Header) -> str:
+    """Name the heads of the model that the reference lacks; "" for none."""
+    found = ["the head of the global loss"] if header.config.get("alignment", {}).get("weight") else []
+    return " and ".join(found + (["the heads for further teachers"] if header.teacher.get("further") else []))
 
 
 def _teacher(file: str | Path, header: Header) -> dict[str, Tensor]:
@@ -261,7 +260,7 @@ def _optimizer(
     Without the teacher's parameters the positions would differ.
     """
     flat = read_tensors(path, header, OPTIMIZER) if OPTIMIZER in header.files else {}
-    flat = {key: value for key, value in flat.items() if not key.partition("/")[2].startswith(HEAD)}
+    flat = {key: value for key, value in flat.items() if not key.partition("/")[2].startswith(HEADS)}
     if header.origin is not None:
         groups = header.origin.get("optimizer_groups")
         if not groups or len(frozen) != header.origin.get("teacher_tensors"):

@@ -12,7 +12,7 @@ from trainer.models.layers.transformer import Pointwise
 
 __all__ = ["initialise"]
 
-LAST = "align_head"
+LAST = ("align_head", "further_heads")
 SPREAD = 0.02  # standard deviation of the truncated normal; cut at +-2, so hardly ever
 
 

@@ -1,0 +1,31 @@
+"""The hierarchical student's heads for one further teacher."""
+
+from torch import Tensor, nn
+
+from trainer.models.hierarchical.alignment_head import AlignmentHead
+from trainer.models.layers.transformer import Pointwise
+from trainer.models.student import Further
+
+__all__ = ["FurtherHeads"]
+
+
+class FurtherHeads(nn.Module):
+    """What `I2PMAE` has for its first teacher, under the same names, in this teacher's channels and views.
+
+    decoded   width of the decoder's tokens.   members  K of a token.   top  width of the top level's tokens.
+    features  whether the student predicts features at all.
+    """
+
+    def __init__(self, teacher: Further, *, decoded: int, members: int, top: int, features: bool):
+        super().__init__()
+        values = teacher.views * teacher.channels
+        self.rec_head_2d = Pointwise(decoded, members * values) if features and teacher.features else None
+        self.align_head = AlignmentHead(top, values) if teacher.whole else None
+
+    def features(self, tokens: Tensor) -> Tensor | None:
+        """Predict from visible decoded tokens, [M, W] -> [M, K * V * C]; None without this head."""
+        return None if self.rec_head_2d is None else self.rec_head_2d(tokens)
+
+    def whole(self, tokens: Tensor, valid: Tensor | None) -> Tensor | None:
+        """Answer from visible top tokens, [B, L, W] -> [B, V * C]; None without this head."""
+        return None if self.align_head is None else self.align_head(tokens, valid)

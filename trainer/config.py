@@ -111,7 +111,7 @@ def alignment_conflicts(alignment: AlignmentConfig, trainer: TrainerConfig) -> I
 class TeachersConfig:
     """[teachers]: teachers beside the one that the experiment describes, each by a finished cache of the same shapes.
 
-    The first cache gives clouds, saliency and its own targets; the others 2D and class targets, with heads of their own.
+    The first cache gives clouds, saliency and targets of its own; the others 2D and class targets, each with its heads.
 
     caches          folders or URLs of the further teachers' caches, the second teacher's first
     weights_2d      a factor of the 2D loss for each teacher, the first included, times trainer.weight_2d; empty: 1 each

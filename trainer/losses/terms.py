@@ -1,8 +1,9 @@
 """Losses by name, as sums and counts, so that a mean can be taken over more than one process sees.
 
 A step has a dict of losses. A loss keeps its name everywhere: "2d" has the weight `trainer.weight_2d`, is `loss_2d` in
-train.jsonl, metrics.json and checkpoints, and `loss/2d` in TensorBoard; "2d_2" is the same loss of a second teacher. Nothing outside this folder, the student that
-predicts what is compared and the setting of the weight knows which losses there are.
+train.jsonl, metrics.json and checkpoints, and `loss/2d` in TensorBoard; "2d_2" is the same loss of a second teacher.
+Nothing outside this folder, the student that predicts what is compared and the setting of the weight knows which losses
+there are.
 
 `weighted_sum` of a dict is the loss of one process. Under data parallelism or gradient accumulation the mean must be
 over all masked tokens of the whole batch, not a mean of means: add up the counts over the parts (they carry no

@@ -32,7 +32,9 @@ def new_student(
         raise ValueError(f"model.architecture = {model.architecture!r} is none of {', '.join(STUDENTS)}")
     further = [Further(**sizes) for sizes in teacher.get("further", ())]
     if further and not student.several_teachers:
-        raise ValueError(f"model.architecture = {model.architecture!r} learns from one teacher; {1 + len(further)} given")
+        raise ValueError(
+            f"model.architecture = {model.architecture!r} learns from one teacher; {1 + len(further)} given"
+        )
     more = {"further": further} if further else {}
     network = student(model, masking, teacher_channels=teacher["channels"], views=teacher["views"], whole=whole, **more)
     network.initialise(torch.Generator().manual_seed(seed))

@@ -237,9 +237,7 @@ class Loader:
             skipped=skipped,
             whole=_wholes(batch, rows, self._cache.schema) if self._whole else None,
             shapes=records // self._cache.poses,
-            further=tuple(
-                _further(cache, said, rows) for cache, said in zip(self._further, _said(batch), strict=True)
-            ),
+            further=tuple(_further(cache, said, rows) for cache, said in zip(self._further, _said(batch), strict=True)),
         )
 
 

@@ -107,10 +107,15 @@ def join(
     wanted  for each of them, whether its features and its wholes are.
 
     Raises DataError for a cache of a corpus that was read or sampled otherwise, of shapes that were made from other
-    data, or without some of the shapes: all by name. What a cache raises for its receipts.
+    data, or without some of the shapes: all by name; and for a teacher that is there twice. What a cache raises for its
+    receipts.
     """
     if not others:
         return ()
+    makers = [(cache.recipe.teacher, cache.recipe.projection) for cache in (first, *others)]
+    for place, other in enumerate(others, start=1):
+        if makers[place] in makers[:place]:
+            raise DataError(f"{other.path} is the cache of a teacher that is there already; name each teacher once.")
     made_of = _made_of(first.cache if isinstance(first, Selection) else first)
     return tuple(
         _joined(first, other, made_of, features=features, whole=whole)

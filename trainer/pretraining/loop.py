@@ -167,16 +167,19 @@ class _Run:
         self.sections = sections_of(
             model=model, masking=masking, alignment=alignment, trainer=noted, evaluation=evaluation
         )
-        factors = list(zip(*teachers.factors(1 + len(further)), strict=True))  # (2D, global) of each teacher
+        weights_2d, weights_global = teachers.factors(1 + len(further))
+        factors = list(zip(weights_2d, weights_global, strict=True))
         if len(factors) > 1 or factors[0] != (1, 1):  # absent otherwise, as in runs before there were several
-            self.sections["teachers"] = dict(zip(("weights_2d", "weights_global"), map(list, zip(*factors)), strict=True))
+            self.sections["teachers"] = {"weights_2d": list(weights_2d), "weights_global": list(weights_global)}
         self.identity = {**_identity(cache), "records": len(cache)}
         if isinstance(cache, Selection) and cache.digest is not None:  # which of the cache's shapes, in which order
             self.identity["shapes"] = cache.digest
         maker = cache.schema if teacher is None else teacher
         self.teacher_shape: dict[str, Any] = {"channels": maker.channels, "views": maker.views}
         whole = alignment.weight > 0
-        wanted = [(model.predicts_features and for_2d > 0, whole and for_whole > 0) for for_2d, for_whole in factors[1:]]
+        wanted = [
+            (model.predicts_features and for_2d > 0, whole and for_whole > 0) for for_2d, for_whole in factors[1:]
+        ]
         joined = join(cache, further, wanted) if further else ()  # type: ignore[arg-type]
         if joined:
             self.identity["further"] = [_identity(one.records) for one in joined]

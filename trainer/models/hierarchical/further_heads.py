@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from trainer.models.hierarchical.alignment_head import AlignmentHead
 from trainer.models.layers.transformer import Pointwise
-from trainer.models.student import Further
+from trainer.models.student import Further, Said
 
 __all__ = ["FurtherHeads"]
 
@@ -22,10 +22,13 @@ class FurtherHeads(nn.Module):
         self.rec_head_2d = Pointwise(decoded, members * values) if features and teacher.features else None
         self.align_head = AlignmentHead(top, values) if teacher.whole else None
 
-    def features(self, tokens: Tensor) -> Tensor | None:
-        """Predict from visible decoded tokens, [M, W] -> [M, K * V * C]; None without this head."""
-        return None if self.rec_head_2d is None else self.rec_head_2d(tokens)
+    def forward(self, visible: Tensor, top: Tensor, valid: Tensor | None) -> Said:
+        """Predict what the teacher says.
 
-    def whole(self, tokens: Tensor, valid: Tensor | None) -> Tensor | None:
-        """Answer from visible top tokens, [B, L, W] -> [B, V * C]; None without this head."""
-        return None if self.align_head is None else self.align_head(tokens, valid)
+        visible  [M, decoded] visible tokens after the decoder.   top  [B, L, top] the visible top tokens, padded.
+        valid    [B, L] bool, which of them are tokens; None: all.
+        """
+        return Said(
+            None if self.rec_head_2d is None else self.rec_head_2d(visible),
+            None if self.align_head is None else self.align_head(top, valid),
+        )

@@ -278,7 +278,7 @@ class I2PMAE(Student):
         further: tuple[Said, ...] = ()
         if self.further:
             seen = select(decoded, plan.tokens[target].rows)
-            further = tuple(Said(heads.features(seen), heads.whole(encoded[-1], valid)) for heads in self.further_heads)
+            further = tuple(heads(seen, encoded[-1], valid) for heads in self.further_heads)
         return Prediction(encoded, decoded, rec_3d, rec_2d, whole, further)
 
     def losses(self, plan: Plan, prediction: Prediction) -> Losses:

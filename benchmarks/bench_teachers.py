@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cli.experiment.toml import load_experiment
 import teacher_cache
+from cli.experiment.toml import load_experiment
 from teacher_cache import Cache, CacheConfig
 from teacher_cache.format.records import CacheSchema
 from teacher_cache.testing import make_recipe, make_record

@@ -10,10 +10,10 @@ from torch import Tensor
 from cuda import _backend
 from cuda._check import check_clouds
 from cuda.geometry import VIEW_AXES, ViewGeometry
-from cuda.twins._threads import for_each
 from cuda.twins.backproject import backproject as _twin
 from cuda.twins.backproject import backproject_half as _twin_half
 from cuda.twins.backproject import pixels as _twin_pixels
+from cuda.twins.threads import for_each
 
 __all__ = ["BICUBIC_A", "backproject", "bicubic_taps", "pixels"]
 

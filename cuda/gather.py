@@ -8,10 +8,10 @@ from torch import Tensor
 
 from cuda import _backend
 from cuda._check import check_same_batch
-from cuda.twins._threads import for_each
 from cuda.twins.gather import gather as _twin
 from cuda.twins.gather import gather_backward as _twin_backward
 from cuda.twins.gather import group as _twin_group
+from cuda.twins.threads import for_each
 
 __all__ = ["gather", "group"]
 

@@ -10,7 +10,7 @@ from pipeline.build.job import Failure
 from pipeline.build.shard import STAGES, ShardReport
 from pipeline.errors import BuildError, TooManyRefused
 from teacher_cache import CacheError, CacheWriter, Quarantined, Receipt
-from teacher_cache.format.layout import LOG
+from teacher_cache.format.paths import LOG
 from teacher_cache.location import Location, join
 
 __all__ = ["BuildProgress", "BuildReport", "Result", "Tally"]

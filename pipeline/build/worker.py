@@ -21,7 +21,7 @@ from pipeline.corpora import Corpus, open_corpus
 from pipeline.errors import BuildError, PipelineError
 from pipeline.teacher.tower import Teacher, load_teacher
 from teacher_cache import Basis, CacheError, stored_basis
-from teacher_cache.format.layout import RECIPE
+from teacher_cache.format.paths import RECIPE
 from teacher_cache.storage.opening import storage_at
 
 __all__ = ["Worker", "hold", "ids_digest", "release", "run_task"]

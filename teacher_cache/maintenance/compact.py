@@ -11,7 +11,7 @@ from pathlib import Path
 
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError, RecipeMismatch, StorageError
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from teacher_cache.location import localise
 from teacher_cache.maintenance.gc import find_abandoned
 from teacher_cache.maintenance.rewrite import Rewritten, refilled, rewrite
@@ -102,7 +102,7 @@ def compact(
 
 def _beside(place: Path) -> tuple[Path, Path]:
     """Return where the new cache is written, and where the old one is kept between the two renames."""
-    return place.with_name(f".compacting-{place.name}"), layout.set_aside(place)
+    return place.with_name(f".compacting-{place.name}"), paths.set_aside(place)
 
 
 def _check_idle(place: Path) -> None:
@@ -112,7 +112,7 @@ def _check_idle(place: Path) -> None:
 
 def _documents(place: Path) -> tuple[bytes, dict[str, tuple[int, int]]]:
     """Return the manifest (b"" if missing), and size and time of each receipt: what every build changes."""
-    manifest, receipts = place / layout.MANIFEST, place / layout.RECEIPTS
+    manifest, receipts = place / paths.MANIFEST, place / paths.RECEIPTS
     data = manifest.read_bytes() if manifest.is_file() else b""
     found = {}
     for entry in os.scandir(receipts) if receipts.is_dir() else ():

@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 
 from teacher_cache import system
 from teacher_cache.errors import CacheError, ManifestError, StorageError
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from teacher_cache.format.manifest import Description, Manifest
 from teacher_cache.location import localise
 from teacher_cache.storage import commit
@@ -120,7 +120,7 @@ def _is_cache(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     names = {entry.name for entry in folder.iterdir()}
-    return bool(names & {layout.RECIPE, layout.MANIFEST}) or ("tmp" in names and names <= set(VOLATILE))
+    return bool(names & {paths.RECIPE, paths.MANIFEST}) or ("tmp" in names and names <= set(VOLATILE))
 
 
 def _workspaces(cache: Path, *, unknown: bool) -> tuple[list[Abandoned], int]:
@@ -151,9 +151,9 @@ def _workspaces(cache: Path, *, unknown: bool) -> tuple[list[Abandoned], int]:
 def _debris(cache: Path, *, unknown: bool) -> Iterator[Abandoned]:
     """Yield files of shards that were never committed and, where asked for, files that do not belong to a cache."""
     description, listed = _documents(cache)
-    known = {layout.RECIPE, layout.MANIFEST}
+    known = {paths.RECIPE, paths.MANIFEST}
     if description is not None:
-        known |= set(layout.metadata_files(description, 0))
+        known |= set(paths.metadata_files(description, 0))
     free: dict[int, bool] = {}  # shard -> whether it is neither committed nor being committed
     for folder, folders, names in os.walk(cache):  # follows no links
         relative = Path(folder).relative_to(cache)
@@ -175,7 +175,7 @@ def _debris(cache: Path, *, unknown: bool) -> Iterator[Abandoned]:
 def _uncommitted(cache: Path, shard: int) -> bool:
     """Check that a shard has no receipt and that nobody is about to write one."""
     with _held(_shard_lock(cache, shard)) as state:
-        return state != "busy" and not (cache / layout.receipt_path(shard)).exists()
+        return state != "busy" and not (cache / paths.receipt_path(shard)).exists()
 
 
 def _shard_lock(cache: Path, shard: int) -> Path:
@@ -188,10 +188,10 @@ def _documents(cache: Path) -> tuple[Description | None, set[int]]:
     The description is None if the recipe was never written. Raises CacheError.
     """
     try:
-        manifest = _decoded(cache, layout.MANIFEST, Manifest.decode)
+        manifest = _decoded(cache, paths.MANIFEST, Manifest.decode)
         if manifest is not None:
             return manifest.description, {entry.shard for entry in manifest.shards}
-        return _decoded(cache, layout.RECIPE, Description.decode), set()
+        return _decoded(cache, paths.RECIPE, Description.decode), set()
     except ManifestError as error:
         raise CacheError(f"{error}\n  Until it is mended, only abandoned workspaces are looked for here.") from error
 
@@ -210,12 +210,12 @@ def _shard_of(path: str, description: Description | None) -> int | None:
     if description is None or digits is None or len(digits.group()) > 12:
         return None
     shard = int(digits.group())
-    return shard if path in layout.shard_paths(description.storage, shard) else None
+    return shard if path in paths.shard_paths(description.storage, shard) else None
 
 
 def _is_receipt(path: str) -> bool:
-    digits = re.fullmatch(rf"{layout.RECEIPTS}/(\d{{6,12}})\.json", path)
-    return digits is not None and path == layout.receipt_path(int(digits.group(1)))
+    digits = re.fullmatch(rf"{paths.RECEIPTS}/(\d{{6,12}})\.json", path)
+    return digits is not None and path == paths.receipt_path(int(digits.group(1)))
 
 
 def _piece(cache: Path, path: str, kind: Literal["shard", "unknown"], shard: int | None = None) -> Abandoned:
@@ -235,7 +235,7 @@ def _remove(piece: Abandoned) -> bool:
         if state != "held":
             return False
         # Under the lock that a commit holds: with a receipt by now, the file is a committed shard's.
-        ours = piece.shard is None or not (piece.cache / layout.receipt_path(piece.shard)).exists()
+        ours = piece.shard is None or not (piece.cache / paths.receipt_path(piece.shard)).exists()
         if ours:
             _delete(path)
         system.remove_open(lock)  # while held, as commit.lock does

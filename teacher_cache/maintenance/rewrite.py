@@ -12,7 +12,7 @@ from typing import Any
 
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError, RecipeMismatch
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from teacher_cache.format.manifest import Receipt
 from teacher_cache.location import Location, resolve
 from teacher_cache.maintenance.sources import FindUntouched, Part, SourceReader
@@ -46,7 +46,7 @@ class Rewritten:
 
 def new_location(root: str | os.PathLike[str], source: Cache, recipe: Recipe, config: CacheConfig) -> Location:
     """Return ``<root>/<name>-<hash>`` of a cache made from `source`, whose name it keeps. Raises CacheError."""
-    if set(storage_at(root).names("")) & {layout.RECIPE, layout.MANIFEST}:
+    if set(storage_at(root).names("")) & {paths.RECIPE, paths.MANIFEST}:
         raise CacheError(f"{root}: expected a folder that holds caches, found a cache.\n  Name the folder above it.")
     name = str(resolve(source.path)).rpartition("/")[2]
     ending = f"-{source.recipe.hash[:12]}"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacher_cache.errors import CacheError, ManifestError, SchemaError, ShardDamaged
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from teacher_cache.format.manifest import Description, Manifest, Receipt
 from teacher_cache.format.receipts import iter_receipts
 from teacher_cache.format.records import CacheSchema, Quarantined, RecordBatch, TeacherRecord
@@ -72,7 +72,7 @@ def open_cache(path: str | os.PathLike[str], *, allow_incomplete: bool = False, 
         raise ValueError(f"open: threads = {threads}; expected 1..64")
     storage = storage_at(path)
     try:
-        manifest = Manifest.decode(storage.read(layout.MANIFEST), str(join(storage.location, layout.MANIFEST)))
+        manifest = Manifest.decode(storage.read(paths.MANIFEST), str(join(storage.location, paths.MANIFEST)))
     except FileNotFoundError:
         manifest = _unfinished(storage, allow_incomplete)
     return Cache(storage, manifest, threads=threads)
@@ -280,7 +280,7 @@ def checked_rows(indices: Any, count: int, where: Location) -> NDArray[np.int64]
 
 def load_receipts(storage: Storage, manifest: Manifest) -> Iterator[Receipt | CacheError]:
     """Yield the manifest's receipts, in its order; for one that is missing or differs, the error to raise."""
-    names = [layout.receipt_path(entry.shard) for entry in manifest.shards]
+    names = [paths.receipt_path(entry.shard) for entry in manifest.shards]
     for entry, name, data in zip(manifest.shards, names, storage.read_many(names), strict=True):
         try:
             yield _checked_receipt(storage, manifest.description, entry, name, data)
@@ -295,9 +295,9 @@ def _checked_receipt(
         raise ShardDamaged("expected a receipt here, found none", shard=entry.shard, file=name)
     if hashlib.sha256(data).hexdigest() != entry.receipt:
         raise ShardDamaged("its SHA-256 is not the one in the manifest", shard=entry.shard, file=name)
-    paths = layout.shard_paths(description.storage, entry.shard)
+    expected_paths = paths.shard_paths(description.storage, entry.shard)
     where = str(join(storage.location, name))
-    receipt = Receipt.decode(data, where, shard=entry.shard, paths=paths)
+    receipt = Receipt.decode(data, where, shard=entry.shard, paths=expected_paths)
     found = (receipt.records, len(receipt.quarantined), receipt.total_bytes)
     expected = (entry.records, entry.quarantined, entry.bytes)
     if found != expected:
@@ -311,12 +311,12 @@ def _checked_receipt(
 def _unfinished(storage: Storage, allow_incomplete: bool) -> Manifest:
     root = storage.location
     try:
-        description = Description.decode(storage.read(layout.RECIPE), str(join(root, layout.RECIPE)))
+        description = Description.decode(storage.read(paths.RECIPE), str(join(root, paths.RECIPE)))
     except FileNotFoundError as error:
-        raise ManifestError(f"{root}: expected a cache ({layout.MANIFEST}), found none") from error
+        raise ManifestError(f"{root}: expected a cache ({paths.MANIFEST}), found none") from error
     if not allow_incomplete:
         raise ManifestError(
-            f"{root}: expected {layout.MANIFEST}, found none: the build of this cache has not finished.\n"
+            f"{root}: expected {paths.MANIFEST}, found none: the build of this cache has not finished.\n"
             "  Run the build again to finish it, or open it with allow_incomplete=True to read what is there."
         )
     receipts = list(iter_receipts(storage, description))

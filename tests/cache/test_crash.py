@@ -17,7 +17,7 @@ import pytest
 
 import teacher_cache
 from teacher_cache.config import CacheConfig
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from teacher_cache.storage import commit
 from teacher_cache.testing import (
     SMALL_SCHEMA,
@@ -210,8 +210,8 @@ def test_everything_is_synced_before_it_counts(tmp_path: Path, monkeypatch: pyte
     build(path, config_of(format), count=COUNT)
     order = [target for what, target in events if what == "rename"]
     for shard in (0, 1):
-        receipt = events.index(("rename", str(path / layout.receipt_path(shard))))
-        for name in layout.shard_paths(config_of(format), shard):
+        receipt = events.index(("rename", str(path / paths.receipt_path(shard))))
+        for name in paths.shard_paths(config_of(format), shard):
             renamed = events.index(("rename", str(path / name)))
             assert ("sync", str((path / name).parent)) in events[renamed:receipt], name
         assert events[receipt + 1] == ("sync", str(path / "receipts"))
@@ -277,7 +277,7 @@ def test_log_is_no_part_of_the_cache(tmp_path: Path) -> None:
     before = tree(tmp_path / "c")
     writer.log({"event": "shard", "shard": 0})
     writer.log({"event": "done"})
-    lines = [json.loads(line) for line in (tmp_path / "c" / layout.LOG).read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "c" / paths.LOG).read_text().splitlines()]
     assert [line["event"] for line in lines] == ["shard", "done"]
     assert abs(lines[0]["time"] - time.time()) < 60
     assert tree(tmp_path / "c") == before
@@ -288,7 +288,7 @@ def test_repair_of_a_shard_restores_its_bytes(tmp_path: Path) -> None:
     config = config_of("zarr")
     writer = build(tmp_path / "c", config, count=COUNT)
     before = tree(tmp_path / "c")
-    path = tmp_path / "c" / layout.shard_paths(config, 1)[1]
+    path = tmp_path / "c" / paths.shard_paths(config, 1)[1]
     damaged = bytearray(path.read_bytes())
     damaged[3] ^= 4
     path.write_bytes(damaged)

@@ -13,7 +13,7 @@ import pytest
 import teacher_cache
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from teacher_cache.maintenance.gc import find_abandoned, gc
 from teacher_cache.storage import commit
 from teacher_cache.storage.opening import storage_at
@@ -59,7 +59,7 @@ def collect(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [go_on, repair, collect])
-@pytest.mark.parametrize("folder", ["tmp", "logs", "features", layout.RECEIPTS])
+@pytest.mark.parametrize("folder", ["tmp", "logs", "features", paths.RECEIPTS])
 def test_nothing_behind_a_linked_folder_is_touched(tmp_path: Path, folder: str, command: Callable[[Path], Any]) -> None:
     build(tmp_path / "c", CONFIG, count=7)
     victim = victim_of(tmp_path)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import teacher_cache
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError, ManifestError, SchemaError, ShardDamaged, UnsupportedVersion
-from teacher_cache.format import layout, tar_shards
+from teacher_cache.format import paths, tar_shards
 from teacher_cache.format.codecs import crc32c
 from teacher_cache.sealed import canonical, seal
 from teacher_cache.testing import assert_same_record, build, make_record, tree
@@ -107,7 +107,7 @@ def test_bits_all_over_the_shards(sound: tuple[Path, CacheConfig]) -> None:
     """Not sampled: a flipped bit in every 41st byte of every shard file is refused, or lies where no value does."""
     path, config = sound
     for shard in (0, 1):
-        for name in layout.shard_paths(config, shard):
+        for name in paths.shard_paths(config, shard):
             original = (path / name).read_bytes()
             refused = 0
             places = range(shard, len(original), 41)
@@ -130,7 +130,7 @@ def test_bits_all_over_the_shards(sound: tuple[Path, CacheConfig]) -> None:
 def test_every_bit_of_a_tar_records_json(tmp_path: Path) -> None:
     config = CacheConfig(format="webdataset", compression="none", shapes_per_shard=2)
     build(tmp_path / "c", config, count=2)
-    path = tmp_path / "c" / layout.shard_paths(config, 0)[0]
+    path = tmp_path / "c" / paths.shard_paths(config, 0)[0]
     original = path.read_bytes()
     for place in range(512, 512 + int(original[124:135], 8)):
         changed = bytearray(original)
@@ -235,7 +235,7 @@ def test_receipts_name_no_files_outside(cache: Path) -> None:
 def tar_of(path: Path, change: Callable[[bytearray], None]) -> Path:
     config = CacheConfig(format="webdataset", compression="none", shapes_per_shard=2)
     build(path, config, count=2)
-    file = path / layout.shard_paths(config, 0)[0]
+    file = path / paths.shard_paths(config, 0)[0]
     data = bytearray(file.read_bytes())
     change(data)
     file.write_bytes(data)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import teacher_cache
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import ManifestError, ShardDamaged
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from teacher_cache.format.codecs import pack
 from teacher_cache.testing import tree
 from tests.support.forge import (
@@ -58,7 +58,7 @@ def test_documents_with_one_odd_value_sealed_again(victim: Victim, data: st.Data
 def test_tar_shards_with_one_odd_part(victim: Victim, data: st.DataObject) -> None:
     if victim.config.format != "webdataset":
         return
-    name = layout.shard_paths(victim.config, 0)[0]
+    name = paths.shard_paths(victim.config, 0)[0]
     members = tar_members(victim.files[name])
     at = data.draw(st.integers(0, len(members) - 1))
     member, content = members[at]
@@ -137,7 +137,7 @@ def odd_arrays(draw: st.DrawFn, config: CacheConfig, stored: bytes) -> bytes:
 def test_zarr_shards_with_one_odd_part(victim: Victim, data: st.DataObject) -> None:
     if victim.config.format != "zarr":
         return
-    name = data.draw(st.sampled_from(layout.shard_paths(victim.config, 0)))
+    name = data.draw(st.sampled_from(paths.shard_paths(victim.config, 0)))
     try:
         (victim.path / name).write_bytes(data.draw(odd_zarr_files(victim.config, name, victim.files[name])))
         settle(victim.path)
@@ -235,7 +235,7 @@ def test_seals_of_the_forger_are_right(victim: Victim) -> None:
     """What is forged gets past the checksums: a cache that is settled without a change is the same cache."""
     settle(victim.path)
     assert tree(victim.path) == victim.files
-    name = layout.shard_paths(victim.config, 0)[0]
+    name = paths.shard_paths(victim.config, 0)[0]
     if victim.config.format == "webdataset":
         assert tar_bytes(tar_members(victim.files[name])) == victim.files[name]
     else:

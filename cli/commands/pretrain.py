@@ -90,7 +90,7 @@ def _train(experiment: "Experiment", opened: Any, run_dir: Path, rank: int) -> N
     from cli.experiment.toml import to_toml
     from cli.show.pictures import curves
     from cli.show.progress import human_seconds
-    from teacher_cache.storage.commit import replace_file
+    from teacher_cache.storage.atomic import replace_file
     from trainer.pretraining.loop import pretrain as run
 
     def note_settings() -> None:

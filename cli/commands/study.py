@@ -152,7 +152,7 @@ def _report(results: Sequence[Mapping[str, Any]], out: Path, total: int, *, seco
     """Write and print the results; `seconds` were spent on the runs and their caches by this command."""
     from cli.show.progress import human_seconds
     from cli.study.report import markdown, picture, summarise
-    from teacher_cache.storage.commit import replace_file
+    from teacher_cache.storage.atomic import replace_file
     from trainer.engine.run_directory import known_json
 
     if not results:

@@ -19,7 +19,7 @@ from pipeline.errors import BuildError
 from teacher_cache.errors import StorageError
 from teacher_cache.foreign import decode_text, misnomer
 from teacher_cache.location import local_path
-from teacher_cache.storage.commit import read_regular
+from teacher_cache.storage.atomic import read_regular
 
 __all__ = ["OwnShapes", "listed_ids", "select_shapes"]
 

@@ -16,7 +16,7 @@ from teacher_cache.location import localise
 from teacher_cache.maintenance.gc import find_abandoned
 from teacher_cache.maintenance.rewrite import Rewritten, refilled, rewrite
 from teacher_cache.maintenance.sources import open_source, parts_of
-from teacher_cache.storage import commit
+from teacher_cache.storage import atomic
 from teacher_cache.system import sync_directory
 from teacher_cache.writer import create_cache
 
@@ -136,10 +136,10 @@ def _carry_logs(place: Path, fresh: Path) -> None:
 
     Stamps are those of its shards, and are left behind.
     """
-    commit.refuse_links(place, place / LOGS / "any")
+    atomic.refuse_links(place, place / LOGS / "any")
     for source in sorted((place / LOGS).glob("*")) if (place / LOGS).is_dir() else ():
         if source.is_file() and not source.is_symlink() and source.name != "stamps.json":
             target = fresh / LOGS / (source.name if source.suffix == ".toml" else f"before-{source.name}")
             target.parent.mkdir(exist_ok=True)
             if not target.exists():
-                commit.replace_file(target, source.read_bytes())
+                atomic.replace_file(target, source.read_bytes())

@@ -19,7 +19,7 @@ from teacher_cache.errors import CacheError, ManifestError, StorageError
 from teacher_cache.format import paths
 from teacher_cache.format.manifest import Description, Manifest
 from teacher_cache.location import localise
-from teacher_cache.storage import commit
+from teacher_cache.storage import atomic
 from teacher_cache.storage.base import VOLATILE
 from teacher_cache.storage.opening import storage_at
 
@@ -111,7 +111,7 @@ def gc(
         if on_progress is not None:
             on_progress(done)
     for cache in caches:
-        commit.remove_temporary(cache)
+        atomic.remove_temporary(cache)
     return removed, kept
 
 
@@ -124,14 +124,14 @@ def _is_cache(folder: Path) -> bool:
 
 
 def _workspaces(cache: Path, *, unknown: bool) -> tuple[list[Abandoned], int]:
-    folder = cache / commit.TEMPORARY
+    folder = cache / atomic.TEMPORARY
     if not folder.is_dir() or folder.is_symlink():
         return [], 0
     found: list[Abandoned] = []
     busy = 0
     for stem in sorted({path.name.removesuffix(".lock") for path in folder.iterdir()}):
         path, lock = folder / stem, folder / f"{stem}.lock"
-        if not commit.OWN_NAME.fullmatch(stem) or path.is_symlink() or lock.is_symlink() or lock.is_dir():
+        if not atomic.OWN_NAME.fullmatch(stem) or path.is_symlink() or lock.is_symlink() or lock.is_dir():
             if unknown:
                 kept = [each for each in (path, lock) if os.path.lexists(each)]
                 found += [_piece(cache, f"tmp/{each.name}", "unknown") for each in kept]
@@ -179,7 +179,7 @@ def _uncommitted(cache: Path, shard: int) -> bool:
 
 
 def _shard_lock(cache: Path, shard: int) -> Path:
-    return cache / commit.TEMPORARY / f"shard-{shard:06d}.lock"
+    return cache / atomic.TEMPORARY / f"shard-{shard:06d}.lock"
 
 
 def _documents(cache: Path) -> tuple[Description | None, set[int]]:
@@ -225,12 +225,12 @@ def _piece(cache: Path, path: str, kind: Literal["shard", "unknown"], shard: int
 def _remove(piece: Abandoned) -> bool:
     path = piece.cache / piece.path
     if piece.kind == "unknown":
-        commit.refuse_links(piece.cache, path)
+        atomic.refuse_links(piece.cache, path)
         _delete(path)
         return True
     lock = path.with_name(f"{path.name}.lock") if piece.shard is None else _shard_lock(piece.cache, piece.shard)
-    commit.refuse_links(piece.cache, path)  # a folder may have become a link since the search
-    commit.refuse_links(piece.cache, lock)
+    atomic.refuse_links(piece.cache, path)  # a folder may have become a link since the search
+    atomic.refuse_links(piece.cache, lock)
     with _held(lock, create=True) as state:
         if state != "held":
             return False
@@ -238,7 +238,7 @@ def _remove(piece: Abandoned) -> bool:
         ours = piece.shard is None or not (piece.cache / paths.receipt_path(piece.shard)).exists()
         if ours:
             _delete(path)
-        system.remove_open(lock)  # while held, as commit.lock does
+        system.remove_open(lock)  # while held, as atomic.lock does
     return ours
 
 
@@ -253,8 +253,8 @@ def _held(path: Path, *, create: bool = False) -> Iterator[Literal["held", "busy
         yield "absent"
         return
     try:
-        if commit.try_lock(descriptor, wait=False):
-            yield "held" if commit.is_current(descriptor, path) else "absent"
+        if atomic.try_lock(descriptor, wait=False):
+            yield "held" if atomic.is_current(descriptor, path) else "absent"
         else:
             yield "busy"
     finally:

@@ -18,7 +18,7 @@ import pytest
 import teacher_cache
 from teacher_cache.config import CacheConfig
 from teacher_cache.format import paths
-from teacher_cache.storage import commit
+from teacher_cache.storage import atomic
 from teacher_cache.testing import (
     SMALL_SCHEMA,
     assert_same_record,
@@ -221,7 +221,7 @@ def test_everything_is_synced_before_it_counts(tmp_path: Path, monkeypatch: pyte
 
 
 def hold_workspace(path: str, ready: Any, leave: Any) -> None:
-    with commit.workspace(Path(path)) as folder:
+    with atomic.workspace(Path(path)) as folder:
         (folder / "half").write_bytes(b"half a shard")
         ready.set()
         leave.wait(HANG)
@@ -232,12 +232,12 @@ def test_only_the_dead_are_cleaned_up_after(tmp_path: Path, processes: ForkServe
     process = processes.Process(target=hold_workspace, args=(str(tmp_path), ready, leave))
     process.start()
     assert ready.wait(HANG)
-    assert commit.remove_abandoned(tmp_path) == [], "its owner lives"
+    assert atomic.remove_abandoned(tmp_path) == [], "its owner lives"
     assert len(list((tmp_path / "tmp").rglob("half"))) == 1
     process.kill()
     process.join(HANG)
     assert len(list((tmp_path / "tmp").rglob("half"))) == 1
-    assert len(commit.remove_abandoned(tmp_path)) == 1
+    assert len(atomic.remove_abandoned(tmp_path)) == 1
     assert not (tmp_path / "tmp").exists()
 
 
@@ -247,7 +247,7 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr("fcntl.flock", flock)
     with pytest.raises(teacher_cache.CacheError, match="expected a file system with flock"):
-        commit.write_documents(tmp_path, {"note.json": b"{}"})
+        atomic.write_documents(tmp_path, {"note.json": b"{}"})
 
 
 def test_interrupted_replacement_leaves_a_shard_to_be_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError, StorageError
 from teacher_cache.format import paths
 from teacher_cache.maintenance.gc import Abandoned, find_abandoned, gc
-from teacher_cache.storage import commit
+from teacher_cache.storage import atomic
 from teacher_cache.testing import SMALL_SCHEMA, build, make_recipe, make_record, tree
 from teacher_cache.writer import create_cache, write_shard
 from tests.support.limits import HANG
@@ -306,7 +306,7 @@ def test_what_a_killed_build_leaves_is_found_and_the_rest_completes(
     findings = find_abandoned(tmp_path)
     assert any(piece.kind == "workspace" for piece in findings.abandoned)
     gc(findings.abandoned)
-    assert not (tmp_path / "c" / commit.TEMPORARY).exists()
+    assert not (tmp_path / "c" / atomic.TEMPORARY).exists()
     assert set((tmp_path / "c").glob("receipts/*.json")) == committed
     assert find_abandoned(tmp_path, unknown=True).abandoned == ()
     build(tmp_path / "c", config_of("zarr"), count=4)

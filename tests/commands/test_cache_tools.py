@@ -207,9 +207,9 @@ def test_gc_reports_what_it_cannot_read_and_refuses_urls(tmp_path: Path, capsys)
 
 
 def hold(cache: str, ready, leave) -> None:
-    from teacher_cache.storage import commit
+    from teacher_cache.storage import atomic
 
-    with commit.workspace(Path(cache)) as folder:
+    with atomic.workspace(Path(cache)) as folder:
         (folder / "half").write_bytes(b"half a shard")
         ready.set()
         leave.wait(60)

@@ -29,7 +29,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from teacher_cache.storage.commit import read_regular, write_file
+from teacher_cache.storage.atomic import read_regular, write_file
 from teacher_cache.system import sync_directory
 from trainer.checkpoints.under_way import is_under_way
 from trainer.errors import CheckpointDamaged, CheckpointError

@@ -7,7 +7,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from teacher_cache.storage.commit import replace_file
+from teacher_cache.storage.atomic import replace_file
 from trainer.engine.run_directory import write_json
 from trainer.errors import TrainingError
 from trainer.pretraining.data import Part

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pipeline.errors import TeacherError
 from pipeline.teacher.tiny_clip.captions import Vocabulary
 from pipeline.teacher.tiny_clip.towers import plain_state
-from teacher_cache.storage.commit import replace_file
+from teacher_cache.storage.atomic import replace_file
 
 __all__ = ["load_clip", "read_checkpoint", "read_clip_header", "save_clip", "write_checkpoint"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import TeacherError
-from teacher_cache.storage.commit import replace_file
+from teacher_cache.storage.atomic import replace_file
 
 __all__ = ["claim"]
 

@@ -33,7 +33,7 @@ from pipeline.teacher.tiny_clip.towers import new_towers
 from pipeline.teacher.tiny_clip.views import LEVELS, ViewSet, objects, open_views, settings_of
 from pipeline.teacher.tower import describe_architecture, resolve_device
 from pipeline.views import VIEWS, normalise_depth
-from teacher_cache.storage.commit import open_log, refuse_links, replace_file
+from teacher_cache.storage.atomic import open_log, refuse_links, replace_file
 
 __all__ = ["CLIP_FILE", "Batch", "StepReport", "check_sizes", "train_clip"]
 

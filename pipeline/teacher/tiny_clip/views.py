@@ -20,7 +20,7 @@ from pipeline.teacher.tiny_clip.captions import Pose
 from pipeline.teacher.tiny_clip.config import ViewsConfig
 from pipeline.teacher.tiny_clip.folder import claim
 from pipeline.views import VIEWS, render_views
-from teacher_cache.storage.commit import replace_file
+from teacher_cache.storage.atomic import replace_file
 
 __all__ = ["LEVELS", "ViewSet", "draw_cloud", "draw_views", "objects", "open_views", "settings_of"]
 

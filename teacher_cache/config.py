@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from teacher_cache.documents import Fields
 from teacher_cache.errors import ManifestError, StorageError
 from teacher_cache.location import localise
-from teacher_cache.sealed import Fields
 
 __all__ = ["CLASS_TOKENS", "COMPRESSIONS", "DEPTHS", "FEATURES", "FORMATS", "UNTOUCHED", "CacheConfig"]
 

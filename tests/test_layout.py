@@ -26,7 +26,7 @@ DOORS = {"trainer/checkpoints/reference": {"pipeline.teacher.weights", "pipeline
 ORDER = {
     "teacher_cache": (
         "testing", "__init__", "maintenance", ("reading", "writer"), "format", "storage", "recipe", "config",
-        "location", ("sealed", "foreign"), ("errors", "system"),
+        "location", ("documents", "foreign"), ("errors", "system"),
     ),
     "pipeline": ("build", "teacher", "views", "corpora", ("config", "errors"), "settings"),
     "pipeline/corpora": (

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from teacher_cache.documents import Fields
 from teacher_cache.errors import ManifestError
-from teacher_cache.sealed import Fields
 
 __all__ = ["MAX_TEACHER_CHANNELS", "Basis", "basis_differences"]
 

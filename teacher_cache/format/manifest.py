@@ -13,11 +13,11 @@ from itertools import pairwise
 from typing import Any
 
 from teacher_cache.config import MAX_SHAPES_PER_SHARD, CacheConfig
+from teacher_cache.documents import Fields, decode_document, encode_document
 from teacher_cache.errors import ManifestError
 from teacher_cache.format.basis import Basis
 from teacher_cache.format.records import CacheSchema, Quarantined
 from teacher_cache.recipe import Recipe
-from teacher_cache.sealed import Fields, seal, unseal
 from teacher_cache.storage.shard_files import ShardEntry, ShardFile
 
 __all__ = ["Description", "Manifest", "Receipt", "ShardFile"]
@@ -65,7 +65,7 @@ class Receipt:
     @cached_property
     def encoded(self) -> bytes:
         """The receipt's file contents."""
-        return seal(
+        return encode_document(
             {
                 "shard": self.shard,
                 "records": [{"id": id, "label": label} for id, label in zip(self.ids, self.labels, strict=True)],
@@ -82,7 +82,7 @@ class Receipt:
     @classmethod
     def decode(cls, data: bytes, where: str, *, shard: int, paths: Iterable[str]) -> "Receipt":
         """Parse a receipt of ``shard`` whose files must be exactly ``paths``. Raises ManifestError."""
-        document = unseal(data, where)
+        document = decode_document(data, where)
         if document.integer("shard", 0, MAX_SHARDS) != shard:
             raise ManifestError(f"{where}: expected the receipt of shard {shard}, found another shard's")
         records = document.objects("records")
@@ -138,7 +138,7 @@ class Description:
 
     @cached_property
     def encoded(self) -> bytes:
-        return seal(self.to_json())
+        return encode_document(self.to_json())
 
     @classmethod
     def parse(cls, document: Fields) -> "Description":
@@ -163,7 +163,7 @@ class Description:
     @classmethod
     def decode(cls, data: bytes, where: str) -> "Description":
         """Parse ``recipe.json``. Raises ManifestError, UnsupportedVersion, SchemaError."""
-        return cls.parse(unseal(data, where))
+        return cls.parse(decode_document(data, where))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +191,7 @@ class Manifest:
 
     @cached_property
     def encoded(self) -> bytes:
-        return seal(
+        return encode_document(
             self.description.to_json()
             | {
                 "planned": self.planned,
@@ -214,7 +214,7 @@ class Manifest:
     @classmethod
     def decode(cls, data: bytes, where: str) -> "Manifest":
         """Parse ``manifest.json``. Raises ManifestError, UnsupportedVersion, SchemaError."""
-        document = unseal(data, where)
+        document = decode_document(data, where)
         description = Description.parse(document)
         limit = description.storage.shapes_per_shard
         shards = tuple(

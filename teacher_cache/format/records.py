@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from teacher_cache.documents import Fields
 from teacher_cache.errors import SchemaError
-from teacher_cache.sealed import Fields
 
 __all__ = ["CacheSchema", "Quarantined", "RecordBatch", "TeacherRecord"]
 

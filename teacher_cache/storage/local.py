@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from teacher_cache.documents import MAX_DOCUMENT
 from teacher_cache.errors import ManifestError
-from teacher_cache.sealed import MAX_DOCUMENT
 from teacher_cache.storage import atomic
 from teacher_cache.storage.base import VOLATILE, ShardFiles
 from teacher_cache.storage.shard_files import ShardEntry, ShardFile, ShardFileReader

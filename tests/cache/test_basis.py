@@ -16,9 +16,9 @@ import pytest
 import teacher_cache
 from teacher_cache import writer as writer_module
 from teacher_cache.config import CacheConfig
+from teacher_cache.documents import encode_document
 from teacher_cache.errors import ManifestError, RecipeMismatch
 from teacher_cache.format.basis import Basis
-from teacher_cache.sealed import seal
 from teacher_cache.storage.local import LocalStorage
 from teacher_cache.testing.made_up import SMALL_SCHEMA, build, make_basis, make_recipe, make_record, tree
 from teacher_cache.writer import create_cache, stored_basis, write_shard
@@ -232,7 +232,7 @@ def edited(path: Path, change) -> None:
     document = json.loads((path / "manifest.json").read_text())
     del document["sha256"]
     change(document)
-    (path / "manifest.json").write_bytes(seal(document))
+    (path / "manifest.json").write_bytes(encode_document(document))
 
 
 def values(document: dict, change) -> None:

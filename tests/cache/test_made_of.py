@@ -8,9 +8,9 @@ import pytest
 
 import teacher_cache
 from teacher_cache.config import CacheConfig
+from teacher_cache.documents import encode_document
 from teacher_cache.errors import ManifestError, RecipeMismatch, SchemaError
 from teacher_cache.format.manifest import Receipt
-from teacher_cache.sealed import seal
 from teacher_cache.testing import SMALL_SCHEMA, make_recipe, make_record
 from teacher_cache.writer import CacheWriter, create_cache, write_shard
 
@@ -62,7 +62,8 @@ def test_receipts_that_speak_of_other_shapes_are_damaged(tmp_path: Path, shapes:
     document = json.loads(path.read_bytes())
     files = [file["path"] for file in document["files"]]
     document["shapes"] = [{"id": id, "sha256": content} for id, content in shapes]
-    data = seal({key: value for key, value in document.items() if key not in ("format", "version", "sha256")})
+    content = {key: value for key, value in document.items() if key not in ("format", "version", "sha256")}
+    data = encode_document(content)
     with pytest.raises(ManifestError, match="expected each of its shapes once"):
         Receipt.decode(data, "here", shard=0, paths=files)
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 import teacher_cache
 from teacher_cache.config import CacheConfig
+from teacher_cache.documents import canonical, encode_document
 from teacher_cache.errors import CacheError, ManifestError, SchemaError, ShardDamaged, UnsupportedVersion
 from teacher_cache.format import paths, tar_shards
 from teacher_cache.format.codecs import crc32c
-from teacher_cache.sealed import canonical, seal
 from teacher_cache.testing import assert_same_record, build, make_record, tree
 
 COUNT = 3
@@ -145,18 +145,18 @@ def test_a_receipt_sealed_again_is_not_the_manifests(cache: Path) -> None:
     document = json.loads(path.read_text())
     del document["sha256"]
     document["records"][0]["label"] = 4
-    path.write_bytes(seal(document))
+    path.write_bytes(encode_document(document))
     with pytest.raises(ShardDamaged, match=r"receipts/000000\.json: its SHA-256 is not the one in the manifest"):
         _ = teacher_cache.open(cache).labels
     assert [problem.file for problem in teacher_cache.verify(cache)] == ["receipts/000000.json"]
 
 
 def forge(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change the manifest and seal it again, as someone who means harm would."""
+    """Change the manifest and write it with its new checksum, as an attacker would."""
     document = json.loads((path / "manifest.json").read_text())
     del document["sha256"]
     change(document)
-    (path / "manifest.json").write_bytes(seal(document))
+    (path / "manifest.json").write_bytes(encode_document(document))
 
 
 def rehash(document: dict[str, Any]) -> None:
@@ -227,7 +227,7 @@ def test_receipts_name_no_files_outside(cache: Path) -> None:
     document = json.loads(path.read_text())
     del document["sha256"]
     document["files"][0]["path"] = "../../etc/passwd"
-    path.write_bytes(seal(document))
+    path.write_bytes(encode_document(document))
     (cache / "manifest.json").unlink()
     assert len(teacher_cache.open(cache, allow_incomplete=True)) == 1, "the forged shard counts as not built"
 

@@ -1,7 +1,7 @@
 """Caches whose checksums are all right and whose contents are not: only this package's errors may come out.
 
-Byte-level damage, which checksums stop, is in test_damage.py and tests/cache/test_safety.py. Here the documents are
-sealed again, and tar members and zarr chunks get new checksums, so that the checks behind are reached. A longer run:
+Byte-level damage, which checksums stop, is in test_damage.py and tests/cache/test_safety.py. Here documents, tar
+members and zarr chunks get new checksums, so that the checks behind are reached. A longer run:
 FUZZ_EXAMPLES=3000 python -m pytest tests/faults/test_forged.py --timeout 0
 """
 
@@ -191,7 +191,7 @@ def odd_zarr_files(draw: st.DrawFn, config: CacheConfig, name: str, sound: bytes
     ],
 )
 def test_words_that_json_has_not_and_keys_that_come_twice(victim: Victim, name: str, line: bytes) -> None:
-    """Refused, or read as what is sealed; and `verify` names the document in any case."""
+    """Refused, or read as what the document now holds; and `verify` names the document in any case."""
     data = victim.files[name]
     try:
         for changed in (data.replace(b"{\n", b"{\n" + line, 1), data.replace(b"\n}\n", b",\n" + line[:-2] + b"\n}\n")):

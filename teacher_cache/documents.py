@@ -1,7 +1,7 @@
-"""JSON documents with one spelling and a checksum of themselves, and strict access to their fields.
+"""JSON documents that carry their own checksum, and strictly typed access to their fields.
 
-A sealed document carries ``"sha256"``: the SHA-256 of its canonical JSON without that key. So any change of meaning is
-detected when the document is read, even if no other document holds a checksum of it.
+The checksum, under ``"sha256"``, is the SHA-256 of the document's canonical JSON without that key. So any change of
+meaning is detected when the document is read, even if no other document holds a checksum of it.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from typing import Any
 
 from teacher_cache.errors import ManifestError
 
-__all__ = ["Fields", "canonical", "plain", "seal", "unseal"]
+__all__ = ["Fields", "canonical", "decode_document", "encode_document", "plain"]
 
 MAX_DOCUMENT = 1 << 30  # bytes; a manifest of ten million shapes is about 30 MB
 
@@ -35,7 +35,7 @@ def plain(value: Any, where: str) -> Any:
     raise TypeError(f"{where} is a {type(value).__name__}; a recipe holds JSON values only")
 
 
-def seal(document: Mapping[str, Any]) -> bytes:
+def encode_document(document: Mapping[str, Any]) -> bytes:
     """Encode a document with its checksum.
 
     Keys are sorted, one per line; each item of a list of objects has a line of its own.
@@ -54,8 +54,8 @@ def seal(document: Mapping[str, Any]) -> bytes:
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode("ascii")
 
 
-def unseal(data: bytes, where: str) -> "Fields":
-    """Decode a sealed document. Raises ManifestError when it does not parse or its checksum is wrong."""
+def decode_document(data: bytes, where: str) -> "Fields":
+    """Decode a document. Raises ManifestError when it does not parse or its checksum is wrong."""
     if len(data) > MAX_DOCUMENT:
         raise ManifestError(f"{where}: {len(data)} bytes; expected at most {MAX_DOCUMENT}")
     try:

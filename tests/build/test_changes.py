@@ -17,7 +17,7 @@ import teacher_cache
 from pipeline.build import changes, provenance
 from pipeline.build.changes import STAMPS
 from pipeline.build.driver import BuildReport, build_cache
-from pipeline.build.plan import surplus_shards
+from pipeline.build.plan import CommittedShard, surplus_shards
 from pipeline.build.worker import release, run_task
 from pipeline.config import BuildConfig, CorpusConfig
 from pipeline.corpora import MachineFault, open_corpus
@@ -318,11 +318,8 @@ def test_a_readers_version_is_part_of_what_a_shape_is_made_from(tmp_path: Path, 
     ],
 )
 def test_shards_that_move_up_when_a_corpus_shrinks(sizes: dict[int, int], ids: int, surplus: list[int]) -> None:
-    class Held:
-        def __init__(self, count: int) -> None:
-            self.ids, self.quarantined = [str(k) for k in range(count)], []
-
-    found = surplus_shards([str(k) for k in range(ids)], {shard: Held(size) for shard, size in sizes.items()})  # type: ignore[misc]
+    committed = {shard: CommittedShard([str(k) for k in range(size)]) for shard, size in sizes.items()}
+    found = surplus_shards([str(k) for k in range(ids)], committed)
     assert found == surplus
 
 

@@ -61,7 +61,7 @@ def test_receipts_that_speak_of_other_shapes_are_damaged(tmp_path: Path, shapes:
     path = cache / "receipts" / "000000.json"
     document = json.loads(path.read_bytes())
     files = [file["path"] for file in document["files"]]
-    document["shapes"] = [{"id": id, "sha256": content} for id, content in shapes]
+    document["shapes"] = [{"id": id, "sha256": digest} for id, digest in shapes]
     content = {key: value for key, value in document.items() if key not in ("format", "version", "sha256")}
     data = encode_document(content)
     with pytest.raises(ManifestError, match="expected each of its shapes once"):

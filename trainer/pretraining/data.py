@@ -13,15 +13,14 @@ around. That is a function of the order and of the damage alone; batches keep th
 """
 
 from collections.abc import Generator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cuda.geometry import ViewGeometry
-from teacher_cache.format.records import CacheSchema, RecordBatch
+from teacher_cache import Cache, RecordBatch, Selection
 from teacher_cache.reading.order import epoch_order
 from teacher_cache.reading.stream import NothingSound, Stream, StreamBatch
 from trainer.config import TrainerConfig
@@ -33,24 +32,7 @@ from trainer.models.random_inputs import Draws
 from trainer.models.tokens.maps import TeacherMaps
 from trainer.pretraining.alignment import wholes_of
 
-__all__ = ["Loader", "Part", "Records"]
-
-
-class Records(Protocol):
-    """The part of a cache that training needs; `teacher_cache.Cache` has it. `read` must be thread-safe."""
-
-    @property
-    def schema(self) -> CacheSchema: ...
-
-    @property
-    def counts(self) -> NDArray[np.int64]: ...
-
-    @property
-    def poses(self) -> int: ...
-
-    def __len__(self) -> int: ...
-
-    def read(self, indices: NDArray[np.int64], *, depth: bool = ...) -> RecordBatch: ...
+__all__ = ["Loader", "Part"]
 
 
 class Part(NamedTuple):
@@ -108,7 +90,7 @@ class Loader:
 
     def __init__(
         self,
-        cache: Records,
+        cache: Cache | Selection,
         model: StudentConfig,
         config: TrainerConfig,
         ranks: Ranks,

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
-from teacher_cache.reading.selection import Selection
+from teacher_cache import Cache, Selection
 from trainer.checkpoints import files as checkpoint
 from trainer.checkpoints.files import Header
 from trainer.checkpoints.models import refuse_other_run, resume_problems, sections_of, software_versions
@@ -36,26 +36,16 @@ from trainer.engine.schedule import learning_rate
 from trainer.errors import TrainingError
 from trainer.models.build import new_student
 from trainer.models.config import MaskingConfig, StudentConfig
-from trainer.pretraining.alignment import Alignment, Wholes
-from trainer.pretraining.data import Loader, Records
+from trainer.pretraining.alignment import Alignment
+from trainer.pretraining.data import Loader
 from trainer.pretraining.evaluation import Evaluations, check_evaluation
 from trainer.pretraining.failure import not_finite
 from trainer.pretraining.progress import Progress
 from trainer.pretraining.step import LiveTeacher, Stepper
 
-__all__ = ["TrainReport", "TrainingCache", "TrainingError", "pretrain"]
+__all__ = ["TrainReport", "TrainingError", "pretrain"]
 
 logger = logging.getLogger(__name__)
-
-
-class TrainingCache(Records, Wholes, Protocol):
-    """A cache that can be trained on: `teacher_cache.Cache`."""
-
-    @property
-    def recipe(self) -> Any: ...
-
-    @property
-    def basis(self) -> Any: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +69,7 @@ class TrainReport:
 
 
 def pretrain(
-    cache: TrainingCache,
+    cache: Cache | Selection,
     run_dir: str | Path,
     *,
     model: StudentConfig,
@@ -133,7 +123,7 @@ class _Run:
 
     def __init__(
         self,
-        cache: TrainingCache,
+        cache: Cache | Selection,
         run_dir: Path,
         model: StudentConfig,
         masking: MaskingConfig,
@@ -149,7 +139,7 @@ class _Run:
         self.sections = sections_of(
             model=model, masking=masking, alignment=alignment, trainer=noted, evaluation=evaluation
         )
-        self.identity = {"recipe": cache.recipe.hash, "records": len(cache)}
+        self.identity: dict[str, Any] = {"recipe": cache.recipe.hash, "records": len(cache)}
         if cache.basis is not None:  # not part of the recipe, but the 2D head's outputs are in this basis
             self.identity["basis"] = cache.basis.sha256
         if isinstance(cache, Selection) and cache.digest is not None:  # which of the cache's shapes, in which order

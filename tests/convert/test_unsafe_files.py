@@ -102,10 +102,10 @@ def test_absent_empty_cut_and_other_files_are_described(tmp_path):
         read_reference(path)
     for content, text in (
         ([1, 2], "holds a list; expected a dictionary"),
-        ({"epoch": 3}, "should be names and tensors; got epoch of other types"),
-        ({"base_model": {}}, "should be names and tensors; got nothing"),
-        ({"base_model": {3: torch.zeros(1)}}, "got 3 of other types"),
-        ({"base_model": {"a": torch.zeros(2).to_sparse()}}, "a are not dense tensors"),
+        ({"epoch": 3}, "a state dict of names and tensors, found other types at epoch"),
+        ({"base_model": {}}, "a state dict of names and tensors, found an empty one"),
+        ({"base_model": {3: torch.zeros(1)}}, "found other types at 3"),
+        ({"base_model": {"a": torch.zeros(2).to_sparse()}}, "not dense CPU tensors: a"),
     ):
         torch.save(content, path)
         with pytest.raises(CheckpointError, match=text):
@@ -125,14 +125,14 @@ def test_a_tensor_larger_than_its_file_is_refused(tmp_path):
     entries = entries_of(tiny_model())
     entries["module.mask_token"] = torch.zeros(1).expand(2**20, 2**20)
     path = write_file(tmp_path / "file.pth", entries)
-    with pytest.raises(CheckpointError, match=r"describes tensors of \d{13} bytes but has \d+"):
+    with pytest.raises(CheckpointError, match=r"describes tensors of \d{13} bytes but holds \d+"):
         import_reference(path, tmp_path / "out", settings=STATED)
 
 
 def test_numbers_in_names_do_not_make_a_model_of_that_size(tmp_path):
     entries = entries_of(tiny_model())
     entries["module.h_encoder.encoder_blocks.999999999.blocks.999999999.norm1.bias"] = torch.zeros(1)
-    with pytest.raises(CheckpointError, match=r"of the model's settings cannot be"):
+    with pytest.raises(CheckpointError, match=r"settings of the model do not fit its weights"):
         import_reference(write_file(tmp_path / "file.pth", entries), tmp_path / "out", settings=STATED)
 
 
@@ -155,7 +155,9 @@ def test_the_teachers_file_is_read_as_carefully(tmp_path):
     with pytest.raises(CheckpointError, match=r"clip.pt needs posix.mkdir to be read"):
         read_teacher(path)
     torch.save({"visual.conv1.weight": torch.zeros(1)}, path)
-    with pytest.raises(CheckpointError, match=r"has no CLIP: visual.proj, text_projection not among its 1 tensors"):
+    with pytest.raises(
+        CheckpointError, match=r"holds no CLIP model: visual.proj, text_projection not among its 1 tensors"
+    ):
         read_teacher(path)
     path = path.with_suffix(".safetensors")
     path.write_bytes(b"\x10")

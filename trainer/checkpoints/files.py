@@ -108,7 +108,9 @@ def write_checkpoint(
     """Write `RUN/checkpoints/<header.name>` atomically and return it; an existing one of that name is an error."""
     target = _folder(run_dir) / header.name
     if target.exists():
-        raise CheckpointError(f"{target} exists already; expected to write it now. Another run may be using {run_dir}.")
+        raise CheckpointError(
+            f"{target} already exists, although this run has not written it. Another run may be using {run_dir}."
+        )
     return write_checkpoint_at(target, header, model, optimizer)
 
 

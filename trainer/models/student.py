@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from cuda.token_maps import TokenMaps
 from trainer.losses.terms import Losses
 from trainer.models.config import MaskingConfig, StudentConfig
 from trainer.models.layers.pooling import Feature
 from trainer.models.random_inputs import Draws
-from trainer.models.tokens.maps import TeacherMaps
 
 __all__ = ["Predicted", "Student"]
 
@@ -65,7 +65,7 @@ class Student(nn.Module, ABC):
         """Draw all weights anew from `generator` (None: torch's global one); the same for the same generator."""
 
     @abstractmethod
-    def plan(self, points: Tensor, points_canonical: Tensor, maps: TeacherMaps | None, draws: Draws | None) -> Any:
+    def plan(self, points: Tensor, points_canonical: Tensor, maps: TokenMaps | None, draws: Draws | None) -> Any:
         """Everything about a batch that is not learnt.
 
         points            [B, N, 3] float32, the cloud as the student sees it, N at least config.least_points.

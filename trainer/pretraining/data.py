@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from cuda.geometry import ViewGeometry
+from cuda.token_maps import TokenMaps
 from teacher_cache import Cache, RecordBatch, Selection
 from teacher_cache.reading.order import epoch_order
 from teacher_cache.reading.stream import NothingSound, Stream, StreamBatch
@@ -29,7 +30,6 @@ from trainer.engine.ranks import Ranks
 from trainer.errors import DataError
 from trainer.models.config import StudentConfig
 from trainer.models.random_inputs import Draws
-from trainer.models.tokens.maps import TeacherMaps
 from trainer.pretraining.alignment import wholes_of
 
 __all__ = ["Loader", "Part"]
@@ -52,7 +52,7 @@ class Part(NamedTuple):
     records: np.ndarray
     points: Tensor
     points_canonical: Tensor
-    maps: TeacherMaps | None
+    maps: TokenMaps | None
     draws: Draws
     skipped: int = 0
     whole: Tensor | None = None
@@ -75,7 +75,7 @@ class Part(NamedTuple):
         maps = self.maps
         if maps is not None:
             geometry = ViewGeometry(*(part.pin_memory() for part in maps.geometry))
-            maps = TeacherMaps(maps.features.pin_memory(), maps.saliency.pin_memory(), geometry, maps.image_side)
+            maps = TokenMaps(maps.features.pin_memory(), maps.saliency.pin_memory(), geometry, maps.image_side)
         return self._replace(
             points=self.points.pin_memory(),
             points_canonical=self.points_canonical.pin_memory(),
@@ -216,8 +216,8 @@ def _closing(batches: Stream) -> Generator[list[Part], None, None]:
             raise DataError(str(error)) from error
 
 
-def _maps(batch: RecordBatch, rows: slice, image_side: int) -> TeacherMaps:
+def _maps(batch: RecordBatch, rows: slice, image_side: int) -> TokenMaps:
     geometry = ViewGeometry(*(torch.from_numpy(array[rows]) for array in (batch.lo, batch.cell, batch.offset)))
-    return TeacherMaps(
+    return TokenMaps(
         torch.from_numpy(batch.features[rows]), torch.from_numpy(batch.saliency[rows]), geometry, image_side
     )

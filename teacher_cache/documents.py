@@ -65,11 +65,12 @@ def decode_document(data: bytes, where: str) -> "Fields":
         stored = document.pop("sha256", None)
         found = hashlib.sha256(canonical(document)).hexdigest()
     except (ValueError, TypeError, RecursionError, MemoryError) as error:
-        said = str(error) or type(error).__name__
-        raise ManifestError(f"{where}: expected JSON, found something else ({said})") from error
+        reason = str(error) or type(error).__name__
+        raise ManifestError(f"{where}: expected JSON, but it does not parse ({reason})") from error
     if stored != found:
         raise ManifestError(
-            f"{where}: its contents have SHA-256 {found}, it says {stored!r}: the file was changed or cut.\n"
+            f"{where}: its contents have SHA-256 {found}, but it states {stored!r}: the file was changed or "
+            "truncated.\n"
             "  Copy it again from where the cache came from, or delete it and run the build again."
         )
     return Fields(document, where)

@@ -82,9 +82,9 @@ def create_cache(
                 "  Choose another folder, or empty this one."
             )
         if config.channels and basis is None:
-            raise ValueError("create_cache: a cache with channels of its own needs their basis")
+            raise ValueError(f"create_cache: cache.channels = {config.channels} needs a basis")
     for name in storage.prepare():
-        logger.info("%s: removed what %s left unfinished", storage.location, name)
+        logger.info("%s: removed the unfinished work of %s", storage.location, name)
     # Another builder may have been here since: the recipe that is there first stands, and its basis.
     stored = stored or _decode(storage, storage.write_new(paths.RECIPE, description.encoded))
     _check_same(stored, description, storage.location)
@@ -230,7 +230,7 @@ def write_shard(
     expected = _shapes(records, quarantined)
     others = {id for id, _ in shapes} - {*expected[0], *expected[1]}
     if others:
-        raise SchemaError(f"shard {shard}: {min(others)!r} among `shapes` is neither a record nor in quarantine")
+        raise SchemaError(f"shard {shard}: {min(others)!r} in `shapes` is neither a record nor quarantined")
     found: Receipt | None = None
     made: Receipt | None = None
 
@@ -321,13 +321,13 @@ def _check_records(
             )
         )
         if record.id in seen:
-            problems.append("this id is in the shard twice")
+            problems.append("this id occurs twice in the shard")
         if problems:
             raise SchemaError(f"shard {shard}, record {position} ({record.id!r}):\n  " + "\n  ".join(problems))
         seen.add(record.id)
     for item in quarantined:
         if item.id in seen:
-            raise SchemaError(f"shard {shard}: shape {item.id!r} is both a record and in quarantine, or there twice")
+            raise SchemaError(f"shard {shard}: shape {item.id!r} is both a record and quarantined, or listed twice")
         seen.add(item.id)
 
 
@@ -335,8 +335,8 @@ def _check_not_set_aside(storage: Storage) -> None:
     """Raise CacheError where `compact` was killed between its two renames: the complete cache lies beside its place."""
     if isinstance(storage.location, Path) and paths.set_aside(storage.location.resolve()).is_dir():
         raise CacheError(
-            f"{storage.location}: this cache was being compacted when the machine stopped, and lies beside its place.\n"
-            f"  Run `i2p cache compact {storage.location}` to the end."
+            f"{storage.location}: compacting this cache was interrupted; the complete cache stands beside its path.\n"
+            f"  Run `i2p cache compact {storage.location}` again to finish."
         )
 
 
@@ -364,7 +364,7 @@ def _check_same(stored: Description, given: Description, root: Location) -> None
     lines += basis_differences(stored.basis, given.basis or stored.basis)
     if lines:
         raise RecipeMismatch(
-            f"{root}: holds a cache of another recipe (here) than the one asked for (there):\n  "
+            f"{root}: contains a cache of another recipe (here) than the requested one (there):\n  "
             + "\n  ".join(lines)
-            + "\n  Build into another folder; a folder named by cache_directory never collides."
+            + "\n  Build into another folder; cache_directory gives every recipe a path of its own."
         )

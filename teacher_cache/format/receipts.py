@@ -39,12 +39,12 @@ def noted_receipts(storage: Storage, description: Description) -> Iterator[tuple
             try:
                 _check_sizes(storage, receipt, sizes)
             except ManifestError as error:
-                logger.warning("shard %d counts as not built: %s", shard, error)
+                logger.warning("shard %d is treated as not built: %s", shard, error)
                 yield receipt, False
             else:
                 yield receipt, True
         except ManifestError as error:
-            logger.warning("shard %d counts as not built: %s", shard, error)
+            logger.warning("shard %d is treated as not built: %s", shard, error)
 
 
 def read_receipt(storage: Storage, shard: int, description: Description) -> Receipt:
@@ -65,7 +65,9 @@ def _decoded_receipt(storage: Storage, shard: int, description: Description, dat
     receipt = Receipt.decode(data, str(where), shard=shard, paths=paths.shard_paths(description.storage, shard))
     limit = description.storage.shapes_per_shard
     if receipt.records > limit:
-        raise ManifestError(f"{where}: {receipt.records} records; expected at most {limit}, its recipe's shard")
+        raise ManifestError(
+            f"{where}: {receipt.records} records; expected at most {limit}, the recipe's shapes_per_shard"
+        )
     return receipt
 
 

@@ -44,8 +44,8 @@ def compact(
     place = localise(path)
     if not isinstance(place, Path):
         raise StorageError(
-            f"{place}: an object store renames nothing, so a cache there cannot be replaced at once.\n"
-            "  Write it again under another root with `i2p cache convert --shapes-per-shard`."
+            f"{place}: an object store cannot rename, so a cache there cannot be replaced atomically.\n"
+            "  Write it under another root with `i2p cache convert --shapes-per-shard`."
         )
     place = place.resolve()  # what a link names is compacted where it lies
     fresh, old = _beside(place)
@@ -89,8 +89,8 @@ def compact(
     _check_idle(place)
     if _documents(place) != stands:
         raise CacheError(
-            f"{place}: a build has worked on this cache meanwhile; nothing was changed.\n"
-            "  Run it again when no build does."
+            f"{place}: a build has changed this cache meanwhile, so it was left as it is.\n"
+            "  Run the command again when no build is running."
         )
     # Synced before the second rename: after a crash the set-aside folder is there whenever the place is empty, and the
     # next call knows what to finish.
@@ -107,7 +107,7 @@ def _beside(place: Path) -> tuple[Path, Path]:
 
 def _check_idle(place: Path) -> None:
     if find_abandoned(place).busy:
-        raise CacheError(f"{place}: a build is working on this cache.\n  Wait for it to end.")
+        raise CacheError(f"{place}: a build is running on this cache.\n  Wait until it has finished.")
 
 
 def _documents(place: Path) -> tuple[bytes, dict[str, tuple[int, int]]]:

@@ -76,7 +76,7 @@ def find_abandoned(path: str | os.PathLike[str], *, unknown: bool = False) -> Fi
     if not isinstance(root, Path):
         raise StorageError(
             f"{root}: expected a folder; an object store has no locks that tell abandoned work from a running build.\n"
-            "  A build leaves nothing there but files of shards without a receipt, which the next build overwrites."
+            "  A build leaves only files of shards without a receipt there, which the next build overwrites."
         )
     caches = [root] if _is_cache(root) else sorted(folder for folder in root.iterdir() if _is_cache(folder))
     found: list[Abandoned] = []
@@ -193,7 +193,9 @@ def _documents(cache: Path) -> tuple[Description | None, set[int]]:
             return manifest.description, {entry.shard for entry in manifest.shards}
         return _decoded(cache, paths.RECIPE, Description.decode), set()
     except ManifestError as error:
-        raise CacheError(f"{error}\n  Until it is mended, only abandoned workspaces are looked for here.") from error
+        raise CacheError(
+            f"{error}\n  Until it is repaired, only abandoned workspaces are searched for here."
+        ) from error
 
 
 def _decoded(cache: Path, name: str, decode: Callable[[bytes, str], Document]) -> Document | None:

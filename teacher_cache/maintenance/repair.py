@@ -52,8 +52,8 @@ def sound_description(path: str | os.PathLike[str]) -> Description:
 
 def _nothing_says(storage: Storage) -> CacheError:
     return CacheError(
-        f"{storage.location}: expected a sound {paths.RECIPE} or {paths.MANIFEST}; both are damaged, so nothing says "
-        "what this cache was.\n"
+        f"{storage.location}: expected an intact {paths.RECIPE} or {paths.MANIFEST}; both are damaged, so the recipe "
+        "of this cache is unknown.\n"
         "  Copy one of them again from where the cache came from, or empty the folder and build again."
     )
 

@@ -105,7 +105,7 @@ def _check_fixed(storage: Storage, expected: dict[str, bytes]) -> list[Problem]:
             problems.append(Problem(file=name, shard=None, what="expected a file here, found none"))
             continue
         if not same:
-            what = "its contents are not what the manifest implies; running the build again writes it anew"
+            what = "its contents differ from what the manifest implies; run the build again to rewrite it"
             problems.append(Problem(file=name, shard=None, what=what))
     return problems
 

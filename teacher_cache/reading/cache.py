@@ -128,8 +128,8 @@ class Cache:
         if (self.counts % value).any():
             shard = self._manifest.shards[int((self.counts % value).argmax())]
             raise ManifestError(
-                f"{self.path}: shard {shard.shard} has {shard.records} records, not a multiple of its recipe's "
-                f"{value} poses a shape"
+                f"{self.path}: shard {shard.shard} has {shard.records} records, not a multiple of the {value} poses "
+                "per shape in its recipe"
             )
         return value
 
@@ -274,7 +274,7 @@ def checked_rows(indices: Any, count: int, where: Location) -> NDArray[np.int64]
     rows = rows.astype(np.int64)
     outside = (rows < -count) | (rows >= count)
     if outside.any():
-        raise IndexError(f"{where}: record {int(rows[outside][0])} of {count}")
+        raise IndexError(f"{where}: record {int(rows[outside][0])} does not exist; the number of records is {count}")
     return np.where(rows < 0, rows + count, rows)
 
 
@@ -294,7 +294,7 @@ def _checked_receipt(
     if data is None:
         raise ShardDamaged("expected a receipt here, found none", shard=entry.shard, file=name)
     if hashlib.sha256(data).hexdigest() != entry.receipt:
-        raise ShardDamaged("its SHA-256 is not the one in the manifest", shard=entry.shard, file=name)
+        raise ShardDamaged("its SHA-256 differs from the one in the manifest", shard=entry.shard, file=name)
     expected_paths = paths.shard_paths(description.storage, entry.shard)
     where = str(join(storage.location, name))
     receipt = Receipt.decode(data, where, shard=entry.shard, paths=expected_paths)
@@ -302,7 +302,7 @@ def _checked_receipt(
     expected = (entry.records, entry.quarantined, entry.bytes)
     if found != expected:
         raise ManifestError(
-            f"{where}: has {found[0]} records, {found[1]} in quarantine, {found[2]} bytes; the manifest says "
+            f"{where}: has {found[0]} records, {found[1]} quarantined, {found[2]} bytes; the manifest says "
             f"{expected[0]}, {expected[1]} and {expected[2]}"
         )
     return receipt
@@ -317,7 +317,7 @@ def _unfinished(storage: Storage, allow_incomplete: bool) -> Manifest:
     if not allow_incomplete:
         raise ManifestError(
             f"{root}: expected {paths.MANIFEST}, found none: the build of this cache has not finished.\n"
-            "  Run the build again to finish it, or open it with allow_incomplete=True to read what is there."
+            "  Run the build again to finish it, or open it with allow_incomplete=True to read the committed shards."
         )
     receipts = list(iter_receipts(storage, description))
     entries = tuple(

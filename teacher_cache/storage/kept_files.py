@@ -154,7 +154,7 @@ def _listed(storage: "Fetches", entry: ShardEntry) -> dict[str, ShardFile]:
     except FileNotFoundError as error:
         raise ShardDamaged("expected a receipt here, found none", shard=entry.shard, file=name) from error
     if hashlib.sha256(data).hexdigest() != entry.receipt:
-        raise ShardDamaged("its SHA-256 is not the one in the manifest", shard=entry.shard, file=name)
+        raise ShardDamaged("its SHA-256 differs from the one in the manifest", shard=entry.shard, file=name)
     return {
         item.text("path"): ShardFile(
             path=item.text("path"), bytes=item.integer("bytes", 0, entry.bytes), sha256=item.digest("sha256")

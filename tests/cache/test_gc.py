@@ -246,7 +246,7 @@ def test_documents_that_cannot_be_read_protect_every_shard(tmp_path: Path, docum
     assert [piece.path for piece in findings.abandoned] == [f"tmp/{DEAD}"] * 2
     [fault] = findings.faults
     assert document in str(fault)
-    assert "only abandoned workspaces are looked for" in str(fault)
+    assert "only abandoned workspaces are searched for" in str(fault)
 
 
 def test_where_there_is_nothing_to_look_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,7 +146,7 @@ def test_a_receipt_sealed_again_is_not_the_manifests(cache: Path) -> None:
     del document["sha256"]
     document["records"][0]["label"] = 4
     path.write_bytes(encode_document(document))
-    with pytest.raises(ShardDamaged, match=r"receipts/000000\.json: its SHA-256 is not the one in the manifest"):
+    with pytest.raises(ShardDamaged, match=r"receipts/000000\.json: its SHA-256 differs from the one in the manifest"):
         _ = teacher_cache.open(cache).labels
     assert [problem.file for problem in teacher_cache.verify(cache)] == ["receipts/000000.json"]
 
@@ -183,7 +183,7 @@ def test_unknown_versions_are_refused(cache: Path) -> None:
     ("change", "error", "said"),
     [
         (lambda d: d["schema"].update(channels=10**9), ManifestError, "expected channels in 1..1048576"),
-        (lambda d: d["schema"].update(views=4096, image_side=32768), SchemaError, "numbers in an array of a record"),
+        (lambda d: d["schema"].update(views=4096, image_side=32768), SchemaError, "an array of a record has"),
         (lambda d: d["schema"].update(points="40"), ManifestError, "expected points to be an integer"),
         (lambda d: d.update(shards=[[]]), ManifestError, r"shards\[0\]: expected an object, found list"),
         (lambda d: d["shards"].reverse(), ManifestError, "ascending order"),
@@ -191,8 +191,8 @@ def test_unknown_versions_are_refused(cache: Path) -> None:
         (lambda d: d["shards"][0].update(records=True), ManifestError, "expected records to be an integer"),
         (lambda d: d["shards"][0].update(receipt="../../x"), ManifestError, "SHA-256 in hexadecimal"),
         (lambda d: d.update(records=17), ManifestError, "records is not the sum over the shards, 3"),
-        (lambda d: d.update(complete=False), ManifestError, "complete does not follow"),
-        (lambda d: d.update(recipe_hash="0" * 64), ManifestError, "recipe_hash is not the hash of recipe"),
+        (lambda d: d.update(complete=False), ManifestError, "complete contradicts planned"),
+        (lambda d: d.update(recipe_hash="0" * 64), ManifestError, "recipe_hash does not match the recipe"),
         (lambda d: d.update(label_names=[1]), ManifestError, "label_names to be a list of strings"),
         (lambda d: d.pop("schema"), ManifestError, "expected schema to be an object, found nothing"),
     ],
@@ -305,7 +305,7 @@ def test_absurd_npy_headers(tmp_path: Path, text: bytes) -> None:
     [
         (2**63, 100, "the file ends at"),
         (0, 2**62, "can compress to"),
-        (2**64 - 1, 2**64 - 1, "this record is not there"),
+        (2**64 - 1, 2**64 - 1, "marks this record as missing"),
         (0, 2, "expected a checksum, found 2 bytes"),
         (0, 60, "do not match their CRC-32C"),
     ],
@@ -334,8 +334,8 @@ def test_damage_message_in_full(cache: Path) -> None:
         teacher_cache.open(cache).read([2])
     assert str(caught.value) == (
         "shard 1, saliency/c.1.0.0, record 0 of the shard: its bytes do not match their CRC-32C.\n"
-        "  Copy this file again from where the cache came from, or run `i2p cache repair` on the cache: it builds this "
-        "shard again, and no other."
+        "  Copy this file again from where the cache came from, or run `i2p cache repair` on the cache, which "
+        "rebuilds this shard and no other."
     )
 
 

@@ -126,7 +126,7 @@ def test_a_state_of_another_order_is_refused() -> None:
         "order_crc32c": batch.state["order_crc32c"], "start": 1,
     }  # fmt: skip
     teacher_cache.stream(Pretended([5, 5]), **batch.state)
-    with pytest.raises(ValueError, match=r"(?s)in another order .* a cache that has grown since begins a new epoch"):
+    with pytest.raises(ValueError, match=r"(?s)in another order .* after a cache has grown, begin a new epoch"):
         teacher_cache.stream(Pretended([5, 5, 1]), **batch.state)
     with pytest.raises(ValueError, match="in another order"):
         teacher_cache.stream(Pretended([5, 5]), **(batch.state | {"epoch": 2}))

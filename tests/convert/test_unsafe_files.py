@@ -94,7 +94,7 @@ def test_absent_empty_cut_and_other_files_are_described(tmp_path):
     with pytest.raises(CheckpointError, match="is not a file; expected a checkpoint of the reference"):
         read_reference(path)
     path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="is empty; fetch it again"):
+    with pytest.raises(CheckpointError, match="is empty; download it again"):
         read_reference(path)
     write_file(path, entries_of(tiny_model()))
     path.write_bytes(path.read_bytes()[:-200])

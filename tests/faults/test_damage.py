@@ -245,7 +245,7 @@ def test_a_cache_that_lost_recipe_and_manifest_says_so_and_is_left_alone(sound: 
         (sound.path / name).write_bytes(sound.files[name][:-9])
     before = tree(sound.path)
     with pytest.raises(
-        CacheError, match=r"both are damaged, so nothing says what this cache was\.\n  Copy one of them"
+        CacheError, match=r"both are damaged, so the recipe of this cache is unknown\.\n  Copy one of them"
     ):
         teacher_cache.withdraw(sound.path, teacher_cache.verify(sound.path))
     assert tree(sound.path) == before

@@ -224,7 +224,7 @@ def test_a_receipt_that_disagrees_with_the_manifest(victim: Victim) -> None:
     try:
         forge(victim.path / "receipts" / "000001.json", fewer)
         settle(victim.path)
-        with pytest.raises(ManifestError, match=r"1 records, 0 in quarantine, \d+ bytes; the manifest says 1, 1 and"):
+        with pytest.raises(ManifestError, match=r"1 records, 0 quarantined, \d+ bytes; the manifest says 1, 1 and"):
             _ = teacher_cache.open(victim.path).ids
         assert "receipts/000001.json" in {problem.file for problem in teacher_cache.verify(victim.path)}
     finally:

@@ -288,7 +288,7 @@ def test_an_s3_server_that_is_busy_is_tried_again_and_one_that_stays_so_is_named
         S3FileSystem.clear_instance_cache()
         cache = teacher_cache.open("s3://bucket/c")
         assert [record.id for record in cache] == [make_record(i).id for i in range(COUNT)]
-        with pytest.raises(StorageError, match=r"recipe\.json: the store did not do what was asked .*tried \d times"):
+        with pytest.raises(StorageError, match=r"recipe\.json: the request to the store failed .*tried \d times"):
             teacher_cache.verify("s3://bucket/c")
     S3FileSystem.clear_instance_cache()
 

@@ -48,7 +48,7 @@ def test_what_a_web_server_cannot_do(tmp_path: Path, address: str) -> None:
     config = CacheConfig(shapes_per_shard=4)
     with pytest.raises(ManifestError, match="expected a cache"):
         teacher_cache.open(f"{address}/nothing")
-    with pytest.raises(StorageError, match="expected a store that takes files"):
+    with pytest.raises(StorageError, match="expected a writable store"):
         create_cache(f"{address}/new", make_recipe(config), SMALL_SCHEMA, config)
     build(tmp_path / "c", config, count=COUNT)
     (tmp_path / "c" / paths.MANIFEST).unlink()

@@ -76,7 +76,7 @@ def plan_shards(
     places = {id: index for index, id in enumerate(ids)}
     if len(places) != len(ids):
         raise BuildError(
-            f"the corpus has {len(ids)} shapes but {len(places)} different ids; every shape needs an id of its own"
+            f"the corpus has {len(ids)} shapes but only {len(places)} distinct ids; every shape needs a unique id"
         )
     tasks: list[ShardTask] = []
     taken = set(committed)
@@ -91,8 +91,9 @@ def plan_shards(
     gaps = [shard for shard in range(last) if shard not in taken]
     if len(left) < len(gaps) and wanted is None:
         raise BuildError(
-            f"shards {gaps[0]}..{gaps[-1]} are missing and {len(left)} shapes are left for {len(gaps)} of them: files "
-            "were removed from or added to this cache by hand.\n  Build into another cache.root."
+            f"shards {gaps[0]}..{gaps[-1]} are missing, but only {len(left)} shapes are left for these {len(gaps)}: "
+            "files were removed from or added to this cache by hand.\n"
+            "  Build into another cache.root."
         )
     start = 0
     for position, shard in enumerate(gaps):

@@ -54,7 +54,7 @@ def check_ids(ids: Sequence[str], poses: int) -> None:
     taken = [id for id in ids if _NAME_OF_A_POSE.search(id)] if poses > 1 else []
     if taken:
         raise BuildError(
-            f"{len(taken)} shapes have ids that end like those of stored poses, first {taken[0]!r}.\n"
+            f"{len(taken)} shapes have ids with the ending of stored poses, first {taken[0]!r}.\n"
             "  Rename them, or set corpus.poses = 1."
         )
 

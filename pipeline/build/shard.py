@@ -166,7 +166,7 @@ def _read_group(indices: Sequence[int], corpus: Corpus, poses: int) -> _Group:
                 group.clouds.append(in_pose(points, shape.id, pose))
         if corpus.stamp(index) != stamp:  # the file may have changed between hashing and reading
             made_of(corpus, index)  # raises MachineFault itself if the disk went away
-            raise MachineFault(corpus.source(index), "it changed while it was read", "Run the build again.")
+            raise MachineFault(corpus.source(index), "it changed while it was being read", "Run the build again.")
         if told:
             group.shapes.append((corpus.id(index), made))
             group.stamps.append(looks)
@@ -251,7 +251,7 @@ def read_shape(corpus: Corpus, index: int) -> tuple[Shape, np.ndarray]:
             raise
         raise BuildError(
             f"shape {corpus.id(index)!r} ({source}): its reader failed with {type(error).__name__}: {error}.\n"
-            "  This is a bug of the reader, not a verdict on the file: please report it. To build without this shape, "
+            "  This is a bug of the reader, not a fault of the file; please report it. To build without this shape, "
             "move its file out of the corpus."
         ) from error
     try:

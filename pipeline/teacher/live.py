@@ -37,8 +37,8 @@ class LiveTeacher:
         )
         if basis is not None and basis.teacher_channels != teacher.channels:
             faults.append(
-                f"the cache's basis is of a teacher with {basis.teacher_channels} channels; the loaded one has "
-                f"{teacher.channels}. Name the cache's own teacher, or train on a cache of this one"
+                f"the cache's basis belongs to a teacher with {basis.teacher_channels} channels; the loaded one has "
+                f"{teacher.channels}. Use the cache's own teacher, or train on a cache of this one"
             )
         if faults:
             raise TeacherError("\n".join(faults))

@@ -138,10 +138,10 @@ def test_experiments_in_any_order_leave_each_shape_once(count, size, experiments
 
 
 def test_an_id_that_comes_twice_is_refused():
-    with pytest.raises(BuildError, match="3 shapes but 2 different ids"):
+    with pytest.raises(BuildError, match="3 shapes but only 2 distinct ids"):
         plan_shards(["a", "b", "a"], {}, shapes_per_shard=3)
 
 
 def test_gaps_that_no_shape_is_left_for_are_refused():
-    with pytest.raises(BuildError, match=r"shards 0..1 are missing and 1 shapes are left for 2 of them"):
+    with pytest.raises(BuildError, match=r"shards 0..1 are missing, but only 1 shapes are left for these 2"):
         plan_shards(["a", "b"], {2: CommittedShard(("a",))}, shapes_per_shard=3)

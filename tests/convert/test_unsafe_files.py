@@ -47,7 +47,7 @@ def test_a_file_that_would_run_something_is_refused_by_what_it_names(zipped, tmp
 def test_a_bare_pickle_and_a_program_are_refused(tmp_path):
     path = tmp_path / "file.pth"
     path.write_bytes(pickle.dumps({"base_model": Touch(tmp_path / "touched")}, protocol=2))
-    with pytest.raises(CheckpointError, match=r"file.pth (needs posix.mkdir|is no sound PyTorch file)"):
+    with pytest.raises(CheckpointError, match=r"file.pth (needs posix.mkdir|is not a valid PyTorch file)"):
         read_reference(path)
     assert not (tmp_path / "touched").exists()
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))
@@ -98,7 +98,9 @@ def test_absent_empty_cut_and_other_files_are_described(tmp_path):
         read_reference(path)
     write_file(path, entries_of(tiny_model()))
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(CheckpointError, match=r"is cut short: a zip without its directory at the end\. Fetch it"):
+    with pytest.raises(
+        CheckpointError, match=r"is truncated: a zip archive without its directory at the end\. Download it"
+    ):
         read_reference(path)
     for content, text in (
         ([1, 2], "holds a list; expected a dictionary"),
@@ -117,7 +119,7 @@ def test_a_zip_that_points_to_another_disk_is_damaged(sound):
     damaged = path.with_name("disks.pth")
     at = blob.index(b"PK\x06\x07") + 16  # the number of disks, in the locator of the directory
     damaged.write_bytes(blob[:at] + b"\x02" + blob[at + 1 :])
-    with pytest.raises(CheckpointError, match=r"disks\.pth is no sound PyTorch file"):
+    with pytest.raises(CheckpointError, match=r"disks\.pth is not a valid PyTorch file"):
         read_reference(damaged)
 
 

@@ -29,9 +29,9 @@ def claim(path: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
             if known.get(section, {}).get(key) != values.get(key)
         ]
     except (ValueError, AttributeError, TypeError) as error:
-        raise TeacherError(f"{path}: not a note of settings ({error}).\n  Delete the folder to start anew.") from error
+        raise TeacherError(f"{path}: not a settings file ({error}).\n  Delete the folder to start over.") from error
     if differ:
         raise TeacherError(
-            f"{path.parent} was begun with other settings: {', '.join(differ)} differ.\n"
-            "  Use the settings it was begun with, or another folder."
+            f"{path.parent} was started with other settings: {', '.join(differ)} differ.\n"
+            "  Use the original settings, or another folder."
         )

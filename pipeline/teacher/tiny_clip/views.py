@@ -131,7 +131,7 @@ def open_views(config: ViewsConfig, folder: Path) -> ViewSet:
                 poses += [Pose(KINDS[k], float(d)) for k, d in zip(arrays["kind"], arrays["degrees"], strict=True)]
         except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile, EOFError) as error:
             raise TeacherError(
-                f"{path}: not a whole block of views ({error}).\n  Delete it and run the same command again."
+                f"{path}: not a complete block of views ({error}).\n  Delete it and run the same command again."
             ) from error
     return ViewSet(images, parts, poses)
 

@@ -38,10 +38,10 @@ from pipeline.corpora.shard_index import (
     shard_path,
     tar_bytes,
 )
+from teacher_cache.documents import Fields, canonical, decode_document, encode_document
 from teacher_cache.errors import ManifestError
 from teacher_cache.format.tar_shards import END, member_key, npy_header
 from teacher_cache.location import Location
-from teacher_cache.sealed import Fields, canonical, seal, unseal
 from teacher_cache.storage.base import Storage
 from teacher_cache.storage.opening import storage_at
 from teacher_cache.storage.shard_files import ShardFile
@@ -281,7 +281,7 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 def _encode_receipt(file: ShardFile, rows: Sequence[Row], refused: Sequence[tuple[str, str]]) -> bytes:
-    return seal(
+    return encode_document(
         {
             "path": file.path,
             "bytes": file.bytes,
@@ -294,7 +294,7 @@ def _encode_receipt(file: ShardFile, rows: Sequence[Row], refused: Sequence[tupl
 
 def _receipt(data: bytes, where: str) -> _Receipt:
     try:
-        fields = unseal(data, where)
+        fields = decode_document(data, where)
         return _Receipt(
             ShardFile(
                 path=fields.text("path"), bytes=fields.integer("bytes", 0, 1 << 62), sha256=fields.digest("file_sha256")
@@ -328,7 +328,7 @@ def _plan(corpus: Corpus, stored: str, shapes_per_shard: int) -> bytes:
     ids = hashlib.sha256()
     for index in range(len(corpus)):
         ids.update(json.dumps([corpus.id(index), corpus.label(index), corpus.split_of(index)]).encode())
-    return seal(
+    return encode_document(
         {
             "source": dict(corpus.identity),
             "stored": stored,
@@ -346,7 +346,7 @@ def _agree(storage: Storage, plan: bytes) -> None:
     if found == plan:
         return
     try:
-        then, now = unseal(found, where).values, unseal(plan, where).values
+        then, now = decode_document(found, where).values, decode_document(plan, where).values
     except ManifestError as error:
         raise CorpusError(str(error)) from error
     differ = [

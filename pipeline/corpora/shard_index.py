@@ -18,9 +18,9 @@ from pipeline.corpora.base import CorpusError, MachineFault
 from pipeline.corpora.faults import patiently
 from pipeline.corpora.formats.geometry import Malformed
 from pipeline.corpora.formats.numpy_files import array_from_npy
+from teacher_cache.documents import Fields, decode_document, encode_document
 from teacher_cache.errors import CacheError, ManifestError, StorageError
 from teacher_cache.format.tar_shards import BLOCK, END, npy_header, tar_header
-from teacher_cache.sealed import Fields, seal, unseal
 from teacher_cache.storage.base import Storage
 
 __all__ = [
@@ -158,7 +158,7 @@ class Contents:
 
 def encode_contents(contents: Contents) -> bytes:
     """Encode ``shards.json``. Equal contents give equal bytes."""
-    return seal(
+    return encode_document(
         {
             "format": FORMAT,
             "version": VERSION,
@@ -184,7 +184,7 @@ def read_contents(storage: Storage) -> Contents:
     """
     where = f"{storage.location}/{CONTENTS}"
     try:
-        fields = unseal(storage.read(CONTENTS), where)
+        fields = decode_document(storage.read(CONTENTS), where)
         if fields.text("format") != FORMAT or fields.integer("version", 1, 1 << 30) != VERSION:
             raise CorpusError(
                 f"{where}: expected format {FORMAT}, version {VERSION}; found {fields.text('format')!r}, version "

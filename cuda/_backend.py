@@ -47,8 +47,8 @@ def launch(
         return
     if blocks > _MOST_BLOCKS:
         raise ValueError(
-            f"{source}.cu: {name} would need {blocks} blocks, more than the {_MOST_BLOCKS} of one launch; "
-            f"pass fewer clouds at a time"
+            f"{source}.cu: {name} would need {blocks} blocks, more than the {_MOST_BLOCKS} that one launch allows; "
+            "pass fewer clouds at a time"
         )
     cupy = _cupy()
     device = next(argument.device for argument in arguments if isinstance(argument, Tensor))

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from cuda import _backend
 from cuda._check import check_clouds, check_same_batch
-from cuda.twins._threads import for_each
 from cuda.twins.chamfer import nearest as _twin
 from cuda.twins.chamfer import nearest_backward as _twin_backward
+from cuda.twins.threads import for_each
 
 __all__ = ["chamfer"]
 

@@ -6,9 +6,9 @@ from torch import Tensor
 from cuda import _backend
 from cuda._check import check_choice, check_clouds
 from cuda.geometry import VIEW_AXES, ViewGeometry
-from cuda.twins._threads import for_each
 from cuda.twins.project import MAX, MEAN, NEAREST, SUM
 from cuda.twins.project import project as _twin
+from cuda.twins.threads import for_each
 
 __all__ = ["REDUCTIONS", "project"]
 

@@ -52,9 +52,9 @@ class CorpusConfig:
     def problems(self) -> Iterator[str]:
         yield from faults(self)
         if self.share_seed and self.share == 1:
-            yield f"share_seed = {self.share_seed} chooses a part of the shapes, and share = 1.0 takes all"
+            yield f"share_seed = {self.share_seed} selects a part of the shapes, but share = 1.0 takes all of them"
         if ":" not in self.uri:
-            yield f"uri = {self.uri!r} has no kind; write kind:location, for instance folder:meshes"
+            yield f"uri = {self.uri!r} has no kind; expected KIND:LOCATION, for instance folder:meshes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,20 +133,22 @@ class TeacherConfig:
     def problems(self) -> Iterator[str]:
         yield from faults(self)
         if not self.architecture:
-            yield 'architecture = "" names no model; ViT-B-16 is the reference'
+            yield 'architecture = "" is empty; ViT-B-16 is the reference'
         if self.architecture == "openai" and not self.weights:
-            yield 'architecture = "openai" is read off a weights file, and weights = "" names none'
+            yield 'architecture = "openai" is inferred from a weights file, but weights = "" names none'
         if not self.pretrained and not self.weights:
-            yield 'pretrained = "" and weights = "" name no weights; "random" must be asked for by name'
+            yield 'pretrained = "" and weights = "" give no weights; set pretrained = "random" for a random teacher'
         yield from device_problems(self.device)
         of_timm = self.architecture.startswith("timm:")
         if self.image_side and not of_timm:
             yield (
-                f"image_side = {self.image_side} is of timm's towers; architecture = {self.architecture!r} has a side "
-                "of its own, so leave 0"
+                f"image_side = {self.image_side} applies to timm's towers only; architecture = {self.architecture!r} "
+                "has a fixed side, so leave it 0"
             )
         if of_timm and self.quickgelu in ("on", "off"):
-            yield f"quickgelu = {self.quickgelu!r} is not timm's: its architectures say it by their names; leave auto"
+            yield (
+                f"quickgelu = {self.quickgelu!r} does not apply to timm's architectures, whose names say it; leave auto"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +188,4 @@ class BuildConfig:
 def conflicts(corpus: CorpusConfig, projection: ProjectionConfig) -> Iterator[str]:
     """Faults between two sections that are each sound, with full names."""
     if projection.points > corpus.points:
-        yield (
-            f"projection.points = {projection.points} is more than the corpus.points = {corpus.points} that are stored"
-        )
+        yield (f"projection.points = {projection.points} is more than the stored corpus.points = {corpus.points}")

@@ -43,7 +43,7 @@ def check_corpus(experiment: "Experiment", place: "Location") -> None:
 def finished_cache(experiment: "Experiment") -> "Location | None":
     """Return the location of the experiment's cache if it is finished, else None."""
     from pipeline.build.driver import cache_of
-    from teacher_cache.format.layout import MANIFEST
+    from teacher_cache.format.paths import MANIFEST
     from teacher_cache.storage.opening import storage_at
 
     _, place = cache_of(experiment.corpus, experiment.projection, experiment.teacher, experiment.cache)

@@ -112,7 +112,7 @@ def _shapes_by_shard(path: "Location", experiment: "Experiment") -> dict[int, li
 
 def stale_problem(shard: int) -> "Problem":
     """Return the problem of a sound shard whose source files have changed."""
-    from teacher_cache.format.layout import receipt_path
+    from teacher_cache.format.paths import receipt_path
     from teacher_cache.maintenance.verify import Problem
 
     return Problem(file=receipt_path(shard), shard=shard, what="is of files that have changed since")

@@ -108,7 +108,7 @@ def embed(
 def _write_npz(out: Path, features: "np.ndarray", clouds: "LabelledClouds", about: dict[str, Any]) -> None:
     import numpy as np
 
-    from teacher_cache.storage.commit import replace_file
+    from teacher_cache.storage.atomic import replace_file
 
     file = io.BytesIO()
     np.savez(file, features=features, labels=clouds.labels, ids=np.array(clouds.ids),

@@ -102,7 +102,7 @@ def _train(experiment: "Experiment", opened: Any, further: Sequence[Any], run_di
     from cli.experiment.toml import to_toml
     from cli.show.pictures import curves
     from cli.show.progress import human_seconds
-    from teacher_cache.storage.commit import replace_file
+    from teacher_cache.storage.atomic import replace_file
     from trainer.pretraining.loop import pretrain as run
 
     def note_settings() -> None:

@@ -27,7 +27,7 @@ def results(runs: tuple[Path, ...], form: str, published: bool, out: Path | None
     with theirs, which is another: they are to be read beside, not subtracted.
     """
     from cli.actions.gather_results import ResultsError, gather, published_rows, to_csv, to_markdown
-    from teacher_cache.storage.commit import replace_file
+    from teacher_cache.storage.atomic import replace_file
 
     try:
         rows = gather(runs)

@@ -179,7 +179,7 @@ def _report(
     """Print the results, and write them into `out`; `seconds` were spent on the runs and caches by this command."""
     from cli.show.progress import human_seconds
     from cli.study.report import markdown, picture, summarise, write_measurements
-    from teacher_cache.storage.commit import replace_file
+    from teacher_cache.storage.atomic import replace_file
     from trainer.engine.run_directory import known_json
 
     if not results:

@@ -41,7 +41,7 @@ def train(config: str, out: Path | None, overrides: tuple[str, ...]) -> None:
     from pipeline.teacher.tiny_clip.config import LearningConfig, ViewsConfig
     from pipeline.teacher.tiny_clip.train import StepReport, check_sizes, train_clip
     from pipeline.teacher.tiny_clip.views import draw_views
-    from teacher_cache.storage.commit import refuse_links
+    from teacher_cache.storage.atomic import refuse_links
 
     made = load_sections(config, _text(config), overrides, {"views": ViewsConfig, "learning": LearningConfig})
     views: ViewsConfig = made["views"]

@@ -11,7 +11,7 @@ import numpy as np
 
 from cli.show.clouds import render_cloud
 from teacher_cache.format.records import TeacherRecord
-from teacher_cache.storage.commit import replace_file
+from teacher_cache.storage.atomic import replace_file
 
 __all__ = ["GRID", "INK", "contrastive_curve", "curves", "pyplot", "record_sheet", "save_figure"]
 

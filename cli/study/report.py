@@ -57,7 +57,7 @@ class _Measurements(TypedDict):
 
 def write_measurements(results: Sequence[Mapping[str, Any]], path: Path, baseline: str) -> None:
     """Write all results as they were measured: settings, seeds, accuracies, losses and times of every run."""
-    from teacher_cache.storage.commit import replace_file
+    from teacher_cache.storage.atomic import replace_file
 
     content = {"format": FORMAT, "version": VERSION, "baseline": baseline, "runs": sorted(results, key=_order)}
     replace_file(path, (json.dumps(content, indent=1) + "\n").encode())

@@ -28,7 +28,7 @@ def do(run: Run, cache_path: "Location", *further_paths: "Location") -> dict[str
     from cli.experiment.live import live_teacher
     from cli.experiment.toml import load_experiment
     from pipeline.build.own_records import own_records
-    from teacher_cache.storage.commit import refuse_links
+    from teacher_cache.storage.atomic import refuse_links
     from trainer.checkpoints.models import load_model
     from trainer.config import EvaluationConfig
     from trainer.engine.run_directory import write_json

@@ -102,8 +102,9 @@ def principal(moments: Moments, channels: int, shapes: int) -> Basis:
     count, first, second = moments
     if not (torch.isfinite(first).all() and torch.isfinite(second).all()):
         raise BuildError(
-            "the teacher's output on the sample of cache.channels is not finite; its points were, so the teacher is "
-            "at fault.\n  Check its weights, or set teacher.precision = float32."
+            "the teacher's output on the sample of cache.channels has values that are not finite, although the points "
+            "are.\n"
+            "  Check the teacher's weights, or set teacher.precision = float32."
         )
     mean = first / count
     values, vectors = torch.linalg.eigh(second / count - torch.outer(mean, mean))
@@ -156,7 +157,7 @@ def _groups(corpus: Corpus, ids: Sequence[str], size: int, shapes: int, poses: i
         raise BuildError(
             "the corpus has no shapes; check corpus.uri"
             if not refused
-            else f"none of the {len(refused)} shapes of the corpus can be used; some are\n  {shown}"
+            else f"none of the {len(refused)} shapes of the corpus can be used; the first are\n  {shown}"
         )
 
 

@@ -159,21 +159,21 @@ class Changes:
 
     def lines(self) -> list[str]:
         """List the differences for the user, one per line."""
-        said = []
+        lines = []
         for one, more, ids in (
             ("changed since the cache was built", "changed since the cache was built", self.changed),
-            ("is not in the corpus any more", "are not in the corpus any more", self.gone),
+            ("is no longer in the corpus", "are no longer in the corpus", self.gone),
         ):
             if ids:
                 shown = ", ".join(map(repr, ids[:SHOWN])) + (
                     f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
                 )
-                said.append(f"{_count(len(ids), 'shape')} {one if len(ids) == 1 else more}: {shown}")
-        if said and self.came:
-            said.append(f"{_count(self.came, 'shape')} {'is' if self.came == 1 else 'are'} new")
-        if said and not self.same:
-            said.append("none of its shapes is as it was: is this another corpus under the old one's name?")
-        return said
+                lines.append(f"{_count(len(ids), 'shape')} {one if len(ids) == 1 else more}: {shown}")
+        if lines and self.came:
+            lines.append(f"{_count(self.came, 'shape')} {'is' if self.came == 1 else 'are'} new")
+        if lines and not self.same:
+            lines.append("all of its shapes differ: is this another corpus under the same name?")
+        return lines
 
 
 def compare_corpus(
@@ -220,7 +220,9 @@ def compare_corpus(
             if content or not stamps.vouch_for(receipt, looks, some):
                 read += len(known)
                 if read >= MANY > read - len(known):
-                    logger.warning("the content of many files is compared, whose size or time the cache does not know")
+                    logger.warning(
+                        "comparing the content of many files, because the cache does not know their size and time"
+                    )
                 now = pool.map(lambda id: made_of(corpus, places[id]), [id for id, _ in known])
                 odd = [id for (id, then), found in zip(known, now, strict=True) if found != then]
             stale = [id for id in odd if id not in refused]
@@ -259,9 +261,10 @@ def refuse_stale(changes: Changes, location: object) -> None:
     if changes.stale:
         lines = "\n  ".join(changes.lines())
         raise BuildError(
-            f"{location}: the cache is not of this corpus any more:\n  {lines}\n"
-            f"  Rebuild {_count(len(changes.shards), 'shard')} with --changed rebuild (build.changed), bring the old "
-            "files back, or build into another cache.root."
+            f"{location}: the cache no longer matches this corpus:\n"
+            f"  {lines}\n"
+            f"  Rebuild {_count(len(changes.shards), 'shard')} with --changed rebuild (build.changed), restore the "
+            "old files, or build into another cache.root."
         )
 
 

@@ -93,7 +93,7 @@ def build_cache(
     if cache.channels > loaded.channels:
         raise BuildError(
             f"cache.channels = {cache.channels} is more than the {loaded.channels} channels of teacher.architecture = "
-            f"{teacher.architecture}; 0 keeps them as they are"
+            f"{teacher.architecture}; 0 stores them unchanged"
         )
     if cache.class_token != "none" and loaded.class_problem is not None:
         raise BuildError(
@@ -145,12 +145,12 @@ def build_cache(
             len(tasks),
             tally.total,
             build.scheduler,
-            "" if build.remote else f", {crew.processes} x {crew.lanes} lanes, {crew.in_work} shards in work",
+            "" if build.remote else f", {crew.processes} x {crew.lanes} lanes, {crew.in_work} shards in flight",
         )
         try:
             writer.log({"event": "build", "missing": len(tasks), "software": job.software})
         except OSError as error:  # on a full disk the shards fail with a remedy, which a failed note must not hide
-            logger.warning("the build is not noted in the cache's log: %s", error)
+            logger.warning("the build could not be recorded in the cache's log: %s", error)
         taken = partial(_take, tally, stamps, source, own.corpus, None if local else writer)
         try:
             if local:
@@ -285,13 +285,13 @@ def _take(
             except MachineFault as error:
                 raise BuildError(
                     f"shard {result.receipt.shard} cannot be compared with the driver's files: {error}\n"
-                    f"  The {len(tally.receipts)} committed shards are kept; run the build again to go on."
+                    f"  The {len(tally.receipts)} committed shards are kept; run the build again to resume."
                 ) from error
             if odd:
                 elsewhere.withdraw([result.receipt.shard])
                 raise BuildError(
-                    f"shard {result.receipt.shard}: a worker read other files than the driver has, {len(odd)} of "
-                    f"{len(shapes)}, first {odd[0]!r} ({source.source(places[odd[0]])}); the shard is taken back.\n"
+                    f"shard {result.receipt.shard}: a worker read other files than the driver, {len(odd)} of "
+                    f"{len(shapes)}, first {odd[0]!r} ({source.source(places[odd[0]])}); the shard was withdrawn.\n"
                     "  Give driver and workers the same files, and run the build again."
                 )
     stamps.note(result.receipt, looks)

@@ -63,8 +63,13 @@ def check_software(job: Job) -> None:
     lines = differences(software(), job.software)
     if lines:
         raise BuildError(
-            "this worker runs other software (here) than the driver (there):\n  " + "\n  ".join(lines) + "\n"
-            "  Install the same on all of them; a shard made by other code would look sound and hold other numbers."
+            "this worker runs other software (here) than the driver (there):\n  "
+            + "\n  ".join(lines)
+            + (
+                "\n"
+                "  Install the same software everywhere; a shard made by other code would pass every check and hold "
+                "other values."
+            )
         )
 
 

@@ -41,7 +41,7 @@ def own_records(cache: Cache, corpus: CorpusConfig, *, as_it_is: bool = False) -
         held += shapes_in(receipt, cache.poses)
     own: Set[str]
     if shapes is None:
-        notes.append("note: the shapes are selected among those of the cache, since its corpus is not at hand")
+        notes.append("note: the shapes are selected among those of the cache, because its corpus is not available here")
         own = {held[index] for index in select_shapes(held, corpus, where="the cache").tolist()}
     elif as_it_is:
         own = shapes.with_absent([id for id in held if id not in shapes.corpus])
@@ -50,16 +50,16 @@ def own_records(cache: Cache, corpus: CorpusConfig, *, as_it_is: bool = False) -
     if missing := sorted(own - set(held)):
         if corpus.selects:
             raise BuildError(
-                f"{cache.path}: expected the shapes that [corpus] selects; {len(missing)} of its {len(own)} shapes are "
-                f"not in the cache, first {missing[0]!r}.\n"
-                "  Build them with `i2p cache build CONFIG`, or select others."
+                f"{cache.path}: expected the shapes that [corpus] selects; {len(missing)} of its {len(own)} shapes "
+                f"are not in the cache, first {missing[0]!r}.\n"
+                "  Add them with `i2p cache build CONFIG`, or select other shapes."
             )
         notes.append(_lacking(len(missing), len(own)))
     mine = [id for id in usable if id in own]
     if not mine:
-        raise BuildError(f"{cache.path}: holds none of the {len(own)} shapes of {corpus.uri}")
+        raise BuildError(f"{cache.path}: contains none of the {len(own)} shapes of {corpus.uri}")
     if len(mine) < len(usable):
-        notes.append(f"note: the experiment is about {len(mine)} of the {len(usable)} shapes in the cache")
+        notes.append(f"note: the experiment uses {len(mine)} of the {len(usable)} shapes in the cache")
     if corpus.selects:
         return select(cache, mine), notes
     if len(mine) == len(usable):
@@ -68,7 +68,7 @@ def own_records(cache: Cache, corpus: CorpusConfig, *, as_it_is: bool = False) -
 
 
 def _lacking(missing: int, own: int) -> str:
-    return f"note: {missing} of its {own} shapes are not in the cache; the experiment goes on without them"
+    return f"note: {missing} of its {own} shapes are not in the cache; the experiment continues without them"
 
 
 def _corpus_of(cache: Cache, corpus: CorpusConfig) -> Corpus | None:

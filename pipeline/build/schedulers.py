@@ -172,7 +172,7 @@ def _warned_when_alone(client: Any) -> Iterator[None]:
             with suppress(OSError, CancelledError):  # of a scheduler that is lost, the main thread hears itself
                 if client.status == "running" and not client.nthreads():
                     address = client.scheduler.address
-                    logger.warning("%s has no worker left; waiting for one (`dask worker %s`)", address, address)
+                    logger.warning("%s has no worker left; waiting for a new one (`dask worker %s`)", address, address)
 
     thread = threading.Thread(target=watch, name="lonely", daemon=True)
     thread.start()
@@ -210,17 +210,17 @@ def _collect(
         except CancelledError as cancelled:
             raise BuildError(
                 f"the connection to the Dask scheduler at {client.scheduler.address} was lost.\n"
-                "  Committed shards are kept; start the scheduler again and run the build again to go on."
+                "  Committed shards are kept; start the scheduler again and run the build again to resume."
             ) from cancelled
         if isinstance(error, KilledWorker):
             if not again[task.shard]:
                 raise BuildError(
-                    f"shard {task.shard}: the workers it was given to died ({error}).\n"
-                    "  Most often they ran out of memory: lower build.workers, cache.shapes_per_shard or "
-                    "teacher.batch_size; their logs say more. Committed shards are kept; run the build again to go on."
+                    f"shard {task.shard}: the workers that ran it died ({error}).\n"
+                    "  The usual cause is memory: lower build.workers, cache.shapes_per_shard or teacher.batch_size; "
+                    "the logs of the workers say more. Committed shards are kept; run the build again to resume."
                 )
             again[task.shard] -= 1
-            logger.warning("shard %d: its workers died, handed out again: %s", task.shard, error)
+            logger.warning("shard %d: its worker died, rescheduled: %s", task.shard, error)
             (fresh,) = _submit(client, job, [task], attempt=again[task.shard] + 1)
             left[fresh] = task
             done.add(fresh)

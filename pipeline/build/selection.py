@@ -19,7 +19,7 @@ from pipeline.errors import BuildError
 from teacher_cache.errors import StorageError
 from teacher_cache.foreign import decode_text, misnomer
 from teacher_cache.location import local_path
-from teacher_cache.storage.commit import read_regular
+from teacher_cache.storage.atomic import read_regular
 
 __all__ = ["OwnShapes", "listed_ids", "select_shapes"]
 
@@ -96,7 +96,8 @@ def select_shapes(
         if unknown := [] if lacking else sorted(named.difference(ids)):
             raise BuildError(
                 f"corpus.only = {config.only} names {_count(len(unknown))} that {where} does not have: "
-                f"{_some(unknown)}.\n  Take them off the list, or bring their files back."
+                f"{_some(unknown)}.\n"
+                "  Remove them from the list, or restore their files."
             )
         chosen = np.array([index for index, id in enumerate(ids) if id in named], np.int64)
     if config.take:
@@ -125,17 +126,17 @@ def listed_ids(name: str) -> set[str]:
     try:
         data = read_regular(local_path(name) or Path(name).expanduser(), MAX_LIST)
     except (OSError, RuntimeError, StorageError) as error:
-        raise BuildError(f"corpus.only = {name}: expected a file with an id a line; {_why(error)}") from error
+        raise BuildError(f"corpus.only = {name}: expected a file with one id per line; {_why(error)}") from error
     found = misnomer(data) if len(data) <= MAX_LIST else f"is larger than {MAX_LIST} bytes"
     if found is not None:
-        raise BuildError(f"corpus.only = {name}: {found}; expected a file with an id a line")
+        raise BuildError(f"corpus.only = {name}: {found}; expected a file with one id per line")
     try:
         text = decode_text(data)
     except ValueError as error:
         raise BuildError(f"corpus.only = {name}: {error}") from error
     ids = {line for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n") if line.strip()}
     if not ids:
-        raise BuildError(f"corpus.only = {name}: holds no ids; expected one a line")
+        raise BuildError(f"corpus.only = {name}: contains no ids; expected one per line")
     return ids
 
 

@@ -169,7 +169,7 @@ def test_the_shard_of_a_killed_worker_is_done_by_another(tmp_path, undisturbed):
         killer = threading.Thread(target=kill_one_at_work)
         killer.start()
         grown = "synthetic:?count=60&seed=1"
-        with pytest.raises(BuildError, match=r"(?s)shard \d+: the workers it was given to died .*run the build again"):
+        with pytest.raises(BuildError, match=r"(?s)shard \d+: the workers that ran it died .*run the build again"):
             small_build(tmp_path, scheduler=dask.address, retries=0, corpus=grown)
         killer.join()
     assert small_build(tmp_path, corpus=grown).shapes == 60

@@ -201,7 +201,7 @@ def test_a_gpu_that_is_not_there_is_an_error():
     ],
 )
 def test_towers_without_a_class_token_are_refused(architecture, said):
-    with pytest.raises(TeacherError, match=f"teacher.architecture = {architecture} cannot teach: {said}"):
+    with pytest.raises(TeacherError, match=f"teacher.architecture = {architecture} cannot be a teacher: {said}"):
         load_teacher(TeacherConfig(architecture=architecture, pretrained="random", device="cpu"))
 
 

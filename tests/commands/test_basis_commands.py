@@ -62,4 +62,7 @@ def test_more_channels_than_the_teacher_has_end_without_a_traceback(capsys, sett
 def test_a_sample_without_channels_is_a_fault_of_the_settings(capsys):
     outcome = run(capsys, "cache", "build", "smoke", "--set", "cache.sample=16")
     assert outcome.code == 2
-    assert "cache.sample = 16 is what a basis is fitted on, and channels = 0 asks for none" in outcome.err
+    assert (
+        "cache.sample = 16 is the number of shapes that a basis is fitted on, and channels = 0 uses no basis"
+        in outcome.err
+    )

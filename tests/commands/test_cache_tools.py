@@ -89,7 +89,7 @@ def test_a_converted_cache_is_repaired_by_the_experiment_it_carries(smoke, tmp_p
         (("--format", "hdf5"), 2, "'hdf5' is not one of"),
         (("--steps", "24"), 2, "--steps is a setting of --features int8"),
         (("--level", "0"), 2, "0 is not in the range"),
-        (("--format", "zarr"), 1, "it is stored so already"),
+        (("--format", "zarr"), 1, "it already has these settings"),
         (("--features", "float32"), 1, 'features = "float16" cannot become "float32"'),
     ],
 )
@@ -207,9 +207,9 @@ def test_gc_reports_what_it_cannot_read_and_refuses_urls(tmp_path: Path, capsys)
 
 
 def hold(cache: str, ready, leave) -> None:
-    from teacher_cache.storage import commit
+    from teacher_cache.storage import atomic
 
-    with commit.workspace(Path(cache)) as folder:
+    with atomic.workspace(Path(cache)) as folder:
         (folder / "half").write_bytes(b"half a shard")
         ready.set()
         leave.wait(60)

@@ -52,7 +52,7 @@ def test_a_stale_cache_is_trained_on_only_when_asked_for(experiment: Path, capsy
         refused = run(capsys, "pretrain", "mine.toml", *arguments)
         assert refused.code == 1
         assert "1 shape changed since the cache was built: '3.npy'" in refused.err
-        assert "1 shape is not in the corpus any more: '5.npy'" in refused.err
+        assert "1 shape is no longer in the corpus: '5.npy'" in refused.err
         assert not Path("runs").exists()
     for number, arguments in enumerate((["--cache", experiment], [])):
         trained = run(capsys, "pretrain", "mine.toml", *arguments, "--stale-cache", "train", "--out", f"run{number}")

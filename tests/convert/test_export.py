@@ -159,7 +159,11 @@ def test_a_classifier_goes_out_as_it_came(tmp_path):
 
 def test_settings_the_reference_has_no_switch_for_are_named(tmp_path):
     checkpoint = _trained(tmp_path / "run", tiny_model())
-    [note] = [note for note in export_reference(checkpoint, tmp_path / "out.pth").notes if "otherwise than" in note]
+    [note] = [
+        note
+        for note in export_reference(checkpoint, tmp_path / "out.pth").notes
+        if "other values of these settings" in note
+    ]
     for setting in ("batch_norm_groups = 'visible'", "fps_skip_near_origin = False", "interpolation = 'direct'"):
         assert f"model.{setting}" in note
     assert "merge_input" not in note
@@ -195,10 +199,10 @@ def test_a_checkpoint_whose_settings_were_altered_is_refused(tmp_path):
 def test_an_existing_file_is_left_alone_and_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     checkpoint = _trained(tmp_path / "run", tiny_model())
     (tmp_path / "out.pth").write_bytes(b"mine")
-    with pytest.raises(CheckpointError, match=r"out.pth exists already; nothing was written"):
+    with pytest.raises(CheckpointError, match=r"out.pth already exists; nothing was written"):
         export_reference(checkpoint, tmp_path / "out.pth")
     assert (tmp_path / "out.pth").read_bytes() == b"mine"
-    with pytest.raises(CheckpointError, match="nowhere is no folder; expected one to write"):
+    with pytest.raises(CheckpointError, match="nowhere is not a directory, so"):
         export_reference(checkpoint, tmp_path / "nowhere" / "out.pth")
 
     def full(content: Any, stream: Any) -> None:

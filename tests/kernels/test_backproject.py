@@ -207,5 +207,7 @@ def test_wrong_arguments_are_named(change, error, message):
     arguments = {"maps": torch.zeros(1, 3, 196, 8), "points": torch.zeros(1, 4, 3)} | change
     with pytest.raises(error, match=f"backproject: .*{message}"):
         backproject(arguments["maps"], arguments["points"], geometry)
-    with pytest.raises(TypeError, match=r"geometry.offset must be torch.int32, got torch.int64; use what project"):
+    with pytest.raises(
+        TypeError, match=r"geometry.offset must be torch.int32, got torch.int64; pass the geometry that project"
+    ):
         pixels(torch.zeros(1, 4, 3), geometry._replace(offset=geometry.offset.long()))

@@ -89,7 +89,7 @@ def test_only_a_class_token_attends_to_itself(name):
     assert teacher.class_problem is None
     if name in POOLED:
         assert teacher.identity()["saliency"] == "attention pool"
-        with pytest.raises(TeacherError, match="pools by attention: no class token attends"):
+        with pytest.raises(TeacherError, match="pools by attention; it has no class token that attends"):
             teacher.encode_class(images(teacher))
         return
     assert teacher.identity()["saliency"] == "class token"
@@ -196,7 +196,7 @@ def test_what_does_not_fit_is_named_together(tmp_path):
     ("changes", "said"),
     [
         ({"pos_embed": torch.ones(1, 49, 64)}, r"pos_embed has 49 places; timm:test_vit has 1 before those"),
-        ({"patch_embed.proj.weight": torch.ones(64, 3, 8, 8)}, r"patches of 8 x 8 pixels; those of .* are of 16 x 16"),
+        ({"patch_embed.proj.weight": torch.ones(64, 3, 8, 8)}, r"patches of 8 x 8 pixels; .* has 16 x 16"),
         ({"pos_embed": None}, r"1 missing: pos_embed"),
     ],
 )  # fmt: skip
@@ -209,9 +209,9 @@ def test_files_of_other_grids_and_patches_are_refused(tmp_path, changes, said):
     ("name", "said"),
     [
         ("timm:test_vit2", "neither a class token nor an attention pool"),
-        ("timm:eva02_tiny_patch14_224", "its last norm stands behind the pooling"),
+        ("timm:eva02_tiny_patch14_224", "its last norm follows the pooling"),
         ("timm:resnet18", "none of timm's plain vision transformers"),
-        ("timm:flexivit_small", "resizes its positions by rules of their own"),
+        ("timm:flexivit_small", "resizes its position embedding by other rules"),
         ("timm:vit_base_patch16_xp_224", "its blocks are ParallelScalingBlock"),
         ("timm:vit_smal_patch14_dinov2", "did you mean timm:vit_small_patch14_dinov2"),
         ("timm:", "is not a vision transformer of timm"),
@@ -260,7 +260,7 @@ def test_images_must_be_of_the_towers_side_and_moments():
     assert list(teacher_conflicts(siglip, replace(fitting, patch_side=16, normalisation="half"))) == []
     with pytest.raises(TeacherError, match=r"teacher.image_side = 225 is not a multiple of the 14 pixels"):
         load_teacher(replace(dinov2, image_side=225))
-    with pytest.raises(TeacherError, match=r"mean \(0.43, 0.411, 0.296\) .* which no projection.normalisation gives"):
+    with pytest.raises(TeacherError, match=r"mean \(0.43, 0.411, 0.296\) .* projection.normalisation supports only"):
         list(teacher_conflicts(config("timm:vit_large_patch16_dinov3", pretrained="sat493m"), fitting))
 
 
@@ -288,7 +288,9 @@ def test_moments_that_no_setting_gives_are_named(tmp_path, caplog, monkeypatch):
     }
     monkeypatch.setattr("pipeline.teacher.timm_tower._entries", lambda name: tags)
     assert load_teacher(config(weights=path)).normalisations == ("imagenet",)
-    assert "= imagenet or mean (0.43, 0.411, 0.296) and deviation (0.213, 0.156, 0.143), which no" in caplog.text
+    assert (
+        "= imagenet or mean (0.43, 0.411, 0.296) and standard deviation (0.213, 0.156, 0.143), which no" in caplog.text
+    )
 
 
 @pytest.mark.parametrize(
@@ -296,7 +298,7 @@ def test_moments_that_no_setting_gives_are_named(tmp_path, caplog, monkeypatch):
     [
         ({"architecture": "ViT-B-16", "image_side": 224}, "image_side = 224 is of timm's towers"),
         ({"image_side": -14}, "image_side = -14 is outside 0..4096"),
-        ({"quickgelu": "on"}, "quickgelu = 'on' is not timm's"),
+        ({"quickgelu": "on"}, "quickgelu = 'on' does not apply to timm's"),
     ],
 )
 def test_settings_that_would_do_nothing_are_refused(settings, said):
@@ -309,7 +311,7 @@ def test_a_version_that_computes_otherwise_is_refused(monkeypatch):
 
     forward = VisionTransformer.forward_features
     monkeypatch.setattr(VisionTransformer, "forward_features", lambda self, x: forward(self, x) * 1.01)
-    with pytest.raises(TeacherError, match="does not know how that version computes them"):
+    with pytest.raises(TeacherError, match="this version of timm is not supported"):
         load_teacher(config())
 
 

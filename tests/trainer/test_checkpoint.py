@@ -76,7 +76,7 @@ def test_pruning_keeps_the_newest_and_the_milestones(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_is_never_overwritten(written: Path) -> None:
-    with pytest.raises(CheckpointError, match="epoch-0001 exists already; expected to write it now"):
+    with pytest.raises(CheckpointError, match="epoch-0001 already exists, although this run has not written it"):
         _write(written.parent.parent, 1)
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import teacher_cache
+from cuda.token_maps import TokenMaps
 from tests.support.models import TINY
 from tests.support.training import trainer_config, training_cache
 from trainer.engine.augmentation import choose_points, renormalised, scale_and_shift
 from trainer.engine.ranks import Ranks
 from trainer.errors import DataError
-from trainer.models.tokens.maps import TeacherMaps
 from trainer.pretraining.data import Loader, Part
 
 
@@ -42,7 +42,7 @@ def test_without_augmentation_the_student_sees_the_stored_cloud_exactly(cache: A
     assert part.ids == stored.ids
     assert torch.equal(part.points, part.points_canonical)
     assert np.array_equal(part.points.numpy(), stored.points)
-    assert isinstance(part.maps, TeacherMaps)
+    assert isinstance(part.maps, TokenMaps)
     assert np.array_equal(part.maps.features.numpy(), stored.features)
     assert np.array_equal(part.maps.geometry.offset.numpy(), stored.offset)
 

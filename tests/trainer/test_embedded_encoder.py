@@ -74,7 +74,7 @@ def test_a_slim_checkpoint_is_the_model_to_half_precision(tmp_path: Path, capsys
     kept, header = load_model(tmp_path / "small")
     assert torch.equal(kept.encode(clouds()), load_encoder("embedded").encode(clouds()))  # rounded already
     assert header.kind == "pretraining"
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(CheckpointError, match="already exists"):
         slim_checkpoint("embedded", tmp_path / "small")
 
 

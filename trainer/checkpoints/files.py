@@ -29,7 +29,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from teacher_cache.storage.commit import read_regular, write_file
+from teacher_cache.storage.atomic import read_regular, write_file
 from teacher_cache.system import sync_directory
 from trainer.checkpoints.under_way import is_under_way
 from trainer.errors import CheckpointDamaged, CheckpointError
@@ -110,7 +110,9 @@ def write_checkpoint(
     """Write `RUN/checkpoints/<header.name>` atomically and return it; an existing one of that name is an error."""
     target = _folder(run_dir) / header.name
     if target.exists():
-        raise CheckpointError(f"{target} exists already; expected to write it now. Another run may be using {run_dir}.")
+        raise CheckpointError(
+            f"{target} already exists, although this run has not written it. Another run may be using {run_dir}."
+        )
     return write_checkpoint_at(target, header, model, optimizer)
 
 

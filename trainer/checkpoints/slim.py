@@ -26,7 +26,7 @@ def slim_checkpoint(path: str | Path, out: Path, *, half: bool = False) -> tuple
     if header.under_way is not None:
         raise CheckpointError(f"{found} was written within an epoch; expected one of a whole epoch.")
     if out.exists():
-        raise CheckpointError(f"{out} exists already; expected to write it now.")
+        raise CheckpointError(f"{out} already exists. Remove it, or choose another name.")
     weights = read_tensors(found, header)
     if half:
         weights = {name: _rounded(name, value) for name, value in weights.items()}

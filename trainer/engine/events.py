@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from teacher_cache.storage.commit import open_log, replace_file
+from teacher_cache.storage.atomic import open_log, replace_file
 from trainer.losses.terms import WHOLE
 
 __all__ = [

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from teacher_cache.storage.commit import read_regular, refuse_links, replace_file
+from teacher_cache.storage.atomic import read_regular, refuse_links, replace_file
 from teacher_cache.system import open_file, try_lock
 from trainer.engine.ranks import Ranks
 from trainer.errors import TrainingError

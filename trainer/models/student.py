@@ -6,19 +6,19 @@ in `trainer.models.build.STUDENTS`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from cuda.token_maps import TokenMaps
 from trainer.losses.terms import Losses
 from trainer.models.config import MaskingConfig, StudentConfig
 from trainer.models.layers.pooling import Feature
 from trainer.models.random_inputs import Draws
-from trainer.models.tokens.maps import TeacherMaps
 
-__all__ = ["Further", "Predicted", "PredictedOfSeveral", "Said", "Student"]
+__all__ = ["Further", "Predicted", "Said", "Student"]
 
 
 class Further(NamedTuple):
@@ -49,19 +49,13 @@ class Said(NamedTuple):
 class Predicted(Protocol):
     """What a network says about a plan, as far as others look at it.
 
-    whole    [B, V * C] the answer of the global loss, not scaled; None without its head
-    further  of each further teacher; only students that know such have it
+    whole  [B, V * C] the answer of the global loss, not scaled; None without its head
+
+    Of a student with further teachers it also has `further`, a sequence of Said.
     """
 
     @property
     def whole(self) -> Tensor | None: ...
-
-
-class PredictedOfSeveral(Predicted, Protocol):
-    """What the network of a student with further teachers says."""
-
-    @property
-    def further(self) -> Sequence[Said]: ...
 
 
 class Student(nn.Module, ABC):
@@ -74,7 +68,7 @@ class Student(nn.Module, ABC):
     whole             with the head of the global loss (trainer.losses.alignment)
 
     A student with `several_teachers` also takes `further`, a sequence of Further, and its `plan` their maps by that
-    name: a TeacherMaps each, or None where only the whole is a target.
+    name: a TokenMaps each, or None where only the whole is a target.
 
     A forward pass has two parts. `plan` is geometry and targets, without gradient, and the only place where the host
     may have to wait for the device. `network` is all that is learnt. Plans are the student's own and opaque to others.
@@ -102,7 +96,7 @@ class Student(nn.Module, ABC):
         """Draw all weights anew from `generator` (None: torch's global one); the same for the same generator."""
 
     @abstractmethod
-    def plan(self, points: Tensor, points_canonical: Tensor, maps: TeacherMaps | None, draws: Draws | None) -> Any:
+    def plan(self, points: Tensor, points_canonical: Tensor, maps: TokenMaps | None, draws: Draws | None) -> Any:
         """Everything about a batch that is not learnt.
 
         points            [B, N, 3] float32, the cloud as the student sees it, N at least config.least_points.

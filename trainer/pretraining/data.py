@@ -13,15 +13,15 @@ around. That is a function of the order and of the damage alone; batches keep th
 """
 
 from collections.abc import Generator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cuda.geometry import ViewGeometry
-from teacher_cache.format.records import CacheSchema, RecordBatch
+from cuda.token_maps import TokenMaps
+from teacher_cache import Cache, CacheSchema, RecordBatch, Selection
 from teacher_cache.reading.order import epoch_order
 from teacher_cache.reading.stream import NothingSound, Stream, StreamBatch
 from trainer.config import TrainerConfig
@@ -30,34 +30,16 @@ from trainer.engine.ranks import Ranks
 from trainer.errors import DataError
 from trainer.models.config import StudentConfig
 from trainer.models.random_inputs import Draws
-from trainer.models.tokens.maps import TeacherMaps
 from trainer.pretraining.alignment import wholes_of
 from trainer.pretraining.joined import FurtherCache, JoinedBatch, JoinedCaches
 
-__all__ = ["FurtherPart", "Loader", "Part", "Records"]
-
-
-class Records(Protocol):
-    """The part of a cache that training needs; `teacher_cache.Cache` has it. `read` must be thread-safe."""
-
-    @property
-    def schema(self) -> CacheSchema: ...
-
-    @property
-    def counts(self) -> NDArray[np.int64]: ...
-
-    @property
-    def poses(self) -> int: ...
-
-    def __len__(self) -> int: ...
-
-    def read(self, indices: NDArray[np.int64], *, depth: bool = ...) -> RecordBatch: ...
+__all__ = ["FurtherPart", "Loader", "Part"]
 
 
 class FurtherPart(NamedTuple):
     """What a further teacher says of a part: its maps and `whole` as in Part; None where they are not learnt from."""
 
-    maps: TeacherMaps | None
+    maps: TokenMaps | None
     whole: Tensor | None
 
 
@@ -79,7 +61,7 @@ class Part(NamedTuple):
     records: np.ndarray
     points: Tensor
     points_canonical: Tensor
-    maps: TeacherMaps | None
+    maps: TokenMaps | None
     draws: Draws
     skipped: int = 0
     whole: Tensor | None = None
@@ -117,11 +99,11 @@ class Part(NamedTuple):
         )
 
 
-def _pinned_maps(maps: TeacherMaps | None) -> TeacherMaps | None:
+def _pinned_maps(maps: TokenMaps | None) -> TokenMaps | None:
     if maps is None:
         return None
     geometry = ViewGeometry(*(part.pin_memory() for part in maps.geometry))
-    return TeacherMaps(maps.features.pin_memory(), maps.saliency.pin_memory(), geometry, maps.image_side)
+    return TokenMaps(maps.features.pin_memory(), maps.saliency.pin_memory(), geometry, maps.image_side)
 
 
 class Loader:
@@ -129,7 +111,7 @@ class Loader:
 
     def __init__(
         self,
-        cache: Records,
+        cache: Cache | Selection,
         model: StudentConfig,
         config: TrainerConfig,
         ranks: Ranks,
@@ -148,7 +130,7 @@ class Loader:
         """
         self._cache, self._model, self._config, self._ranks = cache, model, config, ranks
         self._live, self._whole, self._further = live_teacher, whole, tuple(further)
-        self._source: Any = JoinedCaches(cache, self._further) if self._further else cache  # type: ignore[arg-type]
+        self._source = JoinedCaches(cache, self._further) if self._further else cache
         self._damaged: set[int] = set()  # records known to be damaged
         self.points = config.points or cache.schema.points
         shapes = len(cache) // cache.poses
@@ -272,8 +254,8 @@ def _closing(batches: Stream) -> Generator[list[Part], None, None]:
             raise DataError(str(error)) from error
 
 
-def _maps(batch: RecordBatch, rows: slice, image_side: int) -> TeacherMaps:
+def _maps(batch: RecordBatch, rows: slice, image_side: int) -> TokenMaps:
     geometry = ViewGeometry(*(torch.from_numpy(array[rows]) for array in (batch.lo, batch.cell, batch.offset)))
-    return TeacherMaps(
+    return TokenMaps(
         torch.from_numpy(batch.features[rows]), torch.from_numpy(batch.saliency[rows]), geometry, image_side
     )

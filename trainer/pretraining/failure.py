@@ -7,10 +7,10 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from teacher_cache.storage.commit import replace_file
+from cuda.token_maps import TokenMaps
+from teacher_cache.storage.atomic import replace_file
 from trainer.engine.run_directory import write_json
 from trainer.errors import TrainingError
-from trainer.models.tokens.maps import TeacherMaps
 from trainer.pretraining.data import Part
 from trainer.pretraining.step import Outcome
 
@@ -56,7 +56,7 @@ def save_batch(folder: Path, rank: int, parts: Sequence[Part], facts: Mapping[st
     write_json(folder / f"rank{rank}.json", {**facts, "ids": [id for part in parts for id in part.ids]})
 
 
-def _said(maps: TeacherMaps | None, whole: Tensor | None) -> dict[str, Tensor]:
+def _said(maps: TokenMaps | None, whole: Tensor | None) -> dict[str, Tensor]:
     found = {} if whole is None else {"whole": whole}
     if maps is not None:
         found |= {"features": maps.features, "saliency": maps.saliency, **maps.geometry._asdict()}

@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
-from teacher_cache import Cache
-from teacher_cache.reading.selection import Selection
+from teacher_cache import Cache, Selection
 from trainer.checkpoints import files as checkpoint
 from trainer.checkpoints.files import Header
 from trainer.checkpoints.models import refuse_other_run, resume_problems, sections_of, software_versions
@@ -45,27 +44,17 @@ from trainer.errors import TrainingError
 from trainer.models.build import new_student
 from trainer.models.config import MaskingConfig, StudentConfig
 from trainer.models.student import Further
-from trainer.pretraining.alignment import Alignment, Wholes
-from trainer.pretraining.data import Loader, Records
+from trainer.pretraining.alignment import Alignment
+from trainer.pretraining.data import Loader
 from trainer.pretraining.evaluation import Evaluations, check_evaluation
 from trainer.pretraining.failure import not_finite
 from trainer.pretraining.joined import FurtherCache, join
 from trainer.pretraining.progress import Progress
 from trainer.pretraining.step import LiveTeacher, Stepper, TeacherTargets
 
-__all__ = ["TrainReport", "TrainingCache", "TrainingError", "pretrain"]
+__all__ = ["TrainReport", "TrainingError", "pretrain"]
 
 logger = logging.getLogger(__name__)
-
-
-class TrainingCache(Records, Wholes, Protocol):
-    """A cache that can be trained on: `teacher_cache.Cache`."""
-
-    @property
-    def recipe(self) -> Any: ...
-
-    @property
-    def basis(self) -> Any: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +78,7 @@ class TrainReport:
 
 
 def pretrain(
-    cache: TrainingCache,
+    cache: Cache | Selection,
     run_dir: str | Path,
     *,
     model: StudentConfig,
@@ -149,7 +138,7 @@ class _Run:
 
     def __init__(
         self,
-        cache: TrainingCache,
+        cache: Cache | Selection,
         run_dir: Path,
         model: StudentConfig,
         masking: MaskingConfig,
@@ -171,7 +160,7 @@ class _Run:
         factors = list(zip(weights_2d, weights_global, strict=True))
         if len(factors) > 1 or factors[0] != (1, 1):  # absent otherwise, as in runs before there were several
             self.sections["teachers"] = {"weights_2d": list(weights_2d), "weights_global": list(weights_global)}
-        self.identity = {**_identity(cache), "records": len(cache)}
+        self.identity: dict[str, Any] = {**_identity(cache), "records": len(cache)}
         if isinstance(cache, Selection) and cache.digest is not None:  # which of the cache's shapes, in which order
             self.identity["shapes"] = cache.digest
         maker = cache.schema if teacher is None else teacher
@@ -180,7 +169,7 @@ class _Run:
         wanted = [
             (model.predicts_features and for_2d > 0, whole and for_whole > 0) for for_2d, for_whole in factors[1:]
         ]
-        joined = join(cache, further, wanted) if further else ()  # type: ignore[arg-type]
+        joined = join(cache, further, wanted) if further else ()
         if joined:
             self.identity["further"] = [_identity(one.records) for one in joined]
             self.teacher_shape["further"] = [_heads(one)._asdict() for one in joined]
@@ -191,7 +180,7 @@ class _Run:
         self.model = fresh.to(ranks.device)
         skip = trainer.damaged == "skip"
 
-        def targets_of(source: Wholes, wanted: bool) -> Alignment | None:
+        def targets_of(source: Cache | Selection, wanted: bool) -> Alignment | None:
             if not wanted:
                 return None
             return Alignment.of_cache(alignment, source, seed=trainer.seed, device=ranks.device, skip_damaged=skip)

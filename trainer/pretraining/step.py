@@ -6,13 +6,13 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from cuda.token_maps import TokenMaps
 from trainer.config import TrainerConfig
 from trainer.engine.ranks import Ranks
 from trainer.engine.update import Updates
 from trainer.losses.alignment import Candidates, alignment_sum
 from trainer.losses.terms import FEATURES, WHOLE, LossTerm, of_further, weighted_sum
 from trainer.models.student import Predicted, Student
-from trainer.models.tokens.maps import TeacherMaps
 from trainer.pretraining.alignment import Alignment
 from trainer.pretraining.data import Part
 
@@ -22,7 +22,7 @@ __all__ = ["LiveTeacher", "Outcome", "Stepper"]
 class LiveTeacher(Protocol):
     """A teacher that sees the student's own cloud in every step, instead of a cache.
 
-    channels, views  of its maps.   call: points [B, N, 3] float32 -> TeacherMaps of these points, in their own frame.
+    channels, views  of its maps.   call: points [B, N, 3] float32 -> TokenMaps of these points, in their own frame.
     """
 
     @property
@@ -31,7 +31,7 @@ class LiveTeacher(Protocol):
     @property
     def views(self) -> int: ...
 
-    def __call__(self, points: Tensor) -> TeacherMaps: ...
+    def __call__(self, points: Tensor) -> TokenMaps: ...
 
 
 class Outcome(NamedTuple):

@@ -127,7 +127,9 @@ class Vocabulary:
 
     def __init__(self, words: Sequence[str], *, size: int, length: int) -> None:
         if len(set(words)) != len(words) or len(words) > size - self.FIRST - 1:
-            raise ValueError(f"{len(words)} words for a table of {size}; expected distinct ones, 4 fewer at least")
+            raise ValueError(
+                f"{len(words)} words for a vocabulary of {size}; expected distinct words, at most {size - 4}"
+            )
         self.words, self.size, self.length = tuple(words), size, length
         self._number = {word: self.FIRST + k for k, word in enumerate(words)}
 

@@ -33,7 +33,7 @@ from pipeline.teacher.tiny_clip.towers import new_towers
 from pipeline.teacher.tiny_clip.views import LEVELS, ViewSet, objects, open_views, settings_of
 from pipeline.teacher.tower import describe_architecture, resolve_device
 from pipeline.views import VIEWS, normalise_depth
-from teacher_cache.storage.commit import open_log, refuse_links, replace_file
+from teacher_cache.storage.atomic import open_log, refuse_links, replace_file
 
 __all__ = ["CLIP_FILE", "Batch", "StepReport", "check_sizes", "train_clip"]
 
@@ -126,7 +126,7 @@ def train_clip(
             if not math.isfinite(report.loss):
                 raise TeacherError(
                     f"the loss is not finite in step {step + 1}; lower learning.learning_rate, or use float32.\n"
-                    f"  The last checkpoint in {folder} is not touched."
+                    f"  The last checkpoint in {folder} is intact."
                 )
             log.write(json.dumps(report._asdict()) + "\n")
             if report.step % learning.checkpoint_every == 0 or report.step == learning.all_steps:
@@ -190,17 +190,15 @@ def check_sizes(views: ViewsConfig, learning: LearningConfig) -> None:
     for key, wanted in (("image_side", vision["image_size"]), ("patch_side", vision["patch_size"])):
         if getattr(views, key) != wanted:
             raise TeacherError(
-                f"views.{key} = {getattr(views, key)} is not the {wanted} that learning.architecture = {name} reads; "
-                f"set views.{key} = {wanted} and draw the views again."
+                f"views.{key} = {getattr(views, key)} is not the {wanted} that learning.architecture = {name} takes; "
+                f"set views.{key} = {wanted} and render the views again."
             )
 
 
 def _vocabulary(described: list[Attributes], architecture: dict[str, Any], name: str) -> Vocabulary:
     text = architecture.get("text_cfg", {})
     if "vocab_size" not in text or "context_length" not in text:
-        raise TeacherError(
-            f"learning.architecture = {name} describes no text tower (text_cfg: vocab_size, context_length)"
-        )
+        raise TeacherError(f"learning.architecture = {name} has no text tower (text_cfg: vocab_size, context_length)")
     return Vocabulary.of(described, size=text["vocab_size"], length=text["context_length"])
 
 

@@ -20,7 +20,7 @@ from pipeline.teacher.tiny_clip.captions import Pose
 from pipeline.teacher.tiny_clip.config import ViewsConfig
 from pipeline.teacher.tiny_clip.folder import claim
 from pipeline.views import VIEWS, render_views
-from teacher_cache.storage.commit import replace_file
+from teacher_cache.storage.atomic import replace_file
 
 __all__ = ["LEVELS", "ViewSet", "draw_cloud", "draw_views", "objects", "open_views", "settings_of"]
 
@@ -131,7 +131,7 @@ def open_views(config: ViewsConfig, folder: Path) -> ViewSet:
                 poses += [Pose(KINDS[k], float(d)) for k, d in zip(arrays["kind"], arrays["degrees"], strict=True)]
         except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile, EOFError) as error:
             raise TeacherError(
-                f"{path}: not a whole block of views ({error}).\n  Delete it and run the same command again."
+                f"{path}: not a complete block of views ({error}).\n  Delete it and run the same command again."
             ) from error
     return ViewSet(images, parts, poses)
 

@@ -26,9 +26,9 @@ from trainer.checkpoints.reference.pth_file import (
     PREFIX,
     TEACHER,
     ReferenceFile,
+    first_few,
     read_reference,
     read_teacher,
-    some,
     write_reference,
 )
 from trainer.checkpoints.reference.recognise import (
@@ -77,7 +77,7 @@ def import_reference(
     """
     out = Path(out)
     if out.exists():
-        raise CheckpointError(f"{out} exists already; nothing was written. Remove it, or choose another name.")
+        raise CheckpointError(f"{out} already exists; nothing was written. Remove it, or choose another name.")
     read = read_reference(file)
     found = recognise(read.entries, str(file))
     sections, assumed = complete_sections(found, settings or {}, str(file))
@@ -249,7 +249,7 @@ def _differences(header: Header) -> list[str]:
     """List settings for which the reference, whose code has no such switch, will treat these weights differently."""
     model = header.config["model"]
     other = [f"model.{name} = {model[name]!r}" for name, value in REFERENCE_QUIRKS.items() if model[name] != value]
-    return [f"the reference will run the model otherwise than it was trained: {some(other)}"] if other else []
+    return [f"the reference's code has other values of these settings: {first_few(other)}"] if other else []
 
 
 def _optimizer(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cuda.backproject import backproject
+from cuda.token_maps import TokenMaps
 from trainer.losses.reconstruction import chamfer_sum, squared_error_sum
 from trainer.losses.terms import COORDINATES, FEATURES, Losses, LossTerm, of_further
 from trainer.models.config import MaskingConfig, ModelConfig
@@ -26,7 +27,6 @@ from trainer.models.layers.transformer import Blocks, Pointwise, PositionEmbeddi
 from trainer.models.random_inputs import Draws
 from trainer.models.student import Further, Said, Student
 from trainer.models.tokens.grouping import Level, gather, neighbourhoods, tokenise
-from trainer.models.tokens.maps import TeacherMaps
 from trainer.models.tokens.masking import draw_order, propagate, top_visible, weight_logits
 from trainer.models.tokens.visible import Tokens, everything, hidden_rows, lay_out, pad, select, spread
 
@@ -157,9 +157,9 @@ class I2PMAE(Student):
         self,
         points: Tensor,
         points_canonical: Tensor,
-        maps: TeacherMaps | None,
+        maps: TokenMaps | None,
         draws: Draws | None,
-        further: Sequence[TeacherMaps | None] = (),
+        further: Sequence[TokenMaps | None] = (),
         *,
         mask_order: Tensor | None = None,
     ) -> Losses:
@@ -214,9 +214,9 @@ class I2PMAE(Student):
         self,
         points: Tensor,
         points_canonical: Tensor,
-        maps: TeacherMaps | None,
+        maps: TokenMaps | None,
         draws: Draws | None,
-        further: Sequence[TeacherMaps | None] = (),
+        further: Sequence[TokenMaps | None] = (),
         *,
         mask_order: Tensor | None = None,
     ) -> Plan:
@@ -336,7 +336,7 @@ class I2PMAE(Student):
             first = last
         return self.decoder_norm(x)
 
-    def _logits(self, centres_canonical: Tensor, maps: TeacherMaps | None) -> Tensor:
+    def _logits(self, centres_canonical: Tensor, maps: TokenMaps | None) -> Tensor:
         top = centres_canonical[:, : self.config.groups[-1]]
         if self.masking.mode == "random":
             return top.new_zeros(top.shape[:2])
@@ -344,7 +344,7 @@ class I2PMAE(Student):
         return weight_logits(top_saliency(maps, top), self.masking)
 
     def _teacher_targets(
-        self, maps: TeacherMaps, centres_canonical: Tensor, level: Level, here: Tokens, below: Tokens
+        self, maps: TokenMaps, centres_canonical: Tensor, level: Level, here: Tokens, below: Tokens
     ) -> Tensor:
         # Members of visible tokens are visible below, many of them shared, so features are looked up there once.
         G = below.visible.shape[1]
@@ -371,7 +371,7 @@ class I2PMAE(Student):
         self,
         points: Tensor,
         points_canonical: Tensor,
-        maps: TeacherMaps | None,
+        maps: TokenMaps | None,
         draws: Draws | None,
         mask_order: Tensor | None,
     ) -> None:
@@ -401,7 +401,7 @@ class I2PMAE(Student):
     def _predicts_features(self, index: int) -> bool:
         return self.config.predicts_features and self.further[index].features
 
-    def _check_further(self, further: Sequence[TeacherMaps | None], batch: int) -> None:
+    def _check_further(self, further: Sequence[TokenMaps | None], batch: int) -> None:
         if len(further) != len(self.further):
             raise ValueError(f"maps of {len(further)} further teachers; the model was made for {len(self.further)}")
         for index, (maps, teacher) in enumerate(zip(further, self.further, strict=True)):
@@ -416,7 +416,7 @@ class I2PMAE(Student):
                 )
 
 
-def top_saliency(maps: TeacherMaps, centres_canonical: Tensor) -> Tensor:
+def top_saliency(maps: TokenMaps, centres_canonical: Tensor) -> Tensor:
     """Look up the teacher's attention at centres [B, G, 3], mean over views, [B, G] float32."""
     at = backproject(maps.saliency[..., None], centres_canonical, maps.geometry, image_side=maps.image_side)
     return at[..., 0].mean(2)

@@ -51,8 +51,9 @@ class MachineFault(CorpusError):
 
     def __str__(self) -> str:
         return (
-            f"{self.source}: expected to read it, the system said: {self.reason}.\n"
-            f"  The machine is at fault, not the shape: nothing is quarantined. {self.remedy} Then run it again."
+            f"{self.source}: cannot be read: {self.reason}.\n"
+            f"  This is a fault of the machine, not of the shape, so nothing is quarantined. {self.remedy} Then run "
+            "the command again."
         )
 
 

@@ -57,8 +57,8 @@ def draw_episode(
     if len(able) < way:
         where = f"{needed} shapes" if test is None else f"{shot} to train and {queries} to test on"
         raise CorpusError(
-            f"{way} classes are asked for; {len(able)} of {len(of_train)} have {where}. "
-            "Ask for fewer ways, shots or queries."
+            f"{way} classes were requested; {len(able)} of {len(of_train)} have {where}. Ask for fewer ways, shots or "
+            "queries."
         )
     drawn = _shuffled(able, seed, fold, "classes")[:way]
     support: list[int] = []

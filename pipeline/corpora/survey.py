@@ -127,7 +127,7 @@ def _look(corpus: Corpus, at: int, index: int) -> _Found:
             raise
         raise CorpusError(
             f"shape {corpus.id(at)!r} ({source}): its reader failed with {type(error).__name__}: {error}.\n"
-            "  This is a bug of the reader, not a verdict on the file: please report it."
+            "  This is a bug of the reader, not a fault of the file; please report it."
         ) from error
 
 

@@ -45,9 +45,7 @@ def open_corpus(uri: str, *, points: int) -> Corpus:
         return _open(uri, points)
     except OSError as error:  # of a place that cannot even be looked at; readers tell theirs apart by themselves
         where = f" {os.fsdecode(error.filename)[:200]!a}" if isinstance(error.filename, str | bytes) else ""
-        raise CorpusError(
-            f"{uri}: expected to open it, the system said of{where}: {error.strerror or error}"
-        ) from error
+        raise CorpusError(f"{uri}: cannot open{where}: {error.strerror or error}") from error
 
 
 def _open(uri: str, points: int) -> Corpus:
@@ -57,7 +55,7 @@ def _open(uri: str, points: int) -> Corpus:
             from pipeline.corpora.kinds.synthetic import open_synthetic
 
             if location:
-                raise CorpusError(f"{uri}: a synthetic corpus has no location, {location!r} came; write {KINDS[kind]}")
+                raise CorpusError(f"{uri}: a synthetic corpus has no location, found {location!r}; write {KINDS[kind]}")
             return open_synthetic(options, points)
         case "folder":
             from pipeline.corpora.kinds.folder import open_folder
@@ -85,7 +83,7 @@ def _open(uri: str, points: int) -> Corpus:
             return open_shapenetpart(_path(uri, kind), options, points)
         case "fewshot":
             return _open_fewshot(uri, location, options, points)
-    raise CorpusError(f"{uri}: {kind!r} is not a kind of corpus; there are\n  " + "\n  ".join(KINDS.values()))
+    raise CorpusError(f"{uri}: {kind!r} is not a kind of corpus; the kinds are\n  " + "\n  ".join(KINDS.values()))
 
 
 def _open_fewshot(uri: str, location: str, options: Options, points: int) -> Corpus:
@@ -99,7 +97,7 @@ def _open_fewshot(uri: str, location: str, options: Options, points: int) -> Cor
     train, test = options.text("train", ""), options.text("test", "")
     if not train:
         raise CorpusError(
-            f"{uri}: no corpus to draw from; write {KINDS['fewshot']} (a & within a URI is %26), or name a folder of "
+            f"{uri}: no corpus to draw from; write {KINDS['fewshot']} (a & within a URI is %26), or give a folder of "
             "stored folds"
         )
     pools = [open_corpus(pool, points=points) for pool in (train, test) if pool]
@@ -127,7 +125,7 @@ def place_of(uri: str) -> Path | None:
         return local
     if "://" in location:
         raise CorpusError(
-            f"{uri}: expected a place on this machine, found the URL {location}.\n"
+            f"{uri}: expected a local path, found the URL {location}.\n"
             "  Corpora are read from folders: copy it, or mount the store."
         )
     path = Path(os.fsdecode(unquote_to_bytes(os.fsencode(location))))
@@ -135,7 +133,9 @@ def place_of(uri: str) -> Path | None:
         return path.expanduser()
     except RuntimeError as error:
         name = path.parts[0]
-        raise CorpusError(f"{uri}: {name} is the home folder of nobody here; write ./{name} for that name") from error
+        raise CorpusError(
+            f"{uri}: {name} is not the home folder of a user here; write ./{name} for that name"
+        ) from error
 
 
 def _parse(uri: str) -> tuple[str, str, Options]:

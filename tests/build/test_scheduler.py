@@ -261,7 +261,7 @@ def test_a_build_whose_workers_are_gone_says_so_and_waits_for_others(tmp_path, u
 
     def kill_and_replace():
         dask.processes[1].kill()
-        wait_for(lambda: "has no worker left; waiting for one" in caplog.text, "a warning", dask)
+        wait_for(lambda: "has no worker left; waiting for a new one" in caplog.text, "a warning", dask)
         dask.worker()
 
     def kill_once(progress):

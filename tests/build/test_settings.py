@@ -66,8 +66,8 @@ def test_more_points_drawn_than_stored_is_a_conflict():
 def test_sizes_that_are_not_the_teachers_are_named_with_both_values():
     projection = replace(ProjectionConfig(), image_side=448, patch_side=14)
     assert list(teacher_conflicts(TeacherConfig(), projection)) == [
-        "projection.image_side = 448 is not the 224 that teacher.architecture = ViT-B-16 reads",
-        "projection.patch_side = 14 is not the 16 that teacher.architecture = ViT-B-16 reads",
+        "projection.image_side = 448 is not the 224 that teacher.architecture = ViT-B-16 takes",
+        "projection.patch_side = 14 is not the 16 that teacher.architecture = ViT-B-16 takes",
     ]
 
 

@@ -42,7 +42,7 @@ def test_sizes_that_do_not_fit_are_usage_errors(tmp_path: Path, capsys) -> None:
     root = "--set", f"cache.root={tmp_path}"
     outcome = run(capsys, "cache", "build", "smoke", *CORPUS, *TEACHER, *root, "--set", "projection.image_side=96")
     assert outcome.code != 0
-    assert "is not the 48 that teacher.architecture = timm:test_vit3 reads" in outcome.err
+    assert "is not the 48 that teacher.architecture = timm:test_vit3 takes" in outcome.err
 
 
 def test_a_timm_teacher_is_scored_beside_random_ones(capsys) -> None:

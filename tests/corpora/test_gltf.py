@@ -281,13 +281,13 @@ def test_zeros_without_bytes_are_not_made_by_the_thousand_million(tmp_path):
     writer = Writer(nodes=[{"mesh": 0}])
     writer.mesh()
     writer.document["accessors"][0] = {"componentType": 5126, "count": 10**9, "type": "VEC3"}
-    refused(writer, tmp_path, "promises 1000000000 items and has no bytes")
+    refused(writer, tmp_path, "declares 1000000000 items but has no bytes")
 
 
 def test_an_index_beyond_the_vertices_is_refused(tmp_path):
     writer = Writer(nodes=[{"mesh": 0}])
     writer.mesh(faces=[0, 1, 3])
-    refused(writer, tmp_path, "names vertex 3; there are 3")
+    refused(writer, tmp_path, "refers to vertex 3; there are 3")
 
 
 def test_degenerate_faces_are_left_out_and_counted(tmp_path):
@@ -309,7 +309,7 @@ def test_parts_are_nodes_or_materials_by_name(tmp_path):
     by_material = writer.read(tmp_path, parts="material")
     assert by_material.part_names == ("material 1", "oak")
     assert by_material.parts.tolist() == [0, 1, 0]
-    with pytest.raises(Malformed, match="parts=group is asked for"):
+    with pytest.raises(Malformed, match="parts=group was requested"):
         writer.read(tmp_path, parts="group")
 
 

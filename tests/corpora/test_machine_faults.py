@@ -97,7 +97,7 @@ def test_a_fault_wrapped_by_a_reader_is_still_found():
         try:
             raise OSError(errno.EIO, "x")
         except OSError as error:
-            raise ShapeError("file", "cannot be parsed") from error
+            raise ShapeError("file", "does not parse") from error
 
     with pytest.raises(MachineFault, match=r"EIO"):
         patiently(read, "file")
@@ -166,7 +166,7 @@ def test_a_file_closed_by_its_own_mode_is_refused_and_one_that_is_open_is_the_ma
 
 def test_what_is_no_regular_file_is_refused_without_opening_it(tmp_path):
     os.mkfifo(tmp_path / "pipe.npy")
-    with pytest.raises(ShapeError, match="no regular file"):
+    with pytest.raises(ShapeError, match="not a regular file"):
         read_file(tmp_path / "pipe.npy")
 
 

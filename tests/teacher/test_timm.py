@@ -252,7 +252,7 @@ def test_images_must_be_of_the_towers_side_and_moments():
     fitting = ProjectionConfig(image_side=224, patch_side=14)
     assert list(teacher_conflicts(replace(dinov2, image_side=224), fitting)) == []
     assert list(teacher_conflicts(dinov2, replace(fitting, normalisation="clip"))) == [
-        "projection.image_side = 224 is not the 518 that teacher.architecture = timm:vit_small_patch14_dinov2 reads",
+        "projection.image_side = 224 is not the 518 that teacher.architecture = timm:vit_small_patch14_dinov2 takes",
         "projection.normalisation = clip is not the imagenet that teacher.architecture = "
         "timm:vit_small_patch14_dinov2 was trained with",
     ]

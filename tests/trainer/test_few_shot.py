@@ -72,7 +72,7 @@ def test_a_summary_by_hand():
 def test_what_cannot_be_asked_is_refused(labelled):
     train, test = read(labelled, "train"), read(labelled, "test")
     with pytest.raises(
-        EvaluationError, match=r"set\.npz.*: 7 classes are asked for; 6 of 6 have 10 to train and 20 to test"
+        EvaluationError, match=r"set\.npz.*: 7 classes were requested; 6 of 6 have 10 to train and 20 to test"
     ):
         drawn_folds(train, test, FewShotConfig(way=7))
     with pytest.raises(EvaluationError, match="0 of 6 have 40 shapes"):

@@ -128,7 +128,7 @@ def sample_geometry(
     if len(faces) == 0 or len(vertices) == 0:
         raise ShapeError(source, "the mesh has no triangles")
     if faces.min() < 0 or faces.max() >= len(vertices):
-        raise ShapeError(source, f"a face names vertex {int(faces.max())}; there are {len(vertices)}")
+        raise ShapeError(source, f"a face refers to vertex {int(faces.max())}; there are {len(vertices)} vertices")
     used = np.abs(vertices[faces]).max()
     if not used < np.finfo(np.float32).max:
         raise ShapeError(source, "some vertices are not finite in float32")

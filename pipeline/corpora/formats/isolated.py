@@ -104,17 +104,17 @@ def call(module: str, function: str, data: bytes, path: Path, options: ReadOptio
             timeout=PATIENCE * seconds,
         )
     except subprocess.TimeoutExpired as error:  # the process is gone: run kills it
-        said = f"the process that read the file had not used {seconds} s of a core within {error.timeout:.0f} s"
+        said = f"the process that read the file did not get {seconds} s of processor time within {error.timeout:.0f} s"
         raise OSError(errno.ETIMEDOUT, said) from None
     if done.returncode == _MEMORY:
-        raise Malformed(f"takes more than {head['memory']} bytes of memory; its {len(data)} bytes do not justify it")
+        raise Malformed(f"takes more than {head['memory']} bytes of memory, too much for a file of {len(data)} bytes")
     if done.returncode == -getattr(signal, "SIGXCPU", 0) != 0:
-        raise Malformed(f"takes more than {seconds} s to read; its {len(data)} bytes do not justify it")
+        raise Malformed(f"takes more than {seconds} s to read, too long for a file of {len(data)} bytes")
     if done.returncode == -getattr(signal, "SIGKILL", 0) != 0:
         raise MemoryError("the process that read the file was killed")
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        raise Malformed(f"ends the library that reads it with {name}; it is damaged, or too large for its size")
+        raise Malformed(f"crashes the library that reads it ({name}); it is damaged, or expands too much")
     if done.returncode:
         said = done.stderr.decode("utf-8", "replace")[-4000:]
         raise RuntimeError(f"reading {path} in a process of its own failed with exit {done.returncode}\n{said}")

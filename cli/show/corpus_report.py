@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from pipeline.corpora import Corpus
     from pipeline.corpora.report import Duplicates, Group, Report
 
-__all__ = ["contents", "print_contents", "print_report"]
+__all__ = ["contents", "human_bytes", "print_contents", "print_report"]
 
 SHOWN = 20  # kinds of refusals and notes; --json has all
 NO_LABEL, NO_SPLIT = "(no class)", "shapes"
@@ -51,7 +51,7 @@ def print_report(report: "Report") -> None:
     _head(report.uri, report.shapes, report.points, report.ignored)
     formats = ", ".join(f"{count} {name}" for name, count in report.formats.items())
     if report.size is not None:  # of the shapes that can be used, while the formats are of all
-        formats += f"; {_bytes(report.size)} can be used" if report.refused else f", {_bytes(report.size)}"
+        formats += f"; {human_bytes(report.size)} can be used" if report.refused else f", {human_bytes(report.size)}"
     echo(f"formats     {formats}")
     classes = {group.label for group in report.groups if group.label is not None}
     labelled = sum(group.shapes for group in report.groups if group.label is not None)
@@ -177,7 +177,8 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if value == int(value) and abs(value) < 1e9 else f"{value:.4g}"
 
 
-def _bytes(size: int) -> str:
+def human_bytes(size: int) -> str:
+    """Format a size in decimal units."""
     if size < 10**6:
         return f"{size / 1e3:.1f} kB"
     return f"{size / 1e6:.1f} MB" if size < 10**9 else f"{size / 1e9:.1f} GB"

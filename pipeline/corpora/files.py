@@ -236,6 +236,24 @@ class FileCorpus:
     def format_of(self, index: int) -> str:
         return self._entry(index).path.suffix.lower().removeprefix(".") or "folder"
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How files become shapes, as JSON: what a corpus that stores the same files needs, to make the same shapes."""
+        return {
+            "columns": list(self._reading.columns),
+            "parts": self._reading.parts,
+            "read_up": self._reading.up,
+            "up": self._up,
+            "seed": self._seed,
+            "repeat": self._repeat,
+            "stored_order": self._stored_order,
+            "parts_of_label": [[parts.start, parts.stop] for parts in self._parts_of_label],
+        }
+
+    def paths(self, index: int) -> list[Path]:
+        """List the files of shape ``index``, its own first. Raises ShapeError and MachineFault."""
+        return self._files(self._present(index))
+
     def entries(self, start: int, stop: int) -> list[Entry]:
         """Return shapes start..stop - 1, for `holding`."""
         return self._entries[start:stop]

@@ -15,7 +15,7 @@ from pipeline.corpora.base import Corpus, CorpusError
 from pipeline.corpora.check import MIN_DISTINCT
 from pipeline.corpora.options import Options
 from teacher_cache.errors import StorageError
-from teacher_cache.location import local_path
+from teacher_cache.location import Location, local_path, localise
 
 __all__ = ["KINDS", "open_corpus", "place_of", "split_uris"]
 
@@ -27,6 +27,7 @@ KINDS = {
     "shapenet55": "shapenet55:DIR?split=train",
     "scanobjectnn": "scanobjectnn:DIR?variant=obj_bg&split=train",
     "shapenetpart": "shapenetpart:DIR?split=trainval",
+    "shards": "shards:DIR or shards:s3://bucket/folder",
     "fewshot": "fewshot:?train=URI&test=URI&way=5&shot=10&fold=0",
 }
 
@@ -81,6 +82,10 @@ def _open(uri: str, points: int) -> Corpus:
             from pipeline.corpora.kinds.shapenetpart import open_shapenetpart
 
             return open_shapenetpart(_path(uri, kind), options, points)
+        case "shards":
+            from pipeline.corpora.kinds.shards import open_shards
+
+            return open_shards(_store(uri, location), options, points)
         case "fewshot":
             return _open_fewshot(uri, location, options, points)
     raise CorpusError(f"{uri}: {kind!r} is not a kind of corpus; the kinds are\n  " + "\n  ".join(KINDS.values()))
@@ -124,9 +129,11 @@ def place_of(uri: str) -> Path | None:
     if local is not None:
         return local
     if "://" in location:
+        if uri.startswith("shards:"):
+            return None  # behind a URL, it is at no place of this machine
         raise CorpusError(
             f"{uri}: expected a local path, found the URL {location}.\n"
-            "  Corpora are read from folders: copy it, or mount the store."
+            "  Such corpora are read from folders: copy it, mount the store, or pack it as `shards:`, which URLs hold."
         )
     path = Path(os.fsdecode(unquote_to_bytes(os.fsencode(location))))
     try:
@@ -154,6 +161,14 @@ def _parse(uri: str) -> tuple[str, str, Options]:
             raise CorpusError(f"{uri}: option {key} is given twice")
         values[key] = unquote(value)
     return kind, location, Options(uri, values)
+
+
+def _store(uri: str, location: str) -> Location:
+    """Return the folder or URL of shards."""
+    place = place_of(uri)
+    if place is None and not location:
+        raise CorpusError(f"{uri}: no location; write {KINDS['shards']}")
+    return localise(location) if place is None else place
 
 
 def _path(uri: str, kind: str) -> Path:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from teacher_cache.errors import ManifestError, ShardDamaged, StorageError
 from teacher_cache.storage.base import VOLATILE, ShardFiles
 from teacher_cache.storage.kept_files import split_keeping
-from teacher_cache.storage.remote_read import TooLarge, client_options, persist, stream
+from teacher_cache.storage.remote_read import TooLarge, client_options, part, persist, stream
 from teacher_cache.storage.shard_files import ShardEntry, ShardFile, ShardFileReader
 from teacher_cache.system import open_file
 
@@ -65,6 +65,12 @@ class RemoteStorage:
                 "  Check the address."
             ) from None
         return b"".join(pieces)
+
+    def read_range(self, file: ShardFile, offset: int, size: int) -> bytes:
+        if self.kept is not None:
+            reader = self.kept.open(self, file, 0)
+            return reader.read(offset, max(0, min(size, reader.size - offset))).tobytes()
+        return self._ask(file.path, lambda fs, base: part(fs, f"{base}/{file.path}", offset, size))
 
     def read_many(self, paths: Sequence[str]) -> Iterator[bytes | None]:
         def read(path: str) -> bytes | None:

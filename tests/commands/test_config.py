@@ -115,7 +115,7 @@ def test_impossible_combinations_are_refused(override, message):
         ("trainer.weight_decay=true", "trainer.weight_decay = True is not a number"),
         ("trainer.tensorboard=1", "trainer.tensorboard = 1 is not true or false"),
         ("trainer.seed=9223372036854775808", "trainer.seed = 9223372036854775808 is outside 0..2^63-1"),
-        ("trainer.prefetch=1000000001", "trainer.prefetch = 1000000001 is beyond 1,000,000,000"),
+        ("trainer.prefetch=1000000001", "trainer.prefetch = 1000000001 is more than 1,000,000,000"),
         ("corpus.uri=3", "corpus.uri = 3 is not text"),
         ("model.groups=3", "model.groups = 3 is not a list of whole numbers"),
         ("evaluation.grid=['a', 1.0]", "evaluation.grid = ['a', 1.0] has 'a', which is not a number"),

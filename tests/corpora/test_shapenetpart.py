@@ -101,7 +101,7 @@ def test_lists_that_cannot_be_are_refused(release, tmp_path):
     refused("02691156/0abc0 occurs twice in this list")
     listing("train", [one])
     listing("test", [one])
-    refused("02691156/0abc0 stands in the list of train too")
+    refused("02691156/0abc0 is in the list of train too")
     listing("test", ["shape_data/02691156/x", "shape_data/00000000/x"])
     refused("entry 1: 'shape_data/00000000/x'; expected shape_data/<synset>/<id>")
     listing("test", {"a": 1})

@@ -143,7 +143,7 @@ def test_a_real_hdf5_file_is_read():
     assert corpus.label_names == tuple((folder / "shape_names.txt").read_text().split())
     for i in range(len(corpus)):
         assert corpus[i].points.shape == (2048, 3)
-    with pytest.raises(CorpusError, match=r"test_files\.txt: expected this list, .*Is the download complete\?"):
+    with pytest.raises(CorpusError, match=r"test_files\.txt: this list is missing.*Is the download complete\?"):
         open_corpus(f"modelnet40:{folder}?split=test", points=64)
 
 
@@ -270,5 +270,5 @@ def test_pickled_caches_are_refused_with_what_to_read_instead(tmp_path):
     path = tmp_path / "modelnet40_test_8192pts_fps.dat"
     path.write_bytes(b"\x80\x04]q\x00.")
     for place in (path, tmp_path):
-        with pytest.raises(CorpusError, match=r"_fps\.dat is a pickled cache .*Name the text release"):
+        with pytest.raises(CorpusError, match=r"_fps\.dat is a pickled cache .*Use the text release"):
             open_corpus(f"modelnet40:{place}", points=64)

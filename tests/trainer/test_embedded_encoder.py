@@ -91,5 +91,5 @@ def test_weights_that_half_precision_cannot_hold_are_named(tmp_path: Path) -> No
 
     assert _rounded("fine", torch.tensor([1.0, 1e-9])).dtype == torch.float16
     assert _rounded("counter", torch.tensor(7)).dtype == torch.int64
-    with pytest.raises(CheckpointError, match=r"large has numbers beyond float16"):
+    with pytest.raises(CheckpointError, match=r"large has values beyond float16"):
         _rounded("large", torch.tensor([1.0, 7e4]))

@@ -106,5 +106,5 @@ def test_clouds_can_stay_as_they_are_stored_and_go_without_labels(labelled, tmp_
     assert (set(stored.labels.tolist()), stored.part_labels, stored.ids[1]) == ({-1}, None, "bare/000001")
     with pytest.raises(EvaluationError, match="has no labels"):
         read_clouds(uri, points=64)
-    with pytest.raises(EvaluationError, match="has no part labels; name a corpus that has"):
+    with pytest.raises(EvaluationError, match="has no part labels; use a corpus that has them"):
         stored.draw_parts(8, 0)

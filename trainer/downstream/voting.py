@@ -60,9 +60,9 @@ class VoteConfig:
             if getattr(self, name) < 1:
                 yield f"{name} = {getattr(self, name)} is smaller than 1"
         if self.pool and self.pool < self.points:
-            yield f"pool = {self.pool} is fewer than points = {self.points}"
+            yield f"pool = {self.pool} is less than points = {self.points}"
         if not 0 < self.scale[0] <= self.scale[1]:
-            yield f"scale = {self.scale} is no range of positive factors"
+            yield f"scale = {self.scale} is not an ascending range of positive factors"
         if not self.shift >= 0:
             yield f"shift = {self.shift} is negative"
         if self.sharing not in ("cloud", "batch"):
@@ -122,7 +122,7 @@ def vote(
     pool = config.pool or pool_of(config.points, N)
     if max(config.points, pool) > N:
         raise EvaluationError(
-            f"clouds have {N} points; a vote needs {max(config.points, pool)}. Read more of each shape."
+            f"clouds have {N} points; a vote needs {max(config.points, pool)}. Read more points of each shape."
         )
     farthest = farthest_points(points, pool)  # [n, pool, 3]
     plain = _answers(logits, lambda rows: farthest[rows, : config.points], n, config, progress)
@@ -183,7 +183,7 @@ def _answers(
         rows = np.arange(start, min(start + config.batch_size, n))
         parts.append(logits(clouds(rows)))
         if not np.isfinite(parts[-1]).all():
-            raise EvaluationError("the classifier's logits are not finite; its weights are likely not finite either")
+            raise EvaluationError("the classifier's logits are not finite; its weights are probably not finite either")
         if progress is not None:
             progress(len(rows))
     return np.concatenate(parts)

@@ -178,7 +178,7 @@ def keep_lines(path: Path, step: int) -> None:
     kept = [line for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
     damaged = sum(at is None for at in steps)
     if damaged:
-        logger.warning("%s: %d lines that are no events, left by a crash, are dropped", path, damaged)
+        logger.warning("%s: dropping %d incomplete lines left by a crash", path, damaged)
     if kept != lines:
         replace_file(path, b"".join(kept))
 

@@ -131,7 +131,7 @@ def finetune(
             f"classifier.classes = {classifier.classes}; {config.train} has {len(sets.train.label_names)} classes"
         )
     if start is None and config.protocol != "full":
-        problems.append(f'finetune.protocol = "{config.protocol}" trains a head on an encoder that has learnt nothing')
+        problems.append(f'finetune.protocol = "{config.protocol}" trains a head on an untrained encoder')
     if problems:
         raise ValueError("\n  ".join((f"{len(problems)} problems in the settings", *problems)))
     with joined(config.device) as ranks, deterministic(config.deterministic, ranks):
@@ -185,7 +185,7 @@ class _Run:
         if not self.steps or (config.select == "validation" and not len(self.held_out)):
             raise EvaluationError(
                 f"{config.train} has {len(self.rows)} shapes to train on and {len(self.held_out)} held out; expected "
-                f"at least one batch of {config.batch_size}, and one shape held out where finetune.select asks for it"
+                f"at least one batch of {config.batch_size}, and one held-out shape where finetune.select needs it"
             )
         self.epoch = 0
         self.metrics: dict[str, Any] = {}
@@ -227,7 +227,7 @@ class _Run:
         checkpoint.restore_training(found, header, self.model, self.updates.optimizer, self.updates.scaler)
         self.epoch, self.metrics = header.epoch, dict(header.metrics)
         self._forget_others()
-        logger.info("going on from %s, %d of %d epochs done", found, header.epoch, self.config.epochs)
+        logger.info("resuming from %s, %d of %d epochs done", found, header.epoch, self.config.epochs)
 
     def _train_epoch(self, emit: Callable[[Event], None]) -> None:
         config, began = self.config, time.perf_counter()
@@ -244,9 +244,8 @@ class _Run:
             if not self.updates.is_finite([loss], norm):
                 ids = ", ".join(self.sets.train.ids[row] for row in batch.rows[:4])
                 raise TrainingError(
-                    f"the loss is {loss}, its gradient's norm {norm}, in step {index + 1} of epoch {self.epoch + 1} "
-                    f"at learning rate {rate:.3g}; shapes {ids}, ... "
-                    "Lower finetune.learning_rate."
+                    f"the loss is {loss}, the gradient norm {norm}, in step {index + 1} of epoch {self.epoch + 1} at "
+                    f"learning rate {rate:.3g}; shapes {ids}, ... Lower finetune.learning_rate."
                 )
             totals += loss, norm
             waited_in_all += waited

@@ -313,8 +313,9 @@ class I2PMAE(Student):
         needed = self.config.least_points
         if points.shape[1] < needed:
             raise ValueError(
-                f"clouds of {points.shape[1]} points for a model of {self.config.groups[0]} groups of "
-                f"{self.config.neighbours[0]}; expected at least {needed}. Use more points or smaller model.groups."
+                f"clouds have {points.shape[1]} points; a model of {self.config.groups[0]} groups of "
+                f"{self.config.neighbours[0]} neighbours needs at least {needed}. Use more points or smaller "
+                "model.groups."
             )
 
     def _check_arguments(
@@ -328,8 +329,8 @@ class I2PMAE(Student):
         B, G = points.shape[0], self.config.groups[-1]
         if points_canonical.shape != points.shape:
             raise ValueError(
-                f"points_canonical have shape {tuple(points_canonical.shape)}; expected that of points, "
-                f"{tuple(points.shape)}: the same points in the teacher's frame"
+                f"points_canonical have shape {tuple(points_canonical.shape)}; expected the shape of points, "
+                f"{tuple(points.shape)}: they are the same points in the teacher's frame"
             )
         if maps is None and (self.config.targets != "3d" or (mask_order is None and self.masking.mode == "saliency")):
             raise ValueError(
@@ -340,8 +341,8 @@ class I2PMAE(Student):
             got = (maps.features.shape[0], maps.features.shape[1], maps.features.shape[3])
             if got != (B, self.views, self.teacher_channels):
                 raise ValueError(
-                    f"teacher features are of {got[0]} shapes, {got[1]} views, {got[2]} channels; expected "
-                    f"{B}, {self.views}, {self.teacher_channels}. The model must be made for the cache it reads."
+                    f"teacher features have {got[0]} shapes, {got[1]} views, {got[2]} channels; expected {B}, "
+                    f"{self.views}, {self.teacher_channels}. Create the model for the cache that it reads."
                 )
         if draws is None and (mask_order is None or (self.training and self.config.drop_path > 0)):
             raise ValueError("no draws; expected Draws, or mask_order with drop path off (evaluation mode or chance 0)")

@@ -212,7 +212,7 @@ ARRAYS = {
     "object": (POINTS.astype(object), "type object"),
     "record without z": (np.zeros(70, [("x", "f4"), ("y", "f4")]), r"expected \(n, 3\) or more columns"),
     "record of others": (np.zeros(70, [("u", "f4"), ("v", "f4"), ("w", "f4")]), "fields are u, v, w"),
-    "record of vectors": (np.zeros(70, [("x", "f4", 3), ("y", "f4"), ("z", "f4")]), "no numbers: x"),
+    "record of vectors": (np.zeros(70, [("x", "f4", 3), ("y", "f4"), ("z", "f4")]), "not numbers: x"),
 }
 
 
@@ -337,7 +337,7 @@ PCDS = {
     "less lines": (pcd("x y z", "ascii", PLAIN.encode(), n=71), "71 points, 70 lines follow; the file is truncated"),
     "wide line": (pcd("x y z", "ascii", lines(behind=" 4").encode(), n=70), "point 1 has 4 numbers"),
     "two x": (pcd("x x y z", "binary", BODY * 2, n=70), "fields are x x y z"),
-    "vector": (pcd("x y z", "binary", BODY * 2, n=70, counts="2 1 1"), "'x' holds 2 numbers"),
+    "vector": (pcd("x y z", "binary", BODY * 2, n=70, counts="2 1 1"), "'x' has 2 numbers"),
     "huge count": (pcd("x y z a", "binary", BODY, n=70, counts="1 1 1 999999"), "more than a megabyte"),
     "digits": (pcd("x y z", "binary", BODY, n="9" * 5000), "WIDTH '9+'; expected"),
     "type": (pcd("x y z", "binary", BODY, n=70, types="F F O"), "type O"),

@@ -111,7 +111,7 @@ def test_instances_of_nodes_are_parts_and_what_the_scene_does_not_name_is_not_re
     ("text", "reason"),
     [
         (document(node(USE), scene=False), "has no scene; its libraries by themselves place nothing"),
-        (document(node("<instance_geometry url='b.dae#g'/>")), "wants 'b.dae#g', a part of another file"),
+        (document(node("<instance_geometry url='b.dae#g'/>")), "refers to 'b.dae#g', part of another file"),
         (document(node("<instance_geometry url='#none'/>")), "cannot be read by pycollada"),
         (document(node(USE, "<skew>30 1 0 0 0 1 0</skew>")), "holds <skew>, which is not supported"),
         (document(node("<instance_controller url='#c'/>")), "holds <instance_controller>, which"),

@@ -170,7 +170,7 @@ class Evil:
         ({"train": [(np.zeros((9, 2), "f4"), 0, 0)], "test": [1]}, "'train' 0 has no points"),
         ({"train": [(np.zeros((9, 3), "f4"), 0, 0)], "test": [1]}, r"x\.pkl: 'train' 0: holds 1 clouds of 9 points"),
         ({"train": [(ball(64), 0.5, 0)], "test": [1]}, "label or class that is not a whole number"),
-        ({"train": [(ball(64), 0)], "test": [1]}, r"'train' 0 is no \(points, label, class\)"),
+        ({"train": [(ball(64), 0)], "test": [1]}, r"'train' 0 is not \(points, label, class\)"),
         ({"train": []}, "does not contain a dict of 'train' and 'test'"),
         ({"train": {}, "test": []}, "'train' is no list of items"),
         (bytearray(64), "it uses BYTEARRAY8|names builtins.bytearray"),

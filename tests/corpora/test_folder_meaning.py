@@ -372,14 +372,14 @@ def test_a_table_of_parts_needs_no_file_that_is_not_there(tmp_path, named_parts)
     (tmp_path / "a" / "1.off").symlink_to(tmp_path / "gone.off")
     corpus = open_corpus(f"folder:{tmp_path}?parts=group", points=64)
     assert corpus.part_names == ("wing",)
-    with pytest.raises(ShapeError, match="which is not there"):
+    with pytest.raises(ShapeError, match="which does not exist"):
         corpus[1]
 
 
 def test_a_shape_without_the_parts_asked_for_is_refused(tmp_path, named_parts):
     named_parts(tmp_path, a_0="wing", a_1="")
     corpus = open_corpus(f"folder:{tmp_path}?parts=group", points=64)
-    with pytest.raises(ShapeError, match="holds no parts by parts=group"):
+    with pytest.raises(ShapeError, match="has no parts by parts=group"):
         corpus[1]
     assert open_corpus(f"folder:{tmp_path}", points=64)[1].part_labels is None
 

@@ -162,14 +162,14 @@ def test_morph_weights_of_a_node_come_before_those_of_its_mesh(tmp_path):
     [
         ({"nodes": [{"children": [1]}, {"children": [0], "mesh": 0}], "scenes": [{"nodes": [0]}]}, "circle|twice"),
         ({"nodes": [{"children": [0], "mesh": 0}], "scenes": [{"nodes": [0]}]}, "circle|twice|itself|parent"),
-        ({"nodes": [{"mesh": 3}]}, "names mesh 3; there are 1"),
+        ({"nodes": [{"mesh": 3}]}, "refers to mesh 3; there are 1"),
         ({"nodes": [{"mesh": True}]}, "names mesh True"),
         ({"nodes": [{"mesh": 0}], "scenes": [{"nodes": [5]}]}, "5"),
-        ({"nodes": [{"mesh": 0}], "scenes": [{"nodes": [0]}], "scene": 4}, "names scene 4; there are 1"),
+        ({"nodes": [{"mesh": 0}], "scenes": [{"nodes": [0]}], "scene": 4}, "refers to scene 4; there are 1"),
         ({"nodes": [{"mesh": 0, "scale": [1, 2]}]}, "scale"),
         ({"nodes": [{"mesh": 0, "matrix": [1] * 15}]}, "matrix"),
         ({"nodes": [{"mesh": 0, "skin": 0}], "extensionsRequired": ["VENDOR_thing"]}, "requires the extension VENDOR"),
-        ({"nodes": "all"}, "its nodes are no list"),
+        ({"nodes": "all"}, "its nodes must be a list"),
         ({"asset": {"version": "1.0"}, "nodes": []}, "is glTF '1.0'; version 2 is read"),
     ],
 )

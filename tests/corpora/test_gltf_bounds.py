@@ -308,5 +308,5 @@ def test_draco_holds_triangles_whatever_the_mode_says(tmp_path):
         if reads:
             assert len(writer.read(tmp_path).faces) == len(faces)
         else:
-            with pytest.raises(Malformed, match=f"has mode {mode} and KHR_draco_mesh_compression, which holds triang"):
+            with pytest.raises(Malformed, match=f"has mode {mode} and KHR_draco_mesh_compression, which is for triang"):
                 writer.read(tmp_path)

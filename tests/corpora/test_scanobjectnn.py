@@ -49,14 +49,14 @@ def test_the_other_variant_in_the_folder_is_found_out(tmp_path):
     """The names are the same, so that only the mask tells OBJ-BG from OBJ-ONLY."""
     write_variant(tmp_path, "obj_bg")
     with pytest.raises(
-        CorpusError, match=r"mask holds background points, and OBJ-ONLY has none.*lies in main_split_nobg"
+        CorpusError, match=r"mask holds background points, but OBJ-ONLY has none.*lies in main_split_nobg"
     ):
         open_corpus(f"scanobjectnn:{tmp_path}/main_split?variant=obj_only&counts=any", points=64)
     with pytest.raises(CorpusError, match=r"OBJ-ONLY lacks training_objectdataset\.h5; looked in .*main_split_nobg"):
         open_corpus(f"scanobjectnn:{tmp_path}?variant=obj_only&counts=any", points=64)
     write_variant(tmp_path, "obj_only")
     (tmp_path / "main_split_nobg").rename(tmp_path / "copied")
-    with pytest.raises(CorpusError, match=r"mask holds no background points, and OBJ-BG has them.*lies in main_split$"):
+    with pytest.raises(CorpusError, match=r"mask holds no background points, but OBJ-BG has them.*lies in main_split$"):
         open_corpus(f"scanobjectnn:{tmp_path}/copied?variant=obj_bg&counts=any", points=64)
     assert len(open_corpus(f"scanobjectnn:{tmp_path}/copied?variant=obj_only&counts=any", points=64)) == 30
 

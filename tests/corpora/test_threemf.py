@@ -156,7 +156,7 @@ def test_time_that_components_take_is_bounded(monkeypatch):
 
 def test_members_are_sized_before_they_are_unpacked(monkeypatch):
     monkeypatch.setattr(threemf, "MAX_BYTES", 2**20)
-    with pytest.raises(Malformed, match=r"as a whole unpacks to \d{7} bytes; more than 1048576 is refused"):
+    with pytest.raises(Malformed, match=r"as a whole unpacks to \d{7} bytes, more than the 1048576 allowed"):
         read(pack(model([mesh(1)], ITEM) + " " * 2**20))
     with pytest.raises(Malformed, match="is packed by method 14; expected deflate"):
         read(pack(model([mesh(1)], ITEM), zipfile.ZIP_LZMA))

@@ -111,5 +111,5 @@ def test_a_segmenter_needs_three_tokens_to_interpolate_from():
         groups=(16, 8, 2), neighbours=(8, 8, 8), decoder_dims=(384,), decoder_depths=(1,), decoder_up_blocks=()
     )
     assert list(SegmentationConfig().conflicts(model)) == [
-        "model.groups[-1] = 2 is fewer than the 3 tokens a point is interpolated from"
+        "model.groups[-1] = 2 is less than the 3 tokens a point is interpolated from"
     ]

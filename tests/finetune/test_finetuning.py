@@ -322,11 +322,11 @@ def test_recipes_of_scanobjectnn_are_the_fields():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"train": ""}, "train = '' names no corpus"),
+        ({"train": ""}, "train = '' is not a corpus"),
         ({"points": 16}, "points = 16 is smaller than 32"),
-        ({"pool": 40}, "pool = 40 is fewer than points = 48"),
-        ({"stored_points": 50}, "stored_points = 50 is fewer than points = 48 or pool = 56"),
-        ({"frozen": "reference"}, 'frozen = "reference" with protocol = "full", which freezes nothing'),
+        ({"pool": 40}, "pool = 40 is less than points = 48"),
+        ({"stored_points": 50}, "stored_points = 50 is less than points = 48 or pool = 56"),
+        ({"frozen": "reference"}, 'frozen = "reference" has no effect with protocol = "full", which freezes nothing'),
         ({"protocol": "half"}, "protocol = 'half' is none of full, mlp-3, linear"),
         ({"scale": (0.0, 1.0)}, "is not an ascending range of positive factors"),
         ({"accumulation": 2}, "accumulation = 2: fine-tuning supports only accumulation = 1"),

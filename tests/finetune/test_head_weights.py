@@ -100,7 +100,7 @@ def test_missing_unexpected_and_misshapen_entries_are_named_together():
 
 def test_a_name_with_and_without_the_prefix_is_refused():
     entries = tiny_model().state_dict()
-    with pytest.raises(ValueError, match=r"both are there: module\.mask_token; expected one of them"):
+    with pytest.raises(ValueError, match=r"with and without the prefix `module\.`: module\.mask_token"):
         load_pretrained_encoder(
             tiny_classifier(), {**entries, "module.mask_token": entries["mask_token"]}, source="last.pth"
         )

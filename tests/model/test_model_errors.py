@@ -33,7 +33,7 @@ def test_reference_differs_from_the_defaults_exactly_in_the_quirks():
         ({"neighbours": (16, 8)}, "neighbours = (16, 8) must have one value per level; groups = (512, 256, 64) has 3"),
         ({"neighbours": (65, 8, 8)}, "neighbours = (65, 8, 8) has 65, which is outside 1..64"),
         ({"groups": (32, 16, 4), "neighbours": (8, 33, 4)}, "neighbours[1] = 33 is more than groups[0] = 32"),
-        ({"groups": (32, 16, 2), "neighbours": (8, 8, 2)}, "groups[-1] = 2 is fewer than the 3 neighbours"),
+        ({"groups": (32, 16, 2), "neighbours": (8, 8, 2)}, "groups[-1] = 2 is less than the 3 neighbours"),
         ({"encoder_dims": (96, 192, 380)}, "encoder_dims has 380, which is not a multiple of heads = 6"),
         ({"decoder_dims": (192, 96)}, "decoder_dims[0] = 192 is not encoder_dims[-1] = 384"),
         ({"decoder_dims": (384, 192, 96)}, "decoder_dims = (384, 192, 96) has 3 stages; groups allow 1..2"),

@@ -145,7 +145,7 @@ def test_a_header_that_was_changed_is_damaged(written: Path) -> None:
 
 
 def test_a_path_without_a_checkpoint_says_what_was_expected(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"is neither a checkpoint .* nor a run with one"):
+    with pytest.raises(CheckpointError, match=r"is neither a checkpoint .* nor a run with a checkpoint"):
         load_model(tmp_path)
 
 
@@ -154,7 +154,7 @@ def test_settings_and_weights_that_do_not_fit_are_refused(tmp_path: Path) -> Non
     settings = _header(1).config
     unknown = _header(1, config={**settings, "model": {**settings["model"], "colour": "red"}})
     path = checkpoint.write_checkpoint(tmp_path, unknown, state, {})
-    with pytest.raises(CheckpointError, match="unknown settings colour of ModelConfig; they are of another version"):
+    with pytest.raises(CheckpointError, match="unknown settings colour of ModelConfig; they belong to another version"):
         load_model(path)
     wider = _header(2, config={**settings, "model": {**settings["model"], "mlp_ratio": 2.0}})
     path = checkpoint.write_checkpoint(tmp_path, wider, state, {})
@@ -178,7 +178,7 @@ def test_the_optimiser_goes_out_and_comes_back(tmp_path: Path) -> None:
     checkpoint.restore_optimizer(other, other_names, {k: v + 1 for k, v in flat.items()}, tmp_path)
     again = checkpoint.flatten_optimizer(other, other_names)
     assert all(torch.equal(again[name], value + 1) for name, value in flat.items())
-    with pytest.raises(CheckpointError, match="exp_avg/nothing belongs to no parameter of this model"):
+    with pytest.raises(CheckpointError, match="exp_avg/nothing matches no parameter of this model"):
         checkpoint.restore_optimizer(one, names, {"exp_avg/nothing": torch.zeros(1)}, tmp_path)
     with pytest.raises(CheckpointError, match=r"exp_avg/bias has shape \[3\]; expected \[2\]"):
         checkpoint.restore_optimizer(one, names, {"exp_avg/bias": torch.zeros(3)}, tmp_path)

@@ -40,7 +40,7 @@ def test_it_is_sound_small_and_of_finite_features() -> None:
 def test_the_settings_know_how_many_points_it_needs() -> None:
     assert load_encoder("embedded").config.groups[0] == EMBEDDED_POINTS
     assert load_experiment("quickstart").evaluation.embedded
-    with pytest.raises(ConfigError, match=r"evaluation.points = 127 is fewer than the 128 that embedded = true needs"):
+    with pytest.raises(ConfigError, match=r"evaluation.points = 127 is less than the 128 that embedded = true needs"):
         load_experiment("quickstart", ["evaluation.points=127"])
 
 

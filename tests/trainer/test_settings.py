@@ -48,7 +48,7 @@ def test_each_problem_of_the_trainer_is_named(settings: dict, text: str) -> None
             "train = 'a' has no kind; expected KIND:LOCATION, for instance folder:meshes",
         ),
         ({"points": 16}, "points = 16 is smaller than 32"),
-        ({"stored_points": 512}, "stored_points = 512 is fewer than points = 1024"),
+        ({"stored_points": 512}, "stored_points = 512 is less than points = 1024"),
         ({"protocol": "best"}, "protocol = 'best' is none of cross-validated, reference"),
         ({"grid": ()}, "grid = () is empty"),
         ({"folds": 1}, "folds = 1 is smaller than 2"),

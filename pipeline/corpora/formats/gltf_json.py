@@ -23,7 +23,7 @@ def items(owner: dict[str, Any], key: str) -> list[dict[str, Any]]:
     """Return a list of objects, empty if absent. Raises Malformed for anything else."""
     found = owner.get(key, [])
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
-        raise Malformed(f"its {key} is not a list of objects")
+        raise Malformed(f"its {key} must be a list of objects")
     return found
 
 

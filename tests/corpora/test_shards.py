@@ -202,7 +202,7 @@ def test_damage_is_refused_by_name(meshes: Path, tmp_path: Path) -> None:
         open_corpus(f"shards:{out}", points=POINTS)
     document = (out / CONTENTS).read_text()
     (out / CONTENTS).write_text(document.replace('"files"', '"Files"', 1))
-    with pytest.raises(CorpusError, match="was changed or cut"):
+    with pytest.raises(CorpusError, match="was changed or truncated"):
         open_corpus(f"shards:{out}", points=POINTS)
     with pytest.raises(CorpusError, match="i2p corpus pack URI OUT"):
         open_corpus(f"shards:{tmp_path}", points=POINTS)

@@ -51,11 +51,11 @@ def named_encoders(
             found[name] = PointNN()
             continue
         if not is_checkpoint(name):
-            raise click.UsageError(f"{name} is no encoder; expected {ENCODER_HELP}")
+            raise click.UsageError(f"{name} is not an encoder; expected {ENCODER_HELP}")
         if read_header(find_checkpoint(name)).kind != "pretraining":
             tuned, _ = load_fine_tuned(name)
             if not isinstance(tuned, Classifier):
-                raise click.UsageError(f"{name} is a part segmenter, which has no feature of a whole shape")
+                raise click.UsageError(f"{name} is a part segmenter, which has no feature of the whole shape")
             found[name] = ClassifierEncoder(tuned.to(device), device)
             continue
         model, header = load_model(name)

@@ -27,9 +27,9 @@ DEPTHS = ("uint8", "float16", "none")
 COMPRESSIONS = ("zstd", "none")
 
 WHAT = {
-    "workspace": "work of a process that died",
+    "workspace": "unfinished work of a dead process",
     "shard": "a shard that was never committed",
-    "unknown": "no file of a cache",
+    "unknown": "not a file of a cache",
 }
 
 threads_option = click.option(
@@ -64,9 +64,9 @@ def convert(source: "Location", root: str | None, threads: int, **storage: Any) 
 
     changes = {name: value for name, value in storage.items() if value is not None}
     if not changes:
-        raise click.UsageError("name what is to change: --format, --features, --shapes-per-shard, ...")
+        raise click.UsageError("say what to change: --format, --features, --shapes-per-shard, ...")
     if "steps" in changes and changes.get("features") != "int8":
-        raise click.UsageError("--steps is a setting of --features int8; give both")
+        raise click.UsageError("--steps applies to --features int8; give both")
     find = _find_untouched(teacher_cache.open(source)) if "untouched" in changes else None
     with _progress("converting") as show:
         made = teacher_cache.convert(
@@ -97,7 +97,7 @@ def compact(path: str, threads: int) -> None:
     with _progress("compacting") as show:
         made = teacher_cache.compact(path, threads=threads, on_progress=show)
     if made is None:
-        echo(f"its shards are full already: {path}", err=True)
+        echo(f"its shards are already full: {path}", err=True)
         echo(path)
         return
     _say(made, f"{made.shards} shards")
@@ -126,7 +126,7 @@ def merge(sources: "tuple[Location, ...]", root: str, duplicates: Any, refill: b
     import teacher_cache
 
     if len(sources) < 2:
-        raise click.UsageError("name two caches or more")
+        raise click.UsageError("give two or more caches")
     with _progress("merging") as show:
         made = teacher_cache.merge(
             sources, root, duplicates=duplicates, refill=refill, threads=threads, on_progress=show
@@ -155,7 +155,7 @@ def gc(path: "Location", unknown: bool, yes: bool) -> None:
         pieces = findings.abandoned
         size = sum(piece.bytes for piece in pieces)
         if not yes and not sys.stdin.isatty():
-            echo("nothing was removed: there is no terminal to ask on; give --yes to remove these", err=True)
+            echo("nothing was removed: there is no terminal to confirm on; give --yes to remove these", err=True)
             raise SystemExit(2)
         if yes or click.confirm(f"Remove these {len(pieces)} pieces, {size / 1e6:.1f} MB?", err=True):
             with _progress("removing", unit="pieces") as show:
@@ -164,7 +164,7 @@ def gc(path: "Location", unknown: bool, yes: bool) -> None:
             freed = sum(piece.bytes for piece in removed)
             echo(f"removed {len(removed)} pieces, {freed / 1e6:.1f} MB", err=True)
             for piece in kept:
-                echo(f"stays, since a build uses it by now: {piece.cache}/{piece.path}", err=True)
+                echo(f"kept, because a build uses it now: {piece.cache}/{piece.path}", err=True)
         else:
             echo("nothing was removed", err=True)
     if findings.faults:
@@ -177,7 +177,7 @@ def _show(findings: "Findings", path: "Location") -> None:
     for fault in findings.faults:
         echo(f"cannot be read: {fault}", err=True)
     if findings.busy:
-        echo(f"left alone: {findings.busy} locks of builds that are running", err=True)
+        echo(f"{findings.busy} locks of running builds were left alone", err=True)
     if not findings.caches:
         echo(f"no caches in {path}", err=True)
     elif not findings.abandoned:
@@ -206,7 +206,7 @@ def _progress(title: str, unit: str = "shards") -> Iterator[Callable[[int, int],
 
 
 def _say(made: "Rewritten", more: str) -> None:
-    state = "complete already" if not made.written else f"{made.written} of {made.shards} shards written"
+    state = "already complete" if not made.written else f"{made.written} of {made.shards} shards written"
     echo(f"{state}: {made.records} records, {made.bytes / 1e6:.1f} MB, {more}", err=True)
     echo(made.path)
 

@@ -109,7 +109,7 @@ def _describe(header: "Header") -> None:
     echo(f"kind        {header.kind}")
     if header.origin is not None:
         echo(f"origin      {header.origin['file']}, sha256 {header.origin['sha256']}")
-    steps = f"{header.step} steps" if header.origin is None else "steps not known"
+    steps = f"{header.step} steps" if header.origin is None else "steps unknown"
     echo(f"state       {header.epoch} epochs, {steps}")
     if "recipe" in header.cache:
         echo(f"cache       {header.cache['records']} shapes, recipe {header.cache['recipe']}")

@@ -80,8 +80,8 @@ def pretrain(
 def _check_alone(ranks: int) -> None:
     if ranks > 1:
         raise click.UsageError(
-            "under torchrun, name a finished cache: build it first with `i2p cache build CONFIG`, "
-            "and give the path it prints as --cache"
+            "under torchrun a finished cache is needed: build it first with `i2p cache build CONFIG`, and pass the "
+            "path it prints as --cache"
         )
 
 
@@ -117,7 +117,7 @@ def _train(experiment: "Experiment", opened: Any, run_dir: Path, rank: int) -> N
         return
     drawn = curves(run_dir, run_dir / "curves.png")
     if report.resumed_from == report.epochs:
-        echo(f"complete already: {report.epochs} epochs", err=True)
+        echo(f"already complete: {report.epochs} epochs", err=True)
     else:
         echo(f"trained {report.epochs - report.resumed_from} epochs in {human_seconds(report.seconds)}", err=True)
     if report.evaluation is not None:

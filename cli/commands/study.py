@@ -111,7 +111,7 @@ def _study(
         failed = _carry_out(missing, results, workers, len(runs))
     _report(list(results.values()), out, len(runs), seconds=time.perf_counter() - began if missing else 0.0)
     if failed:
-        echo(f"{len(failed)} of {len(runs)} runs failed; run the same command again to try them again", err=True)
+        echo(f"{len(failed)} of {len(runs)} runs failed; run the same command again to retry them", err=True)
         raise SystemExit(1)
 
 
@@ -156,7 +156,7 @@ def _report(results: Sequence[Mapping[str, Any]], out: Path, total: int, *, seco
     from trainer.engine.run_directory import known_json
 
     if not results:
-        raise click.ClickException(f"no run of this study has ended in {out}")
+        raise click.ClickException(f"no run of this study has finished in {out}")
     summary = summarise(results)
     table = markdown(summary)
     out.mkdir(parents=True, exist_ok=True)
@@ -168,7 +168,7 @@ def _report(results: Sequence[Mapping[str, Any]], out: Path, total: int, *, seco
     picture(summary, out / "study.png")
     echo(table)
     if len(results) < total:
-        echo(f"{len(results)} of {total} runs have ended", err=True)
+        echo(f"{len(results)} of {total} runs have finished", err=True)
     echo(f"{human_seconds(summary['seconds'])} in all, caches included", err=True)
     echo(f"written: {out / 'study.md'}, study.json, study.png", err=True)
 

@@ -64,7 +64,7 @@ def train(config: str, out: Path | None, overrides: tuple[str, ...]) -> None:
         if progress_of:
             progress_of["bar"].__exit__(None, None, None)
     if not progress_of:
-        echo(f"complete already: {learning.all_steps} steps", err=True)
+        echo(f"already complete: {learning.all_steps} steps", err=True)
     else:
         bar = progress_of["bar"]
         echo(f"trained {bar.done - bar.initial} steps in {human_seconds(bar.seconds)}", err=True)
@@ -130,7 +130,7 @@ def evaluate(
     problems = [f"teacher.{problem}" for problem in config.problems()]
     problems += [f"projection.{problem}" for problem in projection.problems()]
     if shapes < 72:
-        problems.append(f"--shapes {shapes} is fewer than two of each of the 36 categories")
+        problems.append(f"--shapes {shapes} is less than two for each of the 36 categories")
     named = [
         ("synthetic", SYNTHETIC.format(count=shapes, split="train"), SYNTHETIC.format(count=shapes // 2, split="test"))
     ]

@@ -77,7 +77,7 @@ def experiment_by_recipe(path: "Location", *, scheduler: str | None = None, work
         raise ConfigError(str(path), [f"its recipe or {CONFIG_COPY} lacks {error}; {_REMEDY}"]) from error
 
 
-_REMEDY = "name the experiment it was built from with --config"
+_REMEDY = "give the experiment it was built from with --config"
 
 
 def _projection(recipe: "Recipe", points: Any) -> Any:
@@ -101,7 +101,7 @@ def _places(path: "Location") -> dict[str, dict[str, Any]]:
     try:
         data = storage_at(path).read(CONFIG_COPY)
     except FileNotFoundError as error:
-        raise ConfigError(str(path), [f"holds no {CONFIG_COPY}; {_REMEDY}"]) from error
+        raise ConfigError(str(path), [f"has no {CONFIG_COPY}; {_REMEDY}"]) from error
     try:
         if len(data) > _MAX_COPY:
             raise ValueError(f"{len(data)} bytes")
@@ -114,5 +114,5 @@ def _places(path: "Location") -> dict[str, dict[str, Any]]:
         given = given if isinstance(given, dict) else {}
         found[section] = {key: given[key] for key, kind in kinds.items() if type(given.get(key)) is kind}
     if "uri" not in found["corpus"]:
-        raise ConfigError(f"{path}/{CONFIG_COPY}", [f"names no corpus.uri; {_REMEDY}"])
+        raise ConfigError(f"{path}/{CONFIG_COPY}", [f"has no corpus.uri; {_REMEDY}"])
     return found

@@ -70,7 +70,7 @@ class Experiment:
         yield from alignment_conflicts(self.alignment, self.trainer)
         stored, seen = self.corpus.points, self.trainer.points or self.corpus.points
         if seen > stored:
-            yield f"trainer.points = {seen} is more than the corpus.points = {stored} that are stored"
+            yield f"trainer.points = {seen} is more than the stored corpus.points = {stored}"
         least, reason = self.model.least_points, self.model.least_points_reason
         if least > seen:
             yield f"{reason} needs at least {least} points, more than the trainer.points = {seen} the student sees"

@@ -132,12 +132,12 @@ def _sizes(report: "Report") -> None:
 def _up(report: "Report") -> None:
     up = report.up
     votes = ", ".join(f"{name} {count}" for name, count in up.votes.items())
-    said = f"{sum(up.votes.values())} of {report.shapes - report.refused} shapes say something: {votes}"
+    said = f"{sum(up.votes.values())} of {report.shapes - report.refused} shapes vote: {votes}"
     if up.axis is None:
         echo(f"up          no guess; {said}")
     else:
         echo(f"up          {'+' if up.sign > 0 else '-'}{up.axis}, a {up.sure} guess; {said}")
-    echo("  by the axis whose two ends touch the box around a shape most differently; nothing is turned for it")
+    echo("  by the axis whose two ends touch the bounding box of a shape most differently; no shape is rotated")
 
 
 def _duplicates(title: str, found: "Duplicates", *, other: bool = False) -> None:

@@ -106,8 +106,8 @@ def result_of(run: Run) -> dict[str, Any] | None:
         return None
     differences = list(_differences(result["settings"], json.loads(run.settings)))
     if differences:
-        differences.append("name another --out, repeat the settings, or delete the folder")
-        raise ConfigError(f"{run.folder}, which holds a result of other settings", differences)
+        differences.append("choose another --out, repeat the settings, or delete the folder")
+        raise ConfigError(f"{run.folder}, which has a result of other settings", differences)
     return result
 
 
@@ -122,8 +122,8 @@ def require_cache(run: Run, result: Mapping[str, Any], cache: "Location") -> Non
         raise ConfigError(
             str(run.folder),
             [
-                f"its result is of the cache {result['cache']}, and the teacher, corpus or projection now makes "
-                f"{cache_name(cache)}; name another --out, or delete the folder"
+                f"its result belongs to the cache {result['cache']}, but teacher, corpus and projection now give "
+                f"{cache_name(cache)}; choose another --out, or delete the folder"
             ],
         )
 

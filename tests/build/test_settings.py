@@ -60,7 +60,7 @@ def test_all_faults_of_a_section_come_together():
 
 def test_more_points_drawn_than_stored_is_a_conflict():
     (problem,) = conflicts(CorpusConfig(points=1024), ProjectionConfig(points=2048))
-    assert problem == "projection.points = 2048 is more than the corpus.points = 1024 that are stored"
+    assert problem == "projection.points = 2048 is more than the stored corpus.points = 1024"
 
 
 def test_sizes_that_are_not_the_teachers_are_named_with_both_values():

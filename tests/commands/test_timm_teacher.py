@@ -65,7 +65,7 @@ def test_images_are_normalised_as_asked_or_as_the_weights_know_them(tmp_path: Pa
     save_file(timm.create_model(name.removeprefix("timm:")).state_dict(), weights)
     unsaid = run(capsys, "teacher", "eval", *options, "--weights", weights)
     assert unsaid.code != 0
-    assert "imagenet or half, and a file does not say which it is of\n  Name it with --normalisation." in unsaid.err
+    assert "imagenet or half; the file does not say with which\n  Set it with --normalisation." in unsaid.err
     wrong = run(capsys, "teacher", "eval", *options, "--weights", weights, "--normalisation", "clip")
     assert wrong.code != 0
     assert "normalisation clip is not the imagenet or half that timm:vit_small_patch16_224 was trained" in wrong.err

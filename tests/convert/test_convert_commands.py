@@ -28,7 +28,7 @@ def test_in_out_and_a_look_at_it(tmp_path, capsys):
         assert text in outcome.out
     outcome = run(capsys, "checkpoint", "info", tmp_path / "out")
     assert outcome.code == 0
-    for text in ("in.pth, sha256", "5 epochs, steps not known", "acc ", "groups = [48, 24, 8]"):
+    for text in ("in.pth, sha256", "5 epochs, steps unknown", "acc ", "groups = [48, 24, 8]"):
         assert text in outcome.out
     outcome = run(capsys, "checkpoint", "export", tmp_path / "out", "--out", tmp_path / "back.pth",
                   "--teacher", tmp_path / "in.pth", "--no-prefix")  # fmt: skip

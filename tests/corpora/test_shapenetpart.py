@@ -154,4 +154,4 @@ def test_check_counts_shapes_without_a_file_and_allows_those_of_the_release(rele
     assert "is listed in shuffled_train_file_list.json, but does not exist" in found.out
     monkeypatch.setattr(shapenetpart, "ABSENT", 1)
     found = run(capsys, "corpus", "check", uri, "--points", 64, "--workers", 1)
-    assert (found.code, "1 are listed by the release and in no copy of it" in found.out) == (0, True)
+    assert (found.code, "1 are listed by the release but exist in no copy of it" in found.out) == (0, True)

@@ -40,7 +40,7 @@ threads_option = click.option(
 @click.command(
     epilog="Examples: i2p cache convert caches/shapenet55-0f3a9c21d7be --format webdataset; "
     "i2p cache convert PATH --features int8 --steps 24 --untouched zero --root small. "
-    "A conversion that was stopped goes on where it was."
+    "A stopped conversion resumes where it was."
 )
 @click.argument("source", type=CachePath())
 @click.option("--root", help="Folder or URL that holds caches. [default: where SOURCE lies]")
@@ -82,9 +82,7 @@ def convert(source: "Location", root: str | None, threads: int, **storage: Any) 
     _say(made, f"{before.bytes / 1e6:.1f} MB before")
 
 
-@click.command(
-    epilog="Example: i2p cache compact caches/shapenet55-0f3a9c21d7be. A call that was stopped goes on where it was."
-)
+@click.command(epilog="Example: i2p cache compact caches/shapenet55-0f3a9c21d7be. A stopped call resumes where it was.")
 @click.argument("path")
 @threads_option
 def compact(path: str, threads: int) -> None:
@@ -105,7 +103,7 @@ def compact(path: str, threads: int) -> None:
 
 @click.command(
     epilog="Example: i2p cache merge node1/folder-0f3a9c21d7be node2/folder-0f3a9c21d7be --root caches. "
-    "A merge that was stopped goes on where it was."
+    "A stopped merge resumes where it was."
 )
 @click.argument("sources", type=CachePath(), nargs=-1, required=True, metavar="SOURCE SOURCE...")
 @click.option("--root", required=True, help="Folder or URL that holds caches, other than where a SOURCE lies.")

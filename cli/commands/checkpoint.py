@@ -71,7 +71,7 @@ def import_(file: Path, out: Path, overrides: tuple[str, ...]) -> None:
 
 @checkpoint.command(
     epilog="Example: i2p checkpoint export runs/quickstart --out quickstart.pth   "
-    "(to go on with a pre-training there: --teacher ViT-B-16.safetensors)"
+    "(to resume pre-training there: --teacher ViT-B-16.safetensors)"
 )
 @click.argument("path", type=CheckpointPath())
 @click.option("--out", type=LocalPath(), required=True, help="The .pth to write; must not exist.")

@@ -16,7 +16,7 @@ __all__ = ["finetune"]
 @click.command(
     epilog="Examples: i2p finetune synthetic --from runs/quickstart --seeds 3; "
     "i2p finetune synthetic --from none --sizes runs/quickstart; i2p finetune modelnet40 --from RUN --protocol linear. "
-    "A run that is stopped goes on where it was."
+    "A stopped run resumes where it was."
 )
 @click.argument("config")
 @click.option("--from", "start", required=True, metavar="RUN|none",

@@ -22,7 +22,7 @@ _TITLES = {"3d": "3D", "2d": "2D"}  # of losses; others are called by their name
 
 @click.command(
     epilog="Examples: i2p pretrain quickstart; i2p pretrain mine.toml --set trainer.epochs=50; "
-    "torchrun --nproc-per-node 8 -m cli.main pretrain shapenet --cache PATH. A stopped run goes on where it was."
+    "torchrun --nproc-per-node 8 -m cli.main pretrain shapenet --cache PATH. A stopped run resumes where it was."
 )
 @config_argument
 @config_options

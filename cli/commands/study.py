@@ -58,7 +58,7 @@ def _options(out: Path) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 @study.command(
     epilog="Examples: i2p study guidance; i2p study guidance --only full --only 3d-random --seeds 5; "
     "i2p study guidance --teacher b16=architecture=ViT-B-16,pretrained=openai. "
-    "A study that is stopped goes on where it was; a finished one is only reported."
+    "A stopped study resumes where it was; a finished one is only reported."
 )
 @_options(Path("runs/study"))
 def guidance(**options: Any) -> None:
@@ -70,7 +70,7 @@ def guidance(**options: Any) -> None:
 
 @study.command(
     epilog="Examples: i2p study scaling; i2p study scaling --set 'corpus.uri=\"folder:meshes\"' --seeds 5. "
-    "It is stopped, gone on with and reported like the guidance study."
+    "It stops, resumes and reports like the guidance study."
 )
 @_options(Path("runs/scaling"))
 def scaling(**options: Any) -> None:

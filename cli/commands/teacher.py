@@ -24,7 +24,7 @@ def teacher() -> None:
 
 @teacher.command(
     epilog="Examples: i2p teacher train; i2p teacher train mine.toml --out runs/mine --set learning.steps=3000. "
-    "A stopped run goes on where it was."
+    "A stopped run resumes where it was."
 )
 @click.argument("config", default="tiny", metavar="[CONFIG]")
 @click.option("--out", type=LocalPath(file_okay=False),

@@ -140,7 +140,7 @@ class Changes:
     unknown  shapes in shards without fingerprints, as 0.1.0 wrote them: changes cannot be detected
     shards   that hold changed or gone shapes
     others   shapes that the cache holds and the experiment is not about; nothing else is said of them
-    suspects by shard, the quarantined ids that are made from something else now, or of which that cannot be told
+    suspects by shard, the quarantined ids whose source has changed, or for which that is unknown
     """
 
     changed: tuple[str, ...]
@@ -226,9 +226,9 @@ def compare_corpus(
                 now = pool.map(lambda id: made_of(corpus, places[id]), [id for id, _ in known])
                 odd = [id for (id, then), found in zip(known, now, strict=True) if found != then]
             stale = [id for id in odd if id not in refused]
-            told = {id for id, _ in known}.difference(odd)
-            if untold := tuple(item.id for item in receipt.quarantined if item.id in places and item.id not in told):
-                suspects[shard] = untold
+            same = {id for id, _ in known}.difference(odd)
+            if doubtful := tuple(item.id for item in receipt.quarantined if item.id in places and item.id not in same):
+                suspects[shard] = doubtful
             if not stale and not lost and known:
                 stamps.note(receipt, looks, some)
             changed += stale

@@ -89,7 +89,7 @@ class Inspection:
     stands   the upward direction, inferred from the shape alone: +-1, +-2, +-3 for an end of x, y, z, 0 if undecided;
              see `standing`
     content  first 16 bytes of a SHA-256 of the triangles' corners, or the points, in float32 and in their order
-    notes    what was passed over or mended while reading, counted
+    notes    what was skipped or repaired while reading, counted
     file     first 16 bytes of a SHA-256 of the bytes of its files; None where it has no file of its own
     size     bytes of its files; 0 where it has none of its own
     """

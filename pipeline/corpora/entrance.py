@@ -79,7 +79,7 @@ def checked_labels(labels: np.ndarray, source: str, *, names: int | None, least:
     names  how many there are; None: not known, then at most MAX_CLASSES.
     least  -1 where that means no label.
 
-    Raises CorpusError for what is no whole number in range: infinite, NaN, fractions, too large, negative.
+    Raises CorpusError for values that are not whole numbers in range: infinite, NaN, fractions, too large, negative.
     """
     if labels.dtype.kind not in "fiu":
         raise CorpusError(f"{source}: labels are of type {labels.dtype}; expected whole numbers")

@@ -41,7 +41,7 @@ def survey(
 
     processes  how many read; None: one a core and at most 16, of a small corpus this one alone. Shapes that are rows of
                arrays in memory are always read by this process.
-    progress   is told how many shapes have been read, and how many of them were refused.
+    progress   is called with how many shapes have been read, and how many of them were refused.
 
     Raises MachineFault, and CorpusError for a bug of a reader, with the shape's name.
     """

@@ -1,4 +1,4 @@
-"""Class tokens: stored where they are asked for, in either format, and nowhere else."""
+"""Class tokens: stored where they were requested, in either format, and nowhere else."""
 
 import dataclasses
 from pathlib import Path

@@ -84,7 +84,7 @@ def read_clouds(
     points    of each shape.
     frame     "canonical": centred, in the unit sphere; "stored": as the corpus has them, as ScanObjectNN is published.
     labelled  False: a corpus without labels will do, whose labels are then -1.
-    progress  is told 1 for every shape.
+    progress  is called with 1 for every shape.
 
     Raises EvaluationError where there is no label or no readable shape, and pipeline's CorpusError for a URI that does
     not open.

@@ -97,7 +97,7 @@ class Evaluator:
     ) -> Comparison:
         """Score every encoder on the same draws, `rounds(seeds)` times.
 
-        progress  is told how many clouds each encoded batch had; in all rounds x encoders x (train + test).
+        progress  is called with how many clouds each encoded batch had; in all rounds x encoders x (train + test).
         """
         config = self.config
         count = self.rounds(seeds)

@@ -109,7 +109,7 @@ def vote(
 
     points    [n, N, 3] float32 in the stored order, in the frame that the classifier was trained in.
     labels    [n] int64.
-    progress  is told how many clouds each batch had; in all n (1 + rounds draws).
+    progress  is called with how many clouds each batch had; in all n (1 + rounds draws).
 
     The same arguments give the same scores: every draw follows from (seed, round, draw, shape). Raises ValueError for
     settings, EvaluationError for too few points and logits that are not finite. Source of the protocol: Point-MAE's

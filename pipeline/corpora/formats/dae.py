@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions, Surface
 from pipeline.corpora.formats.isolated import decode as decode_apart
-from pipeline.corpora.formats.isolated import need, told
+from pipeline.corpora.formats.isolated import errors_of, need
 from pipeline.corpora.formats.placed import Placed
 from pipeline.corpora.formats.polygons import cut_polygons
 from pipeline.corpora.formats.xml_text import check_xml
@@ -51,7 +51,7 @@ def decode(data: bytes, path: Path, options: ReadOptions) -> Surface:
 
     check_xml(data, "it")
     _check_elements(ElementTree.fromstring(data))
-    with told("pycollada"):
+    with errors_of("pycollada"):
         document = collada.Collada(io.BytesIO(data), aux_file_loader=lambda name: None)  # opens no texture
         if document.scene is None:
             raise Malformed("has no scene; its libraries by themselves place nothing")

@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.corpora.entrance import unpacking_fault
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions, Surface
 from pipeline.corpora.formats.isolated import decode as decode_apart
-from pipeline.corpora.formats.isolated import need, told
+from pipeline.corpora.formats.isolated import errors_of, need
 from pipeline.corpora.formats.xml_text import check_xml
 
 __all__ = ["decode", "prepare", "read_e57"]
@@ -66,7 +66,7 @@ def decode(data: bytes, path: Path, options: ReadOptions) -> Cloud:
             held.write(data)
         name = f"/proc/self/fd/{file}"
     clouds, parts, invalid = [], [], 0
-    with told("pye57"):
+    with errors_of("pye57"):
         scans = pye57.E57(name)
         counts = [scans.get_header(k).point_count for k in range(scans.scan_count)]
         fault = unpacking_fault(sum(counts) * _POINT, len(data), MAX_BYTES)

@@ -51,7 +51,7 @@ class Cloud:
     points      [M, 3], any number type, finite or not.
     parts       [M] int64 index into part_names (or a label as stored, when part_names is empty), or None.
     part_names  names of the parts of this file.
-    notes       what was passed over or mended while reading, by reason, counted: {"points that are NaN": 12}.
+    notes       what was skipped or repaired while reading, by reason, counted: {"points that are NaN": 12}.
     """
 
     points: np.ndarray
@@ -68,7 +68,7 @@ class Surface:
     faces       [F, 3] int64 into vertices.
     parts       [F] int64 index into part_names (or a label as stored, when part_names is empty), or None.
     part_names  names of the parts of this file.
-    notes       what was passed over or mended while reading, by reason, counted: {"degenerate faces": 3}.
+    notes       what was skipped or repaired while reading, by reason, counted: {"degenerate faces": 3}.
     """
 
     vertices: np.ndarray

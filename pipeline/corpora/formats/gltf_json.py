@@ -10,7 +10,7 @@ from pipeline.corpora.formats.geometry import Malformed
 
 __all__ = ["flag", "items", "listed", "named", "numbers", "object_of", "shown", "title", "whole", "word"]
 
-MAX_WHOLE = 2**53  # beyond it JSON's numbers are not whole for everybody
+MAX_WHOLE = 2**53  # beyond it not every JSON parser keeps whole numbers exact
 MAX_NUMBER = 1e300
 
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReaderMissing, ReadOptions, Surface
 
-__all__ = ["MAX_MESSAGE", "call", "decode", "need", "told"]
+__all__ = ["MAX_MESSAGE", "call", "decode", "errors_of", "need"]
 
 FREE_MEMORY = 2**30  # bytes that any file may take beyond what its decoder takes to start
 MEMORY_SHARE = 64  # more bytes for each byte of the file, as for what is packed elsewhere (entrance.unpacking_fault)
@@ -47,13 +47,13 @@ def need(module: str, what: str) -> None:
 
 
 @contextmanager
-def told(library: str) -> Iterator[None]:
-    """Convert what a library raises to Malformed: this is how it reports a faulty file."""
+def errors_of(library: str) -> Iterator[None]:
+    """Convert whatever a library raises to Malformed: that is how it reports a faulty file."""
     try:
         yield
     except (Malformed, MemoryError, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # Rust's panics are no Exceptions
+    except BaseException as error:  # a panic of Rust code is not an Exception
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise Malformed(f"cannot be read by {library}: {said}"[:MAX_MESSAGE]) from error
 

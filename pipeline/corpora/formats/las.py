@@ -14,7 +14,7 @@ from pipeline.corpora.entrance import unpacking_fault
 from pipeline.corpora.formats.columns import whole_parts
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions, Surface
 from pipeline.corpora.formats.isolated import decode as decode_apart
-from pipeline.corpora.formats.isolated import need, told
+from pipeline.corpora.formats.isolated import errors_of, need
 
 __all__ = ["decode", "prepare", "read_las"]
 
@@ -76,7 +76,7 @@ def decode(data: bytes, path: Path, options: ReadOptions) -> Cloud:
     """Decode a cloud from bytes whose header was checked."""
     import laspy
 
-    with told("laspy"):
+    with errors_of("laspy"):
         # One thread: many files are read at once.
         stored = laspy.read(io.BytesIO(data), laz_backend=laspy.LazBackend.Lazrs)
         promised = int(stored.header.point_count)

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.corpora.entrance import unpacking_fault
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions, Surface
 from pipeline.corpora.formats.isolated import decode as decode_apart
-from pipeline.corpora.formats.isolated import need, told
+from pipeline.corpora.formats.isolated import errors_of, need
 from pipeline.corpora.formats.numpy_files import ZIP_ERRORS
 from pipeline.corpora.formats.placed import MAX_PLACED, MAX_TRIANGLES, Placed
 from pipeline.corpora.formats.xml_text import check_xml
@@ -73,7 +73,7 @@ def decode(data: bytes, path: Path, options: ReadOptions) -> Surface:
                 except ZIP_ERRORS as error:
                     raise Malformed(f"{info.filename[:60]!a} cannot be unpacked: {error}") from error
                 check_xml(text, ascii(info.filename[:60]))
-    with told("lib3mf"):
+    with errors_of("lib3mf"):
         model = lib3mf.get_wrapper().CreateModel()
         reader = model.QueryReader("3mf")
         reader.SetStrictModeActive(False)

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.corpora.faults import read_file
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions, Surface
-from pipeline.corpora.formats.isolated import MAX_MESSAGE, call, need, told
+from pipeline.corpora.formats.isolated import MAX_MESSAGE, call, errors_of, need
 from pipeline.corpora.formats.isolated import decode as decode_apart
 from pipeline.corpora.formats.numpy_files import ZIP_ERRORS
 from pipeline.corpora.formats.placed import Placed
@@ -84,7 +84,7 @@ def _told() -> Iterator[None]:
     """Convert OpenUSD's exceptions to Malformed, without the source locations at the start of its messages."""
     from pxr import Tf
 
-    with told("OpenUSD"):
+    with errors_of("OpenUSD"):
         try:
             yield
         except Tf.ErrorException as error:

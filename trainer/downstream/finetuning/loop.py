@@ -1,7 +1,7 @@
 """Fine-tuning of a classifier: epochs of steps, the choice of the weights, and an exact way back in.
 
 As in pre-training a run follows from its settings, its corpora, the weights it starts from and the seed; a checkpoint
-after an epoch holds all there is, so that a run which was stopped goes on as if nothing had happened, to the byte.
+after an epoch holds all there is, so a stopped run resumes with the same bytes as an uninterrupted one.
 """
 
 import json
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 EVALUATED = 64  # clouds at a time
 LOSS = "classification"
 BEST = "best"  # folder of the weights that `select` chose so far
-# Settings that a run may go on with other values of.
+# Settings that may change when a run resumes.
 _FREE = {
     f"finetune.{name}"
     for name in ("device", "checkpoint_every", "keep_checkpoints", "milestone_every", "tensorboard", "deterministic")
@@ -112,7 +112,7 @@ def finetune(
     source: str = "",
     on_event: Callable[[Event], None] | None = None,
 ) -> FinetuneReport:
-    """Fine-tune a classifier, or go on with the run that lies in `run_dir`.
+    """Fine-tune a classifier, or resume the run in `run_dir`.
 
     sets    of `read_sets(config)`.
     model   sizes of the encoder; its drop path is replaced by config.drop_path.
@@ -295,7 +295,7 @@ class _Run:
             self._write_best()
 
     def _write_best(self) -> None:
-        """Write the weights as BEST/epoch-NNNN, then remove those before; a run that goes on may write them again."""
+        """Write the weights as BEST/epoch-NNNN, then remove the earlier ones; a resumed run may write them again."""
         header = self._header()
         target = self.run_dir / BEST / header.name
         if target.exists():  # of an epoch that is done again: the first time its checkpoint was not reached
@@ -314,7 +314,7 @@ class _Run:
         optimizer = checkpoint.flatten_optimizer(self.updates.optimizer, self.names)
         path = checkpoint.write_checkpoint(self.run_dir, self._header(), self.model.state_dict(), optimizer)
         checkpoint.prune(self.run_dir, keep=self.config.keep_checkpoints, milestone_every=self.config.milestone_every)
-        # Only now: until this checkpoint was there, a run that goes on had need of the best before.
+        # Only now: until this checkpoint existed, a resumed run would have needed the earlier best.
         self._forget_others()
         emit(CheckpointWritten(epoch=self.epoch, step=self.epoch * self.steps, path=str(path)))
 

@@ -126,7 +126,7 @@ class I2PMAE(Student):
         return {name: feature_width(self.config.encoder_dims, name) for name in FEATURE_NAMES}
 
     def initialise(self, generator: torch.Generator | None = None) -> None:
-        """Draw all weights anew by the configured rule, from `generator` (None: torch's global one)."""
+        """Reinitialise all weights by the configured rule, from `generator` (None: torch's global one)."""
         initialise(self, self.config.initialisation, generator)
 
     def forward(

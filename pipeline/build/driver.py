@@ -156,7 +156,8 @@ def build_cache(
             if local:
                 on_threads(job, Worker(source, loaded, Lanes(crew.lanes), writer.basis), tasks, crew, taken)
             else:
-                del loaded, fit
+                del loaded, fit  # the workers load their own teacher, and may need this memory
+                # Workers look for this file: one that sees another folder at the same path is refused.
                 writer.storage.write_documents({job.mark: b""})
                 try:
                     on_cluster(elsewhere(job) if build.remote else job, tasks, build, crew, taken)

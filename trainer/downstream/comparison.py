@@ -104,6 +104,7 @@ class Evaluator:
         scores: dict[str, list[SvmScore]] = {name: [] for name in encoders}
         dimensions = {}
         for seed in range(count):
+            # One draw for all encoders: their scores then differ by the features alone.
             train, test = self._points(self.train, seed), self._points(self.test, seed)
             for name, encoder in encoders.items():
                 features = encode(encoder, train, batch_size=config.batch_size, progress=progress)

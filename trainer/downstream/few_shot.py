@@ -120,6 +120,7 @@ def few_shot(
     found: dict[str, list[float]] = {name: [] for name in features}
     for number, fold in enumerate(folds):
         for name, (train, test) in features.items():
+            # Seeded by the fold: every encoder chooses C on the same inner folds.
             found[name].append(
                 probe(train[fold.support], fold.support_labels, test[fold.queries], fold.query_labels, seed=number)
             )

@@ -126,7 +126,7 @@ def vote(
         )
     farthest = farthest_points(points, pool)  # [n, pool, 3]
     plain = _answers(logits, lambda rows: farthest[rows, : config.points], n, config, progress)
-    total = np.zeros_like(plain, dtype=np.float64)
+    total = np.zeros_like(plain, dtype=np.float64)  # a sum over many draws must still separate close classes
     rounds = []
     for number in range(config.rounds):
         of_round = np.zeros_like(total)
@@ -165,6 +165,7 @@ def _draw(farthest: np.ndarray, rows: np.ndarray, config: VoteConfig, epoch: int
     """The clouds of one batch in one draw, [B, points, 3]."""
     records = np.full(len(rows), rows[0]) if config.sharing == "batch" else rows
     keys = record_uniforms(records, farthest.shape[1], seed=config.seed, epoch=epoch, purpose=Purpose.SUBSET)
+    # Stable, so that equal keys keep the order of points on every machine.
     ranks = np.argsort(keys, axis=1, kind="stable")[:, : config.points]
     clouds = np.take_along_axis(farthest[rows], ranks[:, :, None], axis=1)
     return scale_and_shift(clouds, rows, scale=config.scale, shift=config.shift, seed=config.seed, epoch=epoch)

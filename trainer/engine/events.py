@@ -156,7 +156,7 @@ class EventLog:
     def __call__(self, event: Event) -> None:
         """Write one event and pass it on."""
         self._file.write(json.dumps({"event": _NAMES[type(event)], **_finite(_line(event))}) + "\n")
-        self._file.flush()
+        self._file.flush()  # a killed process loses no line; what a power cut leaves of one, `keep_lines` drops
         if self._board is not None:
             for tag, value in _scalars(event):
                 self._board.add_scalar(tag, value, event.step)

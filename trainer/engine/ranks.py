@@ -250,11 +250,12 @@ def _device(name: str, local_rank: int | None) -> torch.device:
 
 @contextmanager
 def deterministic(wanted: bool, ranks: Ranks) -> Iterator[None]:
-    """Choose torch's deterministic operators on a GPU if wanted; the CPU operators in use always are."""
+    """Use torch's deterministic operators on a GPU if wanted; the CPU operators in use always are."""
     if not wanted or ranks.device.type != "cuda":
         yield
         return
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    # Only warns: some operators have no deterministic form on a GPU.
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield

@@ -67,6 +67,7 @@ class Stepper:
             self._weights[WHOLE] = alignment.config.weight
         self._network: Callable[[Any, Tensor | None], Predicted] = model.network
         if config.compile:
+            # Dynamic shapes: the number of visible tokens changes from step to step.
             self._network = torch.compile(model.network, dynamic=True)
 
     def step(self, parts: Sequence[Part], rate: float) -> Outcome:

@@ -106,6 +106,7 @@ def _named(
 
 def _order(entries: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> list[str]:
     """Return every parameter's name by position: those without weight decay, then the others."""
+    # torch stores state by position, so this has to be the order in which the reference builds its groups.
     spared = _spared(entries, teacher)
     return [*spared, *(name for name in _parameters(entries, teacher) if name not in set(spared))]
 

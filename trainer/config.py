@@ -26,9 +26,9 @@ class TrainerConfig(EngineConfig):
 
     cache                  folder or URL of a finished cache to train on; empty: the one that the experiment describes,
                            which is built first
-    stale_cache            what is done when files of the corpus changed or went since the cache was built: "refuse", or
-                           "train" on the finished cache as it is, without comparing the two
-    teacher                whose maps are used: "cached", or those of a "live" teacher that looks at the augmented cloud
+    stale_cache            what to do when files of the corpus changed or vanished since the cache was built: "refuse",
+                           or "train" on the finished cache as it is, without comparing the two
+    teacher                whose maps are used: "cached", or those of a "live" teacher that encodes the augmented cloud
                            in every step (the reference's recipe); the cache then gives the clouds only
     points                 points of a shape the student sees; 0: all that are stored
     resample               draw the points at random in every epoch; false: the first `points`, in stored order

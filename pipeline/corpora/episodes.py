@@ -1,8 +1,8 @@
 """Few-shot episodes: some classes, a few shapes of each to learn from, and some to be asked about.
 
 An episode is a function of (seed, fold) and of the names of classes and shapes, not of their order. The classes of a
-5-way fold are the first five of its 10-way one, and 10 shots are the first of 20, so that settings are compared on as
-much in common as can be.
+5-way fold are the first five of its 10-way one, and 10 shots are the first of 20, so that settings share as many
+classes and shapes as possible.
 """
 
 from collections import defaultdict

@@ -121,8 +121,8 @@ def part_table(entries: Sequence[Entry], reading: ReadOptions, named: Sequence[s
     named  the user's own list; where it is empty every file is read, and the names found are sorted. Files whose parts
            are numbers have no names; neither has a file that cannot be read.
 
-    Raises CorpusError for names that cannot be shown or stand twice, and for more than part labels of 16 bits can tell
-    apart; MachineFault.
+    Raises CorpusError for names that are not printable or occur twice, and for more parts than 16-bit labels can
+    number; MachineFault.
     """
     found: set[str] = set()
     for entry in () if named else entries:

@@ -92,7 +92,7 @@ def _serve(pipe: Connection) -> None:
                 answer = True, error
             try:
                 pipe.send(answer)
-            except (pickle.PicklingError, TypeError, AttributeError):  # by which pickle says that it cannot
+            except (pickle.PicklingError, TypeError, AttributeError):  # what pickle raises for objects it cannot handle
                 pipe.send((True, RuntimeError(f"{answer[1]!r:.200} cannot be pickled")))
     except (EOFError, OSError):
         return

@@ -44,7 +44,7 @@ def open_corpus(uri: str, *, points: int) -> Corpus:
         raise CorpusError(f"points = {points}; at most {MAX_POINTS} of one shape are stored")
     try:
         return _open(uri, points)
-    except OSError as error:  # of a place that cannot even be looked at; readers tell theirs apart by themselves
+    except OSError as error:  # for a path that cannot even be examined; readers classify their own errors
         where = f" {os.fsdecode(error.filename)[:200]!a}" if isinstance(error.filename, str | bytes) else ""
         raise CorpusError(f"{uri}: cannot open{where}: {error.strerror or error}") from error
 

@@ -261,7 +261,7 @@ def prune(run_dir: Path, *, keep: int, milestone_every: int) -> list[Path]:
         hidden = path.with_name(f".removing-{path.name}")
         path.rename(hidden)
         if hidden.is_symlink():
-            hidden.unlink()  # what it points to is somebody else's
+            hidden.unlink()  # its target belongs to someone else
         else:
             shutil.rmtree(hidden)
     return doomed
@@ -278,9 +278,9 @@ def clean_leftovers(run_dir: Path) -> None:
 
 
 def set_damaged_aside(run_dir: Path) -> None:
-    """Make the newest sound checkpoint the latest: damaged ones after it are renamed to damaged-NAME, and warned of.
+    """Make the newest intact checkpoint the latest: damaged ones after it are renamed to damaged-NAME, with a warning.
 
-    Only for the run that owns the directory. The steps after that checkpoint, or all if none is sound, are repeated
+    Only for the run that owns the directory. The steps after that checkpoint, or all if none is intact, are repeated
     with the same result.
 
     Raises CheckpointError for a checkpoint of another version, or one that cannot be read for other reasons.

@@ -32,14 +32,14 @@ __all__ = [
 
 Section = TypeVar("Section")
 
-# Settings that leave the course of training as it is: bit for bit, but for those marked, which change rounding only.
+# Settings that do not change the course of training: to the bit, except those marked, which change rounding.
 _FREE = {
     "trainer.epochs",
     "trainer.cache",  # which records it holds is compared by its recipe, and those of a selection by their ids
     "trainer.stale_cache",
     "trainer.checkpoint_every",
     "trainer.checkpoint_steps",
-    "trainer.damaged",  # nothing, while the cache is sound
+    "trainer.damaged",  # no effect while the cache is intact
     "trainer.keep_checkpoints",
     "trainer.milestone_every",
     "trainer.tensorboard",

@@ -36,8 +36,8 @@ class PartScores:
     instance    mean over shapes of the shape's IoU
     classes     mean over categories of the mean over their shapes
     categories  that mean of each category, by name
-    accuracy    share of points that are labelled rightly
-    part_recall  mean over the parts that occur of the share of their points that is found
+    accuracy    share of points that are labelled correctly
+    part_recall  mean recall of points over the parts that occur
     """
 
     instance: float

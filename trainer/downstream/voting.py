@@ -1,7 +1,7 @@
 """Votes of a classifier: it sees several draws of a shape's points, and the mean of its logits is the answer.
 
-Published figures are the largest of many rounds of that. Here all rounds are reported, and the largest is called so: it
-is what luck adds, about two standard deviations of a round for fifty of them.
+Published figures are the best of many such rounds. Here all rounds are reported, and the best is labelled as such: over
+fifty rounds, chance alone adds about two standard deviations of a round.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,7 +37,7 @@ class VoteConfig:
     points      of a cloud that the classifier sees
     pool        farthest points, from point 0 of the stored order, of which they are drawn; 0: as `pool_of` has it
     draws       whose logits are averaged to one answer: one round
-    rounds      of that, each with its own draws
+    rounds      answers, each with its own draws
     scale, shift  augmentation of each draw, uniform per axis; (1, 1) and 0: none
     sharing     "cloud": each cloud draws its own points; "batch" (reference): all clouds of a batch have the same ranks
                 in their farthest points

@@ -80,7 +80,7 @@ class StepDone(Event):
 class EpochDone(Event):
     """Means over the epoch's steps, and its wall time: of a resumed epoch, since it was resumed.
 
-    shapes_per_second  counts all ranks.   skipped  damaged records that others stood in for, in the whole epoch.
+    shapes_per_second  counts all ranks.   skipped  damaged records that others replaced, in the whole epoch.
     """
 
     losses: Mapping[str, float]

@@ -20,9 +20,9 @@ def new_student(
     """Make a student with first weights drawn from `seed`, on the CPU, so that they are the same whatever it runs on.
 
     teacher  channels and views of the teacher's maps.
-    whole    with the head of the global loss, which leaves the other first weights as they are without.
+    whole    with the head of the global loss, which does not change the other initial weights.
 
-    Raises ValueError for an architecture that is not there, and listing what is wrong with the settings.
+    Raises ValueError for an unknown architecture, and listing what is wrong with the settings.
     """
     student = STUDENTS.get(model.architecture)
     if student is None:

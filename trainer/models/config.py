@@ -254,7 +254,7 @@ ARCHITECTURES: dict[str, type[StudentConfig]] = {DEFAULT_ARCHITECTURE: ModelConf
 def settings_class(settings: Mapping[str, Any]) -> type[StudentConfig]:
     """The class of a section [model] by its `architecture`, which old files and checkpoints do not have.
 
-    Raises ValueError for an architecture that is not there.
+    Raises ValueError for an unknown architecture.
     """
     name = settings.get("architecture", DEFAULT_ARCHITECTURE)
     if not isinstance(name, str) or name not in ARCHITECTURES:

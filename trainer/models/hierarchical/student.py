@@ -157,7 +157,7 @@ class I2PMAE(Student):
 
         points   [B, N, 3] float32, N at least groups[0].
         feature  "levels": maximum, mean and standard deviation of each channel over the tokens of every level, finest
-                 level first; "top": the maximum over the top level's, which published numbers are of.
+                 level first; "top": the maximum over the top level's, which published numbers use.
         ->       [B, 3 * sum(encoder_dims)] or [B, encoder_dims[-1]] float32. Row i depends on cloud i alone, in
                  evaluation mode; batch norms and drop path follow the module's mode.
 

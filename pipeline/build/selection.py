@@ -96,7 +96,7 @@ def select_shapes(
         if unknown := [] if lacking else sorted(named.difference(ids)):
             raise BuildError(
                 f"corpus.only = {config.only} names {_count(len(unknown))} that {where} does not have: "
-                f"{_some(unknown)}.\n"
+                f"{_first_few(unknown)}.\n"
                 "  Remove them from the list, or restore their files."
             )
         chosen = np.array([index for index, id in enumerate(ids) if id in named], np.int64)
@@ -148,7 +148,7 @@ def _count(number: int) -> str:
     return f"{number} shape{'' if number == 1 else 's'}"
 
 
-def _some(ids: Iterable[str]) -> str:
+def _first_few(ids: Iterable[str]) -> str:
     found = list(ids)
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return ", ".join(map(repr, found[:SHOWN])) + more

@@ -45,7 +45,7 @@ def check_release(corpus: "Corpus", workers: int | None) -> dict[str, Any]:
             corpus, processes=workers, progress=lambda done, refused: progress.update(done, refused=refused)
         )
     absent = sum(reason.shapes for reason in report.refusals if reason.reason.startswith("is listed in"))
-    absent_ok = absent == release.absent  # the release itself lists so many that nobody has
+    absent_ok = absent == release.absent  # the release itself lists this many shapes that no copy has
     for reason in report.refusals:
         if not (absent_ok and reason.reason.startswith("is listed in")):
             source, said = reason.examples[0]

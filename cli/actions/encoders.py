@@ -32,7 +32,8 @@ def named_encoders(
     untrained_on  clouds [B, N, 3] on which the batch norms of the same model with its first weights settle; it is added
                   as "untrained" behind each pre-training model. None: it is not.
 
-    Raises CheckpointError for what is no checkpoint, and UsageError for a name that is neither a path nor a baseline.
+    Raises CheckpointError for paths that are not checkpoints, and UsageError for a name that is neither a path nor a
+    baseline.
     """
     from trainer.checkpoints.files import find_checkpoint, read_header
     from trainer.checkpoints.models import load_fine_tuned, load_model

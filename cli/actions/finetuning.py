@@ -56,8 +56,8 @@ def start_of(
     name   a run or checkpoint, "embedded", or "none".
     sizes  with "none": a run or checkpoint whose sizes are taken; None: those of [model].
 
-    Raises ConfigError for a [model] that a checkpoint's sizes would override, CheckpointError for what is no
-    checkpoint, and for one of a student that no classifier is built upon.
+    Raises ConfigError for a [model] that a checkpoint's sizes would override, CheckpointError for a path that is not a
+    checkpoint, and for a student without a classifier.
     """
     from trainer.checkpoints.files import MODEL, find_checkpoint, read_header, read_tensors
     from trainer.checkpoints.models import section_from_json

@@ -68,7 +68,8 @@ def info(uri: str, points: int, check: bool, workers: int | None, as_json: bool)
 def check(uri: str, points: int, workers: int | None, as_json: bool) -> None:
     """Verify a published set: which release it is, its counts, its labels, every shape, and checksums where known.
 
-    Exit 1 where something is missing, wrong or cannot be read. Archives are compared where they still lie beside.
+    Exit 1 where something is missing, wrong or cannot be read. Archives are compared where they are still next to the
+    data.
     """
     from cli.actions.check_release import check_release, print_check
     from pipeline.corpora import open_corpus

@@ -46,7 +46,7 @@ def train(config: str, out: Path | None, overrides: tuple[str, ...]) -> None:
     made = load_sections(config, _text(config), overrides, {"views": ViewsConfig, "learning": LearningConfig})
     views: ViewsConfig = made["views"]
     learning: LearningConfig = made["learning"]
-    check_sizes(views, learning)  # before minutes are spent on drawing
+    check_sizes(views, learning)  # before minutes are spent on rendering
     folder = out or Path("runs") / f"teacher-{Path(config).stem}"
     refuse_links(folder, folder / "views" / "any")  # before anything is drawn into it
     with Progress("views", views.shapes, unit="shapes") as progress:

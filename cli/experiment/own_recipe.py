@@ -1,10 +1,10 @@
 """The experiment that repairs a cache: settings from the cache's checked recipe, paths from its notes.
 
-A cache is a folder that anybody may have made. Its recipe has a checksum and names the cache; the copy of an experiment
-in logs/ has neither. So the copy is asked for places only: where the corpus and the teacher's weights lie, and which of
-the corpus' shapes were built. What is found there has to be what the recipe says, or nothing is built. How a build runs
-(scheduler, workers, devices) comes from the command line and the defaults, never from the cache: a Dask scheduler's
-address is trusted with code.
+Anybody may have made a cache. Its recipe has a checksum and names the cache; the copy of an experiment in logs/ has
+neither. So the copy is asked for places only: where the corpus and the teacher's weights lie, and which of the corpus'
+shapes were built. What is found there has to match the recipe, or nothing is built. How a build runs (scheduler,
+workers, devices) comes from the command line and the defaults, never from the cache: a Dask scheduler's address is
+trusted with code.
 """
 
 import tomllib
@@ -33,8 +33,8 @@ def experiment_by_recipe(path: "Location", *, scheduler: str | None = None, work
 
     It runs on this machine unless ``scheduler`` says otherwise.
 
-    Raises ConfigError where the cache has no notes, or such that no experiment follows from them; CacheError where
-    neither recipe nor manifest is sound.
+    Raises ConfigError where the cache has no notes, or notes that do not give an experiment; CacheError where neither
+    recipe nor manifest is intact.
     """
     from cli.experiment.sections import Experiment
     from pipeline.config import BuildConfig, CorpusConfig, TeacherConfig

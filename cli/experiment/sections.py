@@ -29,7 +29,7 @@ _LOOK_THEMSELVES = ("alignment", "trainer", "evaluation")  # for absurd numbers
 def section_class(name: str, table: Mapping[str, Any]) -> type:
     """The dataclass of a section; of [model], the one of the architecture that it names.
 
-    Raises ValueError for an architecture that is not there.
+    Raises ValueError for an unknown architecture.
     """
     return settings_class(table) if name == "model" else SECTIONS[name]
 

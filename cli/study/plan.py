@@ -136,7 +136,7 @@ def _settings(experiment: Experiment, sets: Sequence[tuple[str, str, str]]) -> s
         if sections["corpus"][key] == getattr(CorpusConfig(), key):
             del sections["corpus"][key]  # absent where nothing is selected, as in results before there were selections
     sections["trainer"] = {key: value for key, value in sections["trainer"].items() if key not in _FREE}
-    if experiment.corpus.only:  # what the list says, wherever it lies
+    if experiment.corpus.only:  # the list's content, wherever the file is
         ids = "\n".join(sorted(listed_ids(experiment.corpus.only)))
         sections["corpus"]["only"] = hashlib.sha256(ids.encode("utf-8", "surrogatepass")).hexdigest()
     del sections["cache"]["root"]

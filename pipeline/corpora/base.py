@@ -36,7 +36,7 @@ class CorpusError(PipelineError):
 class MachineFault(CorpusError):
     """A shape could not be read, and not by its own fault: a disk, a permission, memory, open files, a network.
 
-    Whoever reads stops; nothing is quarantined for it. Which errors these are is decided in `faults`, and nowhere else.
+    The reader stops, and nothing is quarantined. Only `faults` decides which errors these are.
 
     source  what was being read
     reason  what the system said
@@ -61,7 +61,7 @@ class ShapeError(PipelineError):
     """One shape that cannot be used: unreadable, damaged or degenerate. A build quarantines it and continues.
 
     source   the file (or the description of the shape) that is at fault
-    reason   what was expected and what came, in words
+    reason   what was expected and what was found, in words
     """
 
     def __init__(self, source: str, reason: str) -> None:

@@ -22,7 +22,7 @@ _CHECKSUM = 4  # bytes at the end of each page
 def read_e57(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
     """Read Cartesian or spherical points of every scan in the file's common frame, in metres, float64.
 
-    Points that are marked invalid are left out and counted; images are not looked at. ``parts=scan`` numbers the scans.
+    Points that are marked invalid are left out and counted; images are ignored. ``parts=scan`` numbers the scans.
     """
     if options.parts not in ("", "scan"):
         raise Malformed(f"parts={options.parts} was requested; an E57 file has parts by scan")

@@ -64,7 +64,7 @@ class Cloud:
 class Surface:
     """Triangles.
 
-    vertices    [M, 3] float64; those that no triangle names may be anything, and are never looked at.
+    vertices    [M, 3] float64; those that no triangle uses may be anything, and are never examined.
     faces       [F, 3] int64 into vertices.
     parts       [F] int64 index into part_names (or a label as stored, when part_names is empty), or None.
     part_names  names of the parts of this file.
@@ -85,7 +85,7 @@ class Format:
     read      takes the file's bytes, its path (to find files beside it) and options; returns a geometry or raises
               Malformed with a reason, whatever the bytes; never takes memory or time that they do not justify.
     name      of the reader; readers of several suffixes share one.
-    version   raised whenever the same bytes come out as another geometry: it enters the identity of what was read.
+    version   incremented whenever the same bytes would give another geometry: it enters the identity of what was read.
     beside    files that a file names and that belong to the shape, such as the buffers of a glTF, by its path; opens it
               and reads no more of it than it has to. Raises Malformed, ShapeError and MachineFault.
     """

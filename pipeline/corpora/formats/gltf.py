@@ -1,7 +1,7 @@
 """glTF 2.0, GLB and GLTF: the triangles of the default scene, placed, in the pose that the file stores.
 
-The document is walked here and not by a library, because libraries leave out what they do not know without a word.
-Whatever would change geometry is applied, or refused by its name. Source: the glTF 2.0 specification (Khronos Group).
+The document is walked here and not by a library, because libraries silently leave out what they do not know. Whatever
+would change geometry is applied, or refused by its name. Source: the glTF 2.0 specification (Khronos Group).
 """
 
 import json

@@ -28,7 +28,7 @@ from pipeline.corpora.formats.geometry import Cloud, Malformed, ReaderMissing, R
 
 __all__ = ["MAX_MESSAGE", "call", "decode", "errors_of", "need"]
 
-FREE_MEMORY = 2**30  # bytes that any file may take beyond what its decoder takes to start
+FREE_MEMORY = 2**30  # bytes that any file may use beyond what its decoder needs to start
 MEMORY_SHARE = 64  # more bytes for each byte of the file, as for what is packed elsewhere (entrance.unpacking_fault)
 FREE_SECONDS = 30  # of processor time
 BYTES_A_SECOND = 200_000  # what the slowest of the decoders gets through, ten times over
@@ -218,4 +218,4 @@ def _limit(memory: int, seconds: int) -> None:
 if __name__ == "__main__":
     status = _main(int(sys.argv[1]))
     sys.stderr.flush()
-    os._exit(status)  # libraries that were stopped half way crash when they are unloaded
+    os._exit(status)  # libraries that were interrupted crash when they are unloaded

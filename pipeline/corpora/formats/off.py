@@ -47,8 +47,8 @@ def read_off(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
     The keyword is OFF with ST, C, N before it, also directly before the counts as in ModelNet. A file without faces is
     a cloud.
 
-    Where every vertex and face is a line of its own, lines tell where a face ends and its colour begins, which is not
-    looked at. Elsewhere the file has to be of one meaning to its last number, with or without such colours.
+    Where every vertex and face is a line of its own, lines show where a face ends and its colour begins, which is
+    ignored. Elsewhere the file must have only one reading, to its last number, with or without such colours.
     """
     if options.parts:
         raise Malformed(f"parts={options.parts} was requested; an OFF has none")

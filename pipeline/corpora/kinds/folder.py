@@ -31,7 +31,7 @@ SPLIT_FOLDERS = {
     "validation": "val",
 }
 MAX_DEPTH = 64  # folders within folders
-MAX_VISITS = 1000  # ways by which links may lead to one folder
+MAX_VISITS = 1000  # paths by which links may lead to one folder
 SHOWN = 3
 TABLES = frozenset({".npy", ".npz", ".xyz", ".pts", ".txt", ".csv", ".pcd"})  # where `columns=` means something
 _NOWHERE = {
@@ -278,7 +278,7 @@ def _entries(path: Path) -> list[tuple[str, bool, str | None]]:
     try:
         with os.scandir(path) as entries:
             for entry in entries:
-                # A link is looked at by itself: where it leads says nothing about the folder that it lies in.
+                # A link is examined by itself: its target says nothing about the folder that contains it.
                 is_folder, fault = _behind_link(entry.path) if entry.is_symlink() else (entry.is_dir(), None)
                 found.append((entry.name, is_folder, fault))
     except PermissionError as error:

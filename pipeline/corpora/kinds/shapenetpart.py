@@ -171,7 +171,7 @@ def _listed(folder: Path, name: str) -> list[str]:
     ids = []
     for at, line in enumerate(lines):
         words = line.split("/") if isinstance(line, str) else []
-        # Ids are of several lengths and alphabets, so nothing but the form of the path is looked at.
+        # Ids have several lengths and alphabets, so only the form of the path is checked.
         if len(words) != 3 or words[0] != "shape_data" or words[1] not in synsets or words[2] in ("", ".", ".."):
             raise CorpusError(
                 f"{path} entry {at}: {str(line)[:80]!r}; expected shape_data/<synset>/<id> of the 16 synsets"

@@ -27,7 +27,7 @@ from teacher_cache.storage.shard_files import ShardFile
 __all__ = ["PARTS_MEMBER", "POINTS_MEMBER", "ShardCorpus", "open_shards"]
 
 POINTS_MEMBER, PARTS_MEMBER = "points.npy", "parts.npy"
-_VERSION = 1  # raised when the same bytes come out as other points
+_VERSION = 1  # incremented when the same bytes would give other points
 _PLAIN_NAME = re.compile(r"[^/\\:\0]{1,255}")
 _MAX_FILES = 1 << 12  # of one shape
 

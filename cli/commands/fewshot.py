@@ -118,9 +118,8 @@ class _Run:
 
         parts = [self._read(uri) for uri in (train, test) if uri is not None]
         configs = [FewShotConfig(way=way, shot=shot, **settings) for way in ways for shot in shots]
-        folds = [
-            drawn_folds(parts[0], parts[1] if test else None, config) for config in configs
-        ]  # before hours of encoding
+        # Before hours of encoding: too few shapes in a class are found now.
+        folds = [drawn_folds(parts[0], parts[1] if test else None, config) for config in configs]
         features = self._features(parts)
         pairs = {name: (found[0], found[-1]) for name, found in features.items()}
         rows = []

@@ -123,7 +123,7 @@ class CacheWriter:
     def committed(self) -> dict[int, Receipt]:
         """Read the receipt of every committed shard, by index.
 
-        A damaged receipt, or one whose files are not there in full size, is warned of and left out, so that its shard
+        A damaged receipt, or one whose files are not there in full size, is skipped with a warning, so that its shard
         is built again.
         """
         return {receipt.shard: receipt for receipt in iter_receipts(self.storage, self.description)}

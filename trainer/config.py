@@ -34,9 +34,9 @@ class TrainerConfig(EngineConfig):
 
     cache                  folder or URL of a finished cache to train on; empty: the one that the experiment describes,
                            which is built first
-    stale_cache            what is done when files of the corpus changed or went since the cache was built: "refuse", or
-                           "train" on the finished cache as it is, without comparing the two
-    teacher                whose maps are used: "cached", or those of a "live" teacher that looks at the augmented cloud
+    stale_cache            what to do when files of the corpus changed or vanished since the cache was built: "refuse",
+                           or "train" on the finished cache as it is, without comparing the two
+    teacher                whose maps are used: "cached", or those of a "live" teacher that encodes the augmented cloud
                            in every step (the reference's recipe); the cache then gives the clouds only
     points                 points of a shape the student sees; 0: all that are stored
     resample               draw the points at random in every epoch; false: the first `points`, in stored order
@@ -76,7 +76,7 @@ class TrainerConfig(EngineConfig):
         if 0 < self.points < MIN_POINTS:
             yield f"points = {self.points} is neither 0 (all stored points) nor at least {MIN_POINTS}"
         if tuple(self.scale) != tuple(sorted(self.scale)):
-            yield f"scale = {self.scale} is not a range, smaller factor first"
+            yield f"scale = {self.scale} is not an ascending range"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +102,8 @@ def alignment_conflicts(alignment: AlignmentConfig, trainer: TrainerConfig) -> I
     """Yield faults between the two sections, with full names."""
     if alignment.weight > 0 and not alignment.negatives and trainer.batch_size == 1:
         yield (
-            f"alignment.weight = {alignment.weight} with trainer.batch_size = 1: a batch of one shape has no other to "
-            "be told from, so the loss is always 0; set alignment.negatives, or a weight of 0"
+            f"alignment.weight = {alignment.weight} with trainer.batch_size = 1: a batch of one shape has no "
+            "negatives, so the loss is always 0; set alignment.negatives, or alignment.weight = 0"
         )
 
 
@@ -201,12 +201,12 @@ class EvaluationConfig:
         yield from absurd(self)
         if bool(self.train) != bool(self.test):
             present, absent = ("train", "test") if self.train else ("test", "train")
-            yield f'{absent} = "" while {present} = {getattr(self, present)!r}; name both corpora or neither'
+            yield f'{absent} = "" while {present} = {getattr(self, present)!r}; set both or neither'
         for name in ("train", "test"):
             uri = getattr(self, name)
             if uri and ":" not in uri:
-                yield f"{name} = {uri!r} has no kind; write kind:location, for instance folder:meshes"
+                yield f"{name} = {uri!r} has no kind; expected KIND:LOCATION, for instance folder:meshes"
         if self.embedded and self.points < EMBEDDED_POINTS:
-            yield f"points = {self.points} is fewer than the {EMBEDDED_POINTS} that embedded = true needs"
+            yield f"points = {self.points} is less than the {EMBEDDED_POINTS} that embedded = true needs"
         if self.stored_points < self.points:
-            yield f"stored_points = {self.stored_points} is fewer than points = {self.points}"
+            yield f"stored_points = {self.stored_points} is less than points = {self.points}"

@@ -39,7 +39,7 @@ def info(uri: str, points: int, check: bool, workers: int | None, as_json: bool)
     from pipeline.corpora.survey import survey
 
     if workers is not None and not check:
-        raise click.UsageError("--workers says how many processes read shapes; without --check none is read")
+        raise click.UsageError("--workers is the number of reading processes; without --check nothing is read")
     shapes = open_corpus(uri, points=points)
     if not check:
         found = contents(shapes)
@@ -68,7 +68,8 @@ def info(uri: str, points: int, check: bool, workers: int | None, as_json: bool)
 def check(uri: str, points: int, workers: int | None, as_json: bool) -> None:
     """Verify a published set: which release it is, its counts, its labels, every shape, and checksums where known.
 
-    Exit 1 where something is missing, wrong or cannot be read. Archives are compared where they still lie beside.
+    Exit 1 where something is missing, wrong or cannot be read. Archives are compared where they are still next to the
+    data.
     """
     from cli.actions.check_release import check_release, print_check
     from pipeline.corpora import open_corpus
@@ -101,7 +102,7 @@ def render(uri: str, out: Path, count: int, first: int, points: int) -> None:
         except ShapeError as error:
             echo(f"left out: {error}", err=True)
     if not chosen:
-        raise click.ClickException(f"{uri} has no usable shape from index {first} on; it holds {len(shapes)}")
+        raise click.ClickException(f"{uri} has no usable shape from index {first} on; it has {len(shapes)}")
     names = shapes.label_names
     titles = [shape.id if shape.label is None else names[shape.label] for shape in chosen]
     contact_sheet(chosen, out, titles=titles)

@@ -23,7 +23,7 @@ _TITLES = {"3d": "3D", "2d": "2D"}  # of losses; others are called by their name
 @click.command(
     epilog="Examples: i2p pretrain quickstart; i2p pretrain mine.toml --set trainer.epochs=50; "
     "torchrun --nproc-per-node 8 -m cli.main pretrain shapenet --cache PATH; "
-    "i2p pretrain quickstart --cache PATH --cache DINOV2. A stopped run goes on where it was."
+    "i2p pretrain quickstart --cache PATH --cache DINOV2. A stopped run resumes where it was."
 )
 @config_argument
 @config_options
@@ -92,8 +92,8 @@ def pretrain(
 def _check_alone(ranks: int) -> None:
     if ranks > 1:
         raise click.UsageError(
-            "under torchrun, name a finished cache: build it first with `i2p cache build CONFIG`, "
-            "and give the path it prints as --cache"
+            "under torchrun a finished cache is needed: build it first with `i2p cache build CONFIG`, and pass the "
+            "path it prints as --cache"
         )
 
 
@@ -131,7 +131,7 @@ def _train(experiment: "Experiment", opened: Any, further: Sequence[Any], run_di
         return
     drawn = curves(run_dir, run_dir / "curves.png")
     if report.resumed_from == report.epochs:
-        echo(f"complete already: {report.epochs} epochs", err=True)
+        echo(f"already complete: {report.epochs} epochs", err=True)
     else:
         echo(f"trained {report.epochs - report.resumed_from} epochs in {human_seconds(report.seconds)}", err=True)
     if report.evaluation is not None:

@@ -66,7 +66,7 @@ def _options(out: Path) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     epilog="Examples: i2p study guidance; i2p study guidance --only full --only 3d-random --seeds 5; "
     "i2p study guidance --teacher b16=architecture=ViT-B-16,pretrained=openai --teacher both=embedded+b16; "
     "i2p study guidance --report --from a/runs.json --from b/runs.json. "
-    "A study that is stopped goes on where it was; a finished one is only reported."
+    "A stopped study resumes where it was; a finished one is only reported."
 )
 @_options(Path("runs/study"))
 def guidance(**options: Any) -> None:
@@ -78,7 +78,7 @@ def guidance(**options: Any) -> None:
 
 @study.command(
     epilog="Examples: i2p study scaling; i2p study scaling --set 'corpus.uri=\"folder:meshes\"' --seeds 5. "
-    "It is stopped, gone on with and reported like the guidance study."
+    "It stops, resumes and reports like the guidance study."
 )
 @_options(Path("runs/scaling"))
 def scaling(**options: Any) -> None:
@@ -135,7 +135,7 @@ def _study(
     spent = time.perf_counter() - began if missing else 0.0
     _report(list(results.values()), out, len(runs), seconds=spent, baseline=baseline)
     if failed:
-        echo(f"{len(failed)} of {len(runs)} runs failed; run the same command again to try them again", err=True)
+        echo(f"{len(failed)} of {len(runs)} runs failed; run the same command again to retry them", err=True)
         raise SystemExit(1)
 
 
@@ -183,7 +183,7 @@ def _report(
     from trainer.engine.run_directory import known_json
 
     if not results:
-        raise click.ClickException(f"no run of this study has ended in {out}")
+        raise click.ClickException(f"no run of this study has finished in {out}")
     summary = summarise(results, baseline)
     table = markdown(summary)
     if out is None:
@@ -199,7 +199,7 @@ def _report(
     write_measurements(results, out / "runs.json", baseline)
     echo(table)
     if len(results) < total:
-        echo(f"{len(results)} of {total} runs have ended", err=True)
+        echo(f"{len(results)} of {total} runs have finished", err=True)
     echo(f"{human_seconds(summary['seconds'])} in all, caches included", err=True)
     echo(f"written: {out / 'study.md'}, study.json, study.png; every run's measurements in runs.json", err=True)
 

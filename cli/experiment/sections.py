@@ -37,7 +37,7 @@ _LOOK_THEMSELVES = ("alignment", "trainer", "evaluation")  # for absurd numbers
 def section_class(name: str, table: Mapping[str, Any]) -> type:
     """The dataclass of a section; of [model], the one of the architecture that it names.
 
-    Raises ValueError for an architecture that is not there.
+    Raises ValueError for an unknown architecture.
     """
     return settings_class(table) if name == "model" else SECTIONS[name]
 
@@ -79,7 +79,7 @@ class Experiment:
         yield from alignment_conflicts(self.alignment, self.trainer)
         stored, seen = self.corpus.points, self.trainer.points or self.corpus.points
         if seen > stored:
-            yield f"trainer.points = {seen} is more than the corpus.points = {stored} that are stored"
+            yield f"trainer.points = {seen} is more than the stored corpus.points = {stored}"
         least, reason = self.model.least_points, self.model.least_points_reason
         if least > seen:
             yield f"{reason} needs at least {least} points, more than the trainer.points = {seen} the student sees"

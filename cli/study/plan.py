@@ -138,8 +138,8 @@ def result_of(run: Run) -> dict[str, Any] | None:
         return None
     differences = list(_differences(result["settings"], json.loads(run.settings)))
     if differences:
-        differences.append("name another --out, repeat the settings, or delete the folder")
-        raise ConfigError(f"{run.folder}, which holds a result of other settings", differences)
+        differences.append("choose another --out, repeat the settings, or delete the folder")
+        raise ConfigError(f"{run.folder}, which has a result of other settings", differences)
     return result
 
 
@@ -159,8 +159,8 @@ def require_caches(run: Run, result: Mapping[str, Any], caches: Mapping[str, "Lo
             raise ConfigError(
                 str(run.folder),
                 [
-                    f"its result is of the cache {name}, and the teacher, corpus or projection now makes "
-                    f"{cache_name(caches[key])}; name another --out, or delete the folder"
+                    f"its result belongs to the cache {name}, but teacher, corpus and projection now give "
+                    f"{cache_name(caches[key])}; choose another --out, or delete the folder"
                 ],
             )
 
@@ -181,7 +181,7 @@ def _settings(experiment: Experiment, sets: Sequence[tuple[str, str, str]], furt
             del one["cache"]["root"]
         sections["further"] = {str(place): one for place, one in enumerate(more, start=2)}
     sections["trainer"] = {key: value for key, value in sections["trainer"].items() if key not in _FREE}
-    if experiment.corpus.only:  # what the list says, wherever it lies
+    if experiment.corpus.only:  # the list's content, wherever the file is
         ids = "\n".join(sorted(listed_ids(experiment.corpus.only)))
         sections["corpus"]["only"] = hashlib.sha256(ids.encode("utf-8", "surrogatepass")).hexdigest()
     del sections["cache"]["root"]

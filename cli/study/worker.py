@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["do"]
 
-_PROBED, _DRAWS = 64, 32  # records on which the masking is looked at, and how often it is drawn for each
+_PROBED, _DRAWS = 64, 32  # records on which the masking is measured, and draws for each
 
 
 def do(run: Run, cache_path: "Location", *further_paths: "Location") -> dict[str, Any]:
@@ -63,7 +63,7 @@ def do(run: Run, cache_path: "Location", *further_paths: "Location") -> dict[str
         trained, began = _training_seconds(run.folder), time.perf_counter()
         model, _ = load_model(run.folder)
         result |= {"losses": dict(report.metrics), "steps": report.steps, "training_seconds": trained}
-        if isinstance(experiment.model, ModelConfig):  # other students have no top-level tokens to look at
+        if isinstance(experiment.model, ModelConfig):  # other students have no top-level tokens to measure
             result["visible"] = _visibility(model, opened, experiment)
         result["sets"] = {name: _score(run, experiment, model, name) for name, _, _ in run.sets}
     result["seconds"] = trained + time.perf_counter() - began

@@ -63,7 +63,7 @@ def build_cache(
 ) -> BuildReport:
     """Build what is missing of an experiment's shapes in the cache of a recipe; nothing, when all are there.
 
-    restore      shapes by shard of shards that were withdrawn, to be there again: others than the experiment's, too.
+    restore      shapes, by shard, of withdrawn shards, to be restored; they may belong to other experiments too.
     on_progress  called once before the first shard, then after each one, in the calling thread.
     on_fit       called with (shapes done, shapes wanted) while a new cache's basis is fitted, before all that.
 
@@ -72,7 +72,7 @@ def build_cache(
     experiment left in the cache stay there.
 
     Raises BuildError for settings that do not fit together, a selection that the corpus does not have, shapes of the
-    experiment that changed or went, a shard that failed (its traceback is in logs/build.jsonl) and an experiment
+    experiment that changed or vanished, a shard that failed (its traceback is in logs/build.jsonl) and an experiment
     without one usable shape; TooManyRefused, when all is built, where `build.max_refused` is passed; CorpusError,
     TeacherError and CacheError as opening, loading and creating do.
     """
@@ -156,7 +156,8 @@ def build_cache(
             if local:
                 on_threads(job, Worker(source, loaded, Lanes(crew.lanes), writer.basis), tasks, crew, taken)
             else:
-                del loaded, fit
+                del loaded, fit  # the workers load their own teacher, and may need this memory
+                # Workers look for this file: one that sees another folder at the same path is refused.
                 writer.storage.write_documents({job.mark: b""})
                 try:
                     on_cluster(elsewhere(job) if build.remote else job, tasks, build, crew, taken)
@@ -176,7 +177,7 @@ def changes_of(
 ) -> Changes:
     """Compare the experiment's shapes with what the cache of these settings was built from; nothing is written.
 
-    Shards count that are damaged, as long as their receipts are sound.
+    Damaged shards count too, as long as their receipts are intact.
     """
     source = open_corpus(corpus.uri, points=corpus.points)
     _, place = _place(source, corpus, projection, load_teacher(teacher, torch.device("cpu")), cache)
@@ -188,7 +189,7 @@ def changes_at(place: Location, corpus: CorpusConfig, *, content: bool) -> Chang
 
     Return None for a cache of another corpus.
 
-    Nothing is written but the cache's stamps of files, if they can be. Raises CorpusError where the corpus cannot be
+    Only the cache's file stamps are written, where possible. Raises CorpusError where the corpus cannot be
     opened, MachineFault, and CacheError where the cache cannot be read.
     """
     source = open_corpus(corpus.uri, points=corpus.points)

@@ -22,11 +22,12 @@ __all__ = ["Failure", "Job", "check_software", "elsewhere"]
 class Job:
     """The settings of one build, as a worker needs them. Picklable and small.
 
-    token  of this build: what a process keeps under another token is another build's, and dropped
+    token  of this build: what a process keeps under another token belongs to another build, and is dropped
     ids    `ids_digest` of the corpus that was planned; a worker that sees other shapes refuses
     lanes  threads of a process that teach; 0: as many as the Dask worker has (`dask worker --nthreads`)
     software  as `provenance.software` of the driver
-    basis  SHA-256 of the one features are stored in, which workers read from the cache; "" for the teacher's channels
+    basis  SHA-256 of the basis that features are stored in, which workers read from the cache; "" for the teacher's
+           channels
     """
 
     token: str

@@ -16,12 +16,12 @@ __all__ = ["own_records"]
 def own_records(cache: Cache, corpus: CorpusConfig, *, as_it_is: bool = False) -> tuple[Cache | Selection, list[str]]:
     """Return the cache, or the selection of it, that an experiment trains on; and notes for the user, one per line.
 
-    as_it_is  shapes that went from the corpus since are the experiment's all the same (trainer.stale_cache = "train").
+    as_it_is  shapes that have left the corpus since still belong to the experiment (trainer.stale_cache = "train").
 
-    An experiment that selects shapes gets these, or an error. One that does not gets what the cache has of its corpus:
-    of shapes made from their numbers no more than it asks for, of files all, since a cache of files that went is
-    refused before (`changes_at`). Where the corpus cannot be opened, or the cache is of another, settings select among
-    the shapes of the cache, those in quarantine included.
+    An experiment that selects shapes gets these, or an error. One that does not select gets what the cache has of its
+    corpus: no more generated shapes than it asks for, but all files, since a cache of vanished files is refused earlier
+    (`changes_at`). Where the corpus cannot be opened, or the cache belongs to another, the settings select among the
+    shapes of the cache, including quarantined ones.
 
     Raises BuildError where shapes that are selected are not there, MachineFault, and CacheError.
     """

@@ -4,8 +4,8 @@ Shapes are identified by their ids. Those that no committed shard holds are dist
 free shard indices: first those missing between committed ones, then new ones. So a killed build resumes with exactly
 the shards it would have made, and a grown corpus, wherever its new shapes stand, adds shards and touches no old one.
 
-A cache that several experiments share may hold shapes that this one is not about, and so may the shards it builds
-again: those get the very shapes back that they had.
+A cache shared by several experiments may hold shapes of the others, and so may the shards that are rebuilt: those get
+exactly the shapes back that they had.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -63,10 +63,10 @@ def plan_shards(
     committed         shards by index; any index may be missing, and they may hold shapes the corpus lacks.
     shapes_per_shard  at least 1. Every planned shard holds that many but the last, and those that fill gaps that are
                       too small (a shard closed early by growth, then lost); none is empty.
-    wanted            shapes to be there; None: the whole corpus. Where it is not, indices may stay free for which no
-                      shape is left: those of another experiment's build that was stopped.
-    restore           given with `wanted` alone: shards that are to hold what they held, their shapes in order, wanted
-                      or not. Those that another shard holds, or the corpus has not, are left out.
+    wanted            shapes that must be present; None: the whole corpus. If given, indices for which no shape is left
+                      may stay free: those of an interrupted build of another experiment.
+    restore           only with `wanted`: shards that get back what they held, their shapes in order, wanted or not.
+                      Shapes that another shard holds, or that the corpus lacks, are left out.
 
     Raises BuildError when an id comes twice, or when shards of a whole corpus are missing for which no shapes are left.
     O(len(ids)).

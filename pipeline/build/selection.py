@@ -1,7 +1,7 @@
 """The shapes of an experiment: all of its corpus, or those that `corpus.only`, `take` and `share` select by id.
 
-A cache is named by what makes a record, never by how many there are, so experiments of one recipe share it, and it may
-hold more than one of them asks for. What an experiment is about, builds, compares and trains on, is its own shapes.
+A cache is named by what makes a record, never by how many there are, so experiments with one recipe share it, and it
+may hold more shapes than one of them needs. Each experiment builds, compares and trains on its own shapes only.
 """
 
 import hashlib
@@ -32,9 +32,9 @@ class OwnShapes:
     """The shapes of an experiment among those of its corpus.
 
     config   the settings that select them
-    places   their ids, in the corpus' order, with their indices in the corpus
-    corpus   ids of all of its shapes, with their indices; the same mapping where the experiment is about all of them
-    by_rule  the corpus' shapes are made from their numbers: none can vanish, and a smaller corpus just asks for fewer
+    places   their ids, in the corpus' order, with their indices in it
+    corpus   ids of all of its shapes, with their indices; the same mapping where the experiment uses all of them
+    by_rule  the corpus' shapes are generated from their numbers: none can vanish, and a smaller corpus just has fewer
     """
 
     config: CorpusConfig
@@ -64,8 +64,8 @@ class OwnShapes:
     def with_absent(self, absent: Collection[str]) -> set[str]:
         """Return the shapes that the settings would select if some that the corpus lacks were there.
 
-        Their places are known where the corpus is sorted by id, as folders are. Elsewhere they count as its first, so
-        that `take` never misses one that vanished. Shapes that are made from their numbers cannot vanish.
+        Their positions are known where the corpus is sorted by id, as folders are. Elsewhere they count as its first,
+        so that `take` never misses one that vanished. Generated shapes cannot vanish.
         """
         if self.by_rule or not absent:
             return set(self.places)
@@ -88,7 +88,7 @@ def select_shapes(
 
     `only` applies first, then `take` to what is left, then `share`. A share is its number of shapes, rounded, at least
     one, whose hashes of (share_seed, id) are smallest: so shares of one seed are nested, and whether a shape is in one
-    does not depend on the corpus' order. Raises BuildError naming what is not there. O(n log n).
+    does not depend on the corpus' order. Raises BuildError naming the missing ids. O(n log n).
     """
     chosen = np.arange(len(ids), dtype=np.int64)
     if config.only:
@@ -96,7 +96,7 @@ def select_shapes(
         if unknown := [] if lacking else sorted(named.difference(ids)):
             raise BuildError(
                 f"corpus.only = {config.only} names {_count(len(unknown))} that {where} does not have: "
-                f"{_some(unknown)}.\n"
+                f"{_first_few(unknown)}.\n"
                 "  Remove them from the list, or restore their files."
             )
         chosen = np.array([index for index, id in enumerate(ids) if id in named], np.int64)
@@ -148,7 +148,7 @@ def _count(number: int) -> str:
     return f"{number} shape{'' if number == 1 else 's'}"
 
 
-def _some(ids: Iterable[str]) -> str:
+def _first_few(ids: Iterable[str]) -> str:
     found = list(ids)
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return ", ".join(map(repr, found[:SHOWN])) + more

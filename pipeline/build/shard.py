@@ -152,13 +152,13 @@ def _read_group(indices: Sequence[int], corpus: Corpus, poses: int) -> _Group:
     group = _Group(ids=[], labels=[], clouds=[], quarantined=[], shapes=[], stamps=[])
     for index in indices:
         stamp = corpus.stamp(index)
-        made, looks, told = made_of(corpus, index), settled(stamp), True
+        made, file_stamp, final = made_of(corpus, index), settled(stamp), True
         try:
             shape, points = patiently(partial(read_shape, corpus, index), corpus.source(index))
         except ShapeError as error:
             group.quarantined.append(_quarantined(corpus.id(index), error, corpus.uri))
             # The installed libraries decided, not the shape's content: without a fingerprint it is tried again.
-            told = not isinstance(error, UnreadHere)
+            final = not isinstance(error, UnreadHere)
         else:
             for pose in range(poses):
                 group.ids.append(pose_id(shape.id, pose))
@@ -167,9 +167,9 @@ def _read_group(indices: Sequence[int], corpus: Corpus, poses: int) -> _Group:
         if corpus.stamp(index) != stamp:  # the file may have changed between hashing and reading
             made_of(corpus, index)  # raises MachineFault itself if the disk went away
             raise MachineFault(corpus.source(index), "it changed while it was being read", "Run the build again.")
-        if told:
+        if final:
             group.shapes.append((corpus.id(index), made))
-            group.stamps.append(looks)
+            group.stamps.append(file_stamp)
     return group
 
 

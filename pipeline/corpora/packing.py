@@ -79,7 +79,7 @@ def pack(
     stored     "files" keeps the files of a corpus of files, unread; "clouds" stores `corpus.points` points of each
                shape, of which a reader may ask for fewer; None: files where there are files.
     processes  how many read; None: one a core, at most 16. Shapes that are rows of arrays are read by this one.
-    progress   is told how many shapes have been packed, and how many of them were refused.
+    progress   is called with how many shapes have been packed, and how many of them were refused.
 
     Raises CorpusError where something else is packed there already, MachineFault.
     """
@@ -88,8 +88,8 @@ def pack(
         raise CorpusError(f"{corpus.uri}: its shapes have no files of their own to keep; pack it as clouds")
     if stored == "clouds" and corpus.identity.get("pad") == "repeat":
         raise CorpusError(
-            f"{corpus.uri}: with pad=repeat, fewer points are no part of more, so clouds packed once could not be read "
-            "with fewer; leave pad= out, or keep the files"
+            f"{corpus.uri}: with pad=repeat, fewer points are not a subset of more, so clouds packed once could not "
+            "be read with fewer; leave pad= out, or keep the files"
         )
     if not 1 <= shapes_per_shard <= 100_000:
         raise CorpusError(f"shapes_per_shard = {shapes_per_shard}; expected 1..100000")
@@ -304,7 +304,7 @@ def _receipt(data: bytes, where: str) -> _Receipt:
         )
     except ManifestError as error:
         raise CorpusError(
-            f"{error}\n  Delete this receipt and run the command again: its shard is packed anew."
+            f"{error}\n  Delete this receipt and run the command again, which packs its shard again."
         ) from error
 
 
@@ -355,7 +355,7 @@ def _agree(storage: Storage, plan: bytes) -> None:
         if then.get(key) != now[key]
     ]
     raise CorpusError(
-        f"{storage.location}: something else is packed here:\n  " + "\n  ".join(differ) + "\n  Name another folder."
+        f"{storage.location}: something else is packed here:\n  " + "\n  ".join(differ) + "\n  Choose another folder."
     )
 
 

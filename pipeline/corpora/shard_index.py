@@ -66,9 +66,9 @@ def asked(call: Callable[[], T], source: str) -> T:
     try:
         return patiently(call, source)
     except StorageError as error:  # the storage has tried again by itself
-        raise MachineFault(source, str(error).partition("\n")[0], "Look after the store and the network.") from error
+        raise MachineFault(source, str(error).partition("\n")[0], "Check the store and the network.") from error
     except FileNotFoundError as error:  # of a store; a folder's has an error number, and is settled above
-        raise MachineFault(source, "no such file", "It was there when the corpus was packed.") from error
+        raise MachineFault(source, "no such file", "It existed when the corpus was packed.") from error
     except CacheError as error:
         raise CorpusError(f"{source}: {error}") from error
 
@@ -341,7 +341,7 @@ def tar_members(data: bytes) -> list[tuple[str, bytes]]:
                     assert file is not None
                     found.append((member.name, file.read()))
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-        raise Malformed(f"no tar: {error}") from error
+        raise Malformed(f"not a tar file: {error}") from error
     return found
 
 
@@ -352,8 +352,8 @@ def member_json(members: Sequence[tuple[str, bytes]]) -> Mapping[str, Any]:
             try:
                 found = json.loads(data)
             except (ValueError, RecursionError) as error:
-                raise Malformed(f"{name} is no JSON: {error}") from error
+                raise Malformed(f"{name} is not JSON: {error}") from error
             if not isinstance(found, dict):
-                raise Malformed(f"{name} holds no JSON object")
+                raise Malformed(f"{name} does not contain a JSON object")
             return found
     return {}

@@ -53,7 +53,7 @@ def index_tars(folder: Path, *, progress: Callable[[int, int], None] = lambda do
     is the one member of a kind that is read here; its label is the member ``.cls`` (a number or a name), or "label" in
     ``.json``; its split is the folder of its tar, if that is named like one.
 
-    progress  is told how many tar files have been read, and how many samples were refused.
+    progress  is called with how many tar files have been read, and how many samples were refused.
 
     Raises CorpusError where there are no tar files, or another corpus; MachineFault.
     """
@@ -108,7 +108,7 @@ def _samples(path: Path) -> list[_Sample]:
                 groups[-1][1].append(member)
             return list(_read(groups, file))
     except (tarfile.TarError, EOFError) as error:
-        raise CorpusError(f"{path}: is no whole, uncompressed tar file ({error})") from error
+        raise CorpusError(f"{path}: is not a complete, uncompressed tar file ({error})") from error
 
 
 def _read(groups: list[tuple[str, list[tarfile.TarInfo]]], file: BinaryIO) -> Iterator[_Sample]:
@@ -158,7 +158,7 @@ def _label(sample: _Sample) -> int | str | None:
             try:
                 given = data.decode().strip()
             except UnicodeDecodeError as error:
-                raise Malformed(f"{name} is no text") from error
+                raise Malformed(f"{name} is not text") from error
             break
     else:
         about: Mapping[str, object] = member_json(sample.members)

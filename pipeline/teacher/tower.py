@@ -35,7 +35,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 ARCHITECTURES = Path(__file__).parents[1] / "architectures"
-EMBEDDED = Path(__file__).parents[1] / "embedded"  # weights that travel with the package, one file an architecture
+EMBEDDED = Path(__file__).parents[1] / "embedded"  # weights shipped with the package, one file per architecture
 CPU_BATCH = 3  # one shape's views: larger batches are slower on a CPU (measured, docs/teacher.md)
 GPU_BATCH = 96
 
@@ -43,10 +43,10 @@ GPU_BATCH = 96
 class Teacher:
     """A loaded vision tower. Made by `load_teacher`; never pickled: each process loads its own.
 
-    image_side, patch_side  sizes of the images and patches it reads, S and P
-    tokens, channels        patch tokens of an image and numbers of a feature, T and C
+    image_side, patch_side  sizes of the images and patches it takes, S and P
+    tokens, channels        patch tokens per image and channels of a feature, T and C
     batch_size              images in one forward pass
-    device, precision       where and in which arithmetic it runs
+    device, precision       where it runs, and in which arithmetic
     normalisations          values of projection.normalisation that its images may have; (): any
     """
 
@@ -109,7 +109,7 @@ class Teacher:
                 the last norm and the projection, not normalised. For OpenAI's towers that is CLIP's image feature; for
                 timm's towers that pool by attention, the pool's output stands in.
 
-        Raises as `encode`, and TeacherError where `class_problem` says something.
+        Raises as `encode`, and TeacherError where `class_problem` is not empty.
         """
         if self.class_problem is not None:
             raise TeacherError(f"this teacher has no usable class token: {self.class_problem}")
@@ -125,8 +125,8 @@ class Teacher:
 
         images  as of `encode`.
         ->      feature [M, C] float32, the class token's, after the last norm and the projection;
-                attention [M, T + 1] float32, all that the class token attends to in the last block, itself first, mean
-                over heads. `encode`'s saliency is this without its first column.
+                attention [M, T + 1] float32, the class token's attention in the last block to every token, itself
+                first, mean over heads. `encode`'s saliency is this without its first column.
 
         Raises as `encode`.
         """
@@ -160,8 +160,8 @@ class Teacher:
 def load_teacher(config: TeacherConfig, device: torch.device | None = None) -> Teacher:
     """Build the tower that `config` names, on `device` (default: `config.device`), frozen, in evaluation mode.
 
-    Raises TeacherError for an architecture that does not exist or cannot teach, and for weights that cannot be had, do
-    not fit, or do not identify the GELU they were trained with.
+    Raises TeacherError for an architecture that does not exist or cannot be a teacher, and for weights that cannot be
+    obtained, do not fit, or do not identify the GELU they were trained with.
     """
     device = resolve_device(config.device) if device is None else device
     if config.architecture.startswith(PREFIX):
@@ -239,7 +239,7 @@ def size_conflicts(
 ) -> Iterator[str]:
     """Yield one line per size in which teacher and projection differ, and one for a wrong normalisation.
 
-    normalisations  values of projection.normalisation that the teacher may be shown; (): any.
+    normalisations  values of projection.normalisation that the teacher accepts; (): any.
     """
     for name, wanted in (("image_side", image_side), ("patch_side", patch_side)):
         given = getattr(projection, name)

@@ -1,7 +1,7 @@
 """Weights of a vision tower: safe reading of files, and download of those open_clip knows.
 
 Three layouts are read: OpenAI's and open_clip's state dicts (the same key names, the vision tower under `visual.`) and
-a vision tower alone (no prefix). Containers: safetensors, and PyTorch files that hold nothing but tensors.
+a vision tower alone (no prefix). Containers: safetensors, and PyTorch files that contain only tensors.
 """
 
 import logging
@@ -102,9 +102,9 @@ def _read_state(path: Path) -> dict[str, Any]:
 def read_pickled(path: str | Path, *, mapped: bool = False, instead: str = "") -> Any:
     """Load a PyTorch file that holds data alone, without running anything in it.
 
-    A pickle can name any function to be called. Here only what torch counts as data is built (tensors, dictionaries,
-    lists, text, numbers), and NumPy's numbers, which metrics often are and which come back as Python's; a file that
-    names anything else is refused before that is used.
+    A pickle can call any function. Here only what torch counts as data is built (tensors, dictionaries,
+    lists, text, numbers), and NumPy's numbers, common in metrics, which come back as Python's; a file that names
+    anything else is refused before it is used.
 
     mapped   leave the tensors of a zip file on the disk until they are used; the file must then not be written to
     instead  a further remedy, for a file that is a program
@@ -137,7 +137,7 @@ def read_pickled(path: str | Path, *, mapped: bool = False, instead: str = "") -
                 "opened. If you trust it, load it elsewhere and save only its state dict, preferably as safetensors."
             ) from None
         raise TeacherError(f"{path} is not a valid PyTorch file ({_first_line(error)}). Download it again.") from None
-    except Exception as error:  # bytes at random make the unpickler raise nearly every class there is
+    except Exception as error:  # random bytes can make the unpickler raise nearly any class of error
         raise TeacherError(f"{path} is not a valid PyTorch file ({_first_line(error)}). Download it again.") from None
 
 
@@ -190,7 +190,7 @@ def download_weights(architecture: str, tag: str, entry: Mapping[str, Any]) -> P
 
     entry  open_clip's description of those weights: `hf_hub` ("org/name/" or "org/name/file") or `url`.
 
-    Raises TeacherError, with the file to fetch by hand and the settings that name it, when it cannot be fetched.
+    Raises TeacherError, with the file to download by hand and the settings that name it, when the download fails.
     """
     hub, url = entry.get("hf_hub", ""), entry.get("url", "")
     repository, _, name = hub.rpartition("/")
@@ -310,7 +310,7 @@ def _is_program(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             return any(name.rpartition("/")[2] == "constants.pkl" or "/code/" in name for name in archive.namelist())
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
-        return False  # damaged; torch says how
+        return False  # damaged; torch's message says how
 
 
 class _NumpyType:

@@ -93,6 +93,7 @@ class Receipt:
             ShardFile(path=item.text("path"), bytes=item.integer("bytes", 0, _MAX_COUNT), sha256=item.digest("sha256"))
             for item in document.objects("files")
         )
+        # Compared, never followed: a forged receipt cannot point outside the cache.
         if [file.path for file in files] != list(paths):
             raise ManifestError(f"{where}: expected files {list(paths)}, found {[file.path for file in files]}")
         shapes = document.objects("shapes") if "shapes" in document.values else []

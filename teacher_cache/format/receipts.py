@@ -72,6 +72,7 @@ def _decoded_receipt(storage: Storage, shard: int, description: Description, dat
 
 
 def _check_sizes(storage: Storage, receipt: Receipt, sizes: Callable[[str], int | None]) -> None:
+    # Sizes only: hashing would read the whole cache at every start. `verify` compares the contents.
     for file in receipt.files:
         size = sizes(file.path)
         if size != file.bytes:

@@ -31,7 +31,7 @@ def merge(
 ) -> Rewritten:
     """Merge the shapes of several finished caches of one recipe into one cache under `root`; the sources stay.
 
-    sources      two or more, paths or URLs, in the order in which their shapes are to stand.
+    sources      two or more, paths or URLs, in the order of their shapes in the new cache.
     root         folder, or URL, that holds caches; the new one has the name of the first source, so this must be
                  another root than any source's.
     duplicates   shapes that several sources hold: "refuse" them, or "skip" all but the first where every copy is the

@@ -17,7 +17,7 @@ __all__ = ["sound_description", "withdraw"]
 def withdraw(path: str | os.PathLike[str], problems: Iterable[Problem]) -> list[int]:
     """Make the damaged shards of a cache count as not built; -> their indices, ascending.
 
-    problems  what `verify` found. Damaged documents that the manifest implies are written anew from it; files that do
+    problems  what `verify` found. Damaged documents that the manifest implies are rewritten from it; files that do
               not belong to the cache stay, since nobody knows whose they are.
 
     The next build of the same experiment rebuilds the withdrawn shards and then the manifest, with the same bytes if

@@ -148,7 +148,7 @@ def rewrite(
         committed[receipt.shard] = receipt
         done += 1
         tell(done, total)
-    writer.finish(planned=planned)
+    writer.finish(planned=planned)  # last: without a manifest the new cache counts as unfinished
     return Rewritten(
         path=writer.directory,
         records=sum(receipt.records for receipt in committed.values()),

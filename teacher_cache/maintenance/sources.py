@@ -108,6 +108,7 @@ class SourceReader:
         with self._lock:
             if key in self._sound:
                 return
+        # Outside the lock, since hashing takes seconds; two threads that check the same shard get the same answer.
         for file in part.files:
             try:
                 found = self._storages[part.source].digest(file.path, file.bytes)

@@ -76,7 +76,7 @@ def stream(
 
     options  those of ``Stream``, which also documents the errors.
 
-    `batch.state` holds all that decides what comes after a batch: ``stream(cache, **state)`` goes on with the next one,
+    `batch.state` holds all that decides what comes after a batch: ``stream(cache, **state)`` resumes with the next one,
     in another process, on another machine, or with other ranks, workers and readers. It refuses a cache whose records
     are not in the same order, as one that has grown, and another selection of its shapes.
     """

@@ -47,7 +47,7 @@ class RemoteStorage:
         self._held: tuple[int, Any, str] | None = None  # process, file system, path of the cache in it
         self._logs: dict[str, list[bytes]] = {}
         self._log_name, self._log_sent = "", 0.0
-        self._fs()  # a URL that nothing speaks is found now
+        self._fs()  # fails now for a URL whose protocol no package supports
 
     def read(self, path: str) -> bytes:
         pieces: list[bytes] = []
@@ -296,7 +296,7 @@ class RemoteStorage:
             if error.errno in _OF_THIS_MACHINE:
                 raise
             raise self._refused(path, error) from error
-        except Exception as error:  # each store has a library of its own, and that its own errors
+        except Exception as error:  # each store has its own client library, with its own errors
             raise self._refused(path, error) from error
 
     def _refused(self, path: str, error: Exception) -> StorageError:

@@ -48,7 +48,9 @@ def make_record(
         depth=depth.astype(np.float32),
         features=rng.normal(0, 0.3, shapes["features"]).astype(np.float32),
         saliency=rng.uniform(0, 0.02, shapes["saliency"]).astype(np.float32),
-        class_token=rng.normal(0, 0.5, schema.class_shape).astype(np.float32),  # drawn last: others are as ever
+        class_token=rng.normal(0, 0.5, schema.class_shape).astype(
+            np.float32
+        ),  # drawn last, so the other arrays keep their values
     )
 
 

@@ -277,7 +277,9 @@ def test_each_components_greatest_number_is_positive():
 
 def test_teacher_output_that_is_not_finite_is_the_teachers_fault():
     first = torch.full((3,), float("nan"), dtype=torch.float64)
-    with pytest.raises(BuildError, match=r"the teacher's output on the sample of cache\.channels is not finite"):
+    with pytest.raises(
+        BuildError, match=r"the teacher's output on the sample of cache\.channels has values that are not finite"
+    ):
         principal((4, first, torch.eye(3, dtype=torch.float64)), 2, 1)
 
 
@@ -315,5 +317,5 @@ def test_a_live_teacher_of_other_channels_is_refused(tmp_path, undisturbed):
     other = tmp_path / "wide.json"
     other.write_text(json.dumps(TINY | {"embed_dim": 16}))
     teacher = load_teacher(tiny_teacher(tmp_path, architecture=str(other)))
-    with pytest.raises(TeacherError, match="basis is of a teacher with 8 channels; the loaded one has 16"):
+    with pytest.raises(TeacherError, match="basis belongs to a teacher with 8 channels; the loaded one has 16"):
         LiveTeacher(TINY_PROJECTION, teacher, basis)

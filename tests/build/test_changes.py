@@ -397,7 +397,7 @@ def test_rows_are_not_vouched_for_by_a_file_that_replaced_theirs(tmp_path: Path)
     then = (read_already.fingerprint(0), read_already.stamp(0))
     write(1)
     assert (read_already.fingerprint(1) == then[0], read_already.stamp(0)) == (False, then[1])
-    with pytest.raises(MachineFault, match="written anew since it was opened"):
+    with pytest.raises(MachineFault, match="rewritten since it was opened"):
         opened_only.fingerprint(0)
     now = open_corpus(f"modelnet40:{tmp_path}", points=64)
     assert now.fingerprint(0) != then[0]

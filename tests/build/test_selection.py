@@ -114,7 +114,7 @@ def test_a_list_in_any_order_and_encoding(tmp_path: Path) -> None:
     [
         (b"a\nx\ny\n", r"names 2 shapes that the corpus does not have: 'x', 'y'"),
         (b"", "is empty"),
-        (b"\n \n", "holds no ids"),
+        (b"\n \n", "contains no ids"),
         (b"a\n\xff\n", "line 2 is not valid UTF-8"),
         (b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer"),
         (None, "No such file or directory"),

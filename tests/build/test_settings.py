@@ -60,14 +60,14 @@ def test_all_faults_of_a_section_come_together():
 
 def test_more_points_drawn_than_stored_is_a_conflict():
     (problem,) = conflicts(CorpusConfig(points=1024), ProjectionConfig(points=2048))
-    assert problem == "projection.points = 2048 is more than the corpus.points = 1024 that are stored"
+    assert problem == "projection.points = 2048 is more than the stored corpus.points = 1024"
 
 
 def test_sizes_that_are_not_the_teachers_are_named_with_both_values():
     projection = replace(ProjectionConfig(), image_side=448, patch_side=14)
     assert list(teacher_conflicts(TeacherConfig(), projection)) == [
-        "projection.image_side = 448 is not the 224 that teacher.architecture = ViT-B-16 reads",
-        "projection.patch_side = 14 is not the 16 that teacher.architecture = ViT-B-16 reads",
+        "projection.image_side = 448 is not the 224 that teacher.architecture = ViT-B-16 takes",
+        "projection.patch_side = 14 is not the 16 that teacher.architecture = ViT-B-16 takes",
     ]
 
 

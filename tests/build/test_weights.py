@@ -145,7 +145,7 @@ def test_a_file_of_another_layout_is_named_with_its_first_keys(tmp_path, archite
     with pytest.raises(TeacherError, match=r"no vision tower found among its 1 keys \(weight, \.\.\.\)"):
         load(architecture, tmp_path / "y.pt")
     torch.save([1, 2], tmp_path / "z.pt")
-    with pytest.raises(TeacherError, match="holds a list without tensors"):
+    with pytest.raises(TeacherError, match="contains a list without tensors"):
         load(architecture, tmp_path / "z.pt")
 
 

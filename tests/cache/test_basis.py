@@ -257,7 +257,7 @@ def values(document: dict, change) -> None:
         (lambda d: d["basis"].update(total_variance=-1), "finite and at least 0"),
         (lambda d: d["basis"].update(total_variance=None), "expected total_variance to be a number, found None"),
         (lambda d: d["basis"].update(shapes=0), "expected shapes in 1..1048576, found 0"),
-        (lambda d: d["schema"].update(channels=5), "schema.channels is 5; the recipe stores 6"),
+        (lambda d: d["schema"].update(channels=5), "schema.channels is 5, but the recipe stores 6"),
     ],
 )
 def test_a_basis_that_cannot_be_is_refused_whatever_its_checksum_says(tmp_path: Path, change, said: str) -> None:

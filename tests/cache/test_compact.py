@@ -126,7 +126,7 @@ def test_the_command_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixt
     assert done.code == 0, done.err
     assert "9 records" in done.err
     assert done.out.strip() == str(cache)
-    assert "full already" in run(capsys, "cache", "compact", cache).err
+    assert "already full" in run(capsys, "cache", "compact", cache).err
     assert run(capsys, "cache", "compact", tmp_path / "absent").code != 0
 
 

@@ -161,7 +161,7 @@ def test_shards_that_are_cut_anew_keep_order_poses_and_quarantine(tmp_path: Path
     assert (found.info().planned, found.complete) == (18, True)
     for record, made in zip(found, records, strict=True):
         assert_same_record(record, made, config)
-    with pytest.raises(CacheError, match="shapes_per_shard = 2 is fewer than the 3 poses of one shape"):
+    with pytest.raises(CacheError, match="shapes_per_shard = 2 is less than the 3 poses of one shape"):
         convert(tmp_path / "c", tmp_path / "none", shapes_per_shard=2)
     same = teacher_cache.open(convert(tmp_path / "c", tmp_path / "tar", format="webdataset").path)
     assert same.counts.tolist() == [6, 0, 9]
@@ -195,7 +195,7 @@ def test_what_cannot_be_converted_says_why_and_leaves_nothing(
 
 def test_a_root_that_is_a_cache_and_settings_that_are_none(tmp_path: Path) -> None:
     source = build_at(tmp_path)
-    with pytest.raises(CacheError, match="expected a folder that holds caches, found a cache"):
+    with pytest.raises(CacheError, match="expected a folder that contains caches, found a cache"):
         convert(source, source, format="webdataset")
     with pytest.raises(TypeError, match="'fromat' is not one of format"):
         convert(source, tmp_path, fromat="webdataset")

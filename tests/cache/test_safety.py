@@ -190,7 +190,7 @@ def test_unknown_versions_are_refused(cache: Path) -> None:
         (lambda d: d["shards"][0].update(records=10**12), ManifestError, "expected records in 0..2"),
         (lambda d: d["shards"][0].update(records=True), ManifestError, "expected records to be an integer"),
         (lambda d: d["shards"][0].update(receipt="../../x"), ManifestError, "SHA-256 in hexadecimal"),
-        (lambda d: d.update(records=17), ManifestError, "records is not the sum over the shards, 3"),
+        (lambda d: d.update(records=17), ManifestError, "records differs from the sum over the shards, 3"),
         (lambda d: d.update(complete=False), ManifestError, "complete contradicts planned"),
         (lambda d: d.update(recipe_hash="0" * 64), ManifestError, "recipe_hash does not match the recipe"),
         (lambda d: d.update(label_names=[1]), ManifestError, "label_names to be a list of strings"),
@@ -351,9 +351,9 @@ def test_no_cache_here(tmp_path: Path) -> None:
 
 def test_arguments(cache: Path) -> None:
     opened = teacher_cache.open(cache)
-    with pytest.raises(IndexError, match="record 3 of 3"):
+    with pytest.raises(IndexError, match="record 3 does not exist; the number of records is 3"):
         opened.read([0, 3])
-    with pytest.raises(IndexError, match="record -4 of 3"):
+    with pytest.raises(IndexError, match="record -4 does not exist; the number of records is 3"):
         _ = opened[-4]
     with pytest.raises(TypeError, match="expected a list of integers"):
         opened.read([0.5])  # type: ignore[list-item]

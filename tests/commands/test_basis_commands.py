@@ -27,7 +27,7 @@ def settings(tmp_path):
 def test_build_says_that_it_fits_and_info_what_came_of_it(tmp_path, capsys, settings):
     built = run(capsys, "cache", "build", "smoke", *settings)
     assert built.code == 0
-    assert "fitting 32 channels to what the teacher says of 16 shapes" in built.err
+    assert "fitting 32 channels to the teacher's features of 16 shapes" in built.err
     path = Path(built.out.strip())
     told = run(capsys, "cache", "info", path).out
     assert "196 tokens of 32 channels" in told

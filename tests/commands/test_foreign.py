@@ -92,7 +92,7 @@ def test_settings_are_read_as_editors_save_them(tmp_path, capsys, encoding, end)
     [
         (TOML.encode("cp1252"), "line 2 is not valid UTF-8: save the file as UTF-8"),
         (TOML.encode("utf-16")[:-1], "is not valid UTF-16"),
-        (TOML.encode() + b"\0" * 9, "holds zero bytes: the file is damaged"),
+        (TOML.encode() + b"\0" * 9, "contains NUL bytes: the file is damaged"),
         (bytes(99), "begins with zeros"),
         (b"<html><body>404</body></html>", "is a web page"),
         (NOT_WEIGHTS["lfs"][0], "Git LFS pointer"),
@@ -108,7 +108,7 @@ def test_settings_that_are_no_text_are_told_in_words(tmp_path, capsys, data, sai
 
 
 def test_text_says_which_line(tmp_path):
-    with pytest.raises(ValueError, match="line 3 holds zero bytes"):
+    with pytest.raises(ValueError, match="line 3 contains NUL bytes"):
         decode_text(b"a\nb\nc\0\n")
 
 

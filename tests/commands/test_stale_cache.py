@@ -75,7 +75,7 @@ def test_a_cache_alone_is_enough_to_train_on(experiment: Path, capsys: pytest.Ca
     shutil.rmtree("shapes")
     trained = run(capsys, "pretrain", "mine.toml", "--cache", experiment)
     assert trained.code == 0, trained.err
-    assert "note: whether the corpus changed since the cache was built is not known" in trained.err
+    assert "note: whether the corpus changed since the cache was built is unknown" in trained.err
 
 
 def test_a_cache_of_another_corpus_is_not_compared(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +84,7 @@ def test_a_cache_of_another_corpus_is_not_compared(experiment: Path, capsys: pyt
         capsys, "pretrain", "mine.toml", "--cache", experiment, "--set", "corpus.uri='synthetic:?count=8'", "--out", "r"
     )
     assert other.code == 0, other.err
-    assert "note: the cache is of another corpus than the experiment names" in other.err
+    assert "note: the cache belongs to another corpus than the experiment's" in other.err
 
 
 def test_the_content_is_compared_when_asked_for(

@@ -34,7 +34,7 @@ def test_train_then_eval(capsys, made):
     assert (out / "curve.png").stat().st_size > 1000
     again = run(capsys, "teacher", "train", made / "mine.toml", "--out", out)
     assert again.code == 0
-    assert "complete already" in again.err
+    assert "already complete" in again.err
     options = ["--architecture", made / "towers.json", "--weights", out / "clip.safetensors", "--shapes", 72]
     scored = run(capsys, "teacher", "eval", *options, "--points", 64, "--seeds", 2, "--json")
     assert scored.code == 0, scored.err

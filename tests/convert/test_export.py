@@ -109,7 +109,7 @@ def test_without_the_teacher_the_optimiser_stays_behind_and_it_is_said(tmp_path)
     content = _load(tmp_path / "out.pth")
     assert "optimizer" not in content
     assert not any("clip_model" in name for name in content["base_model"])
-    assert "without the teacher (clip_model.): enough to fine-tune from, not to go on with the pre-training" in (
+    assert "without the teacher (clip_model.): enough to fine-tune from, but not to resume pre-training" in (
         exported.notes
     )
     assert "without the optimiser's state, whose order includes the teacher's parameters" in exported.notes
@@ -181,7 +181,9 @@ def test_what_the_reference_has_no_model_for_is_refused(tmp_path):
 def test_a_teacher_of_another_width_is_refused(tmp_path):
     checkpoint = _trained(tmp_path / "run", tiny_model())
     torch.save(tiny_clip(TINY_CHANNELS + 1), tmp_path / "clip.pt")
-    with pytest.raises(CheckpointError, match=r"is a teacher of 7 channels; the model learnt from 6. Name the CLIP"):
+    with pytest.raises(
+        CheckpointError, match=r"is a teacher of 7 channels; the model was trained with 6. Give the CLIP"
+    ):
         export_reference(checkpoint, tmp_path / "out.pth", teacher=tmp_path / "clip.pt")
     assert not (tmp_path / "out.pth").exists()
 

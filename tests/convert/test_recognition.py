@@ -71,7 +71,7 @@ def test_one_head_is_point_m2aes(tmp_path):
     assert header.origin is not None
     assert header.origin["renamed"] == {"rec_head_3d.weight": "rec_head.weight", "rec_head_3d.bias": "rec_head.bias"}
     assert torch.equal(loaded.rec_head_3d.weight, model.rec_head_3d.weight)
-    assert "assumed, since weights do not show it: masking.mode = random" in converted.notes
+    assert "assumed, because weights do not show it: masking.mode = random" in converted.notes
     both = {**entries, "module.rec_head_3d.weight": entries["module.rec_head.weight"]}
     with pytest.raises(CheckpointError, match=r"has both rec_head_3d.weight and rec_head.weight.*; expected only one"):
         import_reference(_write(tmp_path, both), tmp_path / "second", settings=STATED)
@@ -123,7 +123,7 @@ def test_missing_unexpected_misshapen_and_mistyped_entries_are_all_named(tmp_pat
     with pytest.raises(CheckpointError) as caught:
         import_reference(_write(tmp_path, entries), tmp_path / "out", settings=STATED)
     text = str(caught.value)
-    assert "file.pth does not fit a pretraining model of the sizes that its weights show; nothing was written" in text
+    assert "file.pth does not fit a pretraining model of the sizes that its weights imply; nothing was written" in text
     assert f"2 of {count} names missing: h_encoder.encoder_norms.1.bias, decoder_norm.weight" in text
     assert "1 names unexpected: surplus" in text
     assert "1 of another shape: h_encoder.encoder_pos_embeds.0.0.bias is [13], expected [12]" in text
@@ -201,7 +201,7 @@ def test_the_optimisers_state_comes_along(tmp_path):
     ("change", "reason"),
     [
         (lambda state: state["param_groups"].pop(), "its groups are not of"),
-        (lambda state: state["state"].update({10_000: {}}), "its state 10000 belongs to no parameter"),
+        (lambda state: state["state"].update({10_000: {}}), "its state 10000 matches no parameter"),
         (lambda state: state["state"][0].update(momentum_buffer=torch.zeros(1)), "it is not AdamW's: momentum_buffer"),
         (lambda state: state["state"][0].update(exp_avg=torch.zeros(3)), r"exp_avg of mask_token is \[3\]"),
         (lambda state: state.update(state=[]), "it is not a torch optimiser's"),

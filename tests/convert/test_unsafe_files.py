@@ -103,7 +103,7 @@ def test_absent_empty_cut_and_other_files_are_described(tmp_path):
     ):
         read_reference(path)
     for content, text in (
-        ([1, 2], "holds a list; expected a dictionary"),
+        ([1, 2], "contains a list; expected a dictionary"),
         ({"epoch": 3}, "a state dict of names and tensors, found other types at epoch"),
         ({"base_model": {}}, "a state dict of names and tensors, found an empty one"),
         ({"base_model": {3: torch.zeros(1)}}, "found other types at 3"),

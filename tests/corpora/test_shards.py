@@ -93,7 +93,7 @@ def test_clouds_come_back_and_fewer_points_are_their_first(tmp_path: Path) -> No
     pack(open_corpus(uri, points=POINTS), tmp_path / "out", shapes_per_shard=3)
     assert_same_shapes(open_corpus(f"shards:{tmp_path / 'out'}", points=POINTS), open_corpus(uri, points=POINTS))
     assert_same_shapes(open_corpus(f"shards:{tmp_path / 'out'}", points=50), open_corpus(uri, points=50))
-    with pytest.raises(CorpusError, match=f"{POINTS} points, {POINTS + 1} are asked for"):
+    with pytest.raises(CorpusError, match=f"{POINTS} points, {POINTS + 1} were requested"):
         open_corpus(f"shards:{tmp_path / 'out'}", points=POINTS + 1)
 
 
@@ -290,7 +290,7 @@ def test_tars_that_cannot_be_indexed(tmp_path: Path) -> None:
         index_tars(tmp_path / "a")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "b.tar").write_bytes(b"\x1f\x8b" + bytes(600))
-    with pytest.raises(CorpusError, match="is no whole, uncompressed tar file"):
+    with pytest.raises(CorpusError, match="is not a complete, uncompressed tar file"):
         index_tars(tmp_path / "b")
 
 

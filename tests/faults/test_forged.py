@@ -256,7 +256,7 @@ def test_seals_of_the_forger_are_right(victim: Victim) -> None:
         (struct.pack("<II", R, 2**32 - 1) + b"abcd", "an id is cut short"),
         (struct.pack("<III", R, 0, 2) + b"\xff\xfe", "can't decode byte"),
         (struct.pack("<III", R + 1, 0, 0), "expected 2 ids"),
-        (struct.pack("<I", R), "expected at least 12 bytes, found 4"),
+        (struct.pack("<I", R), "expected at least 12 bytes uncompressed, its header declares 4"),
     ],
 )
 def test_zarr_ids_that_lie(victim: Victim, raw: bytes, said: str) -> None:

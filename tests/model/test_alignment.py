@@ -213,7 +213,9 @@ def test_class_tokens_of_the_cache_and_what_stands_in_for_them(tmp_path, caplog)
     assert not caplog.records
     stand_in = Alignment.of_cache(config, plain, seed=0, device=CPU, skip_damaged=False)
     assert stand_in.source == "mean of the patch features that lookups read"
-    assert "holds no class tokens: in the global loss the mean of the patch features that lookups read" in caplog.text
+    assert (
+        "has no class tokens, so the global loss uses the mean of the patch features that lookups read" in caplog.text
+    )
     record, batch = plain[4], plain.read([4])
     np.testing.assert_array_equal(wholes_of(batch, SCHEMA.image_side, SCHEMA.patch_side)[0].shape, (3, SCHEMA.channels))
     assert record.class_token is None

@@ -127,7 +127,7 @@ def test_an_endless_shard_is_damage_and_takes_no_disk(
     with cache_behind(tmp_path, answer, format) as url:
         cache = teacher_cache.open(url)
         total = cache._manifest.shards[1].bytes
-        with pytest.raises(ShardDamaged, match=r"expected at most \d+ bytes, as the manifest says") as caught:
+        with pytest.raises(ShardDamaged, match=r"expected at most \d+ bytes, as in the manifest") as caught:
             cache.read([5])
         assert caught.value.file == wanted
         assert cache[0].id == make_record(0).id

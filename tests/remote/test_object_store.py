@@ -242,7 +242,7 @@ def test_what_a_store_refuses_is_said_in_words(s3: S3, monkeypatch: pytest.Monke
     config = config_of("zarr")
     with pytest.raises(ManifestError, match=r"s3://nowhere/c: expected a cache"):
         teacher_cache.open("s3://nowhere/c")
-    with pytest.raises(StorageError, match="Make the bucket"):
+    with pytest.raises(StorageError, match="Create the bucket"):
         create_cache("s3://nowhere/c", make_recipe(config), SMALL_SCHEMA, config)
     with pytest.raises(StorageError, match="no installed package supports this protocol"):
         teacher_cache.open("gopher://hole/c")

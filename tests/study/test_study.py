@@ -54,7 +54,7 @@ def test_a_study_runs_once_and_is_then_only_reported(capsys, tmp_path):
     assert "runs in" not in again.err
     changed = guidance(capsys, tmp_path, *only, "--set", "trainer.learning_rate=0.5")
     assert changed.code == 2
-    assert "holds a result of other settings" in changed.err
+    assert "has a result of other settings" in changed.err
     assert "trainer.learning_rate was 0.001, is now 0.5" in changed.err
     summary = json.loads((tmp_path / "study" / "study.json").read_text())
     assert summary["seconds"] > 0
@@ -64,7 +64,7 @@ def test_a_study_runs_once_and_is_then_only_reported(capsys, tmp_path):
     (tmp_path / "study" / "embedded" / "3d-saliency").mkdir()
     mixed = guidance(capsys, tmp_path, *only, "--only", "3d-saliency")
     assert mixed.code == 2
-    assert "its result is of the cache synthetic-of-another-teacher" in mixed.err
+    assert "its result belongs to the cache synthetic-of-another-teacher" in mixed.err
 
 
 def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path):

@@ -195,7 +195,7 @@ def test_what_does_not_fit_is_named_together(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"pos_embed": torch.ones(1, 49, 64)}, r"pos_embed has 49 places; timm:test_vit has 1 before those"),
+        ({"pos_embed": torch.ones(1, 49, 64)}, r"pos_embed has 49 positions; timm:test_vit has 1 before those"),
         ({"patch_embed.proj.weight": torch.ones(64, 3, 8, 8)}, r"patches of 8 x 8 pixels; .* has 16 x 16"),
         ({"pos_embed": None}, r"1 missing: pos_embed"),
     ],
@@ -252,7 +252,7 @@ def test_images_must_be_of_the_towers_side_and_moments():
     fitting = ProjectionConfig(image_side=224, patch_side=14)
     assert list(teacher_conflicts(replace(dinov2, image_side=224), fitting)) == []
     assert list(teacher_conflicts(dinov2, replace(fitting, normalisation="clip"))) == [
-        "projection.image_side = 224 is not the 518 that teacher.architecture = timm:vit_small_patch14_dinov2 reads",
+        "projection.image_side = 224 is not the 518 that teacher.architecture = timm:vit_small_patch14_dinov2 takes",
         "projection.normalisation = clip is not the imagenet that teacher.architecture = "
         "timm:vit_small_patch14_dinov2 was trained with",
     ]
@@ -272,11 +272,11 @@ def test_a_loaded_teacher_says_which_moments_it_knows(tmp_path, caplog):
     wrong = next(word for word in ("imagenet", "half") if word not in teacher.normalisations)
     projection = ProjectionConfig(image_side=160, patch_side=16, normalisation=wrong)
     assert len(list(size_conflicts("it", 160, 16, projection, teacher.normalisations))) == 1
-    assert "does not say which it is of" not in caplog.text
+    assert "does not say with which" not in caplog.text
     name = "timm:vit_small_patch16_224"  # DINO's weights know ImageNet's moments, those of timm 0.5
     path = written(tmp_path, load_teacher(config(name, image_side=32)), "several.safetensors")
     assert load_teacher(config(name, image_side=32, weights=path)).normalisations == ("imagenet", "half")
-    assert "know images of projection.normalisation = imagenet or half" in caplog.text
+    assert "trained with projection.normalisation = imagenet or half" in caplog.text
 
 
 def test_moments_that_no_setting_gives_are_named(tmp_path, caplog, monkeypatch):
@@ -296,7 +296,7 @@ def test_moments_that_no_setting_gives_are_named(tmp_path, caplog, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"architecture": "ViT-B-16", "image_side": 224}, "image_side = 224 is of timm's towers"),
+        ({"architecture": "ViT-B-16", "image_side": 224}, "image_side = 224 applies to timm's towers"),
         ({"image_side": -14}, "image_side = -14 is outside 0..4096"),
         ({"quickgelu": "on"}, "quickgelu = 'on' does not apply to timm's"),
     ],

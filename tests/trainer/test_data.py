@@ -141,7 +141,7 @@ def test_a_live_teacher_needs_no_maps(cache: Any) -> None:
         ({"batch_size": 32}, "the cache has 24 shapes, fewer than trainer.batch_size = 32"),
         ({"points": 2048}, "trainer.points = 2048 is more than the 128 points stored for each shape"),
         ({"points": 40}, r"40 points of each shape, and model.groups = \(48, 24, 8\) .* needs at least 48"),
-        ({"batch_size": 9}, "trainer.batch_size = 9 does not divide among 2 ranks times trainer.accumulation = 1"),
+        ({"batch_size": 9}, "trainer.batch_size = 9 is not divisible by 2 ranks times trainer.accumulation = 1"),
     ],
 )
 def test_a_cache_that_cannot_feed_the_run_is_refused(cache: Any, settings: dict[str, int], text: str) -> None:

@@ -137,7 +137,7 @@ def test_parts_of_a_batch_add_up_to_its_loss(parts: int) -> None:
 
 
 def test_a_batch_of_one_is_refused_without_a_sample(whole_cache: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"batch_size = 1: a batch of one shape has no other .* set alignment.neg"):
+    with pytest.raises(ValueError, match=r"batch_size = 1: a batch of one shape has no negatives.* set alignment.neg"):
         train(whole_cache, tmp_path, epochs=1, batch_size=1, alignment=ON)
     report = train(whole_cache, tmp_path, epochs=1, batch_size=1, alignment=replace(ON, negatives=4))
     assert report.metrics["loss_global"] > 0

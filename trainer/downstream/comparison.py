@@ -97,13 +97,14 @@ class Evaluator:
     ) -> Comparison:
         """Score every encoder on the same draws, `rounds(seeds)` times.
 
-        progress  is told how many clouds each encoded batch had; in all rounds x encoders x (train + test).
+        progress  is called with how many clouds each encoded batch had; in all rounds x encoders x (train + test).
         """
         config = self.config
         count = self.rounds(seeds)
         scores: dict[str, list[SvmScore]] = {name: [] for name in encoders}
         dimensions = {}
         for seed in range(count):
+            # One draw for all encoders: their scores then differ by the features alone.
             train, test = self._points(self.train, seed), self._points(self.test, seed)
             for name, encoder in encoders.items():
                 features = encode(encoder, train, batch_size=config.batch_size, progress=progress)

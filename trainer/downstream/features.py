@@ -32,7 +32,7 @@ def encode(
 ) -> np.ndarray:
     """Features of all clouds [n, N, 3], `batch_size` at a time -> [n, D] float32.
 
-    progress  is told how many clouds each batch had.
+    progress  is called with how many clouds each batch had.
     """
     parts = []
     for start in range(0, len(points), batch_size):

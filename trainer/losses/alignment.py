@@ -53,7 +53,7 @@ def alignment_sum(answers: Tensor, own: Candidates, others: Candidates, temperat
 
     answers      [B, D] any float dtype; scaled to length 1.   own  their targets, row by row.
     others       the candidates, which may include the own targets. Unknown targets, targets of the same shape and equal
-                 targets are no negatives of a shape: duplicates in a corpus are not to be told apart.
+                 targets are not negatives: duplicates in a corpus must not be pushed apart.
     temperature  divides every cosine.
 
     A shape without negatives has loss 0, and no gradient.

@@ -64,6 +64,7 @@ def weighted_sum(
     weights  name -> factor; 1 where none is given, as the reference adds its losses.
     """
     factors = weights or {}
+    # A loss that is off, or has nothing to compare here, has count 0: its share is 0 and not NaN.
     return reduce(
         add,
         (

@@ -21,10 +21,10 @@ def new_student(
     """Make a student with first weights drawn from `seed`, on the CPU, so that they are the same whatever it runs on.
 
     teacher  channels and views of the teacher's maps; "further": a mapping with the fields of Further for each further
-             teacher, if there are any. Their heads leave the other first weights as they are without.
-    whole    with the head of the global loss, which leaves the other first weights as they are without.
+             teacher, if there are any. Their heads do not change the other initial weights.
+    whole    with the head of the global loss, which does not change the other initial weights.
 
-    Raises ValueError for an architecture that is not there or knows one teacher alone, and listing what is wrong with
+    Raises ValueError for an unknown architecture or one that takes a single teacher, and listing what is wrong with
     the settings; KeyError and TypeError for a teacher's sizes.
     """
     student = STUDENTS.get(model.architecture)

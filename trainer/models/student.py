@@ -93,7 +93,7 @@ class Student(nn.Module, ABC):
 
     @abstractmethod
     def initialise(self, generator: torch.Generator | None = None) -> None:
-        """Draw all weights anew from `generator` (None: torch's global one); the same for the same generator."""
+        """Reinitialise all weights from `generator` (None: torch's global one); the same for the same generator."""
 
     @abstractmethod
     def plan(self, points: Tensor, points_canonical: Tensor, maps: TokenMaps | None, draws: Draws | None) -> Any:

@@ -67,15 +67,15 @@ class Alignment:
         source = CLASS_TOKEN if cache.stores_class else STAND_IN
         if not cache.stores_class:
             logger.warning(
-                "the cache holds no class tokens: in the global loss the %s of each view stands in. "
-                'A cache built with cache.class_token = "float16" has them.',
+                "the cache has no class tokens, so the global loss uses the %s of each view instead. A cache built "
+                'with cache.class_token = "float16" has them.',
                 STAND_IN,
             )
         total, count = np.zeros(1), 0
         for _, wholes in _read(cache, _drawn(len(cache), MEAN_OF, seed, 0), skip_damaged):
             total, count = total + wholes.sum(axis=0, dtype=np.float64), count + len(wholes)
         if not count:
-            raise TrainingError("no record of the cache can be read, so its corpus has no mean for the global loss")
+            raise TrainingError("no record of the cache can be read, so the mean for the global loss is undefined")
         mean = torch.from_numpy((total / count).astype(np.float32))
         fixed = None
         if config.negatives:

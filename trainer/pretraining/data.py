@@ -138,7 +138,7 @@ class Loader:
         parts = ranks.size * config.accumulation
         if config.batch_size % parts:
             raise DataError(
-                f"trainer.batch_size = {config.batch_size} does not divide among {ranks.size} ranks times "
+                f"trainer.batch_size = {config.batch_size} is not divisible by {ranks.size} ranks times "
                 f"trainer.accumulation = {config.accumulation}; choose a multiple of {parts}."
             )
         if self.steps_per_epoch == 0:

@@ -29,11 +29,10 @@ def not_finite(
     shown = ", ".join(ids[:4]) + (f" and {len(ids) - 4} more" if len(ids) > 4 else "")
     losses = ", ".join(f"loss_{name} {value}" for name, value in outcome.losses.items())
     return TrainingError(
-        f"the loss is not finite in step {facts['step']} (epoch {facts['epoch'] + 1}): {losses}, "
-        f"gradient norm {outcome.gradient_norm}, "
-        f"learning rate {facts['learning_rate']:.3g}; shapes {shown}.\n"
-        f"The batch is saved in {folder}. Lower trainer.learning_rate, set trainer.clip_gradient, or use float32; "
-        "the last checkpoint is not touched."
+        f"the loss is not finite in step {facts['step']} (epoch {facts['epoch'] + 1}): {losses}, gradient norm "
+        f"{outcome.gradient_norm}, learning rate {facts['learning_rate']:.3g}; shapes {shown}.\n"
+        f"The batch is saved in {folder}. Lower trainer.learning_rate, set trainer.clip_gradient, or use float32; the "
+        "last checkpoint is intact."
     )
 
 

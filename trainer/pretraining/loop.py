@@ -119,14 +119,18 @@ def pretrain(
     for fault in (*alignment_conflicts(alignment, trainer), *teachers_conflicts(teachers, trainer, 1 + len(further))):
         raise ValueError(fault)
     if (teacher is not None) != (trainer.teacher == "live"):
-        fault = "needs a live teacher, none was given" if teacher is None else "takes no live teacher, one was given"
-        raise ValueError(f'trainer.teacher = "{trainer.teacher}" {fault}; pass `teacher` with "live" only')
+        fault = (
+            ("needs a live teacher, but none was given")
+            if teacher is None
+            else "takes no live teacher, but one was given"
+        )
+        raise ValueError(f'trainer.teacher = "{trainer.teacher}" {fault}; pass `teacher` if and only if it is "live"')
     run_dir = Path(run_dir)
     with joined(trainer.device) as ranks, deterministic(trainer.deterministic, ranks), owned(run_dir, ranks, _settle):
         if trainer.precision == "float16" and ranks.device.type == "cpu":
             raise TrainingError(
-                f'trainer.precision = "float16" needs a GPU, and trainer.device = {trainer.device!r} found none. '
-                'Use "float32" or "bfloat16".'
+                f'trainer.precision = "float16" needs a GPU, but trainer.device = {trainer.device!r} found none. Use '
+                '"float32" or "bfloat16".'
             )
         check_evaluation(evaluation, ranks)
         run = _Run(cache, run_dir, model, masking, trainer, evaluation, alignment, teacher, further, teachers, ranks)
@@ -271,7 +275,7 @@ class _Run:
         refuse_other_run(found, resume_problems(header, self.sections, self.identity, self.teacher_shape))
         checkpoint.restore_training(found, header, self.model, self.updates.optimizer, self.updates.scaler)
         self.progress.resume(header)
-        logger.info("going on from %s, %d of %d epochs done", found, header.epoch, self.config.epochs)
+        logger.info("resuming from %s, %d of %d epochs done", found, header.epoch, self.config.epochs)
         return True
 
     def _train_epoch(self, emit: Callable[[Event], None]) -> None:

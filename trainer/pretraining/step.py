@@ -94,6 +94,7 @@ class Stepper:
             self._weights[name_whole] = whole * said.factor_global
         self._network: Callable[[Any, Tensor | None], Predicted] = model.network
         if config.compile:
+            # Dynamic shapes: the number of visible tokens changes from step to step.
             self._network = torch.compile(model.network, dynamic=True)
 
     def step(self, parts: Sequence[Part], rate: float) -> Outcome:

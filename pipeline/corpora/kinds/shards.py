@@ -27,7 +27,7 @@ from teacher_cache.storage.shard_files import ShardFile
 __all__ = ["PARTS_MEMBER", "POINTS_MEMBER", "ShardCorpus", "open_shards"]
 
 POINTS_MEMBER, PARTS_MEMBER = "points.npy", "parts.npy"
-_VERSION = 1  # raised when the same bytes come out as other points
+_VERSION = 1  # incremented when the same bytes would give other points
 _PLAIN_NAME = re.compile(r"[^/\\:\0]{1,255}")
 _MAX_FILES = 1 << 12  # of one shape
 
@@ -40,8 +40,8 @@ def open_shards(place: Location, options: Options, points: int) -> "ShardCorpus"
     contents = asked(lambda: read_contents(storage), str(place))
     if contents.stored == "clouds" and points > contents.points:
         raise CorpusError(
-            f"{options.uri}: its clouds have {contents.points} points, {points} are asked for; lower corpus.points, or "
-            f"pack it with --points {points}"
+            f"{options.uri}: its clouds have {contents.points} points, {points} were requested; lower corpus.points, "
+            f"or pack it with --points {points}"
         )
     rows = asked(lambda: read_rows(storage, contents), str(place))
     if wanted != "all":
@@ -73,7 +73,7 @@ class ShardCorpus:
         check_names(contents.splits, "split", uri)
         unknown = [suffix for suffix in contents.suffixes if suffix not in READERS and suffix != ".npy"]
         if unknown:
-            raise CorpusError(f"{uri}: holds files {', '.join(unknown)[:80]}, which nothing here reads")
+            raise CorpusError(f"{uri}: has files {', '.join(unknown)[:80]}, which no reader supports")
         self.identity = {
             "kind": "shards",
             "stored": contents.stored,
@@ -180,7 +180,7 @@ class ShardCorpus:
             points = array_from_npy(held[POINTS_MEMBER], kinds="f")
             parts = array_from_npy(held[PARTS_MEMBER], kinds="i") if self.part_names else None
         except (Malformed, KeyError) as error:
-            raise ShapeError(source, f"is no packed cloud: {error}") from error
+            raise ShapeError(source, f"is not a packed cloud: {error}") from error
         if points.shape != (N, 3) or (parts is not None and parts.shape != (N,)):
             shapes = f"{points.shape} points" + ("" if parts is None else f", {parts.shape} parts")
             raise ShapeError(source, f"holds {shapes}; expected {N} of each")
@@ -267,7 +267,7 @@ def _arguments(contents: Contents, uri: str) -> dict[str, Any]:
         )
         ranges = [range(int(start), int(stop)) for start, stop in found["parts_of_label"]]
         if reading.up not in ("file", "y", "z") or found["up"] not in ("file", "y", "z"):
-            raise ValueError("up is none of file, y, z")
+            raise ValueError("up is not file, y or z")
         if len(ranges) not in (0, len(contents.label_names)):
             raise ValueError(f"{len(ranges)} ranges of parts for {len(contents.label_names)} labels")
         return {
@@ -279,4 +279,4 @@ def _arguments(contents: Contents, uri: str) -> dict[str, Any]:
             "parts_of_label": ranges,
         }
     except (KeyError, TypeError, ValueError) as error:
-        raise CorpusError(f"{uri}: says by no rule known here how its files are read ({error})") from error
+        raise CorpusError(f"{uri}: gives an unknown rule for reading its files ({error})") from error

@@ -1,7 +1,7 @@
 """Captions for views of synthetic objects, and their vocabulary.
 
 A caption always names the category, and mentions some further facts: the side it is seen from, proportions, counts of
-parts, style. The choice is drawn anew every time an image is shown, so that no single sentence belongs to an image.
+parts, style. The choice is drawn again every time an image is shown, so that no single sentence belongs to an image.
 """
 
 import re

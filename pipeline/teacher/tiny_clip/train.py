@@ -42,7 +42,7 @@ LARGEST_SCALE = 100.0  # of the logits, as in CLIP
 BETAS = (0.9, 0.98)
 EPSILON = 1e-6
 _AHEAD = 3
-_PATIENCE = 0.5  # seconds between looks at whether batches are still wanted
+_PATIENCE = 0.5  # seconds between checks whether batches are still needed
 _FREE = {"device", "threads", "checkpoint_every"}
 
 
@@ -155,7 +155,7 @@ def _step(
         model.ln_final.at = words.argmax(dim=1)  # the end token is the largest number
         text = model.encode_text(words)
         patches = patches @ visual.proj
-    # The products of the loss are small, and its softmax of a hundredfold cosine is not for eight bits of mantissa.
+    # The products of the loss are small, and a softmax of cosines times 100 needs more than eight bits of mantissa.
     image, text, patches = (nn.functional.normalize(value.float(), dim=-1) for value in (image, text, patches))
     text, part_text = text[: len(image)], text[len(image) :]
     scale = model.logit_scale.exp()
@@ -268,7 +268,7 @@ def _ahead(source: _Source, first: int) -> Iterator[Batch]:
     steps = range(first, source.learning.all_steps)
 
     def hand_over(item: Batch | BaseException) -> None:
-        while not stop.is_set():  # nobody reads a queue that was closed: this thread must not wait there for ever
+        while not stop.is_set():  # nobody reads a closed queue, so this thread must not wait on it for ever
             with suppress(Full):
                 queue.put(item, timeout=_PATIENCE)
                 return
@@ -279,7 +279,7 @@ def _ahead(source: _Source, first: int) -> Iterator[Batch]:
                 if stop.is_set():
                     return
                 hand_over(source.batch(step))
-        except BaseException as error:  # handed to the reader of the queue, who would wait for ever
+        except BaseException as error:  # passed to the reader of the queue, which would wait for ever
             hand_over(error)
 
     threading.Thread(target=fill, daemon=True).start()

@@ -27,7 +27,7 @@ __all__ = ["LEVELS", "ViewSet", "draw_cloud", "draw_views", "objects", "open_vie
 LEVELS = 254  # an even number, so that the sigmoid's 0.5 of an empty pixel is stored exactly
 BLOCK = 96  # shapes in one file
 KINDS = ("upright", "yaw", "tumbled")
-_POSE = 71  # this module's stream of random numbers, beside the corpus' own
+_POSE = 71  # this module's stream of random numbers, apart from the corpus' own
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class ViewSet:
     """Views in memory.
 
     images  [n, V, S, S] uint8, the sigmoid's 0..1 as 0..LEVELS
-    parts   [n, V, T] int16, the part most points of a patch belong to, into the corpus' part_names; -1 where none fell
+    parts   [n, V, T] int16, the part most points of a patch belong to, into the corpus' part_names; -1 for a patch
+            without points
     poses   of each shape
     """
 

@@ -104,7 +104,7 @@ def read_teacher(path: str | Path) -> dict[str, Tensor]:
         except TeacherError as error:
             raise CheckpointError(str(error)) from None
         except (safetensors.SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} cannot be read as safetensors ({error}). Fetch it again.") from None
+            raise CheckpointError(f"{path} cannot be read as safetensors ({error}). Download it again.") from None
     else:
         content = _load(path)
         # OpenAI's own archives carry three numbers beside the weights, which the reference's model does not hold
@@ -158,7 +158,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise CheckpointError(str(error)) from None
     if not isinstance(content, dict):
         raise CheckpointError(
-            f"{path} holds a {type(content).__name__}; expected a dictionary with the weights under one of "
+            f"{path} contains a {type(content).__name__}; expected a dictionary with the weights under one of "
             f"{', '.join(WEIGHTS)}, or a bare state dict."
         )
     return own_items(content)

@@ -298,7 +298,7 @@ def _encoder(entries: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, A
 def _mlp_ratio(entries: Mapping[str, Tensor], finest: int) -> float:
     """Return the ratio with the fewest decimals that gives the hidden width of every block, which is rounded down.
 
-    The finest level's alone where none does: then some block is misshapen, and that can be told.
+    The finest level's alone where none does: then some block is misshapen, which the error can name.
     """
     first = re.compile(r"(?:h_encoder\.encoder_blocks|h_decoder)\.\d+\.blocks\.\d+\.mlp\.fc1\.weight")
     shapes = {tuple(value.shape) for name, value in entries.items() if first.fullmatch(name) and value.ndim == 2}

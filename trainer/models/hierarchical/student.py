@@ -150,7 +150,7 @@ class I2PMAE(Student):
         return {name: feature_width(self.config.encoder_dims, name) for name in FEATURE_NAMES}
 
     def initialise(self, generator: torch.Generator | None = None) -> None:
-        """Draw all weights anew by the configured rule, from `generator` (None: torch's global one)."""
+        """Reinitialise all weights by the configured rule, from `generator` (None: torch's global one)."""
         initialise(self, self.config.initialisation, generator)
 
     def forward(
@@ -184,7 +184,7 @@ class I2PMAE(Student):
 
         points   [B, N, 3] float32, N at least groups[0].
         feature  "levels": maximum, mean and standard deviation of each channel over the tokens of every level, finest
-                 level first; "top": the maximum over the top level's, which published numbers are of.
+                 level first; "top": the maximum over the top level's, which published numbers use.
         ->       [B, 3 * sum(encoder_dims)] or [B, encoder_dims[-1]] float32. Row i depends on cloud i alone, in
                  evaluation mode; batch norms and drop path follow the module's mode.
 
@@ -363,8 +363,9 @@ class I2PMAE(Student):
         needed = self.config.least_points
         if points.shape[1] < needed:
             raise ValueError(
-                f"clouds of {points.shape[1]} points for a model of {self.config.groups[0]} groups of "
-                f"{self.config.neighbours[0]}; expected at least {needed}. Use more points or smaller model.groups."
+                f"clouds have {points.shape[1]} points; a model of {self.config.groups[0]} groups of "
+                f"{self.config.neighbours[0]} neighbours needs at least {needed}. Use more points or smaller "
+                "model.groups."
             )
 
     def _check_arguments(
@@ -378,8 +379,8 @@ class I2PMAE(Student):
         B, G = points.shape[0], self.config.groups[-1]
         if points_canonical.shape != points.shape:
             raise ValueError(
-                f"points_canonical have shape {tuple(points_canonical.shape)}; expected that of points, "
-                f"{tuple(points.shape)}: the same points in the teacher's frame"
+                f"points_canonical have shape {tuple(points_canonical.shape)}; expected the shape of points, "
+                f"{tuple(points.shape)}: they are the same points in the teacher's frame"
             )
         if maps is None and (self.config.targets != "3d" or (mask_order is None and self.masking.mode == "saliency")):
             raise ValueError(
@@ -390,8 +391,8 @@ class I2PMAE(Student):
             got = (maps.features.shape[0], maps.features.shape[1], maps.features.shape[3])
             if got != (B, self.views, self.teacher_channels):
                 raise ValueError(
-                    f"teacher features are of {got[0]} shapes, {got[1]} views, {got[2]} channels; expected "
-                    f"{B}, {self.views}, {self.teacher_channels}. The model must be made for the cache it reads."
+                    f"teacher features have {got[0]} shapes, {got[1]} views, {got[2]} channels; expected {B}, "
+                    f"{self.views}, {self.teacher_channels}. Create the model for the cache that it reads."
                 )
         if draws is None and (mask_order is None or (self.training and self.config.drop_path > 0)):
             raise ValueError("no draws; expected Draws, or mask_order with drop path off (evaluation mode or chance 0)")

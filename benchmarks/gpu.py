@@ -10,9 +10,9 @@ training   a short training on the GPU and on the CPU: the same losses within fl
 nccl       the collectives of training over NCCL, with one rank
 
 ``--dry-run`` runs every part on the CPU at small sizes, the kernels through their host build, so that the first run on
-``--dry-run`` runs every part on the CPU at small sizes, kernels through their host build, so that the first run on a GPU
-cannot fail for a silly reason; it measures nothing. Results: benchmarks/results/gpu.json and gpu.md. The exit code is 1
-if a part failed or disagreed.
+a GPU cannot fail for a silly reason; it measures nothing. Results: benchmarks/results/gpu.json and gpu.md. The exit
+code is 1 if a part failed or disagreed.
+"""
 
 import argparse
 import json

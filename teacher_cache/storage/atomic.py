@@ -57,7 +57,7 @@ def refuse_links(root: Path, path: Path) -> None:
         folder = folder / part
         if folder.is_symlink():
             raise CacheError(
-                f"{folder}: expected a folder, found a link to {os.readlink(folder)}; nothing is written or removed "
+                f"{folder}: expected a folder, found a link to {os.readlink(folder)!r}; nothing is written or removed "
                 f"through links within {root}.\n"
                 "  Remove the link; move the files behind it here if they belong here."
             )

@@ -45,7 +45,7 @@ def test_a_run_with_two_caches_is_repeated_by_its_own_settings(capsys: Any, cach
     assert header.cache["further"] == [{"recipe": teacher_cache.open(second).recipe.hash}]
     assert header.config["teachers"]["weights_2d"] == [1, 0.5]
     again = run(capsys, "pretrain", "run/config.toml", "--out", "run")
-    assert "complete already" in again.err, again.err
+    assert "already complete" in again.err, again.err
     # The first teacher's cache may be the one that the experiment describes.
     described = trained(
         capsys, "--set", f"teachers.caches=['{second}']", "--set", "teachers.weights_2d=[1, 0.5]",

@@ -203,7 +203,7 @@ def changed(old: str, new: str, name: str = "plain", form: str = "ascii") -> byt
         (ascii_ply(f"element vertex 1\n{AXES}element vertex 1\n{AXES}", "1 2 3\n1 2 3\n"), "two elements vertex"),
         (changed("vertex_indices", "corners"), "no list vertex_indices .or vertex_index.; it has corners"),
         (made("ascii", [VERTEX, faces([INDICES, "list int int vertex_index"], lambda f: [f, f])]), "two lists"),
-        (made("big", [VERTEX, ("edge", ["int vertex1"], [[1]] * 3)]), "holds 3 edges and no faces"),
+        (made("big", [VERTEX, ("edge", ["int vertex1"], [[1]] * 3)]), "has 3 edges and no faces"),
         (
             made("big", [VERTEX, faces([INDICES], of=[(0, 1), (2,)])]),
             "no triangles .2 faces of fewer than three corners",

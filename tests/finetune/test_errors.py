@@ -46,7 +46,7 @@ def test_training_needs_draws_and_more_than_one_shape():
     ):
         model(tiny_clouds())
     with pytest.raises(
-        ValueError, match="a training batch of 1 shape; expected at least 2, because the head normalises"
+        ValueError, match="a training batch has 1 shape; expected at least 2, because the head normalises"
     ):
         model(tiny_clouds(batch=1), HeadDraws.for_records([0], TINY, seed=0, epoch=0))
     tiny_classifier(model={"drop_path": 0.0}, dropout=0.0).train()(tiny_clouds())

@@ -68,14 +68,14 @@ def test_a_checkpoint_without_any_encoder_weight_is_refused():
     with pytest.raises(
         ValueError,
         match=r"last\.pth: none of its \d+ entries is .* encoder weights; expected names such as "
-        r"h_encoder\.token_embed.*, got student\.mask_token, .* and \d+ more",
+        r"h_encoder\.token_embed.*, found student\.mask_token, .* and \d+ more",
     ):
         load_pretrained_encoder(model, entries, source="last.pth")
     assert untouched(model, before)
 
 
 def test_the_whole_file_instead_of_its_state_dict_is_refused():
-    with pytest.raises(ValueError, match=r"got base_model, epoch\. Pass the state dict itself"):
+    with pytest.raises(ValueError, match=r"found base_model, epoch\. Pass the state dict itself"):
         load_pretrained_encoder(tiny_classifier(), {"base_model": torch.ones(1), "epoch": torch.ones(1)}, source="f")
 
 

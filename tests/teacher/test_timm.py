@@ -258,7 +258,7 @@ def test_images_must_be_of_the_towers_side_and_moments():
     ]
     siglip = config("timm:vit_base_patch16_siglip_224", pretrained="v2_webli")
     assert list(teacher_conflicts(siglip, replace(fitting, patch_side=16, normalisation="half"))) == []
-    with pytest.raises(TeacherError, match=r"teacher.image_side = 225 is not a multiple of the 14 pixels"):
+    with pytest.raises(TeacherError, match=r"teacher.image_side = 225 is not a multiple of 14, the patch side"):
         load_teacher(replace(dinov2, image_side=225))
     with pytest.raises(TeacherError, match=r"mean \(0.43, 0.411, 0.296\) .* projection.normalisation supports only"):
         list(teacher_conflicts(config("timm:vit_large_patch16_dinov3", pretrained="sat493m"), fitting))

@@ -87,11 +87,14 @@ class AlignmentConfig:
     temperature  divides the cosines between answers and targets
     negatives    shapes of the corpus, drawn once by the seed, that serve as negatives; 0: those of the batch. More than
                  there are means all
+    contrast     what is contrasted: "joined", the views of a shape as one vector, or "views", each view of a shape with
+                 the same view of others, the mean over views
     """
 
     weight: Annotated[float, Ge(0)] = 0.0
     temperature: Annotated[float, Gt(0)] = 0.1
     negatives: Annotated[int, Ge(0)] = 0
+    contrast: Literal["joined", "views"] = "joined"
 
     def problems(self) -> Iterator[str]:
         yield from faults(self)

@@ -40,6 +40,10 @@ ARMS = (
     Arm("full-raw", ("masking.saliency=raw", "masking.temperature=1.0"), "main"),
     Arm("full-sharp", ("masking.temperature=0.5",), "main"),
     Arm("live", ("trainer.teacher=live",), "main"),
+    Arm("align-views", ("alignment.contrast=views",), "main"),
+    Arm("align-sample", ("alignment.negatives=640",), "main"),
+    Arm("align-sharp", ("alignment.temperature=0.05",), "main"),
+    Arm("align-soft", ("alignment.temperature=0.2",), "main"),
     Arm("full-long", (), "main", epochs=7),  # about as much time as `live` takes
     Arm("poses4", ("trainer.scale=[1.0, 1.0]", "trainer.shift=0.0", "trainer.renormalise=false"), "main", poses=4),
 )

@@ -11,7 +11,7 @@ from cli.experiment.sections import SECTIONS, Experiment
 from cli.experiment.toml import ConfigError, load_experiment
 from cli.study.arms import ARMS, Arm, members_of
 from pipeline.config import CorpusConfig
-from trainer.config import TeachersConfig, teachers_conflicts
+from trainer.config import AlignmentConfig, TeachersConfig, teachers_conflicts
 
 if TYPE_CHECKING:
     from teacher_cache.location import Location
@@ -172,6 +172,8 @@ def _settings(experiment: Experiment, sets: Sequence[tuple[str, str, str]], furt
     for key in _SELECTION:
         if sections["corpus"][key] == getattr(CorpusConfig(), key):
             del sections["corpus"][key]  # absent where nothing is selected, as in results before there were selections
+    if experiment.alignment.contrast == AlignmentConfig().contrast:
+        del sections["alignment"]["contrast"]
     if experiment.teachers == TeachersConfig():
         del sections["teachers"]  # absent where they do nothing, as in results before there were several
     if further:

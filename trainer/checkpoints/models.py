@@ -19,6 +19,7 @@ from trainer.models.heads.part_segmenter import PartSegmenter
 from trainer.models.student import Student
 
 __all__ = [
+    "LATER",
     "changed_settings",
     "load_encoder",
     "load_fine_tuned",
@@ -31,6 +32,9 @@ __all__ = [
 ]
 
 Section = TypeVar("Section")
+
+LATER = {("model", "architecture"): DEFAULT_ARCHITECTURE, ("alignment", "contrast"): AlignmentConfig().contrast}
+"""(section, setting) that came after the first checkpoints -> its default."""
 
 # Settings that do not change the course of training: to the bit, except those marked, which change rounding.
 _FREE = {
@@ -114,11 +118,13 @@ def load_encoder(path: str | Path) -> Student:
 def sections_of(**sections: Any) -> dict[str, dict[str, Any]]:
     """Section name -> settings as JSON types, as a checkpoint holds them.
 
-    The default architecture is left out: a checkpoint without one has it, and older versions read such a checkpoint.
+    Settings of LATER are left out at their default: a checkpoint without one has it, and older versions read such a
+    checkpoint.
     """
     plain: dict[str, dict[str, Any]] = json.loads(json.dumps({name: asdict(part) for name, part in sections.items()}))
-    if plain.get("model", {}).get("architecture") == DEFAULT_ARCHITECTURE:
-        del plain["model"]["architecture"]
+    for (section, key), default in LATER.items():
+        if plain.get(section, {}).get(key) == default:
+            del plain[section][key]
     return plain
 
 
@@ -141,7 +147,7 @@ def resume_problems(
 
     The evaluation may change at will, and so may settings that do not affect the course of training, `_FREE`.
     """
-    off = {"alignment": asdict(AlignmentConfig())}  # as in runs before there was such a section
+    off = sections_of(alignment=AlignmentConfig())  # as in runs before there was such a section
     now = off | {name: section for name, section in sections.items() if name != "evaluation"}
     then = off | {name: section for name, section in header.config.items() if name != "evaluation"}
     lines = changed_settings(

@@ -157,6 +157,7 @@ class _GlobalLoss:
         self.name = name
         self._teacher = teacher
         self._temperature = alignment.config.temperature
+        self._parts = alignment.mean.shape[0] if alignment.config.contrast == "views" else 1
         self._own: list[Candidates] = []
         for part in parts:
             whole = part.further[teacher - 1].whole if teacher else part.whole
@@ -177,4 +178,5 @@ class _GlobalLoss:
     def term(self, index: int, answers: Tensor) -> LossTerm:
         """Compute the loss of part `index`. answers [B, V * C], the student's."""
         own = self._own[index]
-        return LossTerm(alignment_sum(answers, own, self._others, self._temperature), own.known.sum().float())
+        total = alignment_sum(answers, own, self._others, self._temperature, parts=self._parts)
+        return LossTerm(total, own.known.sum().float())

@@ -197,9 +197,8 @@ def table(result: Mapping[str, Any]) -> str:
     for name, row in result["rows"].items():
         spread = f" ± {100 * row['spread']:.1f}" if result["seeds"] > 1 else ""
         feature = "none" if name == "coordinates" else row["feature"]
-        lines.append(
-            f"  {ENCODER_TITLES.get(name, name):<26}{feature:<8}{row['dimensions']:>8}{100 * row['accuracy']:>11.1f}%{spread}"
-        )
+        title = ENCODER_TITLES.get(name, name)
+        lines.append(f"  {title:<26}{feature:<8}{row['dimensions']:>8}{100 * row['accuracy']:>11.1f}%{spread}")
     skipped = result["train"]["skipped"] + result["test"]["skipped"]
     if skipped:
         lines.append(f"  {skipped} shapes could not be read and were left out")

@@ -14,15 +14,13 @@ from cli.report.runs import Run, cache_for, clouds_of, embed, flat_settings, ins
 from cli.show.pictures import heights
 from cli.show.titles import ENCODER_TITLES
 from trainer.downstream.embedding import Embedding
-from trainer.downstream.inspection import choose_shapes, confusion, embedding_map, principal_axes
+from trainer.downstream.inspection import choose_shapes, confusion, embedding_map
 from trainer.downstream.neighbours import agreement, nearest
 
-__all__ = ["REPORT", "report_runs"]
+__all__ = ["report_runs"]
 
-REPORT = "report"  # the folder of a run's own
 SHAPES = 12
 NEAREST = 5
-QUERIES = 12
 CONFUSED = 12  # pairs that are listed
 NEIGHBOUR_SIDE = 120  # pixels
 
@@ -39,7 +37,7 @@ def report_runs(
     """Write the report of one run, or of several side by side: OUT/index.html and OUT/pictures. -> the page
 
     caches  of the runs, opened or by location, one for all or one each; (): where each run's settings say.
-    shapes  that are shown.
+    shapes  of the cache that are shown, and of the test split whose neighbours are.
     watch   told how far long work is (`trainer.engine.watching`).
 
     Only `out` is written into. Raises CheckpointError for a folder that is no pre-training run, or a damaged one.
@@ -67,7 +65,7 @@ def report_runs(
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
     context = {
         "title": f"i2p: {title}",
-        "runs": [_about(run, number, keep, alone=len(runs) == 1) for number, run in enumerate(runs)],
+        "runs": [_about(run, number, keep, shown=shapes) for number, run in enumerate(runs)],
         "results": _results(runs),
         "results_said": [f"{run.name}: {_unscored(run)}" for run in runs if run.evaluation is None],
         "curves": [keep(key, Panel(key=key, title=f"{what} over the epochs", png=png)) for key, what, png in curves],
@@ -147,13 +145,9 @@ def _scored(row: Mapping[str, Any] | None) -> str:
 
 def _shapes(runs: Sequence[Run], keep: Any) -> list[dict[str, Any]]:
     """The shapes that are shown, in the order of the first run that has any, each with its pictures run by run."""
-    axes = {}
-    for number, run in enumerate(runs):
-        if run.inspected is not None and run.inspected.shapes:
-            axes[number] = principal_axes(np.concatenate([shape.teacher for shape in run.inspected.shapes]))
     order: dict[str, None] = {}
-    for number in axes:
-        order |= dict.fromkeys(shape.id for shape in runs[number].inspected.shapes)  # type: ignore[union-attr]
+    for run in runs:
+        order |= dict.fromkeys(shape.id for shape in run.inspected.shapes) if run.inspected else {}
     found = []
     for place, id in enumerate(order):
         sides, label = [], ""
@@ -163,7 +157,7 @@ def _shapes(runs: Sequence[Run], keep: Any) -> list[dict[str, Any]]:
                     continue
                 names = run.cache.label_names
                 label = label or (names[shape.label] if 0 <= shape.label < len(names) else "")
-                rows = shape_panels(shape, axes[number])
+                rows = shape_panels(shape)
                 for row in rows:
                     for panel in row:
                         keep(f"run-{number}-shape-{place:02}-{panel.key}", panel)
@@ -174,7 +168,7 @@ def _shapes(runs: Sequence[Run], keep: Any) -> list[dict[str, Any]]:
     return found
 
 
-def _about(run: Run, number: int, keep: Any, *, alone: bool) -> dict[str, Any]:
+def _about(run: Run, number: int, keep: Any, *, shown: int) -> dict[str, Any]:
     header, embedding = run.header, run.embedding
     parameters = sum(value.numel() for value in run.model.parameters())
     planned = header.config.get("trainer", {}).get("epochs", "?")
@@ -205,11 +199,11 @@ def _about(run: Run, number: int, keep: Any, *, alone: bool) -> dict[str, Any]:
         else json.dumps(
             {part: dict(getattr(recipe, part)) for part in ("corpus", "projection", "teacher", "storage")}, indent=1
         ),
-        **_embedded(run, number, keep, embedding),
+        **_embedded(run, number, keep, embedding, shown),
     }
 
 
-def _embedded(run: Run, number: int, keep: Any, embedding: Embedding | None) -> dict[str, Any]:
+def _embedded(run: Run, number: int, keep: Any, embedding: Embedding | None, shown: int) -> dict[str, Any]:
     """Neighbours, map and confusion matrix."""
     found: dict[str, Any] = {
         "embedding_said": run.no_embedding, "agreement": "", "neighbours": [], "map": None, "map_caption": "",
@@ -228,7 +222,7 @@ def _embedded(run: Run, number: int, keep: Any, embedding: Embedding | None) -> 
                 f"{100 * share:.1f} % of the {k} nearest of a shape are of its class, among {len(labels)} shapes of "
                 f"{embedding.uri}."
             )
-        found["neighbours"] = _neighbours(run, number, keep, embedding, neighbours.idx)
+        found["neighbours"] = _neighbours(run, number, keep, embedding, neighbours.idx, shown)
         if not found["neighbours"]:
             found["embedding_said"] = f"{embedding.uri} cannot be read here, so its shapes are not drawn"
     else:
@@ -241,13 +235,12 @@ def _embedded(run: Run, number: int, keep: Any, embedding: Embedding | None) -> 
         names = embedding.label_names
         counts = confusion(embedding.labels, embedding.predicted, len(names))
         wrong = counts - np.diag(np.diag(counts))
-        chart = confusion_chart(counts, names)
-        found["confusion"] = keep(
-            f"run-{number}-confusion", Panel(key="confusion", title="confusion matrix", png=chart)
-        )
+        panel = Panel(key="confusion", title="confusion matrix", png=confusion_chart(counts, names))
+        right, of = int(np.trace(counts)), int(counts.sum())
+        found["confusion"] = keep(f"run-{number}-confusion", panel)
         found["confusion_caption"] = (
-            f"{np.trace(counts)} of {counts.sum()} shapes right ({100 * np.trace(counts) / counts.sum():.1f} %), seed 0 of "
-            "the evaluation; each row by its own number of shapes."
+            f"{right} of {of} shapes right ({100 * right / of:.1f} %), seed 0 of the evaluation; each row by its own "
+            "number of shapes."
         )
         order = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSED]
         pairs = [divmod(int(flat), len(names)) for flat in order if wrong.flat[flat] > 0]
@@ -255,10 +248,12 @@ def _embedded(run: Run, number: int, keep: Any, embedding: Embedding | None) -> 
     return found
 
 
-def _neighbours(run: Run, number: int, keep: Any, embedding: Embedding, idx: np.ndarray) -> list[list[Panel]]:
+def _neighbours(
+    run: Run, number: int, keep: Any, embedding: Embedding, idx: np.ndarray, shown: int
+) -> list[list[Panel]]:
     names, rows = embedding.label_names, embedding.rows
     labels = embedding.labels[rows]
-    queries = choose_shapes([embedding.ids[row] for row in rows], labels, min(QUERIES, len(rows)))
+    queries = choose_shapes([embedding.ids[row] for row in rows], labels, min(shown, len(rows)))
     wanted = np.unique(np.concatenate((queries, idx[queries].ravel())))
     clouds = clouds_of(run, embedding, rows[wanted].tolist())
     if clouds is None:

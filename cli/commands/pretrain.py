@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["pretrain", "table"]
 
+REPORT = "report"  # the folder of a run's own
+
 logger = logging.getLogger(__name__)
 
 _TITLES = {"3d": "3D", "2d": "2D"}  # of losses; others are called by their names
@@ -89,7 +91,11 @@ def pretrain(
     run_dir = out or Path("runs") / experiment.name
     report = _train(experiment, own, run_dir, launch.rank)
     if launch.rank == 0:
-        page = _report(run_dir, opened, experiment.trainer.device) if reports else None
+        before = run_dir / REPORT / "index.html"
+        if report.resumed_from == report.epochs and before.is_file():  # nothing to say that it does not
+            page: Path | None = before
+        else:
+            page = _report(run_dir, opened, experiment.trainer.device) if reports else None
         _say_result(experiment, run_dir, report, page, as_json=as_json)
 
 
@@ -140,10 +146,10 @@ def _train(experiment: "Experiment", opened: Any, run_dir: Path, rank: int) -> "
 
 def _report(run_dir: Path, cache: Any, device: str) -> Path | None:
     """Write the run's page. The run is complete: what fails here is said, and changes neither it nor its exit code."""
-    from cli.actions.report import REPORT, report_runs
-    from cli.show.progress import Watching
-
     try:
+        from cli.actions.report import report_runs
+        from cli.show.progress import Watching
+
         with Watching() as watch:
             return report_runs([run_dir], run_dir / REPORT, caches=[cache], device=device, watch=watch)
     except Exception as error:

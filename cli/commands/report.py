@@ -43,7 +43,8 @@ def report(
 
     Clouds on it turn with the mouse. What a run or a student cannot show is said there.
     """
-    from cli.actions.report import REPORT, report_runs
+    from cli.actions.report import report_runs
+    from cli.commands.pretrain import REPORT
     from cli.show.progress import Watching
 
     if len(caches) not in (0, 1, len(runs)):

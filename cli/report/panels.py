@@ -10,7 +10,7 @@ import numpy as np
 
 from cli.show.clouds import render_points
 from cli.show.pictures import depth_image, heights, saliency_image
-from trainer.downstream.inspection import PrincipalAxes, SeenShape
+from trainer.downstream.inspection import SeenShape, principal_axes
 
 __all__ = ["Panel", "cloud_panel", "image_panel", "shape_panels"]
 
@@ -68,10 +68,10 @@ def cloud_panel(
     return Panel(key=key, title=title, png=_png(image), cloud=cloud, mark=mark)
 
 
-def shape_panels(shape: SeenShape, axes: PrincipalAxes | None, up: Literal["y", "z"] = "z") -> list[list[Panel]]:
+def shape_panels(shape: SeenShape, up: Literal["y", "z"] = "z") -> list[list[Panel]]:
     """Draw all that is to be seen of a shape in two rows: the teacher's views; tokens, reconstruction and features.
 
-    axes  the colours of features, shared by all shapes of a page; None: no features are drawn.
+    Colours of features are the principal axes of the teacher's at the shape's own points, for teacher and student.
     """
     cloud = shape.points
     first = [cloud_panel("cloud", "the cloud", cloud, heights(cloud), up=up)]
@@ -80,7 +80,7 @@ def shape_panels(shape: SeenShape, axes: PrincipalAxes | None, up: Literal["y", 
         if depth is not None:
             first.append(image_panel(f"depth-{view}", f"depth, view {view}", depth_image(depth)))
         first.append(image_panel(f"saliency-{view}", f"saliency, view {view}", saliency_image(saliency, depth)))
-    return [first, [*_level_panels(shape, up), *_group_panels(shape, up), *_feature_panels(shape, axes, up)]]
+    return [first, [*_level_panels(shape, up), *_group_panels(shape, up), *_feature_panels(shape, up)]]
 
 
 def _level_panels(shape: SeenShape, up: Any) -> list[Panel]:
@@ -118,9 +118,8 @@ def _group_panels(shape: SeenShape, up: Any) -> list[Panel]:
     return panels
 
 
-def _feature_panels(shape: SeenShape, axes: PrincipalAxes | None, up: Any) -> list[Panel]:
-    if axes is None:
-        return []
+def _feature_panels(shape: SeenShape, up: Any) -> list[Panel]:
+    axes = principal_axes(shape.teacher)
     everywhere = 255 * axes.colours(shape.teacher)
     panels = [cloud_panel("teacher", "teacher's features", shape.points, everywhere, up=up)]
     if shape.features is not None:
@@ -160,7 +159,7 @@ def _turnable(
     return {
         "n": len(points),
         "span": span,
-        "size": float(np.clip(0.35 / np.sqrt(max(len(frame), 1)), 0.0035, 0.025)),
+        "size": float(np.clip(0.5 / np.sqrt(max(len(frame), 1)), 0.005, 0.025)),
         "p": _text(coordinates),
         "c": _text(np.clip(colours, 0, 255).round().astype(np.uint8)),
         "s": _text(np.clip(radii * 32, 1, 255).round().astype(np.uint8)),

@@ -21,8 +21,8 @@ function draw(canvas, cloud, view) {
   for (let i = 0; i < cloud.n; i++) {
     const [x, y, z] = [cloud.xyz[3 * i], cloud.xyz[3 * i + 1], cloud.xyz[3 * i + 2]];
     const right = ct * x + st * y, away = -st * x + ct * y;
-    at[2 * i] = side / 2 + right * side * 0.46;
-    at[2 * i + 1] = side / 2 - (ce * z + se * away) * side * 0.46;
+    at[2 * i] = side / 2 + right * side * 0.49;
+    at[2 * i + 1] = side / 2 - (ce * z + se * away) * side * 0.49;
     depth[i] = ce * away - se * z;
     order[i] = i;
   }

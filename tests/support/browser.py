@@ -20,7 +20,7 @@ _PATIENCE = 60.0  # seconds for one answer; a loaded machine starts a browser sl
 _LOOK = """(async () => {
   for (const figure of document.querySelectorAll("figure[data-cloud]")) {
     figure.scrollIntoView();
-    await new Promise((r) => setTimeout(r, 5));
+    for (let k = 0; k < 200 && !figure.querySelector("canvas"); k++) await new Promise((r) => setTimeout(r, 10));
   }
   const pictures = [...document.images];
   await Promise.all(pictures.map((one) => one.decode().catch(() => null)));

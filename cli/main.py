@@ -37,6 +37,7 @@ COMMANDS = {
         "pretrain",
         "Pre-train an encoder from a cache (built first if it is not there).",
     ),
+    "report": ("cli.commands.report", "report", "Write a page of one run, or of several side by side."),
     "results": ("cli.commands.results", "results", "Gather what runs have measured into one table, beside papers'."),
     "study": ("cli.commands.study", "study", "Train one small student under many settings, and compare."),
     "teacher": ("cli.commands.teacher", "teacher", "Train the embedded teacher; measure what a teacher knows."),

@@ -41,7 +41,11 @@ def _lines(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def _timeless(line: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in line.items() if k not in ("seconds", "waited", "shapes_per_second", "path")}
+    return {
+        k: v
+        for k, v in line.items()
+        if k not in ("seconds", "waited", "shapes_per_second", "memory", "gpu_memory", "path")
+    }
 
 
 def test_training_lowers_both_losses(cache: Any, tmp_path: Path) -> None:

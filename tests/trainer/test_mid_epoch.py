@@ -20,7 +20,7 @@ from trainer.errors import CheckpointError
 from trainer.pretraining.data import Loader
 
 ALONE = Ranks(rank=0, size=1, device=torch.device("cpu"))
-TIMES = ("seconds", "waited", "shapes_per_second", "path")
+TIMES = ("seconds", "waited", "shapes_per_second", "memory", "gpu_memory", "path")
 
 
 class Stop(Exception):

@@ -123,8 +123,8 @@ def read_clouds(
     )
 
 
-def check_corpora(train: str, test: str, *, points: int) -> None:
-    """Open both corpora without reading a shape, so that unusable ones are found before hours of training.
+def check_corpora(train: str, test: str, *, points: int) -> tuple[int, int]:
+    """Open both corpora without reading a shape, so that unusable ones are found before hours of training; -> sizes.
 
     Raises EvaluationError unless both are labelled and a label number means the same class in both, CorpusError for one
     that does not open.
@@ -139,6 +139,7 @@ def check_corpora(train: str, test: str, *, points: int) -> None:
         )
     known, asked = ({corpus.label(index) for index in range(len(corpus))} - {None} for corpus in corpora)
     _refuse_unknown([names[1][label] for label in sorted(asked - known)], train, test)  # type: ignore[type-var,index]
+    return len(corpora[0]), len(corpora[1])
 
 
 def check_classes(train: LabelledClouds, test: LabelledClouds) -> None:

@@ -18,7 +18,16 @@ from trainer.models.config import MaskingConfig, StudentConfig
 from trainer.models.layers.pooling import Feature
 from trainer.models.random_inputs import Draws
 
-__all__ = ["Further", "Predicted", "Said", "Student"]
+__all__ = [
+    "Further",
+    "HiddenGroups",
+    "PointFeatures",
+    "Predicted",
+    "Said",
+    "Shown",
+    "Student",
+    "TokenLevel",
+]
 
 
 class Further(NamedTuple):
@@ -56,6 +65,54 @@ class Predicted(Protocol):
 
     @property
     def whole(self) -> Tensor | None: ...
+
+
+class TokenLevel(NamedTuple):
+    """Tokens of one level, in the student's frame: centres [B, G, 3] float32, visible [B, G] bool."""
+
+    centres: Tensor
+    visible: Tensor
+
+
+class HiddenGroups(NamedTuple):
+    """Hidden neighbourhoods and what is predicted for them, in the student's frame.
+
+    sample             [H] int64, the cloud of the batch that each is of
+    truth, predicted   [H, K, 3] float32; points of the two do not correspond
+    """
+
+    sample: Tensor
+    truth: Tensor
+    predicted: Tensor
+
+
+class PointFeatures(NamedTuple):
+    """The teacher's features at points and what is predicted for them.
+
+    sample            [M] int64, the cloud of the batch that each is of
+    points            [M, 3] float32, the student's frame; a point may come more than once
+    truth, predicted  [M, V, C] float32
+    """
+
+    sample: Tensor
+    points: Tensor
+    truth: Tensor
+    predicted: Tensor
+
+
+class Shown(NamedTuple):
+    """What a student lets people see of a plan and its prediction; None where there is nothing to see.
+
+    levels    finest first
+    groups    hidden neighbourhoods beside their reconstruction
+    features  the teacher's beside the student's
+    reasons   for each of these three that is None, by its name: why
+    """
+
+    levels: list[TokenLevel] | None
+    groups: HiddenGroups | None
+    features: PointFeatures | None
+    reasons: Mapping[str, str]
 
 
 class Student(nn.Module, ABC):
@@ -127,3 +184,14 @@ class Student(nn.Module, ABC):
 
         Row i depends on cloud i alone in evaluation mode. Raises ValueError for a feature it does not know.
         """
+
+    def show(self, plan: Any, prediction: Any) -> Shown:
+        """Return what reports and notebooks show of a prediction, without gradient. A student without own tokens and
+        targets of these kinds leaves it at this answer."""
+        name = self.config.architecture
+        reasons = {
+            "levels": f"the {name} student does not say which parts it saw",
+            "groups": f"the {name} student does not say what it reconstructs",
+            "features": f"the {name} student does not say which features it predicts",
+        }
+        return Shown(None, None, None, reasons)

@@ -37,6 +37,7 @@ from trainer.engine.events import (
     RunStarted,
     StepDone,
 )
+from trainer.engine.memory import peak_memory
 from trainer.engine.ranks import Ranks, deterministic, joined
 from trainer.engine.run_directory import owned
 from trainer.engine.schedule import learning_rate
@@ -313,7 +314,7 @@ class _Run:
         if config.damaged == "skip":
             metrics["skipped"] = skipped
         progress.end_epoch(metrics)
-        seconds = time.perf_counter() - began
+        seconds, peak = time.perf_counter() - began, peak_memory(self.ranks.device)
         emit(
             EpochDone(
                 epoch=progress.epoch,
@@ -324,6 +325,8 @@ class _Run:
                 waited=waited_in_all,
                 shapes_per_second=(steps - first) * config.batch_size / seconds,
                 skipped=skipped,
+                memory=peak["memory"],
+                gpu_memory=peak["gpu_memory"],
             )
         )
 

@@ -25,7 +25,7 @@ from trainer.models.layers.pooling import FEATURES as FEATURE_NAMES
 from trainer.models.layers.pooling import Feature, feature_width, pooled_feature
 from trainer.models.layers.transformer import Blocks, Pointwise, PositionEmbedding, drop_path_chances
 from trainer.models.random_inputs import Draws
-from trainer.models.student import Further, Said, Student
+from trainer.models.student import Further, HiddenGroups, PointFeatures, Said, Shown, Student, TokenLevel
 from trainer.models.tokens.grouping import Level, gather, neighbourhoods, tokenise
 from trainer.models.tokens.masking import draw_order, propagate, top_visible, weight_logits
 from trainer.models.tokens.visible import Tokens, everything, hidden_rows, lay_out, pad, select, spread
@@ -320,6 +320,46 @@ class I2PMAE(Student):
             if target is not None:
                 counts[of_further(FEATURES, index)] = seen * target.shape[1]
         return counts
+
+    @torch.no_grad()
+    def show(self, plan: Plan, prediction: Prediction) -> Shown:
+        """Return every level's tokens, the hidden neighbourhoods of the target level and the features of visible
+        tokens' members, each beside its prediction."""
+        levels = [
+            TokenLevel(level.centres, tokens.visible) for level, tokens in zip(plan.levels, plan.tokens, strict=True)
+        ]
+        level, tokens = plan.levels[self.config.target_level], plan.tokens[self.config.target_level]
+        B, G, _ = level.centres.shape
+        off = f"model.targets = {self.config.targets!r}"
+        reasons = {}
+        groups = features = None
+        if plan.target_3d is None or prediction.rec_3d is None:
+            reasons["groups"] = f"no coordinates are predicted: {off}"
+        else:
+            rows = torch.nonzero(~tokens.visible.reshape(-1))[:, 0]
+            centres = level.centres.reshape(B * G, 1, 3)[rows]
+            kept = rows if plan.hidden is None else slice(None)  # the static layout computes every token
+            groups = HiddenGroups(
+                torch.div(rows, G, rounding_mode="floor"),
+                centres + plan.target_3d[kept],
+                centres + prediction.rec_3d.float()[kept],
+            )
+        if plan.target_2d is None or prediction.rec_2d is None:
+            reasons["features"] = f"no features are predicted: {off}"
+        else:
+            rows = torch.nonzero(tokens.visible.reshape(-1))[:, 0]
+            kept = rows if tokens.rows is None else slice(None)
+            sample = torch.div(rows, G, rounding_mode="floor")
+            members = level.members.reshape(B * G, -1)[rows]  # [M, K] into the level below
+            below = plan.levels[self.config.target_level - 1].centres
+            wide = (-1, self.views, self.teacher_channels)
+            features = PointFeatures(
+                sample.repeat_interleave(members.shape[1]),
+                below[sample[:, None], members].flatten(0, 1),
+                plan.target_2d[kept].reshape(wide),
+                prediction.rec_2d.float()[kept].reshape(wide),
+            )
+        return Shown(levels, groups, features, reasons)
 
     def _decode(self, plan: Plan, encoded: list[Tensor], drop_path: Tensor | None) -> Tensor:
         # Tokens keep their index order; the reference's [visible; hidden] gives the same up to the order of sums.

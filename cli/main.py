@@ -37,6 +37,7 @@ COMMANDS = {
         "pretrain",
         "Pre-train an encoder from a cache (built first if it is not there).",
     ),
+    "report": ("cli.commands.report", "report", "Write a page of one run, or of several side by side."),
     "results": ("cli.commands.results", "results", "Gather what runs have measured into one table, beside papers'."),
     "study": ("cli.commands.study", "study", "Train one small student under many settings, and compare."),
     "teacher": ("cli.commands.teacher", "teacher", "Train the embedded teacher; measure what a teacher knows."),
@@ -120,7 +121,7 @@ def run(command: click.Command, name: str, arguments: Sequence[str] | None = Non
     except (KeyboardInterrupt, click.exceptions.Abort):
         if debug:
             traceback.print_exc()
-        echo("interrupted; run the same command again to go on", err=True)
+        echo("interrupted; run the same command again to resume", err=True)
         code = EXIT_INTERRUPTED
     except click.ClickException as error:
         error.show()
@@ -129,7 +130,7 @@ def run(command: click.Command, name: str, arguments: Sequence[str] | None = Non
         if debug or not _expected(error):
             echo(traceback.format_exc(), err=True, nl=False)
         if not _expected(error):
-            echo("this is a bug: please report it with the lines above", err=True)
+            echo("this is a bug; please report it with the lines above", err=True)
         else:
             echo(f"error: {error}", err=True)
         code = EXIT_USAGE if _is_configuration(error) else EXIT_FAILED

@@ -63,7 +63,7 @@ def start_of(
     sizes  with "none": a run or checkpoint whose sizes are taken; None: those of [model].
 
     Raises ConfigError for a [model] that a checkpoint's sizes would override or that is of another architecture,
-    CheckpointError for what is no checkpoint.
+    CheckpointError for a path that is not a checkpoint.
     """
     from trainer.checkpoints.files import MODEL, find_checkpoint, read_header, read_tensors
     from trainer.checkpoints.models import section_from_json
@@ -74,9 +74,7 @@ def start_of(
     if of is None:
         return sections["model"], None
     if stated:
-        raise ConfigError(
-            "the settings", [f"[model] is stated, and the sizes are those of {of}; leave one of them out"]
-        )
+        raise ConfigError("the settings", [f"[model] is given, but the sizes are those of {of}; leave one of them out"])
     path = find_checkpoint(of)
     header = read_header(path)
     asked = sections["model"].architecture
@@ -92,7 +90,7 @@ def start_of(
     except (KeyError, ValueError) as error:
         faults = [str(error)]
     if faults:
-        raise CheckpointError(f"{path}: its settings make no model of this version: {'; '.join(faults)}")
+        raise CheckpointError(f"{path}: no model of this version has its settings: {'; '.join(faults)}")
     if name == "none":
         return model, None
     return model, (header.files[MODEL]["sha256"], read_tensors(path, header))
@@ -122,7 +120,7 @@ def run_seeds(
     problems = [f"classifier.{text}" for text in classifier.conflicts(model)]
     least = classifier.least_points(model)
     if least > config.points:
-        problems.append(f"finetune.points = {config.points} is fewer than the {least} that the encoder needs")
+        problems.append(f"finetune.points = {config.points} is less than the {least} that the encoder needs")
     if problems:
         raise ConfigError("the settings", problems)
     total = sum(len(open_corpus(uri, points=config.stored_points)) for uri in (config.train, config.test))
@@ -184,7 +182,7 @@ class _Reporter:
                 total = event.epochs * event.steps_per_epoch
                 self._made = Progress(self._title, total, unit="steps", initial=event.step)
                 if event.resumed:
-                    self._made.write(f"{self._title}: going on after epoch {event.epoch} of {event.epochs}")
+                    self._made.write(f"{self._title}: resuming after epoch {event.epoch} of {event.epochs}")
             case StepDone():
                 self._made.update(event.step, loss=f"{event.losses['classification']:.4f}")
             case EpochDone():

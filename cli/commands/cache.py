@@ -1,5 +1,6 @@
 """``i2p cache``: build, inspect and verify teacher caches."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ for tool in (compact, convert, merge, gc, repair):
 
 @cache.command(
     epilog="Example: i2p cache build shapenet --set build.scheduler=processes --set build.workers=4. "
-    "A build that was stopped goes on where it was; a complete one returns at once."
+    "A stopped build resumes where it was; a complete one returns at once."
 )
 @config_argument
 @config_options
@@ -186,3 +187,44 @@ def render(path: "Location", shapes: tuple[int, ...], out: Path) -> None:
     titles = [names[record.label] if 0 <= record.label < len(names) else record.id for record in records]
     record_sheet(records, out, titles=titles)
     echo(out)
+
+
+@cache.command(
+    name="report",
+    epilog="Examples: i2p cache report caches/synthetic-0f3a9c21d7be; "
+    "i2p cache report s3://bucket/caches/NAME --no-corpus",
+)
+@click.argument("path", type=CachePath())
+@click.option("--out", type=LocalPath(file_okay=False), help="Folder. [default: NAME-report]")
+@click.option("--shapes", type=click.IntRange(1, 200), default=12, show_default=True, help="Shapes that are drawn.")
+@click.option("--config", help="Experiment whose corpus is compared. [default: the one that the cache notes]")
+@click.option("--no-corpus", is_flag=True, help="Leave the corpus alone: no changes, no pictures of refused shapes.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def report(path: "Location", out: Path | None, shapes: int, config: str | None, no_corpus: bool, as_json: bool) -> None:
+    """Write a page about a cache: counts, classes, quarantine, duplicates, size, views, and what a rebuild would do.
+
+    One HTML file that needs no network, and its pictures as PNGs.
+    """
+    from cli.actions.report_cache import report_cache
+    from cli.experiment.own_recipe import experiment_by_recipe
+    from cli.experiment.toml import ConfigError, load_experiment
+    from cli.show.progress import Watching
+
+    if config is not None and no_corpus:
+        raise click.UsageError("--config names the corpus to compare, and --no-corpus says not to")
+    experiment = None
+    if config is not None:
+        experiment = load_experiment(config)
+    elif not no_corpus:
+        try:
+            experiment = experiment_by_recipe(path)
+        except ConfigError as error:
+            echo(f"note: the corpus is not looked at: {error}", err=True)
+    if out is None:
+        out = Path(f"{str(path).rstrip('/').rpartition('/')[2]}-report")
+    with Watching() as watch:
+        page = report_cache(path, out, shapes=shapes, experiment=experiment, watch=watch)
+    if as_json:
+        echo(json.dumps({"page": str(page), "bytes": page.stat().st_size}, indent=1))
+    else:
+        echo(f"report      {page} ({page.stat().st_size / 1e6:.1f} MB)")

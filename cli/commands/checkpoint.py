@@ -76,7 +76,7 @@ def import_(file: Path, out: Path, overrides: tuple[str, ...]) -> None:
 
 @checkpoint.command(
     epilog="Example: i2p checkpoint export runs/quickstart --out quickstart.pth   "
-    "(to go on with a pre-training there: --teacher ViT-B-16.safetensors)"
+    "(to resume pre-training there: --teacher ViT-B-16.safetensors)"
 )
 @click.argument("path", type=CheckpointPath())
 @click.option("--out", type=LocalPath(), required=True, help="The .pth to write; must not exist.")
@@ -117,14 +117,15 @@ def _describe(header: "Header") -> None:
     echo(f"kind        {header.kind}")
     if header.origin is not None:
         echo(f"origin      {header.origin['file']}, sha256 {header.origin['sha256']}")
-    steps = f"{header.step} steps" if header.origin is None else "steps not known"
+    steps = f"{header.step} steps" if header.origin is None else "steps unknown"
     echo(f"state       {header.epoch} epochs, {steps}")
     if "recipe" in header.cache:
         echo(f"cache       {header.cache['records']} shapes, recipe {header.cache['recipe']}")
     if "start" in header.cache:
         echo(f"start       {header.cache['start']}")
     if header.teacher.get("channels"):
-        echo(f"teacher     {header.teacher['views']} views, {header.teacher['channels']} channels")
+        for maps in (header.teacher, *header.teacher.get("further", ())):
+            echo(f"teacher     {maps['views']} views, {maps['channels']} channels")
 
 
 def _note(notes: Iterable[str]) -> None:

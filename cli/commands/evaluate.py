@@ -48,7 +48,7 @@ def evaluate(
     """Score CHECKPOINT (a run directory, one of its checkpoints, or embedded) by a linear SVM, beside baselines."""
     from cli.commands.pretrain import table
     from cli.experiment.toml import ConfigError
-    from cli.show.progress import Progress
+    from cli.show.progress import Watching
     from trainer.checkpoints.models import load_model
     from trainer.config import EvaluationConfig
     from trainer.downstream.baselines.point_nn import PointNN
@@ -57,13 +57,13 @@ def evaluate(
     from trainer.engine.ranks import joined
 
     if bool(train) != bool(test):
-        raise click.UsageError("name both --train and --test, or neither for the run's own")
+        raise click.UsageError("give both --train and --test, or neither for the run's own")
     model, header = load_model(checkpoint)
     if not train:
         own = header.config.get("evaluation", {})
         train, test = own.get("train"), own.get("test")
         if not train or not test:
-            raise click.UsageError(f"{checkpoint} was not evaluated on anything; name --train and --test")
+            raise click.UsageError(f"{checkpoint} was not evaluated on anything; give --train and --test")
         stored_points = stored_points or max(points, int(own.get("stored_points", points)))
         embedded = embedded or bool(own.get("embedded"))
     assert test is not None
@@ -80,13 +80,11 @@ def evaluate(
     if problems:
         raise ConfigError("the options", problems)
     seed = int(header.config.get("trainer", {}).get("seed", 0))  # an imported one does not say
-    with joined(device) as ranks:
-        evaluator = Evaluator(config)
+    with joined(device) as ranks, Watching() as watch:
+        evaluator = Evaluator(config, watch=watch)
         encoders = evaluator.baselines(model, seed=seed, device=ranks.device)
         if point_nn:
             encoders["point-nn"] = PointNN()
         encoders["trained"] = model_encoder(model.to(ranks.device), ranks.device, config.model_feature)
-        total = evaluator.rounds() * len(encoders) * (len(evaluator.train) + len(evaluator.test))
-        with Progress("evaluating", total, unit="clouds") as progress:
-            result = evaluator.compare(encoders, progress=progress.add).to_json()
+        result = evaluator.compare(encoders, watch=watch).to_json()
     echo(json.dumps(result, indent=1) if as_json else table(result))

@@ -23,6 +23,7 @@ from trainer.models.config import MaskingConfig
 from trainer.models.plain.encoder import form_groups, sines
 from trainer.models.plain.student import PlainStudent
 from trainer.models.random_inputs import Draws
+from trainer.models.student import Further
 from trainer.models.tokens.masking import block_order
 
 POINTS, MAPS = tiny_batch(seed=3, batch=5, points=61)
@@ -126,7 +127,7 @@ def test_a_block_is_the_nearest_to_a_token_drawn_evenly():
 def test_salient_tokens_stay_visible_more_often():
     model = plain_student(masking=MaskingConfig(ratio=0.6, saliency="standardised", temperature=0.2))
     maps = MAPS._replace(saliency=torch.linspace(0, 1, 16).expand(5, 3, 16).contiguous())
-    from trainer.models.tokens.maps import top_saliency
+    from trainer.models.tokens.saliency import top_saliency
 
     shares = torch.zeros(5, 13)
     for epoch in range(60):
@@ -246,3 +247,49 @@ def test_what_is_missing_is_named():
         model.plan(POINTS, POINTS, MAPS._replace(features=MAPS.features[..., :4]), draws)
     with pytest.raises(ValueError, match="feature is 'middle'"):
         model.encode(POINTS, "middle")
+
+
+def test_a_further_teacher_has_losses_of_its_own():
+    more = Further(channels=4, views=3, features=True, whole=True)
+    unseen = Further(channels=3, views=3, features=False, whole=True)
+    model = PlainStudent(PLAIN, MaskingConfig(ratio=0.6), teacher_channels=CHANNELS, further=(more, unseen))
+    other = MAPS._replace(features=torch.randn(5, 3, 16, 4))
+    plan = model.plan(POINTS, POINTS, MAPS, draws_for(model), (other, None))
+    prediction = model.network(plan, draws_for(model).drop_path)
+    losses = model.losses(plan, prediction)
+    assert list(losses) == list(model.loss_counts(plan)) == ["3d", "2d", "2d_2"]
+    alone = plain_student(targets="2d")
+    alone.teacher_channels = 4
+    expected = alone.plan(POINTS, POINTS, other, draws_for(model), mask_order=_order(plan)).target_2d
+    torch.testing.assert_close(plan.further_2d[0], expected)
+    said = prediction.further[0].features
+    assert losses["2d_2"].mean.item() == pytest.approx((said - expected).square().mean().item(), rel=1e-5)
+    assert [said.whole.shape[1] for said in prediction.further] == [12, 9]
+    with pytest.raises(ValueError, match=r"features of teacher 2 are of shapes, views and channels None"):
+        model.plan(POINTS, POINTS, MAPS, draws_for(model), (None, None))
+    with pytest.raises(ValueError, match="maps of 1 further teachers; the model was made for 2"):
+        model.plan(POINTS, POINTS, MAPS, draws_for(model), (other,))
+
+
+def _order(plan):
+    return torch.cat((plan.visible, plan.hidden), dim=1)
+
+
+def test_what_it_shows_are_its_targets_and_predictions_where_they_are():
+    model = plain_student().eval()
+    plan = plan_of(model)
+    prediction = model.network(plan, None)
+    shown = model.show(plan, prediction)
+    assert shown.reasons == {}
+    assert shown.levels[0].visible.sum(1).tolist() == [6] * 5
+    assert (shown.levels[0].visible.nonzero()[:, 1].view(5, 6) == plan.visible).all()
+    cloud = POINTS[shown.groups.sample]  # [H, N, 3]
+    assert torch.cdist(shown.groups.truth.double(), cloud.double()).amin(2).max() < 1e-6  # points of the very cloud
+    centre = shown.groups.truth[:, 0]
+    torch.testing.assert_close(shown.groups.predicted - centre[:, None], prediction.rec_3d, rtol=0, atol=1e-6)
+    at = (POINTS[shown.features.sample] - shown.features.points[:, None]).norm(dim=2).argmin(1)
+    everywhere = backproject(MAPS.features, POINTS, MAPS.geometry, image_side=MAPS.image_side)
+    torch.testing.assert_close(shown.features.truth, everywhere[shown.features.sample, at])
+    assert shown.features.predicted.shape == shown.features.truth.shape == (5 * 6 * 7, 3, CHANNELS)
+    only = plain_student(targets="3d")
+    assert set(only.show(plan_of(only), only.network(plan_of(only), None)).reasons) == {"features"}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from tests.support.training import train, weights_of
 from trainer.checkpoints import files as checkpoint
 from trainer.checkpoints.models import load_encoder, load_model
 from trainer.config import AlignmentConfig, EvaluationConfig
+from trainer.downstream.inspection import inspect_shapes
 from trainer.engine.events import StepDone
 from trainer.errors import CheckpointError, DataError, EvaluationError
 from trainer.losses.terms import Losses, LossTerm
@@ -186,6 +188,17 @@ def test_it_is_evaluated_and_a_feature_it_lacks_is_refused_before_training(cache
     with pytest.raises(EvaluationError, match=r"two-layer student has no feature 'levels'; it has top"):
         train(cache, tmp_path / "other", model=MODEL, evaluation=replace(settings, feature="levels"))
     assert checkpoint.latest(tmp_path / "other") is None
+
+
+def test_what_it_does_not_show_is_said(cache: Any, tmp_path: Path) -> None:
+    report = train(cache, tmp_path, model=MODEL, epochs=1)
+    rows = np.array([0, 7])
+    found = inspect_shapes(load_encoder(report.checkpoint), cache.read(rows), rows, image_side=cache.schema.image_side)
+    assert found.reasons.keys() == {"levels", "groups", "features"}
+    assert all("the two-layer student does not say" in reason for reason in found.reasons.values())
+    for shape in found.shapes:
+        assert shape.levels is shape.groups is shape.features is None
+        assert shape.teacher.shape == (len(shape.points), cache.schema.channels)
 
 
 def test_its_least_points_are_its_own(cache: Any, tmp_path: Path) -> None:

@@ -45,14 +45,14 @@ def load_pretrained_encoder(model: FineTuned, entries: Mapping[str, Tensor], *, 
     if not found:
         raise ValueError(
             f"{source}: none of its {len(entries)} entries is one of the model's {len(sought.names)} encoder weights; "
-            f"expected names such as {next(iter(sought.names.values()))}, got {_some(entries)}. "
-            "Pass the state dict itself (in the reference's files: the entry base_model)."
+            f"expected names such as {next(iter(sought.names.values()))}, found {_first_few(entries)}. Pass the state "
+            "dict itself (in the reference's files, the entry base_model)."
         )
     missing = [theirs for name, theirs in sought.names.items() if name not in found and name not in sought.optional]
     taken = set(found.values())
     unused = tuple(name for name in entries if name not in taken)
     unlike = (("missing", missing), ("unexpected", sought.strange))
-    faults = [f"{what} {_some(names)}" for what, names in unlike if names]
+    faults = [f"{what} {_first_few(names)}" for what, names in unlike if names]
     faults += [
         f"{theirs} has shape {tuple(entries[theirs].shape)}, expected {tuple(own[name].shape)}"
         for name, theirs in found.items()
@@ -61,13 +61,16 @@ def load_pretrained_encoder(model: FineTuned, entries: Mapping[str, Tensor], *, 
     if faults:
         listed = "\n  ".join(faults)
         raise ValueError(
-            f"{source}: its encoder does not fit the model, nothing was loaded:\n  {listed}\n"
-            "Make the model with the [model] settings that the checkpoint was trained with."
+            f"{source}: its encoder does not fit the model, so nothing was loaded:\n"
+            f"  {listed}\n"
+            "Create the model with the [model] settings that the checkpoint was trained with."
         )
     model.load_state_dict({name: entries[theirs] for name, theirs in found.items()}, strict=False)
     kept = tuple(name for name in own if name not in found)
-    logger.info("%s: %d encoder entries loaded; not used: %s", source, len(found), _some(unused))
-    logger.info("%d entries of the model are not the encoder's and keep their values: %s", len(kept), _some(kept))
+    logger.info("%s: %d encoder entries loaded; not used: %s", source, len(found), _first_few(unused))
+    logger.info(
+        "%d entries of the model are not part of the encoder and keep their values: %s", len(kept), _first_few(kept)
+    )
     return EncoderLoad(tuple(found), kept, unused)
 
 
@@ -79,11 +82,15 @@ def without_module_prefix(entries: Mapping[str, Tensor], *, source: str) -> dict
     plain = {name.removeprefix("module."): value for name, value in entries.items()}
     if len(plain) < len(entries):
         double = [name for name in entries if name.startswith("module.") and name.removeprefix("module.") in entries]
-        raise ValueError(f"{source}: with and without `module.`, both are there: {_some(double)}; expected one of them")
+        raise ValueError(
+            f"{source}: names occur both with and without the prefix `module.`: {_first_few(double)}. Expected one of "
+            "the "
+            "two."
+        )
     return plain
 
 
-def _some(names: Iterable[str]) -> str:
+def _first_few(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return (", ".join(names[:SHOWN]) or "nothing") + more

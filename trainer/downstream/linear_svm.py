@@ -5,15 +5,15 @@ serves comparison with published numbers: raw features and a C that was once tun
 """
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from trainer.errors import EvaluationError
 
-__all__ = ["SvmScore", "fold_numbers", "linear_svm", "majority_share"]
+__all__ = ["SvmScore", "fits", "fold_numbers", "linear_svm", "majority_share"]
 
 GRAM_LIMIT = 12_000  # training shapes up to which one float64 Gram matrix (1.2 GB at the limit) serves every fit
 
@@ -25,11 +25,13 @@ class SvmScore:
     accuracy     share of the test shapes that are classified correctly, 0..1
     c            the C that was used
     validation   cross-validated accuracy on the training split at that C; None where C was given
+    predicted    [n] labels of the test shapes as the fit says them
     """
 
     accuracy: float
     c: float
     validation: float | None
+    predicted: np.ndarray = field(repr=False, compare=False)
 
 
 def linear_svm(
@@ -43,6 +45,7 @@ def linear_svm(
     folds: int = 3,
     seed: int = 0,
     c: float = 0.01,
+    progress: Callable[[int], None] | None = None,
 ) -> SvmScore:
     """Fit a linear SVM on the training split and score it on the test split.
 
@@ -50,24 +53,30 @@ def linear_svm(
     protocol    "cross-validated": features standardised by the training split and divided by sqrt(d), so that one grid
                 suits every d; C is the smallest with the best mean accuracy over `folds` stratified folds drawn by
                 `seed`. "reference": raw features and `c`. The other protocol's arguments are ignored.
+    progress    is told 1 for every fit, `fits` of them in all.
 
     One-vs-one libsvm (scikit-learn's SVC), deterministic. Raises ValueError for shapes, EvaluationError for what cannot
     be fitted. Source of the second protocol: the reference's evaluation, SVC(kernel="linear", C).
     """
     x, y, x_test, y_test = _checked(train_features, train_labels, test_features, test_labels)
     if protocol == "reference":
-        model = _Svm(x, y)
-        return SvmScore(accuracy=model.accuracy(model.everything, c, x_test, y_test), c=c, validation=None)
+        model = _Svm(x, y, progress)
+        return _score(model.predict(model.everything, c, x_test), y_test, c, None)
     if protocol != "cross-validated":
         raise ValueError(f"protocol is {protocol!r}; expected 'cross-validated' or 'reference'")
     mean, spread = x.mean(axis=0), x.std(axis=0)
     # A constant feature carries no information; dividing by 1 leaves it at 0 instead of amplifying its rounding.
     scale = np.where(spread > 1e-12 * (1 + np.abs(mean)), spread, 1.0) * np.sqrt(x.shape[1])
-    model = _Svm((x - mean) / scale, y)
+    model = _Svm((x - mean) / scale, y, progress)
     validation = _cross_validate(model, y, grid, folds, seed)
     best = max(range(len(grid)), key=lambda i: (validation[i], -grid[i]))
-    accuracy = model.accuracy(model.everything, grid[best], (x_test - mean) / scale, y_test)
-    return SvmScore(accuracy=accuracy, c=grid[best], validation=validation[best])
+    predicted = model.predict(model.everything, grid[best], (x_test - mean) / scale)
+    return _score(predicted, y_test, grid[best], validation[best])
+
+
+def fits(protocol: Literal["cross-validated", "reference"], *, grid: Sequence[float], folds: int) -> int:
+    """Return how many fits one call of `linear_svm` makes, at most."""
+    return 1 if protocol == "reference" else len(grid) * folds + 1
 
 
 def majority_share(train_labels: np.ndarray, test_labels: np.ndarray) -> float:
@@ -94,16 +103,23 @@ def fold_numbers(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
 class _Svm:
     """Fits on parts of one training set. They share one Gram matrix, which makes them 3 to 5 times faster."""
 
-    def __init__(self, x: np.ndarray, y: np.ndarray):
-        self.x, self.y = x, y
+    def __init__(self, x: np.ndarray, y: np.ndarray, progress: Callable[[int], None] | None):
+        self.x, self.y, self._progress = x, y, progress
         self.gram = x @ x.T if len(x) <= GRAM_LIMIT else None
         self.everything = np.arange(len(x))
 
     def accuracy(self, part: np.ndarray, c: float, x_test: np.ndarray, y_test: np.ndarray) -> float:
         """Return the accuracy on (x_test, y_test) of the SVM fitted on the rows `part`."""
-        return float(np.mean(self._predict(part, c, x_test) == y_test))
+        return float(np.mean(self.predict(part, c, x_test) == y_test))
 
-    def _predict(self, part: np.ndarray, c: float, x_test: np.ndarray) -> Any:
+    def predict(self, part: np.ndarray, c: float, x_test: np.ndarray) -> Any:
+        """Return what the SVM fitted on the rows `part` says of x_test."""
+        predicted = self._fit_and_predict(part, c, x_test)
+        if self._progress is not None:
+            self._progress(1)
+        return predicted
+
+    def _fit_and_predict(self, part: np.ndarray, c: float, x_test: np.ndarray) -> Any:
         from sklearn.svm import SVC
 
         with warnings.catch_warnings():
@@ -113,6 +129,10 @@ class _Svm:
                 return SVC(kernel="linear", C=c).fit(self.x[part], self.y[part]).predict(x_test)
             model = SVC(kernel="precomputed", C=c).fit(self.gram[np.ix_(part, part)], self.y[part])
         return model.predict(x_test @ self.x[part].T)
+
+
+def _score(predicted: np.ndarray, labels: np.ndarray, c: float, validation: float | None) -> SvmScore:
+    return SvmScore(accuracy=float(np.mean(predicted == labels)), c=c, validation=validation, predicted=predicted)
 
 
 def _cross_validate(model: _Svm, labels: np.ndarray, grid: Sequence[float], folds: int, seed: int) -> list[float]:
@@ -125,8 +145,8 @@ def _cross_validate(model: _Svm, labels: np.ndarray, grid: Sequence[float], fold
             continue
         if len(np.unique(labels[inside])) < 2:
             raise EvaluationError(
-                f"{len(labels)} training shapes split into {folds} folds leave a fit with one class; expected at least "
-                "two. Use more labelled shapes, or fewer folds (evaluation.folds)."
+                f"{len(labels)} training shapes in {folds} folds leave a fold whose fit sees one class; expected at "
+                "least two. Use more labelled shapes, or fewer folds (evaluation.folds)."
             )
         for i, c in enumerate(grid):
             right[i] += len(outside) * model.accuracy(inside, c, model.x[outside], labels[outside])
@@ -143,8 +163,8 @@ def _checked(*arrays: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, n
         bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
         if len(bad):
             raise EvaluationError(
-                f"features of {len(bad)} of {len(features)} {name} shapes are not finite, first that of shape "
-                f"{bad[0]}; expected finite numbers. The encoder's weights are likely not finite either."
+                f"features of {len(bad)} of {len(features)} {name} shapes are not finite, first those of shape "
+                f"{bad[0]}. The weights of the encoder are probably not finite either."
             )
     if x.shape[1] != x_test.shape[1]:
         raise ValueError(

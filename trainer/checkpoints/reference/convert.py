@@ -28,9 +28,9 @@ from trainer.checkpoints.reference.pth_file import (
     PREFIX,
     TEACHER,
     ReferenceFile,
+    first_few,
     read_reference,
     read_teacher,
-    some,
     write_reference,
 )
 from trainer.checkpoints.reference.recognise import (
@@ -48,7 +48,7 @@ from trainer.models.config import DEFAULT_ARCHITECTURE, REFERENCE_QUIRKS, PlainC
 __all__ = ["Converted", "export_reference", "import_reference"]
 
 VIEWS = 3
-HEAD = "align_head."
+HEADS = ("align_head.", "further_heads.")
 HEAD_2D = "rec_head_2d."
 PLAIN_QUIRKS = {"fps_skip_near_origin": True}
 
@@ -87,7 +87,7 @@ def import_reference(
     """
     out = Path(out)
     if out.exists():
-        raise CheckpointError(f"{out} exists already; nothing was written. Remove it, or choose another name.")
+        raise CheckpointError(f"{out} already exists; nothing was written. Remove it, or choose another name.")
     read = read_reference(file)
     found = recognise_family(read.entries, str(file)) or recognise(read.entries, str(file))
     stated = settings(found.architecture) if callable(settings) else settings
@@ -98,8 +98,9 @@ def import_reference(
     if faults:
         listed = "\n  ".join(faults)
         raise CheckpointError(
-            f"{file} does not fit a {found.kind} model of the sizes that its weights show; nothing was written.\n"
-            f"  {listed}\nExpected every weight of one model. Fetch the file again, or save it whole."
+            f"{file} does not fit a {found.kind} model of the sizes that its weights imply; nothing was written.\n"
+            f"  {listed}\n"
+            "Expected every weight of one model. Download the file again, or save it complete."
         )
     state, groups, reason = _optimizer_in(read, found, fresh)
     header = Header(
@@ -115,12 +116,12 @@ def import_reference(
     )
     path = write_checkpoint_at(out, header, found.entries, state or None)
     notes = _family_notes(found, fresh)
-    notes += [f"assumed, since weights do not show it: {_shown(header.config, name)}" for name in assumed]
+    notes += [f"assumed, because weights do not show it: {_shown(header.config, name)}" for name in assumed]
     if read.teacher:
         notes.append(f"left out: the frozen teacher, {len(read.teacher)} tensors under {TEACHER}")
     if read.optimizer is not None and reason:
         notes.append(f"left out: the optimiser's state, because {reason}")
-    notes += [f"left out: {name}, which is no plain number, text or list" for name in read.skipped]
+    notes += [f"left out: {name}, which is not a plain number, string or list" for name in read.skipped]
     return Converted(path, read_header(path), tuple(notes))
 
 
@@ -153,22 +154,21 @@ def export_reference(
     state = OrderedDict((before + renamed.get(name, name), value) for name, value in entries.items())
     state.update((before + TEACHER + name, value) for name, value in frozen.items())
     notes = _differences(header)
-    if _aligned(header):
-        notes.append(
-            "without the head of the global loss, which the reference does not have; nor does it go on with it"
-        )
+    if more := _more_heads(header):
+        notes.append(f"without {more}, which the reference does not have and cannot train further")
     both = header.kind == "pretraining" and header.config["model"]["targets"] == "both"
-    if both and plain:
-        notes.append("without the head of the 2D loss, which Point-MAE does not have; nor does it go on with it")
     if both and not plain and not frozen:
-        notes.append(f"without the teacher ({TEACHER}): enough to fine-tune from, not to go on with the pre-training")
+        notes.append(f"without the teacher ({TEACHER}): enough to fine-tune from, but not to resume pre-training")
     if not weights:
         write_reference(out, state)
         return Converted(Path(out), header, tuple(notes))
     numbers = dict(origin.get("numbers", {}))
     if header.origin is None:
         numbers = {"epoch": header.epoch - 1, "metrics": {"acc": 0.0}, "best_metrics": {"acc": 0.0}}
-        notes.append("metrics and best_metrics hold an accuracy of 0, which the reference expects; it was not measured")
+        notes.append(
+            "metrics and best_metrics have an accuracy of 0, a placeholder that the reference expects; it was not "
+            "measured"
+        )
     content: dict[str, Any] = {weights: state, **numbers}
     optimizer = _optimizer(path, header, entries, frozen)
     if optimizer is not None:
@@ -218,9 +218,9 @@ def _family_notes(found: Recognised, fresh: tuple[str, ...]) -> list[str]:
         return []
     kind = "pre-training" if found.kind == "pretraining" else found.kind
     notes = [f"recognised by its keys: {found.member}'s {kind}; {len(found.entries) - len(fresh)} tensors taken"]
-    notes += [f"left out: {what}, {len(names)} tensors ({some(names)})" for what, names in found.dropped.items()]
+    notes += [f"left out: {what}, {len(names)} tensors ({first_few(names)})" for what, names in found.dropped.items()]
     if fresh:
-        notes.append(f"left new, drawn from seed 0: {len(fresh)} tensors ({some(fresh)})")
+        notes.append(f"left new, drawn from seed 0: {len(fresh)} tensors ({first_few(fresh)})")
     return notes
 
 
@@ -270,7 +270,7 @@ def _ordered(path: Path, header: Header) -> dict[str, Tensor]:
             sections["model"] = replace(sections["model"], targets="3d")
         expected = build_empty(header.kind, sections, header.teacher).state_dict()
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its settings make no model of this version: {error}") from None
+        raise CheckpointError(f"{path}: no model of this version has its settings: {error}") from None
     model = sections["model"]
     if header.kind == "pretraining" and model.targets == "2d":
         problems.append("model.targets = '2d': the reference always has a 3D head")
@@ -290,17 +290,18 @@ def _ordered(path: Path, header: Header) -> dict[str, Tensor]:
     tensors = {name: value.float() if value.dtype == torch.float16 else value for name, value in tensors.items()}
     faults = misfits(tensors, expected)
     if faults:
-        raise CheckpointError(f"{path}: its weights do not fit its settings: {'; '.join(faults)}. It was altered.")
+        raise CheckpointError(
+            f"{path}: its weights do not fit its settings: {'; '.join(faults)}. The checkpoint was altered."
+        )
     return {name: tensors[name] for name in expected}
 
 
 def _beyond_point_mae(model: PlainConfig) -> list[str]:
     """What of a plain encoder Point-MAE's code cannot run."""
     other = PlainConfig()
-    names = ("embed_width", "position", "streams", "adapters")
-    lines = [
-        f"model.{name} = {getattr(model, name)!r}" for name in names if getattr(model, name) != getattr(other, name)
-    ]
+    names = ("embed_width", "embed_first", "position", "streams", "adapters")
+    unlike = [name for name in names if getattr(model, name) != getattr(other, name)]
+    lines = [f"model.{name} = {getattr(model, name)!r}" for name in unlike]
     if model.front == "three":
         lines.append("model.front = 'three'")
     return [f"{', '.join(lines)}: Point-MAE's encoder is a plain one"] if lines else []
@@ -308,17 +309,20 @@ def _beyond_point_mae(model: PlainConfig) -> list[str]:
 
 def _heads_of_ours(header: Header) -> tuple[str, ...]:
     """How the names of heads begin that the layout to write does not have."""
-    plain = _is_plain(header)
-    return (*((HEAD,) if _aligned(header) else ()), *((HEAD_2D,) if plain else ()))
+    return (*(HEADS if _more_heads(header) else ()), *((HEAD_2D,) if _is_plain(header) else ()))
 
 
 def _is_plain(header: Header) -> bool:
     return bool(header.config["model"].get("architecture", DEFAULT_ARCHITECTURE) == "plain")
 
 
-def _aligned(header: Header) -> bool:
-    """Check whether the model has the head of the global loss, which the reference lacks."""
-    return bool(header.config.get("alignment", {}).get("weight"))
+def _more_heads(header: Header) -> str:
+    """Name the heads of the model that the reference lacks; "" for none."""
+    found = ["the head of the global loss"] if header.config.get("alignment", {}).get("weight") else []
+    found += ["the heads for further teachers"] if header.teacher.get("further") else []
+    if _is_plain(header) and header.kind == "pretraining" and header.config["model"]["targets"] == "both":
+        found.append("the head of the 2D loss")
+    return " and ".join(found)
 
 
 def _teacher(file: str | Path, header: Header) -> dict[str, Tensor]:
@@ -331,8 +335,8 @@ def _teacher(file: str | Path, header: Header) -> dict[str, Tensor]:
     channels = frozen["visual.proj"].shape[-1]
     if channels != header.teacher["channels"]:
         raise CheckpointError(
-            f"{file} is a teacher of {channels} channels; the model learnt from {header.teacher['channels']}. "
-            "Name the CLIP that it was trained with."
+            f"{file} is a teacher of {channels} channels; the model was trained with {header.teacher['channels']}. "
+            "Give the CLIP that it was trained with."
         )
     return frozen
 
@@ -342,7 +346,7 @@ def _differences(header: Header) -> list[str]:
     model = header.config["model"]
     quirks = PLAIN_QUIRKS if _is_plain(header) else REFERENCE_QUIRKS
     other = [f"model.{name} = {model[name]!r}" for name, value in quirks.items() if model[name] != value]
-    return [f"the reference will run the model otherwise than it was trained: {some(other)}"] if other else []
+    return [f"the reference's code has other values of these settings: {first_few(other)}"] if other else []
 
 
 def _optimizer(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from trainer.checkpoints.reference.pth_file import some
+from trainer.checkpoints.reference.pth_file import first_few
 from trainer.checkpoints.reference.recognise import Recognised, count_parts, rows_of
 from trainer.errors import CheckpointError
 
@@ -160,7 +160,9 @@ def _unwrapped(entries: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     plain = {name.replace(WRAPPER, ""): value for name, value in entries.items()}
     if len(plain) < len(entries):
         double = [name for name in entries if WRAPPER in name and name.replace(WRAPPER, "") in entries]
-        raise CheckpointError(f"{source}: with and without `{WRAPPER}`, both are there: {some(double)}. Expected one.")
+        raise CheckpointError(
+            f"{source}: with and without `{WRAPPER}`, both are there: {first_few(double)}. Expected one."
+        )
     return plain
 
 
@@ -184,7 +186,7 @@ def _pretraining(entries: Mapping[str, Tensor], source: str) -> Recognised:
             _put(found, renamed, mine, name, value, source)
     if unknown:
         raise CheckpointError(
-            f"{source} is {layout.name}'s by its other names, but {len(unknown)} are not: {some(unknown)}. "
+            f"{source} is {layout.name}'s by its other names, but {len(unknown)} are not: {first_few(unknown)}. "
             "Nothing was written; expected an official file, or one with the same names."
         )
     inner = {name.removeprefix(STUDENT): value for name, value in found.items() if name.startswith(STUDENT)}
@@ -224,7 +226,7 @@ def _member(entries: Collection[str], source: str) -> Layout:
     if len(members) > 1:
         names = [name for layout in members for name in entries if name.startswith(layout.marks)]
         raise CheckpointError(
-            f"{source} has names of {' and '.join(layout.name for layout in members)} at once ({some(names)}); "
+            f"{source} has names of {' and '.join(layout.name for layout in members)} at once ({first_few(names)}); "
             "expected one of them."
         )
     return members[0] if members else FAMILY["Point-MAE"]
@@ -251,7 +253,8 @@ def _fine_tuned(entries: Mapping[str, Tensor], source: str) -> Recognised:
         marks = [mark for kind in HEADS.values() for mark in kind]
         raise CheckpointError(
             f"{source} has {'the heads of a classifier and of a segmenter' if kinds else 'an encoder, but no head'}: "
-            f"{some(entries)}, {len(entries)} names in all. Expected one head, with names such as {', '.join(marks)}."
+            f"{first_few(entries)}, {len(entries)} names in all. Expected one head, with names such as "
+            f"{', '.join(marks)}."
         )
     kind = kinds[0]
     found: dict[str, Tensor] = {}
@@ -266,8 +269,9 @@ def _fine_tuned(entries: Mapping[str, Tensor], source: str) -> Recognised:
             unknown.append(name)
     if unknown:
         raise CheckpointError(
-            f"{source} is a fine-tuned model of Point-MAE's family, but for {len(unknown)} names: {some(unknown)}. "
-            "Nothing was written; expected an official file, or one with the same names."
+            f"{source} is a fine-tuned model of Point-MAE's family, but for {len(unknown)} names: "
+            f"{first_few(unknown)}. Nothing was written; expected an official file, or one with the same "
+            "names."
         )
     layout = _tuned_member(found, kind)
     member = layout.name

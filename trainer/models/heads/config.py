@@ -96,7 +96,7 @@ class SegmentationConfig:
         """Yield the conflicts with these settings of [model]; names relative to this section."""
         yield from _level_conflicts(self, model)
         if model.groups and model.groups[-1] < 3:
-            yield f"model.groups[-1] = {model.groups[-1]} is fewer than the 3 tokens a point is interpolated from"
+            yield f"model.groups[-1] = {model.groups[-1]} is less than the 3 tokens a point is interpolated from"
 
     def least_points(self, model: ModelConfig) -> int:
         """Points that a cloud must have: one for each of the finest groups, and a group's members."""

@@ -12,7 +12,7 @@ from trainer.models.layers.transformer import Pointwise, Unbiased
 
 __all__ = ["initialise"]
 
-LAST = ("align_head",)
+LAST = ("align_head", "further_heads")
 TOKENS = ("mask_token", "cls_token", "cls_pos", "img_token", "img_pos", "text_token", "text_pos")
 SPREAD = 0.02  # standard deviation of the truncated normal; cut at +-2, so hardly ever
 
@@ -27,7 +27,7 @@ def initialise(
     decoder: str | tuple[str, ...] = "h_decoder.",
     last: tuple[str, ...] = LAST,
 ) -> None:
-    """Draw every parameter of a pre-training model anew; norms become the identity.
+    """Reinitialise every parameter of a pre-training model; norms become the identity.
 
     "mixed"   the reference's: linear maps and 1 x 1 convolutions of the encoder truncated normal 0.02 with zero bias,
               those of the decoder's blocks Xavier uniform with zero bias, the rest torch's default for their kind.

@@ -3,16 +3,19 @@
 Every sample hides as many tokens as every other, so arrays need no padding and no shape depends on data.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from cuda.backproject import backproject
 from cuda.gather import gather
+from cuda.token_maps import TokenMaps
 from trainer.losses.reconstruction import chamfer_root_sum, chamfer_sum, squared_error_sum
-from trainer.losses.terms import COORDINATES, FEATURES, Losses, LossTerm
+from trainer.losses.terms import COORDINATES, FEATURES, Losses, LossTerm, of_further
 from trainer.models.config import MaskingConfig, PlainConfig
+from trainer.models.further_heads import FurtherHeads
 from trainer.models.layers.alignment_head import AlignmentHead
 from trainer.models.layers.initialisation import initialise
 from trainer.models.layers.pooling import FEATURES as FEATURE_NAMES
@@ -20,31 +23,36 @@ from trainer.models.layers.pooling import Feature, feature_width, pooled_feature
 from trainer.models.layers.transformer import Blocks, Pointwise, PositionEmbedding, drop_path_chances
 from trainer.models.plain.encoder import POSITION_HIDDEN, Encoded, Groups, PlainEncoder, form_groups
 from trainer.models.random_inputs import Draws
-from trainer.models.student import Student
-from trainer.models.tokens.maps import TeacherMaps, top_saliency
+from trainer.models.student import Further, HiddenGroups, PointFeatures, Said, Shown, Student, TokenLevel
 from trainer.models.tokens.masking import block_order, draw_order, weight_logits
+from trainer.models.tokens.saliency import top_saliency
 
 __all__ = ["PlainStudent", "Plan", "Prediction"]
 
 ENCODER, DECODER = "MAE_encoder.", "MAE_decoder."
-HEADS = ("increase_dim.", "rec_head_2d", "align_head")
+HEADS = ("increase_dim.", "rec_head_2d", "align_head", "further_heads")
 
 
 class Plan(NamedTuple):
     """One batch, ready for the network.
 
-    groups     of the cloud, in the student's frame
+    points     [B, N, 3] float32, the cloud in the student's frame
+    groups     of it
     visible    [B, V] int64 into axis G, ascending
     hidden     [B, M] int64 into axis G, ascending
     target_3d  [B * M, K, 3] float32, hidden tokens' neighbourhoods; None when off
     target_2d  [B * V, K * views * C] float32, the teacher's features at members of visible tokens; None when off
+    further_2d the same of each further teacher
     """
+
+    points: Tensor
 
     groups: Groups
     visible: Tensor
     hidden: Tensor
     target_3d: Tensor | None
     target_2d: Tensor | None
+    further_2d: tuple[Tensor | None, ...] = ()
 
 
 class Prediction(NamedTuple):
@@ -57,6 +65,7 @@ class Prediction(NamedTuple):
     rec_3d    [B * M, K, 3]; None when off
     rec_2d    [B * V, K * views * C]; None when off
     whole     [B, views * C] the answer of the global loss, not scaled; None without its head
+    further   rec_2d and whole of each further teacher
     """
 
     embedded: Tensor
@@ -66,6 +75,7 @@ class Prediction(NamedTuple):
     rec_3d: Tensor | None
     rec_2d: Tensor | None
     whole: Tensor | None = None
+    further: tuple[Said, ...] = ()
 
 
 class PlainDecoder(nn.Module):
@@ -92,6 +102,8 @@ class PlainStudent(Student):
     teacher_channels  C, the width of the teacher's features.
     views             V.
     whole             with the head of the global loss (trainer.losses.alignment).
+    further           teachers beside that one, each with heads of its own; geometry, masking and everything else is of
+                      the first.
 
     A head whose target is off does not exist. Parameters that no loss reaches (the stream of the tokens in front, where
     the cloud's do not see it) do not require a gradient, so that DistributedDataParallel does not wait for one.
@@ -100,8 +112,17 @@ class PlainStudent(Student):
     the 2D and the global loss are the hierarchical student's.
     """
 
+    several_teachers: ClassVar[bool] = True
+
     def __init__(
-        self, model: PlainConfig, masking: MaskingConfig, *, teacher_channels: int, views: int = 3, whole: bool = False
+        self,
+        model: PlainConfig,
+        masking: MaskingConfig,
+        *,
+        teacher_channels: int,
+        views: int = 3,
+        whole: bool = False,
+        further: Sequence[Further] = (),
     ):
         super().__init__(model, masking, teacher_channels=teacher_channels, views=views, whole=whole)
         problems = [f"model.{text}" for text in model.problems()] + [f"masking.{text}" for text in masking.problems()]
@@ -111,6 +132,7 @@ class PlainStudent(Student):
         self.masking = masking
         self.teacher_channels = teacher_channels
         self.views = views
+        self.further = tuple(further)
         K, width = model.neighbours, model.width
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.MAE_encoder = PlainEncoder(model)
@@ -121,6 +143,10 @@ class PlainStudent(Student):
         if model.targets != "3d":
             self.rec_head_2d = Pointwise(width, K * views * teacher_channels)
         self.align_head = AlignmentHead(width, views * teacher_channels) if whole else None
+        self.further_heads = nn.ModuleList(
+            FurtherHeads(teacher, decoded=width, members=K, top=width, features=model.predicts_features)
+            for teacher in self.further
+        )
         for name, value in self.named_parameters():
             # the decoder and the heads see the cloud's tokens alone; adapters come after the last block that is read
             if model.streams == "two" and ("_contrast." in name or name.startswith(_in_front(self))):
@@ -159,8 +185,9 @@ class PlainStudent(Student):
         self,
         points: Tensor,
         points_canonical: Tensor,
-        maps: TeacherMaps | None,
+        maps: TokenMaps | None,
         draws: Draws | None,
+        further: Sequence[TokenMaps | None] = (),
         *,
         mask_order: Tensor | None = None,
     ) -> Plan:
@@ -170,6 +197,8 @@ class PlainStudent(Student):
         points_canonical  [B, N, 3] float32, the same points in the frame the maps were made in.
         maps              the teacher's maps; may be None if neither the masking nor a target needs them.
         draws             random numbers for the masking; may be None where `mask_order` is given.
+        further           the maps of each further teacher, in the frame of points_canonical; None for one whose
+                          features are no target.
         mask_order        [B, G] int64, the order in which tokens are drawn to stay visible, instead of drawing them.
 
         Raises ValueError for a missing argument, a shape, or a cloud with fewer points than groups.
@@ -177,6 +206,7 @@ class PlainStudent(Student):
         config = self.config
         groups = self._groups(points)
         self._check_arguments(points, points_canonical, maps, draws, mask_order)
+        self._check_further(further, points.shape[0])
         order = mask_order
         if order is None:
             assert draws is not None
@@ -189,12 +219,14 @@ class PlainStudent(Student):
             target_3d = relative.view(-1, config.neighbours, 3)
         if config.targets != "3d":
             assert maps is not None
-            of_visible = visible[:, :, None].expand(-1, -1, config.neighbours)
-            members = groups.members.gather(1, of_visible).flatten(1)  # [B, V * K]
-            wanted = gather(points_canonical, members)
-            features = backproject(maps.features, wanted, maps.geometry, image_side=maps.image_side)  # [B, V K, v, C]
-            target_2d = features.reshape(visible.numel(), -1)
-        return Plan(groups, visible, hidden, target_3d, target_2d)
+            target_2d = self._teacher_targets(maps, points_canonical, groups, visible)
+        further_2d = tuple(
+            None
+            if said is None or not self._predicts_features(index)
+            else self._teacher_targets(said, points_canonical, groups, visible)
+            for index, said in enumerate(further)
+        )
+        return Plan(points, groups, visible, hidden, target_3d, target_2d, further_2d)
 
     def network(self, plan: Plan, drop_path: Tensor | None) -> Prediction:
         """Encode, decode, predict. drop_path [B, R] uniform numbers; ignored outside training mode."""
@@ -218,10 +250,14 @@ class PlainStudent(Student):
         if plan.target_2d is not None:
             rec_2d = self.rec_head_2d(seen.flatten(0, 1))
         whole = None if self.align_head is None else self.align_head(encoded)
-        return Prediction(embedded, encoded, seen, rest, rec_3d, rec_2d, whole)
+        further = tuple(heads(seen.flatten(0, 1), encoded, None) for heads in self.further_heads)
+        return Prediction(embedded, encoded, seen, rest, rec_3d, rec_2d, whole, further)
 
     def losses(self, plan: Plan, prediction: Prediction) -> Losses:
-        """Compare a prediction with the plan's targets: "3d" and "2d", both always; the counts are of loss_counts."""
+        """Compare a prediction with the plan's targets: "3d" and "2d", both always, and those of further teachers.
+
+        The counts are of loss_counts.
+        """
         sum_3d = sum_2d = prediction.encoded.new_zeros((), dtype=torch.float32)
         if plan.target_3d is not None and prediction.rec_3d is not None:
             if self.config.distance == "root":
@@ -231,28 +267,97 @@ class PlainStudent(Student):
         if plan.target_2d is not None and prediction.rec_2d is not None:
             sum_2d = squared_error_sum(prediction.rec_2d, plan.target_2d, None)
         counts = self.loss_counts(plan)
-        return {COORDINATES: LossTerm(sum_3d, counts[COORDINATES]), FEATURES: LossTerm(sum_2d, counts[FEATURES])}
+        losses = {COORDINATES: LossTerm(sum_3d, counts[COORDINATES]), FEATURES: LossTerm(sum_2d, counts[FEATURES])}
+        for index, (target, said) in enumerate(zip(plan.further_2d, prediction.further, strict=True)):
+            if target is not None and said.features is not None:
+                name = of_further(FEATURES, index)
+                losses[name] = LossTerm(squared_error_sum(said.features, target, None), counts[name])
+        return losses
 
     def loss_counts(self, plan: Plan) -> dict[str, Tensor]:
         """Count what the losses of a plan will be sums over, [] float32 each, before anything is computed.
 
         "3d"  points of hidden tokens' neighbourhoods: hidden tokens x K, one way.
-        "2d"  predicted numbers: visible tokens x K x V x C.
+        "2d"  predicted numbers: visible tokens x K x V x C; "2d_2" and so on of further teachers' features.
         """
         device = plan.visible.device
 
-        def count(target: Tensor | None, numbers: int) -> Tensor:
-            return torch.tensor(float(0 if target is None else numbers), device=device)
+        def count(numbers: int) -> Tensor:
+            return torch.tensor(float(numbers), device=device)
 
-        hidden = plan.hidden.numel() * self.config.neighbours
+        hidden = 0 if plan.target_3d is None else plan.hidden.numel() * self.config.neighbours
         values = 0 if plan.target_2d is None else plan.target_2d.numel()
-        return {COORDINATES: count(plan.target_3d, hidden), FEATURES: count(plan.target_2d, values)}
+        counts = {COORDINATES: count(hidden), FEATURES: count(values)}
+        for index, target in enumerate(plan.further_2d):
+            if target is not None:
+                counts[of_further(FEATURES, index)] = count(target.numel())
+        return counts
+
+    @torch.no_grad()
+    def show(self, plan: Plan, prediction: Prediction) -> Shown:
+        """Return the tokens, the hidden neighbourhoods and the features of visible tokens' members, each beside its
+        prediction."""
+        groups, K = plan.groups, self.config.neighbours
+        B, V = plan.visible.shape
+        visible = torch.zeros(groups.chosen.shape, dtype=torch.bool, device=plan.visible.device)
+        levels = [TokenLevel(groups.centres, visible.scatter_(1, plan.visible, True))]
+        batch = torch.arange(B, device=plan.visible.device)
+        off = f"model.targets = {self.config.targets!r}"
+        reasons = {}
+        hidden = features = None
+        if plan.target_3d is None or prediction.rec_3d is None:
+            reasons["groups"] = f"no coordinates are predicted: {off}"
+        else:
+            centres = gather(groups.centres, plan.hidden).reshape(-1, 1, 3)
+            hidden = HiddenGroups(
+                batch.repeat_interleave(plan.hidden.shape[1]),
+                centres + plan.target_3d,
+                centres + prediction.rec_3d.float(),
+            )
+        if plan.target_2d is None or prediction.rec_2d is None:
+            reasons["features"] = f"no features are predicted: {off}"
+        else:
+            wide = (-1, self.views, self.teacher_channels)
+            features = PointFeatures(
+                batch.repeat_interleave(V * K),
+                gather(plan.points, self._members(groups, plan.visible)).flatten(0, 1),
+                plan.target_2d.reshape(wide),
+                prediction.rec_2d.float().reshape(wide),
+            )
+        return Shown(levels, hidden, features, reasons)
+
+    def _members(self, groups: Groups, visible: Tensor) -> Tensor:
+        """The points of visible tokens' groups, [B, V * K] int64 into axis N."""
+        of_visible = visible[:, :, None].expand(-1, -1, self.config.neighbours)
+        return groups.members.gather(1, of_visible).flatten(1)
+
+    def _teacher_targets(self, maps: TokenMaps, points_canonical: Tensor, groups: Groups, visible: Tensor) -> Tensor:
+        wanted = gather(points_canonical, self._members(groups, visible))  # [B, V * K, 3]
+        features = backproject(maps.features, wanted, maps.geometry, image_side=maps.image_side)
+        return features.reshape(visible.numel(), -1)
+
+    def _predicts_features(self, index: int) -> bool:
+        return self.config.predicts_features and self.further[index].features
+
+    def _check_further(self, further: Sequence[TokenMaps | None], batch: int) -> None:
+        if len(further) != len(self.further):
+            raise ValueError(f"maps of {len(further)} further teachers; the model was made for {len(self.further)}")
+        for index, (maps, teacher) in enumerate(zip(further, self.further, strict=True)):
+            if not self._predicts_features(index):
+                continue
+            wanted = [batch, teacher.views, teacher.channels]
+            got = None if maps is None else [*maps.features.shape[:2], maps.features.shape[3]]
+            if got != wanted:
+                raise ValueError(
+                    f"features of teacher {index + 2} are of shapes, views and channels {got}; expected {wanted}. "
+                    "The model must be made for the caches it reads."
+                )
 
     def _groups(self, points: Tensor) -> Groups:
         config = self.config
         return form_groups(points, config.groups, config.neighbours, skip_near_origin=config.fps_skip_near_origin)
 
-    def _order(self, groups: Groups, points_canonical: Tensor, maps: TeacherMaps | None, uniforms: Tensor) -> Tensor:
+    def _order(self, groups: Groups, points_canonical: Tensor, maps: TokenMaps | None, uniforms: Tensor) -> Tensor:
         if self.masking.mode == "block":
             return block_order(groups.centres, uniforms)
         logits = uniforms.new_zeros(uniforms.shape)
@@ -265,7 +370,7 @@ class PlainStudent(Student):
         self,
         points: Tensor,
         points_canonical: Tensor,
-        maps: TeacherMaps | None,
+        maps: TokenMaps | None,
         draws: Draws | None,
         mask_order: Tensor | None,
     ) -> None:

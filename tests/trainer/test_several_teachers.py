@@ -79,12 +79,15 @@ def test_each_teacher_is_learnt_from_as_if_it_were_the_only_one(one: Any, two: A
 
     found = {}
     for name, student, seen, alignment, further in (
-        ("both", model, part, targets[0], [TeacherTargets(1.0, targets[1], 2.0, 0.5)]),
+        ("both", model, part, targets[0], [TeacherTargets(1.5, targets[1], 2.0, 0.5)]),
         ("first", first, part._replace(further=()), targets[0], []),
         ("second", second, same, targets[1], []),
     ):
         factors = (2.0, 0.5) if name == "second" else (1.0, 1.0)
-        stepper = Stepper(student, config, ALONE, None, alignment=alignment, factors=factors, further=further)
+        stands_for = 1.5 if name == "second" else 1.0
+        stepper = Stepper(
+            student, config, ALONE, None, stands_for=stands_for, alignment=alignment, factors=factors, further=further
+        )
         stepper.updates.take = lambda rate: torch.zeros(())  # type: ignore[method-assign]
         losses = stepper.step([seen], 0.0).losses
         gradients = {n: p.grad.clone() for n, p in student.named_parameters() if p.grad is not None}

@@ -1,12 +1,12 @@
 """``i2p corpus``: inspect and render the shapes of a corpus."""
 
-import json
+from functools import partial
 from pathlib import Path
 
 import click
 
-from cli.options import LocalPath
-from cli.show.terminal import echo
+from cli.options import LocalPath, json_option
+from cli.show.terminal import answer, echo
 
 __all__ = ["corpus"]
 
@@ -25,7 +25,7 @@ def corpus() -> None:
               help="Read every shape; report sizes, duplicates, refused shapes and skipped data.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(min=1), metavar="N",
               help="Reading processes. [default: one per core, at most 16; npz and HDF5 use one]")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
+@json_option
 def info(uri: str, points: int, check: bool, workers: int | None, as_json: bool) -> None:
     """Print the contents of a corpus; with --check, exit 1 when some of its shapes would be refused."""
     from cli.show.corpus_report import contents, print_contents, print_report
@@ -35,22 +35,17 @@ def info(uri: str, points: int, check: bool, workers: int | None, as_json: bool)
 
     if workers is not None and not check:
         raise click.UsageError("--workers says how many processes read shapes; without --check none is read")
-    shapes = open_corpus(uri, points=points)
+    with Progress("opening the corpus", 0, unit=""):
+        shapes = open_corpus(uri, points=points)
     if not check:
         found = contents(shapes)
-        if as_json:
-            echo(json.dumps(found, indent=1))
-        else:
-            print_contents(found)
+        answer(found, partial(print_contents, found), as_json=as_json)
         return
     with Progress("checking", len(shapes), unit="shapes") as progress:
         report = survey(
             shapes, processes=workers, progress=lambda done, refused: progress.update(done, refused=refused)
         )
-    if as_json:
-        echo(json.dumps(report.to_json(), indent=1))
-    else:
-        print_report(report)
+    answer(report.to_json(), partial(print_report, report), as_json=as_json)
     if report.refused:
         raise SystemExit(1)
 
@@ -59,7 +54,7 @@ def info(uri: str, points: int, check: bool, workers: int | None, as_json: bool)
 @click.argument("uri")
 @click.option("--points", default=2048, show_default=True, help="Points read of each shape.")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Processes that read; as of `corpus info`.")
-@click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
+@json_option
 def check(uri: str, points: int, workers: int | None, as_json: bool) -> None:
     """Verify a published set: which release it is, its counts, its labels, every shape, and checksums where known.
 
@@ -69,10 +64,7 @@ def check(uri: str, points: int, workers: int | None, as_json: bool) -> None:
     from pipeline.corpora import open_corpus
 
     found = check_release(open_corpus(uri, points=points), workers)
-    if as_json:
-        echo(json.dumps(found, indent=1))
-    else:
-        print_check(found)
+    answer(found, partial(print_check, found), as_json=as_json)
     if found["problems"]:
         raise SystemExit(1)
 
@@ -83,7 +75,8 @@ def check(uri: str, points: int, workers: int | None, as_json: bool) -> None:
 @click.option("--count", default=48, show_default=True, help="How many shapes, from --first on.")
 @click.option("--first", default=0, show_default=True, help="Index of the first shape.")
 @click.option("--points", default=2048, show_default=True, help="Points read of each shape.")
-def render(uri: str, out: Path, count: int, first: int, points: int) -> None:
+@json_option
+def render(uri: str, out: Path, count: int, first: int, points: int, as_json: bool) -> None:
     """Render a corpus's shapes to a PNG."""
     from cli.show.clouds import contact_sheet
     from pipeline.corpora import ShapeError, open_corpus
@@ -100,4 +93,4 @@ def render(uri: str, out: Path, count: int, first: int, points: int) -> None:
     names = shapes.label_names
     titles = [shape.id if shape.label is None else names[shape.label] for shape in chosen]
     contact_sheet(chosen, out, titles=titles)
-    echo(out)
+    answer({"picture": str(out), "shapes": [shape.id for shape in chosen]}, str(out), as_json=as_json)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import LocalPath
-from cli.show.terminal import echo
+from cli.options import LocalPath, json_option
+from cli.show.terminal import answer, echo
 
 if TYPE_CHECKING:
     from cli.study.arms import Arm
@@ -45,6 +45,7 @@ def _options(out: Path) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         click.option("--only", metavar="ARM", help="These arms instead of all; may be given many times.", **many),
         click.option("--set", "overrides", metavar="SECTION.KEY=VALUE", help="Override one setting.", **many),
         click.option("--report", "report_only", is_flag=True, help="Report what is there; run nothing."),
+        json_option,
     ]  # fmt: skip
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -93,6 +94,7 @@ def _study(
     only: tuple[str, ...],
     overrides: tuple[str, ...],
     report_only: bool,
+    as_json: bool,
 ) -> None:
     """Plan, carry out and report a study of these arms; the rest are the options of `_options`."""
     from cli.study.arms import TEACHERS
@@ -109,7 +111,8 @@ def _study(
     missing = [] if report_only else [run for run in runs if run not in results]
     if missing:
         failed = _carry_out(missing, results, workers, len(runs))
-    _report(list(results.values()), out, len(runs), seconds=time.perf_counter() - began if missing else 0.0)
+    seconds = time.perf_counter() - began if missing else 0.0
+    _report(list(results.values()), out, len(runs), seconds=seconds, as_json=as_json)
     if failed:
         echo(f"{len(failed)} of {len(runs)} runs failed; run the same command again to try them again", err=True)
         raise SystemExit(1)
@@ -148,7 +151,7 @@ def _carry_out(missing: Sequence["Run"], results: dict["Run", Any], workers: int
     return failed
 
 
-def _report(results: Sequence[Mapping[str, Any]], out: Path, total: int, *, seconds: float) -> None:
+def _report(results: Sequence[Mapping[str, Any]], out: Path, total: int, *, seconds: float, as_json: bool) -> None:
     """Write and print the results; `seconds` were spent on the runs and their caches by this command."""
     from cli.show.progress import human_seconds
     from cli.study.report import markdown, picture, summarise
@@ -166,7 +169,7 @@ def _report(results: Sequence[Mapping[str, Any]], out: Path, total: int, *, seco
     replace_file(path, (json.dumps(summary, indent=1) + "\n").encode())
     replace_file(out / "study.md", (table + "\n").encode())
     picture(summary, out / "study.png")
-    echo(table)
+    answer(summary, table, as_json=as_json)
     if len(results) < total:
         echo(f"{len(results)} of {total} runs have ended", err=True)
     echo(f"{human_seconds(summary['seconds'])} in all, caches included", err=True)

@@ -35,7 +35,8 @@ class Index:
 
 def read_index(cache: "Cache", told: Any) -> Index:
     """Read every receipt once; told.add(shapes) is called for each."""
-    found, labels = Index(), []
+    found = Index()
+    labels: list[int] = []
     for receipt in cache.receipts():
         found.ids += receipt.ids[:: cache.poses]
         labels += receipt.labels[:: cache.poses]

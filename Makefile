@@ -14,7 +14,7 @@ STAMP     := $(VENV)/.installed
 OVERRIDES := $(foreach item,$(SET),--set $(item))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup cache pretrain test lint typecheck bench parity pictures clean
+.PHONY: help setup cache pretrain test lint typecheck bench gpu parity pictures clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -43,6 +43,9 @@ lint: $(STAMP) ## formatting, lint and types
 
 bench: $(STAMP) ## benchmarks: tables of ratios against baselines run in the same process
 	$(BIN)/python -m benchmarks $(ARGS)
+
+gpu: $(STAMP) ## kernels, step, build and training on the GPU of this machine, checked and timed, in eight minutes
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 parity: $(STAMP) ## compare with arrays recorded from the reference implementation in the folder DIR
 	$(BIN)/python -m benchmarks.parity $(DIR) $(ARGS)

@@ -121,7 +121,7 @@ def run(command: click.Command, name: str, arguments: Sequence[str] | None = Non
     except (KeyboardInterrupt, click.exceptions.Abort):
         if debug:
             traceback.print_exc()
-        echo("interrupted; run the same command again to go on", err=True)
+        echo("interrupted; run the same command again to resume", err=True)
         code = EXIT_INTERRUPTED
     except click.ClickException as error:
         error.show()
@@ -130,7 +130,7 @@ def run(command: click.Command, name: str, arguments: Sequence[str] | None = Non
         if debug or not _expected(error):
             echo(traceback.format_exc(), err=True, nl=False)
         if not _expected(error):
-            echo("this is a bug: please report it with the lines above", err=True)
+            echo("this is a bug; please report it with the lines above", err=True)
         else:
             echo(f"error: {error}", err=True)
         code = EXIT_USAGE if _is_configuration(error) else EXIT_FAILED

@@ -53,7 +53,7 @@ class LocalPath(click.Path):
         except StorageError as error:
             self.fail(str(error), param, ctx)
         if not isinstance(location, Path):
-            self.fail(f"expected a path of this machine, found the URL {location}", param, ctx)
+            self.fail(f"expected a local path, found the URL {location}", param, ctx)
         return super().convert(location, param, ctx)
 
 

@@ -26,11 +26,12 @@ DOORS = {"trainer/checkpoints/reference": {"pipeline.teacher.weights", "pipeline
 ORDER = {
     "teacher_cache": (
         "testing", "__init__", "maintenance", ("reading", "writer"), "format", "storage", "recipe", "config",
-        "location", ("sealed", "foreign"), ("errors", "system"),
+        "location", ("documents", "foreign"), ("errors", "system"),
     ),
     "pipeline": ("build", "teacher", "views", "corpora", ("config", "errors"), "settings"),
     "pipeline/corpora": (
-        "survey", "__init__", "uri", "kinds", ("files", "rows"), "inspection", "formats", ("faults", "processes"),
+        "tar_index", ("survey", "packing"), "__init__", "uri", "kinds", ("files", "rows", "shard_index"), "inspection",
+        "formats", ("faults", "processes"),
         ("entrance", "releases", "episodes"), ("options", "report"), "check", "base", ("surface", "objects"),
     ),
     "trainer": (

@@ -38,7 +38,7 @@ def build_from(experiment: "Experiment", *, restore: "Mapping[int, Sequence[str]
         opening.end()
         if fitting is None:
             fitting = Progress("basis", total, unit="shapes")
-            fitting.write(f"fitting {experiment.cache.channels} channels to what the teacher says of {total} shapes")
+            fitting.write(f"fitting {experiment.cache.channels} channels to the teacher's features of {total} shapes")
         fitting.update(done)
 
     def show(state: BuildProgress) -> None:
@@ -53,7 +53,7 @@ def build_from(experiment: "Experiment", *, restore: "Mapping[int, Sequence[str]
             progress = Progress("cache", state.shapes_total, unit="shapes", initial=state.shapes_done)
             progress.write(
                 f"building the cache of {experiment.corpus.uri}: {state.shapes_done} of {state.shapes_total} shapes "
-                f"and {state.shards_done} of {state.shards_total} shards are there already"
+                f"and {state.shards_done} of {state.shards_total} shards already exist"
             )
         shards = f"{state.shards_done}/{state.shards_total}"
         progress.update(state.shapes_done, shards=shards, quarantined=state.quarantined)
@@ -86,7 +86,7 @@ def build_from(experiment: "Experiment", *, restore: "Mapping[int, Sequence[str]
         if progress is not None:
             progress.end()
     if report.already_complete:
-        more = f", which holds {report.others} more" if report.others else ""
+        more = f", which contains {report.others} more" if report.others else ""
         echo(f"cache complete: {report.shapes} shapes in {report.path}{more}", err=True)
         return report
     _note_places(experiment, report.path, others=report.others)
@@ -97,7 +97,7 @@ def build_from(experiment: "Experiment", *, restore: "Mapping[int, Sequence[str]
     )
     work = ", ".join(f"{stage} {share:.0%}" for stage, share in report.shares.items())
     busy = "" if report.taught is None else f"; the teacher took {report.taught:.0%} of {report.teachers} lanes' time"
-    echo(f"its work: {work}{busy}", err=True)
+    echo(f"time: {work}{busy}", err=True)
     _say_quarantine(report.quarantined)
     return report
 
@@ -119,7 +119,7 @@ def _note_places(experiment: "Experiment", path: "Location", *, others: int) -> 
 def _say_when_random(experiment: "Experiment") -> None:
     if experiment.teacher.random:
         echo(
-            "note: this experiment names a RANDOM teacher: its cache exercises the path, but holds no 2D knowledge",
+            "note: this experiment has a RANDOM teacher: its cache tests the pipeline, but contains no 2D knowledge",
             err=True,
         )
 

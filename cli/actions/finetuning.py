@@ -56,8 +56,8 @@ def start_of(
     name   a run or checkpoint, "embedded", or "none".
     sizes  with "none": a run or checkpoint whose sizes are taken; None: those of [model].
 
-    Raises ConfigError for a [model] that a checkpoint's sizes would override, CheckpointError for what is no
-    checkpoint, and for one of a student that no classifier is built upon.
+    Raises ConfigError for a [model] that a checkpoint's sizes would override, CheckpointError for a path that is not a
+    checkpoint, and for a student without a classifier.
     """
     from trainer.checkpoints.files import MODEL, find_checkpoint, read_header, read_tensors
     from trainer.checkpoints.models import section_from_json
@@ -68,9 +68,7 @@ def start_of(
     if of is None:
         return sections["model"], None
     if stated:
-        raise ConfigError(
-            "the settings", [f"[model] is stated, and the sizes are those of {of}; leave one of them out"]
-        )
+        raise ConfigError("the settings", [f"[model] is given, but the sizes are those of {of}; leave one of them out"])
     path = find_checkpoint(of)
     header = read_header(path)
     try:
@@ -79,7 +77,7 @@ def start_of(
     except (KeyError, ValueError) as error:
         faults = [str(error)]
     if faults:
-        raise CheckpointError(f"{path}: fine-tuning builds on the hierarchical student alone: {'; '.join(faults)}")
+        raise CheckpointError(f"{path}: fine-tuning supports the hierarchical student only: {'; '.join(faults)}")
     if name == "none":
         return model, None
     return model, (header.files[MODEL]["sha256"], read_tensors(path, header))
@@ -108,7 +106,7 @@ def run_seeds(
     config, classifier = sections["finetune"], sections["classifier"]
     problems = [f"classifier.{text}" for text in classifier.conflicts(model)]
     if model.groups and model.groups[0] > config.points:
-        problems.append(f"finetune.points = {config.points} is fewer than the {model.groups[0]} groups of the encoder")
+        problems.append(f"finetune.points = {config.points} is less than the {model.groups[0]} groups of the encoder")
     if problems:
         raise ConfigError("the settings", problems)
     total = sum(len(open_corpus(uri, points=config.stored_points)) for uri in (config.train, config.test))
@@ -170,7 +168,7 @@ class _Reporter:
                 total = event.epochs * event.steps_per_epoch
                 self._made = Progress(self._title, total, unit="steps", initial=event.step)
                 if event.resumed:
-                    self._made.write(f"{self._title}: going on after epoch {event.epoch} of {event.epochs}")
+                    self._made.write(f"{self._title}: resuming after epoch {event.epoch} of {event.epochs}")
             case StepDone():
                 self._made.update(event.step, loss=f"{event.losses['classification']:.4f}")
             case EpochDone():

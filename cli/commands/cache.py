@@ -32,7 +32,7 @@ for tool in (compact, convert, merge, gc, repair):
 
 @cache.command(
     epilog="Example: i2p cache build shapenet --set build.scheduler=processes --set build.workers=4. "
-    "A build that was stopped goes on where it was; a complete one returns at once."
+    "A stopped build resumes where it was; a complete one returns at once."
 )
 @config_argument
 @config_options

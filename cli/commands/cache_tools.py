@@ -28,9 +28,9 @@ DEPTHS = ("uint8", "float16", "none")
 COMPRESSIONS = ("zstd", "none")
 
 WHAT = {
-    "workspace": "work of a process that died",
+    "workspace": "unfinished work of a dead process",
     "shard": "a shard that was never committed",
-    "unknown": "no file of a cache",
+    "unknown": "not a file of a cache",
 }
 
 threads_option = click.option(
@@ -41,7 +41,7 @@ threads_option = click.option(
 @click.command(
     epilog="Examples: i2p cache convert caches/shapenet55-0f3a9c21d7be --format webdataset; "
     "i2p cache convert PATH --features int8 --steps 24 --untouched zero --root small. "
-    "A conversion that was stopped goes on where it was."
+    "A stopped conversion resumes where it was."
 )
 @click.argument("source", type=CachePath())
 @click.option("--root", help="Folder or URL that holds caches. [default: where SOURCE lies]")
@@ -66,9 +66,9 @@ def convert(source: "Location", root: str | None, threads: int, as_json: bool, *
 
     changes = {name: value for name, value in storage.items() if value is not None}
     if not changes:
-        raise click.UsageError("name what is to change: --format, --features, --shapes-per-shard, ...")
+        raise click.UsageError("say what to change: --format, --features, --shapes-per-shard, ...")
     if "steps" in changes and changes.get("features") != "int8":
-        raise click.UsageError("--steps is a setting of --features int8; give both")
+        raise click.UsageError("--steps applies to --features int8; give both")
     find = _find_untouched(teacher_cache.open(source)) if "untouched" in changes else None
     with _progress("converting") as show:
         made = teacher_cache.convert(
@@ -84,9 +84,7 @@ def convert(source: "Location", root: str | None, threads: int, as_json: bool, *
     _say(made, f"{before.bytes / 1e6:.1f} MB before", as_json)
 
 
-@click.command(
-    epilog="Example: i2p cache compact caches/shapenet55-0f3a9c21d7be. A call that was stopped goes on where it was."
-)
+@click.command(epilog="Example: i2p cache compact caches/shapenet55-0f3a9c21d7be. A stopped call resumes where it was.")
 @click.argument("path")
 @threads_option
 @json_option
@@ -100,7 +98,7 @@ def compact(path: str, threads: int, as_json: bool) -> None:
     with _progress("compacting") as show:
         made = teacher_cache.compact(path, threads=threads, on_progress=show)
     if made is None:
-        echo(f"its shards are full already: {path}", err=True)
+        echo(f"its shards are already full: {path}", err=True)
         answer({"path": path, "written": 0}, path, as_json=as_json)
         return
     _say(made, f"{made.shards} shards", as_json)
@@ -108,7 +106,7 @@ def compact(path: str, threads: int, as_json: bool) -> None:
 
 @click.command(
     epilog="Example: i2p cache merge node1/folder-0f3a9c21d7be node2/folder-0f3a9c21d7be --root caches. "
-    "A merge that was stopped goes on where it was."
+    "A stopped merge resumes where it was."
 )
 @click.argument("sources", type=CachePath(), nargs=-1, required=True, metavar="SOURCE SOURCE...")
 @click.option("--root", required=True, help="Folder or URL that holds caches, other than where a SOURCE lies.")
@@ -132,7 +130,7 @@ def merge(
     import teacher_cache
 
     if len(sources) < 2:
-        raise click.UsageError("name two caches or more")
+        raise click.UsageError("give two or more caches")
     with _progress("merging") as show:
         made = teacher_cache.merge(
             sources, root, duplicates=duplicates, refill=refill, threads=threads, on_progress=show
@@ -168,7 +166,7 @@ def gc(path: "Location", unknown: bool, yes: bool, as_json: bool) -> None:
         pieces = findings.abandoned
         size = sum(piece.bytes for piece in pieces)
         if not yes and not sys.stdin.isatty():
-            echo("nothing was removed: there is no terminal to ask on; give --yes to remove these", err=True)
+            echo("nothing was removed: there is no terminal to confirm on; give --yes to remove these", err=True)
             raise SystemExit(2)
         if yes or click.confirm(f"Remove these {len(pieces)} pieces, {size / 1e6:.1f} MB?", err=True):
             with _progress("removing", unit="pieces") as show:
@@ -177,7 +175,7 @@ def gc(path: "Location", unknown: bool, yes: bool, as_json: bool) -> None:
             freed = sum(piece.bytes for piece in removed)
             echo(f"removed {len(removed)} pieces, {freed / 1e6:.1f} MB", err=True)
             for piece in kept:
-                echo(f"stays, since a build uses it by now: {piece.cache}/{piece.path}", err=True)
+                echo(f"kept, because a build uses it now: {piece.cache}/{piece.path}", err=True)
         else:
             echo("nothing was removed", err=True)
     if findings.faults:
@@ -193,7 +191,7 @@ def _show(findings: "Findings", path: "Location") -> None:
     for fault in findings.faults:
         echo(f"cannot be read: {fault}", err=True)
     if findings.busy:
-        echo(f"left alone: {findings.busy} locks of builds that are running", err=True)
+        echo(f"{findings.busy} locks of running builds were left alone", err=True)
     if not findings.caches:
         echo(f"no caches in {path}", err=True)
     elif not findings.abandoned:
@@ -222,7 +220,7 @@ def _progress(title: str, unit: str = "shards") -> Iterator[Callable[[int, int],
 
 
 def _say(made: "Rewritten", more: str, as_json: bool) -> None:
-    state = "complete already" if not made.written else f"{made.written} of {made.shards} shards written"
+    state = "already complete" if not made.written else f"{made.written} of {made.shards} shards written"
     echo(f"{state}: {made.records} records, {made.bytes / 1e6:.1f} MB, {more}", err=True)
     found = {"path": str(made.path), "records": made.records, "bytes": made.bytes,
              "shards": made.shards, "written": made.written}  # fmt: skip

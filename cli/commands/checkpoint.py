@@ -70,7 +70,7 @@ def import_(file: Path, out: Path, overrides: tuple[str, ...], as_json: bool) ->
 
 @checkpoint.command(
     epilog="Example: i2p checkpoint export runs/quickstart --out quickstart.pth   "
-    "(to go on with a pre-training there: --teacher ViT-B-16.safetensors)"
+    "(to resume pre-training there: --teacher ViT-B-16.safetensors)"
 )
 @click.argument("path", type=CheckpointPath())
 @click.option("--out", type=LocalPath(), required=True, help="The .pth to write; must not exist.")
@@ -114,7 +114,7 @@ def _as_json(path: Path, header: "Header") -> dict[str, Any]:
 
 
 def _described(header: "Header") -> list[str]:
-    steps = f"{header.step} steps" if header.origin is None else "steps not known"
+    steps = f"{header.step} steps" if header.origin is None else "steps unknown"
     lines = [f"kind        {header.kind}"]
     if header.origin is not None:
         lines.append(f"origin      {header.origin['file']}, sha256 {header.origin['sha256']}")
@@ -124,5 +124,6 @@ def _described(header: "Header") -> list[str]:
     if "start" in header.cache:
         lines.append(f"start       {header.cache['start']}")
     if header.teacher.get("channels"):
-        lines.append(f"teacher     {header.teacher['views']} views, {header.teacher['channels']} channels")
+        for maps in (header.teacher, *header.teacher.get("further", ())):
+            lines.append(f"teacher     {maps['views']} views, {maps['channels']} channels")
     return lines

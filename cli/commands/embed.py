@@ -68,16 +68,14 @@ def embed(
     from trainer.engine.ranks import joined
 
     if out.suffix not in (".npz", ".zarr"):
-        raise click.UsageError(f"--out {out}: expected a name that ends in .npz or .zarr")
+        raise click.UsageError(f"--out {out}: expected a name ending in .npz or .zarr")
     if os.path.lexists(out):
-        raise click.UsageError(f"--out {out} is there already; remove it, or choose another name")
+        raise click.UsageError(f"--out {out} already exists; remove it, or choose another name")
     if points_needed([encoder]) > points:
-        raise click.UsageError(
-            f"--points {points} is fewer than the {points_needed([encoder])} groups the encoder forms"
-        )
+        raise click.UsageError(f"--points {points} is less than the {points_needed([encoder])} groups of the encoder")
     stored = stored_points or points
     if stored < points:
-        raise click.UsageError(f"--stored-points {stored} is fewer than --points {points}")
+        raise click.UsageError(f"--stored-points {stored} is less than --points {points}")
     with joined(device) as ranks:
         (made,) = named_encoders([encoder], device=ranks.device, feature=feature).values()
         with Progress("reading", 0, unit="shapes") as progress:
@@ -115,7 +113,7 @@ def embed(
 def _write_npz(out: Path, features: "np.ndarray", clouds: "LabelledClouds", about: dict[str, Any]) -> None:
     import numpy as np
 
-    from teacher_cache.storage.commit import replace_file
+    from teacher_cache.storage.atomic import replace_file
 
     file = io.BytesIO()
     np.savez(file, features=features, labels=clouds.labels, ids=np.array(clouds.ids),

@@ -56,13 +56,13 @@ def evaluate(
     from trainer.engine.ranks import joined
 
     if bool(train) != bool(test):
-        raise click.UsageError("name both --train and --test, or neither for the run's own")
+        raise click.UsageError("give both --train and --test, or neither for the run's own")
     model, header = load_model(checkpoint)
     if not train:
         own = header.config.get("evaluation", {})
         train, test = own.get("train"), own.get("test")
         if not train or not test:
-            raise click.UsageError(f"{checkpoint} was not evaluated on anything; name --train and --test")
+            raise click.UsageError(f"{checkpoint} was not evaluated on anything; give --train and --test")
         stored_points = stored_points or max(points, int(own.get("stored_points", points)))
         embedded = embedded or bool(own.get("embedded"))
     assert test is not None

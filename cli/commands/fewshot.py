@@ -66,15 +66,15 @@ def fewshot(
     from trainer.engine.ranks import joined
 
     if bool(train) == bool(stored):
-        raise click.UsageError("name one of --train and --stored")
+        raise click.UsageError("give one of --train and --stored")
     if stored and (test or queries):
         raise click.UsageError("--stored has its own queries; --test and --queries go with --train")
     if stored and folds > 10:
         raise click.UsageError("the field has 10 folds of each setting")
     if points_needed(encoders) > points:
-        raise click.UsageError(f"--points {points} is fewer than the {points_needed(encoders)} groups an encoder forms")
+        raise click.UsageError(f"--points {points} is less than the {points_needed(encoders)} groups of an encoder")
     if stored_points is not None and stored_points < points:
-        raise click.UsageError(f"--stored-points {stored_points} is fewer than --points {points}")
+        raise click.UsageError(f"--stored-points {stored_points} is less than --points {points}")
     names = list(encoders)
     if baselines and "coordinates" not in names:
         names.insert(0, "coordinates")
@@ -115,7 +115,8 @@ class _Run:
 
         parts = [self._read(uri) for uri in (train, test) if uri is not None]
         configs = [FewShotConfig(way=way, shot=shot, **settings) for way in ways for shot in shots]
-        folds = [drawn_folds(parts[0], parts[1] if test else None, config) for config in configs]  # before the hours
+        # Before hours of encoding: too few shapes in a class are found now.
+        folds = [drawn_folds(parts[0], parts[1] if test else None, config) for config in configs]
         features = self._features(parts)
         pairs = {name: (found[0], found[-1]) for name, found in features.items()}
         rows = []

@@ -15,7 +15,7 @@ __all__ = ["finetune"]
 @click.command(
     epilog="Examples: i2p finetune synthetic --from runs/quickstart --seeds 3; "
     "i2p finetune synthetic --from none --sizes runs/quickstart; i2p finetune modelnet40 --from RUN --protocol linear. "
-    "A run that is stopped goes on where it was."
+    "A stopped run resumes where it was."
 )
 @click.argument("config")
 @click.option("--from", "start", required=True, metavar="RUN|none",
@@ -48,11 +48,11 @@ def finetune(
     from cli.actions.finetuning import load_recipe, run_seeds, start_of
 
     if sizes and start != "none":
-        raise click.UsageError("--sizes goes with --from none; a checkpoint has sizes of its own")
+        raise click.UsageError("--sizes needs --from none; a checkpoint has its own sizes")
     for option, name in (("--from", start), ("--sizes", sizes)):
         if name not in (None, "none") and not is_checkpoint(name):
             raise click.UsageError(
-                f"{option} {name}: no such directory; name a run, one of its checkpoints, embedded, or none"
+                f"{option} {name}: no such directory; expected a run, one of its checkpoints, embedded, or none"
             )
     sections, stated = load_recipe(config, [*overrides, *([f"finetune.protocol='{protocol}'"] if protocol else [])])
     model, weights = start_of(start, sizes, sections, stated)

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,12 +30,14 @@ _TITLES = {"3d": "3D", "2d": "2D"}  # of losses; others are called by their name
 
 @click.command(
     epilog="Examples: i2p pretrain quickstart; i2p pretrain mine.toml --set trainer.epochs=50; "
-    "torchrun --nproc-per-node 8 -m cli.main pretrain shapenet --cache PATH. A stopped run goes on where it was."
+    "torchrun --nproc-per-node 8 -m cli.main pretrain shapenet --cache PATH; "
+    "i2p pretrain quickstart --cache PATH --cache DINOV2. A stopped run resumes where it was."
 )
 @config_argument
 @config_options
-@click.option("--cache", "cache_path", type=CachePath(),
-              help="Train on this cache instead of the one CONFIG describes.")  # fmt: skip
+@click.option("--cache", "cache_paths", type=CachePath(), multiple=True,
+              help="Train on this cache instead of the one CONFIG describes. More of them, of the same shapes, are "
+                   "further teachers: --set teachers.weights_2d=[1, 0.5], teachers.weights_global.")  # fmt: skip
 @click.option(
     "--stale-cache",
     type=click.Choice(["refuse", "train"]),
@@ -49,7 +51,7 @@ def pretrain(
     config: str,
     overrides: tuple[str, ...],
     print_config: bool,
-    cache_path: "Location | None",
+    cache_paths: "tuple[Location, ...]",
     stale_cache: str | None,
     out: Path | None,
     reports: bool,
@@ -59,20 +61,29 @@ def pretrain(
     import teacher_cache
     from cli.actions.build_cache import build_from
     from cli.actions.stale import check_corpus, finished_cache
-    from cli.experiment.toml import load_experiment, to_toml
+    from cli.experiment.toml import ConfigError, load_experiment, to_toml
     from cli.show.progress import Progress
     from pipeline.build.own_records import own_records
     from teacher_cache.location import resolve
+    from trainer.config import teachers_conflicts
     from trainer.engine.ranks import place_in_launch
 
     experiment = load_experiment(
         config, [*overrides, *([f"trainer.stale_cache='{stale_cache}'"] if stale_cache else [])]
     )
+    if cache_paths[1:]:
+        further = tuple(map(str, cache_paths[1:]))
+        experiment = replace(experiment, teachers=replace(experiment.teachers, caches=further))
+    faults = list(teachers_conflicts(experiment.teachers, experiment.trainer, 1 + len(experiment.teachers.caches)))
+    if faults:
+        raise ConfigError(config, faults)
     if print_config:
         echo(to_toml(experiment), nl=False)
         return
     launch, named = place_in_launch(), True
-    if cache_path is not None:  # noted, so that the run's own config.toml repeats the run
+    cache_path: Location | None = None
+    if cache_paths:  # noted, so that the run's own config.toml repeats the run
+        cache_path = cache_paths[0]
         experiment = replace(experiment, trainer=replace(experiment.trainer, cache=str(cache_path)))
     elif experiment.trainer.cache:
         cache_path = resolve(experiment.trainer.cache)
@@ -89,8 +100,9 @@ def pretrain(
         own, notes = own_records(opened, experiment.corpus, as_it_is=experiment.trainer.stale_cache == "train")
     for note in notes if launch.rank == 0 else ():
         echo(note, err=True)
+    more = [teacher_cache.open(resolve(path)) for path in experiment.teachers.caches]
     run_dir = out or Path("runs") / experiment.name
-    report = _train(experiment, own, run_dir, launch.rank)
+    report = _train(experiment, own, more, run_dir, launch.rank)
     if launch.rank == 0:
         before = run_dir / REPORT / "index.html"
         if report.resumed_from == report.epochs and before.is_file():  # nothing to say that it does not
@@ -103,17 +115,17 @@ def pretrain(
 def _check_alone(ranks: int) -> None:
     if ranks > 1:
         raise click.UsageError(
-            "under torchrun, name a finished cache: build it first with `i2p cache build CONFIG`, "
-            "and give the path it prints as --cache"
+            "under torchrun a finished cache is needed: build it first with `i2p cache build CONFIG`, and pass the "
+            "path it prints as --cache"
         )
 
 
-def _train(experiment: "Experiment", opened: Any, run_dir: Path, rank: int) -> "TrainReport":
+def _train(experiment: "Experiment", opened: Any, further: Sequence[Any], run_dir: Path, rank: int) -> "TrainReport":
     from cli.experiment.live import live_teacher
     from cli.experiment.toml import to_toml
     from cli.show.pictures import curves
     from cli.show.progress import human_seconds
-    from teacher_cache.storage.commit import replace_file
+    from teacher_cache.storage.atomic import replace_file
     from trainer.pretraining.loop import pretrain as run
 
     def note_settings() -> None:
@@ -132,6 +144,8 @@ def _train(experiment: "Experiment", opened: Any, run_dir: Path, rank: int) -> "
             trainer=experiment.trainer,
             evaluation=experiment.evaluation,
             teacher=live_teacher(experiment, opened),
+            further=further,
+            teachers=experiment.teachers,
             on_event=reporter,
         )
     finally:
@@ -139,7 +153,7 @@ def _train(experiment: "Experiment", opened: Any, run_dir: Path, rank: int) -> "
     if rank == 0:
         curves(run_dir, run_dir / "curves.png")
         if report.resumed_from == report.epochs:
-            echo(f"complete already: {report.epochs} epochs", err=True)
+            echo(f"already complete: {report.epochs} epochs", err=True)
         else:
             echo(f"trained {report.epochs - report.resumed_from} epochs in {human_seconds(report.seconds)}", err=True)
     return report

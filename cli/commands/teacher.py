@@ -23,7 +23,7 @@ def teacher() -> None:
 
 @teacher.command(
     epilog="Examples: i2p teacher train; i2p teacher train mine.toml --out runs/mine --set learning.steps=3000. "
-    "A stopped run goes on where it was."
+    "A stopped run resumes where it was."
 )
 @click.argument("config", default="tiny", metavar="[CONFIG]")
 @click.option("--out", type=LocalPath(file_okay=False),
@@ -41,12 +41,12 @@ def train(config: str, out: Path | None, overrides: tuple[str, ...], as_json: bo
     from pipeline.teacher.tiny_clip.config import LearningConfig, ViewsConfig
     from pipeline.teacher.tiny_clip.train import StepReport, check_sizes, train_clip
     from pipeline.teacher.tiny_clip.views import draw_views
-    from teacher_cache.storage.commit import refuse_links
+    from teacher_cache.storage.atomic import refuse_links
 
     made = load_sections(config, _text(config), overrides, {"views": ViewsConfig, "learning": LearningConfig})
     views: ViewsConfig = made["views"]
     learning: LearningConfig = made["learning"]
-    check_sizes(views, learning)  # before minutes are spent on drawing
+    check_sizes(views, learning)  # before minutes are spent on rendering
     folder = out or Path("runs") / f"teacher-{Path(config).stem}"
     refuse_links(folder, folder / "views" / "any")  # before anything is drawn into it
     with Progress("views", views.shapes, unit="shapes") as progress:
@@ -64,7 +64,7 @@ def train(config: str, out: Path | None, overrides: tuple[str, ...], as_json: bo
         if progress_of:
             progress_of["bar"].__exit__(None, None, None)
     if not progress_of:
-        echo(f"complete already: {learning.all_steps} steps", err=True)
+        echo(f"already complete: {learning.all_steps} steps", err=True)
     else:
         bar = progress_of["bar"]
         echo(f"trained {bar.done - bar.initial} steps in {human_seconds(bar.seconds)}", err=True)
@@ -131,7 +131,7 @@ def evaluate(
     problems = [f"teacher.{problem}" for problem in config.problems()]
     problems += [f"projection.{problem}" for problem in projection.problems()]
     if shapes < 72:
-        problems.append(f"--shapes {shapes} is fewer than two of each of the 36 categories")
+        problems.append(f"--shapes {shapes} is less than two for each of the 36 categories")
     named = [
         ("synthetic", SYNTHETIC.format(count=shapes, split="train"), SYNTHETIC.format(count=shapes // 2, split="test"))
     ]

@@ -70,11 +70,11 @@ def vote(
 
     model, header = load_fine_tuned(checkpoint)
     if not isinstance(model, Classifier):
-        raise click.UsageError(f"{checkpoint} is a part segmenter; a vote is of a classifier")
+        raise click.UsageError(f"{checkpoint} is a part segmenter; voting needs a classifier")
     trained = header.config.get("finetune", {})  # an imported one does not say how it was
     test = test or trained.get("test")
     if not test:
-        raise click.UsageError(f"{checkpoint} does not say what it was tested on; name --test")
+        raise click.UsageError(f"{checkpoint} does not record its test corpus; give --test")
     points = trained.get("points", 1024) if points is None else points
     frame = frame or trained.get("frame", "canonical")
     if stored_points is None:
@@ -84,7 +84,7 @@ def vote(
     )  # fmt: skip
     problems = list(config.problems())
     if stored_points < points:
-        problems.append(f"--stored-points {stored_points} is fewer than --points {points}")
+        problems.append(f"--stored-points {stored_points} is less than --points {points}")
     least = max(model.model.groups[0], model.config.neighbours[0])
     if points < least:
         problems.append(f"--points {points} is too few: the classifier needs at least {least}")
@@ -95,8 +95,8 @@ def vote(
         clouds = read_clouds(test, points=stored_points, frame=frame, progress=progress.add)  # type: ignore[arg-type]
     if len(clouds.label_names) != model.config.classes:
         raise EvaluationError(
-            f"{test} has {len(clouds.label_names)} classes, the classifier {model.config.classes}; name the set it was "
-            "fitted on"
+            f"{test} has {len(clouds.label_names)} classes, the classifier {model.config.classes}; give the corpus it "
+            "was trained for"
         )
     with joined(device) as ranks, Progress("voting", len(clouds) * (1 + rounds * draws), unit="clouds") as progress:
         logits = classifier_logits(model.to(ranks.device), ranks.device)

@@ -88,7 +88,7 @@ def load_sections(source: str, text: str, overrides: Iterable[str], sections: Ma
         if isinstance(table, dict):
             tables[key] = table
         else:
-            problems.append(f"{key} = {table!r} stands outside any section; sections: {', '.join(sections)}")
+            problems.append(f"{key} = {table!r} is outside any section; sections: {', '.join(sections)}")
     for override in overrides:
         _apply_override(tables, override, problems)
     problems += [f"[{key}] is not a section; {_suggest(key, sections)}" for key in tables if key not in sections]
@@ -145,14 +145,14 @@ def _layered(config: str, problems: list[str]) -> dict[str, dict[str, Any]]:
     if "preset" in top:
         parent = top.pop("preset")
         if parent not in preset_names():
-            problems.append(f"preset = {parent!r} is not one; {_suggest(str(parent), preset_names())}")
+            problems.append(f"preset = {parent!r} is not a preset; {_suggest(str(parent), preset_names())}")
         else:
             base = _layered(parent, problems)
     for key, table in top.items():
         if isinstance(table, dict):
             base.setdefault(key, {}).update(table)
         else:
-            problems.append(f"{key} = {table!r} stands outside any section; sections: {', '.join(SECTIONS)}")
+            problems.append(f"{key} = {table!r} is outside any section; sections: {', '.join(SECTIONS)}")
     return base
 
 

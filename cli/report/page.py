@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from cli.report.panels import Panel
 from cli.show.terminal import escaped
-from teacher_cache.storage.commit import refuse_links, replace_file
+from teacher_cache.storage.atomic import refuse_links, replace_file
 
 __all__ = ["write_page"]
 

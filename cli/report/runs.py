@@ -63,7 +63,7 @@ def open_run(folder: Path, name: str) -> Run:
 
     Raises CheckpointError where there is none, or it is of another kind or damaged.
     """
-    from teacher_cache.storage.commit import read_regular
+    from teacher_cache.storage.atomic import read_regular
     from trainer.checkpoints.models import load_model
     from trainer.engine.events import read_events
     from trainer.engine.run_directory import known_json
@@ -291,7 +291,7 @@ def _memory(events: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
 
 def _cache_stages(run: Run) -> list[tuple[str, str, str, str, str]]:
     from teacher_cache.errors import CacheError
-    from teacher_cache.format.layout import LOG
+    from teacher_cache.format.paths import LOG
     from teacher_cache.storage.opening import storage_at
 
     if run.cache is None:

@@ -111,7 +111,7 @@ def contact_sheet(
         raise ValueError("no shapes to draw; expected at least one")
     names = [shape.id for shape in shapes] if titles is None else list(titles)
     if len(names) != len(shapes):
-        raise ValueError(f"{len(names)} titles for {len(shapes)} shapes; expected as many")
+        raise ValueError(f"{len(names)} titles for {len(shapes)} shapes; expected one per shape")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

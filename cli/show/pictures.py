@@ -12,7 +12,7 @@ import numpy as np
 from cli.show.clouds import ramp, render_cloud
 from cli.show.titles import loss_title
 from teacher_cache.format.records import TeacherRecord
-from teacher_cache.storage.commit import replace_file
+from teacher_cache.storage.atomic import replace_file
 
 __all__ = [
     "GRID",

@@ -1,7 +1,7 @@
 """Escaping of text for terminals and logs: foreign names cannot move the cursor, or forge or hide a line.
 
-Ids, labels, paths and reasons come from files of strangers. Control characters and the marks that turn the direction of
-writing are shown as escapes wherever they leave the program; only line ends and tabs of our own texts stay.
+Ids, labels, paths and reasons come from untrusted files. Control characters and bidirectional marks are escaped
+wherever they leave the program; only line ends and tabs of our own texts are kept.
 """
 
 import json

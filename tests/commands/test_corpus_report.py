@@ -77,8 +77,8 @@ def test_the_whole_report(capsys, mixed, workers):
     ):
         assert line in said, line
     assert any(line.startswith("2 ") and line.endswith("in 1 shapes: test/box/b.obj") for line in said)
-    assert any(line.startswith("2 x has N points, N are asked for") for line in said)
-    assert any("d.npy: has 41 points, 64 are asked for" in line for line in said)
+    assert any(line.startswith("2 x has N points, N were requested") for line in said)
+    assert any("d.npy: has 41 points, 64 were requested" in line for line in said)
     assert "checking: 6/6 shapes" in outcome.err
     assert "refused 2" in outcome.err
     found = json.loads(

@@ -132,7 +132,7 @@ def test_percent_escapes_reach_odd_paths(tmp_path):
     ("uri", "message"),
     [
         ("folder", "is not a corpus; expected kind:location"),
-        ("floder:x", "'floder' is not a kind of corpus; there are\n  synthetic:"),
+        ("floder:x", "'floder' is not a kind of corpus; the kinds are\n  synthetic:"),
         ("folder:", "no location; write folder:DIR"),
         ("folder:.?seed", "option 'seed' has no value"),
         ("folder:.?seed=1&seed=2", "option seed is given twice"),

@@ -165,9 +165,9 @@ def test_the_encoder_is_taken_over_and_what_does_not_fit_is_refused(labelled, tm
     assert first.accuracy == second.accuracy
     with pytest.raises(CheckpointError, match="none of its 1 entries is one of the model's"):
         tune(labelled, tmp_path / "c", start=("x", {"other": torch.zeros(1)}))
-    with pytest.raises(CheckpointError, match=r"(?s)does not fit the model, nothing was loaded.*has shape"):
+    with pytest.raises(CheckpointError, match=r"(?s)does not fit the model, so nothing was loaded.*has shape"):
         tune(labelled, tmp_path / "d", start=(name, entries), model=tiny_sizes(embed_first=(16, 24)))
-    with pytest.raises(ValueError, match='"linear" trains a head on an encoder that has learnt nothing'):
+    with pytest.raises(ValueError, match='"linear" trains a head on an untrained encoder'):
         tune(labelled, tmp_path / "e", protocol="linear")
     assert not (tmp_path / "e").exists()
 
@@ -322,14 +322,14 @@ def test_recipes_of_scanobjectnn_are_the_fields():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"train": ""}, "train = '' names no corpus"),
+        ({"train": ""}, "train = '' is not a corpus"),
         ({"points": 16}, "points = 16 is smaller than 32"),
-        ({"pool": 40}, "pool = 40 is fewer than points = 48"),
-        ({"stored_points": 50}, "stored_points = 50 is fewer than points = 48 or pool = 56"),
-        ({"frozen": "reference"}, 'frozen = "reference" with protocol = "full", which freezes nothing'),
+        ({"pool": 40}, "pool = 40 is less than points = 48"),
+        ({"stored_points": 50}, "stored_points = 50 is less than points = 48 or pool = 56"),
+        ({"frozen": "reference"}, 'frozen = "reference" has no effect with protocol = "full", which freezes nothing'),
         ({"protocol": "half"}, "protocol = 'half' is none of full, mlp-3, linear"),
-        ({"scale": (0.0, 1.0)}, "is no range of positive factors"),
-        ({"accumulation": 2}, "accumulation = 2: fine-tuning has accumulation = 1 only"),
+        ({"scale": (0.0, 1.0)}, "is not an ascending range of positive factors"),
+        ({"accumulation": 2}, "accumulation = 2: fine-tuning supports only accumulation = 1"),
         ({"batch_size": 1}, "batch_size = 1 is smaller than 2"),
         ({"drop_path": 1.0}, "drop_path = 1.0 is outside"),
     ],

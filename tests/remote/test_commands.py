@@ -75,5 +75,5 @@ def test_training_from_a_bucket_is_training_from_a_folder(
 def test_a_missing_bucket_is_an_error_without_a_traceback(s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
     answer = run(capsys, "cache", "build", "smoke", "--set", "cache.root=s3://nowhere/caches")
     assert answer.code == 1
-    assert "Make the bucket" in answer.err
+    assert "Create the bucket" in answer.err
     assert "Traceback" not in answer.err

@@ -46,13 +46,16 @@ def load_pretrained_encoder(model: nn.Module, entries: Mapping[str, Tensor], *, 
     if not found:
         raise ValueError(
             f"{source}: none of its {len(entries)} entries is one of the model's {len(wanted)} encoder weights; "
-            f"expected names such as {next(iter(wanted))}, got {_some(entries)}. "
-            "Pass the state dict itself (in the reference's files: the entry base_model)."
+            f"expected names such as {next(iter(wanted))}, found {_first_few(entries)}. Pass the state dict itself (in "
+            "the "
+            "reference's files, the entry base_model)."
         )
     missing = [name for name in wanted if name not in entries]
     unused = tuple(name for name in entries if name not in wanted)
     unexpected = [name for name in unused if name.startswith(ENCODER) and not name.startswith(NORMS)]
-    faults = [f"{what} {_some(names)}" for what, names in (("missing", missing), ("unexpected", unexpected)) if names]
+    faults = [
+        f"{what} {_first_few(names)}" for what, names in (("missing", missing), ("unexpected", unexpected)) if names
+    ]
     faults += [
         f"{name} has shape {tuple(entries[name].shape)}, expected {tuple(wanted[name].shape)}"
         for name in found
@@ -61,13 +64,16 @@ def load_pretrained_encoder(model: nn.Module, entries: Mapping[str, Tensor], *, 
     if faults:
         listed = "\n  ".join(faults)
         raise ValueError(
-            f"{source}: its encoder does not fit the model, nothing was loaded:\n  {listed}\n"
-            "Make the model with the [model] settings that the checkpoint was trained with."
+            f"{source}: its encoder does not fit the model, so nothing was loaded:\n"
+            f"  {listed}\n"
+            "Create the model with the [model] settings that the checkpoint was trained with."
         )
     model.load_state_dict({name: entries[name] for name in wanted}, strict=False)
     kept = tuple(name for name in own if name not in wanted)
-    logger.info("%s: %d encoder entries loaded; not used: %s", source, len(wanted), _some(unused))
-    logger.info("%d entries of the model are not the encoder's and keep their values: %s", len(kept), _some(kept))
+    logger.info("%s: %d encoder entries loaded; not used: %s", source, len(wanted), _first_few(unused))
+    logger.info(
+        "%d entries of the model are not part of the encoder and keep their values: %s", len(kept), _first_few(kept)
+    )
     return EncoderLoad(tuple(wanted), kept, unused)
 
 
@@ -79,11 +85,15 @@ def without_module_prefix(entries: Mapping[str, Tensor], *, source: str) -> dict
     plain = {name.removeprefix("module."): value for name, value in entries.items()}
     if len(plain) < len(entries):
         double = [name for name in entries if name.startswith("module.") and name.removeprefix("module.") in entries]
-        raise ValueError(f"{source}: with and without `module.`, both are there: {_some(double)}; expected one of them")
+        raise ValueError(
+            f"{source}: names occur both with and without the prefix `module.`: {_first_few(double)}. Expected one of "
+            "the "
+            "two."
+        )
     return plain
 
 
-def _some(names: Iterable[str]) -> str:
+def _first_few(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return (", ".join(names[:SHOWN]) or "nothing") + more

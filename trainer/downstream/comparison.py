@@ -117,6 +117,7 @@ class Evaluator:
         scores: dict[str, list[SvmScore]] = {name: [] for name in encoders}
         dimensions = {}
         for seed in range(count):
+            # One draw for all encoders: their scores then differ by the features alone.
             train, test = self._points(self.train, seed), self._points(self.test, seed)
             for place, (name, encoder) in enumerate(encoders.items()):
                 told.at((seed * len(encoders) + place) * steps, encoder=name, seed=f"{seed + 1}/{count}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from teacher_cache.storage.commit import read_regular, replace_file
+from teacher_cache.storage.atomic import read_regular, replace_file
 from trainer.downstream.clouds import LabelledClouds
 from trainer.downstream.linear_svm import SvmScore
 from trainer.errors import EvaluationError

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -12,11 +11,11 @@ from torch import Tensor, nn
 from trainer.models.heads.classifier import Classifier
 from trainer.models.layers.batch_norm import BatchNorm
 from trainer.models.layers.pooling import Feature
+from trainer.models.student import Student
 
 __all__ = [
     "ClassifierEncoder",
     "Encoder",
-    "EncodesPoints",
     "ModelEncoder",
     "classifier_logits",
     "encode",
@@ -28,22 +27,12 @@ Encoder = Callable[[np.ndarray], np.ndarray]
 """[B, N, 3] float32 -> [B, D] float32; row i depends on cloud i alone."""
 
 
-class EncodesPoints(Protocol):
-    """A module with evaluation features: points [B, N, 3] float32 -> [B, D]."""
-
-    training: bool
-
-    def encode(self, points: Tensor, feature: Feature = ...) -> Tensor: ...
-
-    def train(self, mode: bool = True) -> Any: ...
-
-
 def encode(
     encoder: Encoder, points: np.ndarray, *, batch_size: int, progress: Callable[[int], None] | None = None
 ) -> np.ndarray:
     """Features of all clouds [n, N, 3], `batch_size` at a time -> [n, D] float32.
 
-    progress  is told how many clouds each batch had.
+    progress  is called with how many clouds each batch had.
     """
     parts = []
     for start in range(0, len(points), batch_size):
@@ -57,7 +46,7 @@ def encode(
 class ModelEncoder:
     """A model's feature as an Encoder: in float32 and evaluation mode; the model's mode is restored afterwards."""
 
-    model: EncodesPoints
+    model: Student
     device: torch.device
     feature: Feature
 
@@ -68,7 +57,7 @@ class ModelEncoder:
         return features.float().cpu().numpy()
 
 
-def model_encoder(model: EncodesPoints, device: torch.device, feature: Feature = "levels") -> ModelEncoder:
+def model_encoder(model: Student, device: torch.device, feature: Feature = "levels") -> ModelEncoder:
     """Wrap the model's feature of that name as an Encoder."""
     return ModelEncoder(model, device, feature)
 
@@ -104,7 +93,7 @@ def classifier_logits(model: Classifier, device: torch.device) -> Callable[[np.n
 
 
 @contextmanager
-def _evaluating(model: EncodesPoints | nn.Module) -> Iterator[None]:
+def _evaluating(model: nn.Module) -> Iterator[None]:
     mode = model.training
     model.train(False)
     try:
@@ -118,7 +107,7 @@ def feature_name(encoder: Encoder) -> str:
     return str(getattr(encoder, "feature", None) or getattr(encoder, "__name__", type(encoder).__name__))
 
 
-def settle_batch_norms(model: nn.Module, points: np.ndarray, device: torch.device, feature: Feature = "levels") -> None:
+def settle_batch_norms(model: Student, points: np.ndarray, device: torch.device, feature: Feature = "levels") -> None:
     """Set the batch norm statistics of an untrained model from some clouds [B, N, 3], in one forward pass.
 
     Without it the running averages are those of initialisation, and a random encoder scores far below what its random
@@ -136,7 +125,7 @@ def settle_batch_norms(model: nn.Module, points: np.ndarray, device: torch.devic
     # Hooks instead of a pass in training mode, which would start a collective: the other ranks are not evaluating.
     hooks = [part.register_forward_pre_hook(settle) for part in model.modules() if isinstance(part, BatchNorm)]
     try:
-        model_encoder(cast(EncodesPoints, model), device, feature)(points)
+        model_encoder(model, device, feature)(points)
     finally:
         for hook in hooks:
             hook.remove()

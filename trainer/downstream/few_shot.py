@@ -115,11 +115,12 @@ def few_shot(
 
     features  name -> features of the training shapes [n, D] and of the test shapes [m, D] (the training shapes again,
               where folds were drawn of one corpus).
-    progress  is told 1 for every fit.
+    progress  is called with 1 for every fit.
     """
     found: dict[str, list[float]] = {name: [] for name in features}
     for number, fold in enumerate(folds):
         for name, (train, test) in features.items():
+            # Seeded by the fold: every encoder chooses C on the same inner folds.
             found[name].append(
                 probe(train[fold.support], fold.support_labels, test[fold.queries], fold.query_labels, seed=number)
             )

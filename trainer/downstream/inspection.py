@@ -14,7 +14,7 @@ seen.shapes[0].levels[0].visible       # [G] bool: which of the finest tokens th
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,11 +22,11 @@ from torch import Tensor
 
 from cuda.backproject import backproject
 from cuda.geometry import ViewGeometry
+from cuda.token_maps import TokenMaps
 from teacher_cache.format.records import RecordBatch
 from trainer.engine.augmentation import renormalised
 from trainer.models.random_inputs import Draws
 from trainer.models.student import Shown, Student
-from trainer.models.tokens.maps import TeacherMaps
 
 __all__ = [
     "Features",
@@ -159,14 +159,14 @@ def inspect_shapes(
     points       of each cloud the student is given, the first ones; 0: all that are stored.
     renormalise  centre and scale a cloud of fewer points than are stored, as trainer.renormalise says.
 
-    The model is left in the mode it was in. Raises ValueError where the cache's features do not fit the student.
+    Of a student with several teachers, the first one's features are shown. The model is left in the mode it was in. Raises ValueError where the cache's features do not fit the student.
     """
     device = torch.device("cpu") if device is None else device
     canonical = np.ascontiguousarray(batch.points[:, : points or None])
     cut = canonical.shape[1] < batch.points.shape[1]
     student = renormalised(canonical) if renormalise and cut else canonical
     geometry = ViewGeometry(*(torch.from_numpy(array) for array in (batch.lo, batch.cell, batch.offset)))
-    maps = TeacherMaps(torch.from_numpy(batch.features), torch.from_numpy(batch.saliency), geometry, image_side)
+    maps = TokenMaps(torch.from_numpy(batch.features), torch.from_numpy(batch.saliency), geometry, image_side)
     teacher = teacher_at_points(maps, canonical)
     draws = Draws.for_records(records, model.config, seed=0, epoch=0)
     training = model.training
@@ -178,6 +178,7 @@ def inspect_shapes(
                 torch.from_numpy(canonical).to(device),
                 maps.to(device),
                 draws.to(device),
+                **_further(model, maps, device),
             )
             shown = model.show(plan, model.network(plan, None))
     finally:
@@ -201,7 +202,22 @@ def inspect_shapes(
     )
 
 
-def teacher_at_points(maps: TeacherMaps, points: np.ndarray) -> np.ndarray:
+def _further(model: Student, maps: TokenMaps, device: torch.device) -> dict[str, Any]:
+    """Maps of zeros for further teachers: a plan asks for their targets, which nothing that is shown depends on."""
+    teachers = getattr(model, "further", ())
+    if not teachers:
+        return {}
+    B, _, T, _ = maps.features.shape
+    blanks = [
+        maps._replace(
+            features=torch.zeros(B, teacher.views, T, teacher.channels), saliency=torch.zeros(B, teacher.views, T)
+        ).to(device)
+        for teacher in teachers
+    ]
+    return {"further": blanks}
+
+
+def teacher_at_points(maps: TokenMaps, points: np.ndarray) -> np.ndarray:
     """Read the teacher's features at points [B, n, 3] float32 of the maps' frame, means over views: [B, n, C] float32.
 
     A cloud at a time: features of all views at once would be V times the result.

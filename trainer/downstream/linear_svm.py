@@ -145,8 +145,8 @@ def _cross_validate(model: _Svm, labels: np.ndarray, grid: Sequence[float], fold
             continue
         if len(np.unique(labels[inside])) < 2:
             raise EvaluationError(
-                f"{len(labels)} training shapes split into {folds} folds leave a fit with one class; expected at least "
-                "two. Use more labelled shapes, or fewer folds (evaluation.folds)."
+                f"{len(labels)} training shapes in {folds} folds leave a fold whose fit sees one class; expected at "
+                "least two. Use more labelled shapes, or fewer folds (evaluation.folds)."
             )
         for i, c in enumerate(grid):
             right[i] += len(outside) * model.accuracy(inside, c, model.x[outside], labels[outside])
@@ -163,8 +163,8 @@ def _checked(*arrays: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, n
         bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
         if len(bad):
             raise EvaluationError(
-                f"features of {len(bad)} of {len(features)} {name} shapes are not finite, first that of shape "
-                f"{bad[0]}; expected finite numbers. The encoder's weights are likely not finite either."
+                f"features of {len(bad)} of {len(features)} {name} shapes are not finite, first those of shape "
+                f"{bad[0]}. The weights of the encoder are probably not finite either."
             )
     if x.shape[1] != x_test.shape[1]:
         raise ValueError(

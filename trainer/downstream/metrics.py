@@ -36,8 +36,8 @@ class PartScores:
     instance    mean over shapes of the shape's IoU
     classes     mean over categories of the mean over their shapes
     categories  that mean of each category, by name
-    accuracy    share of points that are labelled rightly
-    part_recall  mean over the parts that occur of the share of their points that is found
+    accuracy    share of points that are labelled correctly
+    part_recall  mean recall of points over the parts that occur
     """
 
     instance: float
@@ -58,13 +58,13 @@ def parts_of_categories(label_names: Sequence[str], part_names: Sequence[str]) -
         category = name.rpartition("/")[0]
         if category not in owner:
             raise EvaluationError(
-                f"part {name!r} is of none of the categories {', '.join(label_names)[:80]}; parts are named "
+                f"part {name!r} belongs to none of the categories {', '.join(label_names)[:80]}; parts are named "
                 "category/part"
             )
         found[owner[category]].append(number)
     for name, numbers in zip(label_names, found, strict=True):
         if not numbers:
-            raise EvaluationError(f"category {name!r} has no parts; every category needs some named {name}/...")
+            raise EvaluationError(f"category {name!r} has no parts; every category needs parts named {name}/...")
     return [np.array(numbers) for numbers in found]
 
 
@@ -107,14 +107,17 @@ def part_scores(
     empty = [name for label, name in enumerate(label_names) if label not in held]
     if empty:
         raise EvaluationError(
-            f"no shape of {', '.join(empty)}: the mean over categories is not defined. Score a split that has all."
+            f"no shape of {', '.join(empty)}, so the mean over categories is undefined. Score a split that has all "
+            "categories."
         )
     whole = np.empty(len(truth))
     for row, category in enumerate(categories.tolist()):
         own = parts[category]
         for what, numbers in (("true", truth[row]), ("predicted", predicted[row])):
             if not np.isin(numbers, own).all():
-                raise EvaluationError(f"shape {row} of category {label_names[category]!r} has a {what} part of another")
+                raise EvaluationError(
+                    f"shape {row} of category {label_names[category]!r} has a {what} part of another category"
+                )
         true, found = truth[row] == own[:, None], predicted[row] == own[:, None]  # [parts, N]
         union = (true | found).sum(axis=1)
         whole[row] = np.mean(np.where(union == 0, 1.0, (true & found).sum(axis=1) / np.maximum(union, 1)))

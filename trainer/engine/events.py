@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from teacher_cache.storage.commit import open_log, read_regular, replace_file
+from teacher_cache.storage.atomic import open_log, read_regular, replace_file
 from trainer.engine.watching import Watched
 from trainer.losses.terms import WHOLE
 
@@ -83,7 +83,7 @@ class StepDone(Event):
 class EpochDone(Event):
     """Means over the epoch's steps, and its wall time: of a resumed epoch, since it was resumed.
 
-    shapes_per_second  counts all ranks.   skipped  damaged records that others stood in for, in the whole epoch.
+    shapes_per_second  counts all ranks.   skipped  damaged records that others replaced, in the whole epoch.
     memory, gpu_memory  as of `peak_memory`.
     """
 
@@ -180,7 +180,7 @@ class EventLog:
                 self._on_event(event)
             return
         self._file.write(json.dumps({"event": _NAMES[type(event)], **_finite(_line(event))}) + "\n")
-        self._file.flush()
+        self._file.flush()  # a killed process loses no line; what a power cut leaves of one, `keep_lines` drops
         if self._board is not None:
             for tag, value in _scalars(event):
                 self._board.add_scalar(tag, value, event.step)
@@ -214,7 +214,7 @@ def keep_lines(path: Path, step: int) -> None:
     kept = [line for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
     damaged = sum(at is None for at in steps)
     if damaged:
-        logger.warning("%s: %d lines that are no events, left by a crash, are dropped", path, damaged)
+        logger.warning("%s: dropping %d incomplete lines left by a crash", path, damaged)
     if kept != lines:
         replace_file(path, b"".join(kept))
 

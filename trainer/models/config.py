@@ -74,6 +74,11 @@ class StudentConfig(ABC):
     def random_numbers(self) -> RandomNumbers:
         """How many random numbers a training step needs of a sample."""
 
+    @property
+    def predicts_features(self) -> bool:
+        """Whether the teachers' patch features are among the targets."""
+        return True
+
     @abstractmethod
     def problems(self) -> Iterator[str]:
         """Every fault of the section, with names relative to it."""
@@ -163,6 +168,10 @@ class ModelConfig(StudentConfig):
         return RandomNumbers(self.groups[-1], self.residual_branches)
 
     @property
+    def predicts_features(self) -> bool:
+        return self.targets != "3d"
+
+    @property
     def residual_branches(self) -> int:
         """Residual branches that drop path may skip: two a transformer block, encoder first."""
         return 2 * (sum(self.encoder_depths) + sum(self.decoder_depths))
@@ -182,12 +191,12 @@ class ModelConfig(StudentConfig):
         if self.levels < 2:
             yield f"groups = {self.groups} has fewer than 2 levels"
         if any(upper >= lower for lower, upper in pairwise(self.groups)):
-            yield f"groups = {self.groups} does not shrink from level to level"
+            yield f"groups = {self.groups} does not decrease from level to level"
         for level, k in enumerate(self.neighbours):
             if 0 < level < self.levels and k > self.groups[level - 1]:
                 yield f"neighbours[{level}] = {k} is more than groups[{level - 1}] = {self.groups[level - 1]}"
         if self.groups and len(self.decoder_dims) > 1 and self.groups[-1] < 3:
-            yield f"groups[-1] = {self.groups[-1]} is fewer than the 3 neighbours the decoder interpolates from"
+            yield f"groups[-1] = {self.groups[-1]} is less than the 3 neighbours the decoder interpolates from"
 
     def _width_problems(self) -> Iterator[str]:
         stages = len(self.decoder_dims)
@@ -254,7 +263,7 @@ ARCHITECTURES: dict[str, type[StudentConfig]] = {DEFAULT_ARCHITECTURE: ModelConf
 def settings_class(settings: Mapping[str, Any]) -> type[StudentConfig]:
     """The class of a section [model] by its `architecture`, which old files and checkpoints do not have.
 
-    Raises ValueError for an architecture that is not there.
+    Raises ValueError for an unknown architecture.
     """
     name = settings.get("architecture", DEFAULT_ARCHITECTURE)
     if not isinstance(name, str) or name not in ARCHITECTURES:

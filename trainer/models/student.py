@@ -7,24 +7,60 @@ in `trainer.models.build.STUDENTS`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from cuda.token_maps import TokenMaps
 from trainer.losses.terms import Losses
 from trainer.models.config import MaskingConfig, StudentConfig
 from trainer.models.layers.pooling import Feature
 from trainer.models.random_inputs import Draws
-from trainer.models.tokens.maps import TeacherMaps
 
-__all__ = ["HiddenGroups", "PointFeatures", "Predicted", "Shown", "Student", "TokenLevel"]
+__all__ = [
+    "Further",
+    "HiddenGroups",
+    "PointFeatures",
+    "Predicted",
+    "Said",
+    "Shown",
+    "Student",
+    "TokenLevel",
+]
+
+
+class Further(NamedTuple):
+    """A teacher beside the first, and what the student predicts of it.
+
+    channels, views  C and V of its maps
+    features         predict its patch features, if the student's settings have such a target at all
+    whole            have a head for its global loss
+    """
+
+    channels: int
+    views: int
+    features: bool
+    whole: bool
+
+
+class Said(NamedTuple):
+    """What a network says of a further teacher.
+
+    features  [M, K * V * C], as the student's own for the first one; None where they are no target
+    whole     [B, V * C] the answer of its global loss, not scaled; None without its head
+    """
+
+    features: Tensor | None
+    whole: Tensor | None
 
 
 class Predicted(Protocol):
     """What a network says about a plan, as far as others look at it.
 
     whole  [B, V * C] the answer of the global loss, not scaled; None without its head
+
+    Of a student with further teachers it also has `further`, a sequence of Said.
     """
 
     @property
@@ -88,10 +124,14 @@ class Student(nn.Module, ABC):
     views             V
     whole             with the head of the global loss (trainer.losses.alignment)
 
+    A student with `several_teachers` also takes `further`, a sequence of Further, and its `plan` their maps by that
+    name: a TokenMaps each, or None where only the whole is a target.
+
     A forward pass has two parts. `plan` is geometry and targets, without gradient, and the only place where the host
     may have to wait for the device. `network` is all that is learnt. Plans are the student's own and opaque to others.
     """
 
+    several_teachers: ClassVar[bool] = False
     config: StudentConfig
     masking: MaskingConfig
     teacher_channels: int
@@ -110,10 +150,10 @@ class Student(nn.Module, ABC):
 
     @abstractmethod
     def initialise(self, generator: torch.Generator | None = None) -> None:
-        """Draw all weights anew from `generator` (None: torch's global one); the same for the same generator."""
+        """Reinitialise all weights from `generator` (None: torch's global one); the same for the same generator."""
 
     @abstractmethod
-    def plan(self, points: Tensor, points_canonical: Tensor, maps: TeacherMaps | None, draws: Draws | None) -> Any:
+    def plan(self, points: Tensor, points_canonical: Tensor, maps: TokenMaps | None, draws: Draws | None) -> Any:
         """Everything about a batch that is not learnt.
 
         points            [B, N, 3] float32, the cloud as the student sees it, N at least config.least_points.

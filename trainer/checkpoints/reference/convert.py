@@ -26,9 +26,9 @@ from trainer.checkpoints.reference.pth_file import (
     PREFIX,
     TEACHER,
     ReferenceFile,
+    first_few,
     read_reference,
     read_teacher,
-    some,
     write_reference,
 )
 from trainer.checkpoints.reference.recognise import (
@@ -45,7 +45,7 @@ from trainer.models.config import REFERENCE_QUIRKS
 __all__ = ["Converted", "export_reference", "import_reference"]
 
 VIEWS = 3
-HEAD = "align_head."
+HEADS = ("align_head.", "further_heads.")
 
 
 class Converted(NamedTuple):
@@ -77,7 +77,7 @@ def import_reference(
     """
     out = Path(out)
     if out.exists():
-        raise CheckpointError(f"{out} exists already; nothing was written. Remove it, or choose another name.")
+        raise CheckpointError(f"{out} already exists; nothing was written. Remove it, or choose another name.")
     read = read_reference(file)
     found = recognise(read.entries, str(file))
     sections, assumed = complete_sections(found, settings or {}, str(file))
@@ -85,8 +85,9 @@ def import_reference(
     if faults:
         listed = "\n  ".join(faults)
         raise CheckpointError(
-            f"{file} does not fit a {found.kind} model of the sizes that its weights show; nothing was written.\n"
-            f"  {listed}\nExpected every weight of one model. Fetch the file again, or save it whole."
+            f"{file} does not fit a {found.kind} model of the sizes that its weights imply; nothing was written.\n"
+            f"  {listed}\n"
+            "Expected every weight of one model. Download the file again, or save it complete."
         )
     state, groups, reason = optimizer_from_reference(read.optimizer, found.entries, read.teacher)
     header = Header(
@@ -101,12 +102,12 @@ def import_reference(
         origin=_origin(read, found, assumed, groups),
     )
     path = write_checkpoint_at(out, header, found.entries, state or None)
-    notes = [f"assumed, since weights do not show it: {_shown(header.config, name)}" for name in assumed]
+    notes = [f"assumed, because weights do not show it: {_shown(header.config, name)}" for name in assumed]
     if read.teacher:
         notes.append(f"left out: the frozen teacher, {len(read.teacher)} tensors under {TEACHER}")
     if read.optimizer is not None and reason:
         notes.append(f"left out: the optimiser's state, because {reason}")
-    notes += [f"left out: {name}, which is no plain number, text or list" for name in read.skipped]
+    notes += [f"left out: {name}, which is not a plain number, string or list" for name in read.skipped]
     return Converted(path, read_header(path), tuple(notes))
 
 
@@ -138,19 +139,20 @@ def export_reference(
     state = OrderedDict((before + renamed.get(name, name), value) for name, value in entries.items())
     state.update((before + TEACHER + name, value) for name, value in frozen.items())
     notes = _differences(header)
-    if _aligned(header):
-        notes.append(
-            "without the head of the global loss, which the reference does not have; nor does it go on with it"
-        )
+    if more := _more_heads(header):
+        notes.append(f"without {more}, which the reference does not have and cannot train further")
     if header.config["model"]["targets"] == "both" and header.kind == "pretraining" and not frozen:
-        notes.append(f"without the teacher ({TEACHER}): enough to fine-tune from, not to go on with the pre-training")
+        notes.append(f"without the teacher ({TEACHER}): enough to fine-tune from, but not to resume pre-training")
     if not weights:
         write_reference(out, state)
         return Converted(Path(out), header, tuple(notes))
     numbers = dict(origin.get("numbers", {}))
     if header.origin is None:
         numbers = {"epoch": header.epoch - 1, "metrics": {"acc": 0.0}, "best_metrics": {"acc": 0.0}}
-        notes.append("metrics and best_metrics hold an accuracy of 0, which the reference expects; it was not measured")
+        notes.append(
+            "metrics and best_metrics have an accuracy of 0, a placeholder that the reference expects; it was not "
+            "measured"
+        )
     content: dict[str, Any] = {weights: state, **numbers}
     optimizer = _optimizer(path, header, entries, frozen)
     if optimizer is not None:
@@ -202,7 +204,7 @@ def _ordered(path: Path, header: Header) -> dict[str, Tensor]:
         }
         expected = build_empty(header.kind, sections, header.teacher).state_dict()
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its settings make no model of this version: {error}") from None
+        raise CheckpointError(f"{path}: no model of this version has its settings: {error}") from None
     model = sections["model"]
     if header.kind == "pretraining" and model.targets == "2d":
         problems.append("model.targets = '2d': the reference always has a 3D head")
@@ -215,19 +217,22 @@ def _ordered(path: Path, header: Header) -> dict[str, Tensor]:
             f"{path} has no counterpart in the reference; nothing was written. {'; '.join(problems)}."
         )
     tensors = read_tensors(path, header, MODEL)
-    if _aligned(header):
-        tensors = {name: value for name, value in tensors.items() if not name.startswith(HEAD)}
+    if _more_heads(header):
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(HEADS)}
     # Slim ones are float16 on the disk, and float32 again wherever they are loaded.
     tensors = {name: value.float() if value.dtype == torch.float16 else value for name, value in tensors.items()}
     faults = misfits(tensors, expected)
     if faults:
-        raise CheckpointError(f"{path}: its weights do not fit its settings: {'; '.join(faults)}. It was altered.")
+        raise CheckpointError(
+            f"{path}: its weights do not fit its settings: {'; '.join(faults)}. The checkpoint was altered."
+        )
     return {name: tensors[name] for name in expected}
 
 
-def _aligned(header: Header) -> bool:
-    """Check whether the model has the head of the global loss, which the reference lacks."""
-    return bool(header.config.get("alignment", {}).get("weight"))
+def _more_heads(header: Header) -> str:
+    """Name the heads of the model that the reference lacks; "" for none."""
+    found = ["the head of the global loss"] if header.config.get("alignment", {}).get("weight") else []
+    return " and ".join(found + (["the heads for further teachers"] if header.teacher.get("further") else []))
 
 
 def _teacher(file: str | Path, header: Header) -> dict[str, Tensor]:
@@ -240,8 +245,8 @@ def _teacher(file: str | Path, header: Header) -> dict[str, Tensor]:
     channels = frozen["visual.proj"].shape[-1]
     if channels != header.teacher["channels"]:
         raise CheckpointError(
-            f"{file} is a teacher of {channels} channels; the model learnt from {header.teacher['channels']}. "
-            "Name the CLIP that it was trained with."
+            f"{file} is a teacher of {channels} channels; the model was trained with {header.teacher['channels']}. "
+            "Give the CLIP that it was trained with."
         )
     return frozen
 
@@ -250,7 +255,7 @@ def _differences(header: Header) -> list[str]:
     """List settings for which the reference, whose code has no such switch, will treat these weights differently."""
     model = header.config["model"]
     other = [f"model.{name} = {model[name]!r}" for name, value in REFERENCE_QUIRKS.items() if model[name] != value]
-    return [f"the reference will run the model otherwise than it was trained: {some(other)}"] if other else []
+    return [f"the reference's code has other values of these settings: {first_few(other)}"] if other else []
 
 
 def _optimizer(
@@ -261,7 +266,7 @@ def _optimizer(
     Without the teacher's parameters the positions would differ.
     """
     flat = read_tensors(path, header, OPTIMIZER) if OPTIMIZER in header.files else {}
-    flat = {key: value for key, value in flat.items() if not key.partition("/")[2].startswith(HEAD)}
+    flat = {key: value for key, value in flat.items() if not key.partition("/")[2].startswith(HEADS)}
     if header.origin is not None:
         groups = header.origin.get("optimizer_groups")
         if not groups or len(frozen) != header.origin.get("teacher_tensors"):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.checkpoints.models import section_from_json
-from trainer.checkpoints.reference.pth_file import some
+from trainer.checkpoints.reference.pth_file import first_few
 from trainer.errors import CheckpointError
 from trainer.models.config import MaskingConfig, ModelConfig
 from trainer.models.heads.classifier import Classifier
@@ -74,13 +74,14 @@ def recognise(entries: Mapping[str, Tensor], source: str) -> Recognised:
     kinds = [kind for kind, marks in MARKS.items() if any(name.startswith(marks) for name in entries)]
     if not kinds or not any(name.startswith(ENCODER) for name in entries):
         raise CheckpointError(
-            f"{source} is none of the reference's models: {some(entries)}, {len(entries)} names in all. Expected names "
-            f"such as {ENCODER}token_embed.0.first_conv.0.weight, and a decoder or a head."
+            f"{source} is not a model of the reference: its {len(entries)} names are {first_few(entries)}.\n"
+            f"  Expected names such as {ENCODER}token_embed.0.first_conv.0.weight, and a decoder or a head."
         )
     if len(kinds) > 1:
         raise CheckpointError(
-            f"{source} has names of more than one kind of model, {' and '.join(kinds)}; expected one. "
-            f"({some(name for kind in kinds[1:] for name in entries if name.startswith(MARKS[kind]))})"
+            f"{source} mixes names of {len(kinds)} kinds of model, {' and '.join(kinds)}; expected one kind. Names of "
+            "the "
+            f"others: {first_few(name for kind in kinds[1:] for name in entries if name.startswith(MARKS[kind]))}"
         )
     read = {"pretraining": _pretraining, "classifier": _classifier, "segmentation": _segmentation}
     return read[kinds[0]](dict(entries), source)
@@ -98,14 +99,16 @@ def complete_sections(
     Raises CheckpointError listing all that is impossible or contradicts the shapes.
     """
     known = SECTIONS[found.kind]
-    problems = [f"[{name}] is not about a {found.kind} model" for name in stated if name not in known and stated[name]]
+    problems = [
+        f"[{name}] does not apply to a {found.kind} model" for name in stated if name not in known and stated[name]
+    ]
     sections: dict[str, Any] = {}
     assumed = []
     for name, cls in known.items():
         own = dict(stated.get(name, {}))
         for key, value in found.determined[name].items():
             if key in own and _plain(own[key]) != _plain(value):
-                problems.append(f"{name}.{key} = {_plain(own[key])} is stated, but the shapes say {_plain(value)}")
+                problems.append(f"{name}.{key} = {_plain(own[key])} was given, but the shapes imply {_plain(value)}")
         sections[name] = section_from_json(cls, {**found.assumed[name], **own, **found.determined[name]})
         fixed = {*own, *found.determined[name], *(NOT_USED if name == "model" and found.kind != "pretraining" else ())}
         assumed += [f"{name}.{key}" for key in UNTOLD[name] if key not in fixed]
@@ -121,8 +124,8 @@ def complete_sections(
     if problems:
         listed = "\n  ".join(problems)
         raise CheckpointError(
-            f"{source}: {len(problems)} of the model's settings cannot be\n  {listed}\n"
-            "State what shapes cannot tell (model.groups, model.neighbours, model.heads), and leave out what they do."
+            f"{source}: {len(problems)} settings of the model do not fit its weights\n  {listed}\n"
+            "Give the settings that shapes cannot show (model.groups, model.neighbours, model.heads), and no others."
         )
     return sections, assumed
 
@@ -159,7 +162,7 @@ def misfits(entries: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> li
         (shapes, f"{len(shapes)} of another shape: "),
         (types, f"{len(types)} of another type: "),
     )
-    return [text + some(names) for names, text in lines if names]
+    return [text + first_few(names) for names, text in lines if names]
 
 
 def _pretraining(entries: dict[str, Tensor], source: str) -> Recognised:
@@ -168,7 +171,7 @@ def _pretraining(entries: dict[str, Tensor], source: str) -> Recognised:
     renamed = {name.replace("rec_head", "rec_head_3d"): name for name in single}
     taken = [ours for ours in renamed if ours in entries]
     if taken:
-        raise CheckpointError(f"{source} has both {some(taken)} and {some(single)}; expected one of the two names.")
+        raise CheckpointError(f"{source} has both {first_few(taken)} and {first_few(single)}; expected only one.")
     theirs = {old: new for new, old in renamed.items()}
     entries = {theirs.get(name, name): value for name, value in entries.items()}
     both = any(name.startswith("rec_head_2d.") for name in entries)
@@ -295,7 +298,7 @@ def _encoder(entries: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, A
 def _mlp_ratio(entries: Mapping[str, Tensor], finest: int) -> float:
     """Return the ratio with the fewest decimals that gives the hidden width of every block, which is rounded down.
 
-    The finest level's alone where none does: then some block is misshapen, and that can be told.
+    The finest level's alone where none does: then some block is misshapen, which the error can name.
     """
     first = re.compile(r"(?:h_encoder\.encoder_blocks|h_decoder)\.\d+\.blocks\.\d+\.mlp\.fc1\.weight")
     shapes = {tuple(value.shape) for name, value in entries.items() if first.fullmatch(name) and value.ndim == 2}

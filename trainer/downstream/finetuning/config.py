@@ -61,20 +61,20 @@ class FinetuneConfig(EngineConfig):
         yield from super().problems()
         for name in ("train", "test"):
             if ":" not in getattr(self, name):
-                yield f"{name} = {getattr(self, name)!r} names no corpus; write kind:location"
+                yield f"{name} = {getattr(self, name)!r} is not a corpus; expected KIND:LOCATION"
         if self.stored_points < max(self.points, self.pool):
-            yield f"stored_points = {self.stored_points} is fewer than points = {self.points} or pool = {self.pool}"
+            yield f"stored_points = {self.stored_points} is less than points = {self.points} or pool = {self.pool}"
         if self.pool and self.pool < self.points:
-            yield f"pool = {self.pool} is fewer than points = {self.points}"
+            yield f"pool = {self.pool} is less than points = {self.points}"
         if not 0 < self.scale[0] <= self.scale[1]:
-            yield f"scale = {self.scale} is no range of positive factors"
+            yield f"scale = {self.scale} is not an ascending range of positive factors"
         if self.protocol == "full" and self.frozen != "still":
-            yield f'frozen = "{self.frozen}" with protocol = "full", which freezes nothing'
+            yield f'frozen = "{self.frozen}" has no effect with protocol = "full", which freezes nothing'
         if self.batch_size < 2:
             yield f"batch_size = {self.batch_size} is smaller than 2: the head normalises over the shapes of a batch"
         for name, value in (("accumulation", 1), ("checkpoint_steps", 0), ("compile", False)):
             if getattr(self, name) != value:
-                yield f"{name} = {getattr(self, name)}: fine-tuning has {name} = {value} only"
+                yield f"{name} = {getattr(self, name)}: fine-tuning supports only {name} = {value}"
 
     def augmentation(self) -> str:
         """What tables say of it: figures of other augmentations are up to three points apart."""

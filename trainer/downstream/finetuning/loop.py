@@ -1,7 +1,7 @@
 """Fine-tuning of a classifier: epochs of steps, the choice of the weights, and an exact way back in.
 
 As in pre-training a run follows from its settings, its corpora, the weights it starts from and the seed; a checkpoint
-after an epoch holds all there is, so that a run which was stopped goes on as if nothing had happened, to the byte.
+after an epoch holds all there is, so a stopped run resumes with the same bytes as an uninterrupted one.
 """
 
 import json
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 EVALUATED = 64  # clouds at a time
 LOSS = "classification"
 BEST = "best"  # folder of the weights that `select` chose so far
-# Settings that a run may go on with other values of.
+# Settings that may change when a run resumes.
 _FREE = {
     f"finetune.{name}"
     for name in ("device", "checkpoint_every", "keep_checkpoints", "milestone_every", "tensorboard", "deterministic")
@@ -112,7 +112,7 @@ def finetune(
     source: str = "",
     on_event: Callable[[Event], None] | None = None,
 ) -> FinetuneReport:
-    """Fine-tune a classifier, or go on with the run that lies in `run_dir`.
+    """Fine-tune a classifier, or resume the run in `run_dir`.
 
     sets    of `read_sets(config)`.
     model   sizes of the encoder; its drop path is replaced by config.drop_path.
@@ -131,7 +131,7 @@ def finetune(
             f"classifier.classes = {classifier.classes}; {config.train} has {len(sets.train.label_names)} classes"
         )
     if start is None and config.protocol != "full":
-        problems.append(f'finetune.protocol = "{config.protocol}" trains a head on an encoder that has learnt nothing')
+        problems.append(f'finetune.protocol = "{config.protocol}" trains a head on an untrained encoder')
     if problems:
         raise ValueError("\n  ".join((f"{len(problems)} problems in the settings", *problems)))
     with joined(config.device) as ranks, deterministic(config.deterministic, ranks):
@@ -185,7 +185,7 @@ class _Run:
         if not self.steps or (config.select == "validation" and not len(self.held_out)):
             raise EvaluationError(
                 f"{config.train} has {len(self.rows)} shapes to train on and {len(self.held_out)} held out; expected "
-                f"at least one batch of {config.batch_size}, and one shape held out where finetune.select asks for it"
+                f"at least one batch of {config.batch_size}, and one held-out shape where finetune.select needs it"
             )
         self.epoch = 0
         self.metrics: dict[str, Any] = {}
@@ -227,7 +227,7 @@ class _Run:
         checkpoint.restore_training(found, header, self.model, self.updates.optimizer, self.updates.scaler)
         self.epoch, self.metrics = header.epoch, dict(header.metrics)
         self._forget_others()
-        logger.info("going on from %s, %d of %d epochs done", found, header.epoch, self.config.epochs)
+        logger.info("resuming from %s, %d of %d epochs done", found, header.epoch, self.config.epochs)
 
     def _train_epoch(self, emit: Callable[[Event], None]) -> None:
         config, began = self.config, time.perf_counter()
@@ -244,9 +244,8 @@ class _Run:
             if not self.updates.is_finite([loss], norm):
                 ids = ", ".join(self.sets.train.ids[row] for row in batch.rows[:4])
                 raise TrainingError(
-                    f"the loss is {loss}, its gradient's norm {norm}, in step {index + 1} of epoch {self.epoch + 1} "
-                    f"at learning rate {rate:.3g}; shapes {ids}, ... "
-                    "Lower finetune.learning_rate."
+                    f"the loss is {loss}, the gradient norm {norm}, in step {index + 1} of epoch {self.epoch + 1} at "
+                    f"learning rate {rate:.3g}; shapes {ids}, ... Lower finetune.learning_rate."
                 )
             totals += loss, norm
             waited_in_all += waited
@@ -296,7 +295,7 @@ class _Run:
             self._write_best()
 
     def _write_best(self) -> None:
-        """Write the weights as BEST/epoch-NNNN, then remove those before; a run that goes on may write them again."""
+        """Write the weights as BEST/epoch-NNNN, then remove the earlier ones; a resumed run may write them again."""
         header = self._header()
         target = self.run_dir / BEST / header.name
         if target.exists():  # of an epoch that is done again: the first time its checkpoint was not reached
@@ -315,7 +314,7 @@ class _Run:
         optimizer = checkpoint.flatten_optimizer(self.updates.optimizer, self.names)
         path = checkpoint.write_checkpoint(self.run_dir, self._header(), self.model.state_dict(), optimizer)
         checkpoint.prune(self.run_dir, keep=self.config.keep_checkpoints, milestone_every=self.config.milestone_every)
-        # Only now: until this checkpoint was there, a run that goes on had need of the best before.
+        # Only now: until this checkpoint existed, a resumed run would have needed the earlier best.
         self._forget_others()
         emit(CheckpointWritten(epoch=self.epoch, step=self.epoch * self.steps, path=str(path)))
 

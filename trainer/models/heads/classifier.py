@@ -45,7 +45,7 @@ class Classifier(nn.Module):
         return self.model.encoder_dims[-1] * (2 if self.config.pooling == "concat" else 1)
 
     def initialise(self, generator: torch.Generator | None = None) -> None:
-        """Draw all weights anew by model.initialisation's rule, from `generator` (None: torch's global one)."""
+        """Reinitialise all weights by model.initialisation's rule, from `generator` (None: torch's global one)."""
         initialise(self, self.model.initialisation, generator)
 
     def forward(self, points: Tensor, draws: HeadDraws | None = None) -> Tensor:

@@ -82,7 +82,7 @@ class SegmentationConfig:
         """Yield the conflicts with these settings of [model]; names relative to this section."""
         yield from _level_conflicts(self, model)
         if model.groups and model.groups[-1] < 3:
-            yield f"model.groups[-1] = {model.groups[-1]} is fewer than the 3 tokens a point is interpolated from"
+            yield f"model.groups[-1] = {model.groups[-1]} is less than the 3 tokens a point is interpolated from"
 
 
 MODELNET40 = ClassifierConfig()

@@ -68,7 +68,7 @@ class LocalEncoder(nn.Module):
         groups, K = self.config.groups[0], self.config.neighbours[0]
         if points.shape[1] < max(groups, K):
             raise ValueError(
-                f"clouds of {points.shape[1]} points for an encoder of {groups} groups of {K}; expected at least "
+                f"clouds have {points.shape[1]} points; {groups} groups of {K} neighbours need at least "
                 f"{max(groups, K)}. Use more points, or fewer groups or neighbours."
             )
         levels, _ = tokenise(points, self.config)
@@ -109,8 +109,8 @@ def step_draws(model: nn.Module, draws: HeadDraws | None, batch: int, *, needed:
         return None
     if batch < 2 and not _many_ranks():
         raise ValueError(
-            f"a training batch of {batch} shape; expected at least 2, because the head normalises over the shapes of a "
-            "batch. Use larger batches and drop the last incomplete one."
+            f"a training batch has {batch} shape; expected at least 2, because the head normalises over the shapes of "
+            "a batch. Use larger batches and drop the last incomplete one."
         )
     if draws is None and needed:
         raise ValueError("no draws in training mode; expected HeadDraws, or a model with drop path and dropout at 0")

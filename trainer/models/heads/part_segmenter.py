@@ -56,7 +56,7 @@ class PartSegmenter(nn.Module):
         self.initialise()
 
     def initialise(self, generator: torch.Generator | None = None) -> None:
-        """Draw all weights anew by model.initialisation's rule, from `generator` (None: torch's global one)."""
+        """Reinitialise all weights by model.initialisation's rule, from `generator` (None: torch's global one)."""
         initialise(self, self.model.initialisation, generator)
         self.label_conv[0].initialise(generator)  # type: ignore[operator]
 

@@ -12,13 +12,13 @@ from trainer.models.layers.transformer import Pointwise
 
 __all__ = ["initialise"]
 
-LAST = "align_head"
+LAST = ("align_head", "further_heads")
 SPREAD = 0.02  # standard deviation of the truncated normal; cut at +-2, so hardly ever
 
 
 @torch.no_grad()
 def initialise(model: nn.Module, rule: Literal["mixed", "xavier"], generator: torch.Generator | None) -> None:
-    """Draw every parameter of a pre-training model anew; norms become the identity.
+    """Reinitialise every parameter of a pre-training model; norms become the identity.
 
     "mixed"   the reference's: linear maps and 1 x 1 convolutions of the encoder truncated normal 0.02 with zero bias,
               those of the decoder's blocks Xavier uniform with zero bias, the rest torch's default for their kind.

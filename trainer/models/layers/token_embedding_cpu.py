@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cuda.twins._threads import for_each
+from cuda.twins.threads import for_each
 from trainer.models.layers.batch_norm import variance_about
 
 __all__ = ["EmbedRows"]

@@ -159,7 +159,9 @@ def inspect_shapes(
     points       of each cloud the student is given, the first ones; 0: all that are stored.
     renormalise  centre and scale a cloud of fewer points than are stored, as trainer.renormalise says.
 
-    Of a student with several teachers, the first one's features are shown. The model is left in the mode it was in. Raises ValueError where the cache's features do not fit the student.
+    Of a student with several teachers, the first one's features are shown. The model is left in the mode it was in.
+
+    Raises ValueError where the cache's features do not fit the student.
     """
     device = torch.device("cpu") if device is None else device
     canonical = np.ascontiguousarray(batch.points[:, : points or None])

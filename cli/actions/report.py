@@ -175,6 +175,8 @@ def _about(run: Run, number: int, keep: Any, *, shown: int) -> dict[str, Any]:
     said = [run.no_cache] if run.no_cache else []
     said += [run.not_inspected] if run.not_inspected else []
     said += list(run.inspected.reasons.values()) if run.inspected else []
+    if further := header.teacher.get("further"):
+        said.append(f"learnt from {1 + len(further)} teachers; saliency and features are shown of the first")
     if "shapes" in header.cache:
         said.append(f"trained on {header.cache.get('records')} records of the cache, which holds others too")
     recipe = run.cache.recipe if run.cache is not None else None

@@ -1,13 +1,12 @@
 """``i2p report``: a page of one run, or of several side by side."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import CachePath, LocalPath
-from cli.show.terminal import echo
+from cli.options import CachePath, LocalPath, json_option
+from cli.show.terminal import answer
 
 if TYPE_CHECKING:
     from teacher_cache.location import Location
@@ -30,7 +29,7 @@ __all__ = ["report"]
 )
 @click.option("--shapes", type=click.IntRange(1, 100), default=12, show_default=True, help="Shapes that are shown.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 def report(
     runs: tuple[Path, ...],
     out: Path | None,
@@ -57,4 +56,4 @@ def report(
         page = report_runs(runs, out, caches=caches, device=device, shapes=shapes, watch=watch)
     size = page.stat().st_size
     found: dict[str, Any] = {"page": str(page), "bytes": size, "pictures": str(page.with_name("pictures"))}
-    echo(json.dumps(found, indent=1) if as_json else f"report      {page} ({size / 1e6:.1f} MB)")
+    answer(found, f"report      {page} ({size / 1e6:.1f} MB)", as_json=as_json)

@@ -38,6 +38,7 @@ COMMANDS = {
         "Pre-train an encoder from a cache (built first if it is not there).",
     ),
     "results": ("cli.commands.results", "results", "Gather what runs have measured into one table, beside papers'."),
+    "segment": ("cli.commands.segment", "segment", "Train a part segmenter from an encoder, or from scratch."),
     "study": ("cli.commands.study", "study", "Train one small student under many settings, and compare."),
     "teacher": ("cli.commands.teacher", "teacher", "Train the embedded teacher; measure what a teacher knows."),
     "vote": ("cli.commands.vote", "vote", "Score a fine-tuned classifier with a vote over draws of its points."),

@@ -24,6 +24,11 @@ COLUMNS = {
 PUBLISHED = Path(__file__).parents[1] / "published.toml"
 _SETTINGS = ((5, 10), (5, 20), (10, 10), (10, 20))  # of published few-shot figures, in their order
 _REFERENCE = "best epoch on the test split, one seed"
+_CHOSEN = {
+    "last": "last weights",
+    "validation": "best on held-out training shapes",
+    "test": "best on the test split",
+}
 _TUNED = "fine-tuned, best epoch on the queries"
 
 
@@ -97,7 +102,9 @@ def _read(path: Path) -> Mapping[str, Any]:
 def _rows(found: Mapping[str, Any], source: str) -> list[dict[str, Any]]:
     try:
         if "task" in found:
-            of_task = {"few-shot": _few_shot, "fine-tuning": _fine_tuning, "vote": _vote}
+            of_task = {
+                "few-shot": _few_shot, "fine-tuning": _fine_tuning, "part segmentation": _parts, "vote": _vote
+            }  # fmt: skip
             if found["task"] not in of_task:
                 raise ResultsError(f"{source}: task {found['task']!r} is none of {', '.join(of_task)}")
             return list(of_task[found["task"]](found, source))
@@ -135,14 +142,9 @@ def _few_shot(found: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]
 
 
 def _fine_tuning(found: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:
-    chosen = {
-        "last": "last weights",
-        "validation": "best on held-out training shapes",
-        "test": "best on the test split",
-    }
-    seeds = len(found["seeds"])
+    seeds, habits = len(found["seeds"]), "reference protocol, " if found.get("reference") else ""
     how = (
-        f"{found['protocol']}, {chosen[found['select']]}, {found['points']} points, {found['epochs']} epochs, "
+        f"{habits}{found['protocol']}, {_CHOSEN[found['select']]}, {found['points']} points, {found['epochs']} epochs, "
         f"{_several(seeds, 'seed')}; {found['augmentation']}"
     )
     who = "from scratch" if found["from"] == "none" else found["from"]
@@ -151,6 +153,27 @@ def _fine_tuning(found: Mapping[str, Any], source: str) -> Iterator[dict[str, An
         "classification", _set_name(found["test"]["uri"]), who, "", found["mean"], spread, "seeds" if seeds > 1 else "",
         found["test"]["shapes"], how, source,
     )  # fmt: skip
+
+
+def _parts(found: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:
+    seeds, name, shapes = len(found["seeds"]), _set_name(found["test"]["uri"]), found["test"]["shapes"]
+    who = "from scratch" if found["from"] == "none" else found["from"]
+    updates, habits = found["updates"], "reference protocol, " if found["reference"] else ""
+    how = (
+        f"{habits}{_CHOSEN[found['select']]}, {found['points']} points"
+        f"{' drawn with replacement' if found['sampling'] == 'replacement' else ''}, {found['epochs']} epochs, "
+        f"{_several(updates, 'step')} a batch, {_several(seeds, 'seed')}; {found['augmentation']}"
+    )
+    over = "seeds" if seeds > 1 else ""
+    for what, key in (("instance", ""), ("class", "class_")):
+        spread = found[f"{key}spread"] if seeds > 1 else None
+        # Of class mIoU a shape is worth more where its category is small, so no step is named.
+        yield _row(f"part segmentation, {what} mIoU", name, who, "", found[f"{key}mean"], spread, over,
+                   shapes if what == "instance" else None, how, source)  # fmt: skip
+    for best, key in (("instance", "instance"), ("class", "classes")):
+        for value in found.get("best_of_epochs", {}).get(key, ()):
+            yield _row(f"part segmentation, {best} mIoU", name, who, "", value, None, "", None,
+                       f"the largest of {found['epochs']} epochs, chosen on test; {how}", source)  # fmt: skip
 
 
 def _vote(found: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:

@@ -33,6 +33,8 @@ def labelled(tmp_path_factory):
         label_names=np.array(corpus.label_names),
         split=np.array(splits),
         ids=np.array([shape.id for shape in shapes]),
+        part=np.stack([shape.part_labels for shape in shapes]),
+        part_names=np.array(corpus.part_names),
     )
     return path
 
@@ -223,7 +225,7 @@ def test_what_is_no_result_is_named(capsys, tmp_path):
     for name, content, said in (
         ("a.json", "[1]", "holds a list"),
         ("b.json", "{", "no JSON"),
-        ("c.json", '{"task": "sleep"}', "task 'sleep' is none of few-shot, fine-tuning, vote"),
+        ("c.json", '{"task": "sleep"}', "task 'sleep' is none of few-shot, fine-tuning, part segmentation, vote"),
         ("d.json", '{"test": {}}', "a result that this version does not know (KeyError: 'uri')"),
     ):
         (tmp_path / name).write_text(content)
@@ -288,6 +290,61 @@ def test_finetune_goes_from_an_encoder_and_from_scratch_to_the_table(smoke, labe
     ):
         refused = run(capsys, "finetune", recipe, *arguments, "--out", tmp_path / "c")
         assert (refused.code, said in refused.err) == (code, True), refused.err
+
+
+def test_segment_goes_from_an_encoder_and_by_the_fields_habits_to_the_table(smoke, labelled, capsys, tmp_path):
+    with np.load(labelled) as file:
+        parts = len(file["part_names"])
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(
+        f"[segmentation]\nparts = {parts}\ncategories = 4\nneighbours = [8, 4, 4]\nradius = [0.5, 0.8, 1.2]\n"
+        "embedding = 8\npropagation = [16, 12]\nhidden = [16, 12, 8]\n"
+        f'[finetune]\ntrain = "npz:{labelled}?split=train"\ntest = "npz:{labelled}?split=test"\nstored_points = 96\n'
+        "points = 64\nepochs = 2\nwarmup_epochs = 0\nbatch_size = 16\ntensorboard = false\n"
+    )
+    tuned = ("segment", recipe, "--from", smoke.run_dir, "--seeds", 2, "--out", tmp_path / "a")
+    outcome = run(capsys, *tuned)
+    assert outcome.code == 0, outcome.err
+    found = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert (found["task"], found["reference"], found["seeds"]) == ("part segmentation", False, [0, 1])
+    assert list(found["categories"]) == ["chair", "mug", "car", "airplane"]
+    assert np.mean([row["mean"] for row in found["categories"].values()]) == pytest.approx(found["class_mean"])
+    assert f"{100 * found['mean']:.2f}% ± {100 * found['spread']:.2f}" in outcome.out
+    assert f"  chair   {100 * found['categories']['chair']['mean']:>9.2f}%" in outcome.out
+    assert "by the field's habits" not in outcome.out
+    assert run(capsys, *tuned, "--json").out.strip() == json.dumps(found, indent=1)
+    field = ("segment", recipe, "--from", "none", "--sizes", smoke.run_dir, "--reference", "--out", tmp_path / "b")
+    outcome = run(capsys, *field)
+    assert outcome.code == 0, outcome.err
+    for said in ("by the field's habits (reference)", "the best ON THE TEST SPLIT", "64 points, with replacement",
+                 "2 optimiser steps a batch", "largest class mIoU of any epoch on the test split"):  # fmt: skip
+        assert said in outcome.out
+    rows = json.loads(run(capsys, "results", tmp_path / "a", tmp_path / "b", "--format", "json").out)
+    own, other = ([row for row in rows if row["source"] == str(tmp_path / name)] for name in "ab")
+    assert [(row["task"], row["value"]) for row in own] == [
+        ("part segmentation, instance mIoU", 100 * found["mean"]),
+        ("part segmentation, class mIoU", 100 * found["class_mean"]),
+    ]
+    assert (own[0]["step"], own[1]["step"]) == (100 / 40, None)
+    assert all("reference protocol" in row["protocol"] for row in other)
+    assert sum("the largest of 2 epochs, chosen on test" in row["protocol"] for row in other) == 2
+    for arguments, said in (
+        (("--from", smoke.run_dir, "--set", f"segmentation.parts={parts + 1}"), f"segmentation.parts = {parts + 1}"),
+        (("--from", "none", "--set", "finetune.updates=3"), "updates = 3 is none of 1, 2"),
+        (("--from", smoke.run_dir, "--sizes", smoke.run_dir), "--sizes goes with --from none"),
+    ):
+        refused = run(capsys, "segment", recipe, *arguments, "--out", tmp_path / "c")
+        assert (refused.code, said in refused.err) == (2, True), refused.err
+
+
+def test_a_wrong_number_of_classes_is_refused_before_a_shape_is_read(labelled, capsys, tmp_path, monkeypatch):
+    import trainer.downstream.finetuning.loop as loop
+
+    monkeypatch.setattr(loop, "read_sets", lambda *_, **__: pytest.fail("shapes were read"))
+    uris = [f"finetune.{split}='npz:{labelled}?split={split}'" for split in ("train", "test")]
+    options = [option for uri in uris for option in ("--set", uri)]
+    refused = run(capsys, "finetune", "synthetic", "--from", "embedded", *options, "--out", tmp_path / "x")
+    assert (refused.code, "classifier.classes = 36; npz:" in refused.err) == (2, True), refused.err
 
 
 def test_a_classifier_from_the_packages_own_encoder_is_voted_on_as_it_was_trained(labelled, capsys, tmp_path):

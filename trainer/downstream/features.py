@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.models.heads.classifier import Classifier
+from trainer.models.heads.part_segmenter import PartSegmenter
 from trainer.models.layers.batch_norm import BatchNorm
 from trainer.models.layers.pooling import Feature
 
@@ -22,6 +23,7 @@ __all__ = [
     "encode",
     "feature_name",
     "model_encoder",
+    "part_scores_of",
 ]
 
 Encoder = Callable[[np.ndarray], np.ndarray]
@@ -101,6 +103,20 @@ def classifier_logits(model: Classifier, device: torch.device) -> Callable[[np.n
         return np.asarray(found)
 
     return logits
+
+
+def part_scores_of(model: PartSegmenter, device: torch.device) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Wrap a segmenter as a function of clouds and categories: [B, N, 3] float32, [B] int64 -> [B, N, parts] float32
+    log-probabilities, in evaluation mode.
+    """
+
+    def scores(points: np.ndarray, categories: np.ndarray) -> np.ndarray:
+        with _evaluating(model), torch.no_grad():
+            cloud = torch.from_numpy(np.ascontiguousarray(points)).to(device)
+            found = model(cloud, torch.from_numpy(categories).to(device)).float().cpu().numpy()
+        return np.asarray(found)
+
+    return scores
 
 
 @contextmanager

@@ -27,6 +27,11 @@ COMMANDS = {
     ),
     "corpus": ("cli.commands.corpus", "corpus", "Inspect and render the shapes of a corpus."),
     "doctor": ("cli.commands.doctor", "doctor", "Print versions and devices, and try what this machine can do."),
+    "downstream": (
+        "cli.commands.downstream",
+        "downstream",
+        "Take an encoder through every protocol, beside its twin without a teacher: one table.",
+    ),
     "evaluate": ("cli.commands.evaluate", "evaluate", "Score an encoder with a linear SVM on labelled shapes."),
     "embed": ("cli.commands.embed", "embed", "Write an encoder's features of a corpus; draw nearest neighbours."),
     "fewshot": ("cli.commands.fewshot", "fewshot", "Score encoders by linear probes on a few shapes of a few classes."),

@@ -37,7 +37,7 @@ ORDER = {
         "pretraining", "downstream", "checkpoints", "config", ("models", "engine"), ("losses", "randomness"), "errors",
     ),
     "trainer/models": (("heads", "build"), "hierarchical", "student", ("tokens", "layers"), "random_inputs", "config"),
-    "cli": ("main", "commands", ("actions", "study"), ("show", "experiment", "options"), "exit_codes"),
+    "cli": ("main", "commands", "suite", ("actions", "study"), ("show", "experiment", "options"), "exit_codes"),
 }  # fmt: skip
 FORBIDDEN = {"trainer": {"dask", "distributed", "open_clip"}, "teacher_cache": {"dask", "open_clip"}}
 

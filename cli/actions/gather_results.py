@@ -125,6 +125,11 @@ def _probe(found: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:
     for who, row in found["rows"].items():
         spread = row["spread"] if seeds > 1 else None
         yield _row("linear SVM", name, who, _feature(who, row), row["accuracy"], spread, over, shapes, how, source)
+    how = f"logistic regression, cross-validated, {found['points']} points, {_several(seeds, 'seed')}"
+    for who, row in found.get("logistic", {}).items():
+        spread = row["spread"] if seeds > 1 else None
+        yield _row("logistic regression", name, who, _feature(who, row), row["accuracy"], spread, over, shapes, how,
+                   source)  # fmt: skip
 
 
 def _few_shot(found: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:

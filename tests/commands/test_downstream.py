@@ -249,11 +249,19 @@ def test_evaluate_takes_the_runs_own_corpora_and_repeats_its_score(smoke, capsys
     assert (refused.code, "name both --train and --test, or neither" in refused.err) == (2, True)
 
 
-def test_evaluate_scores_point_nn_where_it_is_asked_for(smoke, labelled, capsys):
+def test_evaluate_scores_point_nn_and_logistic_regression_where_asked(smoke, labelled, capsys, tmp_path):
     uris = ("--train", f"npz:{labelled}?split=train", "--test", f"npz:{labelled}?split=test")
-    outcome = run(capsys, "evaluate", smoke.run_dir, *uris, "--points", 64, "--seeds", 1, "--point-nn")
+    options = (*uris, "--points", 64, "--seeds", 1, "--point-nn", "--logistic")
+    outcome = run(capsys, "evaluate", smoke.run_dir, *options)
     assert outcome.code == 0, outcome.err
     assert "  Point-NN (no weights)" in outcome.out
+    found = json.loads(run(capsys, "evaluate", smoke.run_dir, *options, "--json").out)
+    assert list(found["logistic"]) == list(found["rows"])
+    accuracy = [100 * found[key]["point-nn"]["accuracy"] for key in ("rows", "logistic")]
+    assert f"1152{accuracy[0]:>11.1f}%{accuracy[1]:>28.1f}%" in outcome.out
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    rows = json.loads(run(capsys, "results", tmp_path / "found.json", "--format", "json").out)
+    assert [row["who"] for row in rows if row["task"] == "logistic regression"] == list(found["rows"])
 
 
 def test_finetune_goes_from_an_encoder_and_from_scratch_to_the_table(smoke, labelled, capsys, tmp_path):

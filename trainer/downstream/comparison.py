@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from trainer.downstream.features import (
     model_encoder,
     settle_batch_norms,
 )
-from trainer.downstream.linear_svm import SvmScore, linear_svm, majority_share
+from trainer.downstream.linear_svm import SvmScore, linear_svm, logistic_regression, majority_share
 from trainer.models.build import new_student
 from trainer.models.student import Student
 
@@ -53,6 +53,7 @@ class Comparison:
     protocol, points, seeds   settings of the evaluation
     classes   with at least one training shape;  chance: accuracy of always answering the most frequent one
     train, test  uri, shapes used, shapes skipped
+    logistic  rows of logistic regression by the same names; empty where it was not asked for
     """
 
     rows: dict[str, Row]
@@ -63,10 +64,13 @@ class Comparison:
     chance: float
     train: dict[str, Any]
     test: dict[str, Any]
+    logistic: dict[str, Row] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Convert to JSON types."""
+        """Convert to JSON types; without `logistic` where it is empty."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
+        if not self.logistic:
+            del plain["logistic"]
         return plain
 
 
@@ -93,35 +97,37 @@ class Evaluator:
         encoders: Mapping[str, Encoder],
         *,
         seeds: int | None = None,
+        logistic: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> Comparison:
         """Score every encoder on the same draws, `rounds(seeds)` times.
 
+        logistic  fit logistic regression on the same features, too, its C cross-validated whatever the protocol.
         progress  is told how many clouds each encoded batch had; in all rounds x encoders x (train + test).
         """
         config = self.config
         count = self.rounds(seeds)
         scores: dict[str, list[SvmScore]] = {name: [] for name in encoders}
+        regressed: dict[str, list[SvmScore]] = {name: [] for name in encoders} if logistic else {}
         dimensions = {}
         for seed in range(count):
             train, test = self._points(self.train, seed), self._points(self.test, seed)
             for name, encoder in encoders.items():
                 features = encode(encoder, train, batch_size=config.batch_size, progress=progress)
-                score = linear_svm(
-                    features,
-                    self.train.labels,
-                    encode(encoder, test, batch_size=config.batch_size, progress=progress),
-                    self.test.labels,
-                    protocol=config.protocol,
-                    grid=config.grid,
-                    folds=config.folds,
-                    seed=seed,
-                    c=config.reference_c,
-                )
-                scores[name].append(score)
+                asked = encode(encoder, test, batch_size=config.batch_size, progress=progress)
+                given = features, self.train.labels, asked, self.test.labels
+                chosen: dict[str, Any] = {"grid": config.grid, "folds": config.folds, "seed": seed}
+                scores[name].append(linear_svm(*given, protocol=config.protocol, c=config.reference_c, **chosen))
+                if logistic:
+                    regressed[name].append(logistic_regression(*given, **chosen))
                 dimensions[name] = features.shape[1]
+        rows, logistic_rows = (
+            {name: _row(found, feature_name(encoders[name]), dimensions[name]) for name, found in each.items()}
+            for each in (scores, regressed)
+        )
         return Comparison(
-            rows={name: _row(found, feature_name(encoders[name]), dimensions[name]) for name, found in scores.items()},
+            rows=rows,
+            logistic=logistic_rows,
             protocol=config.protocol,
             points=config.points,
             seeds=count,

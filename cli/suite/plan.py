@@ -111,7 +111,7 @@ def plan_cells(
                 if uris is None:
                     continue
                 passes = 3 * epochs * _count(uris[0], points) + _count(uris[1], points)
-                settings = {"points": points, "encoder": encoder, "uris": list(uris), "epochs": epochs}
+                settings = {"points": points, "encoder": encoder, "uris": list(uris), "epochs": epochs, "recipe": 1}
                 cells += [Cell(what, arm, of.name, seed, settings, passes) for seed in range(seeds)]
     return sorted(cells, key=lambda cell: (cell.what != "pretrain", -cell.passes))
 

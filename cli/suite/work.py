@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = ["do"]
 
-BATCH = 16  # of fine-tuning: few shapes, so that there are steps enough
+BATCH = 8  # of fine-tuning: there are few shapes, and a network from scratch needs steps
+# One linear layer on the pooled feature: in so few steps batch norms of a deeper head do not settle.
+HEAD = ("classifier.hidden=[]", "classifier.label_smoothing=0.0")
 
 
 def do(cell: Cell, full: Path, out: Path, cache_path: Any) -> tuple[dict[str, Any], float]:
@@ -104,7 +106,9 @@ def _tuned(cell: Cell, full: Path, out: Path) -> dict[str, Any]:
         "batch_size": BATCH, "seed": cell.seed, "keep_checkpoints": 1, **({} if parts else {"pool": 0}),
     }  # fmt: skip
     sections, stated = load_recipe(
-        "synthetic", [*uris, *(f"finetune.{key}={value}" for key, value in numbers.items())], kind
+        "synthetic",
+        [*uris, *(f"finetune.{key}={value}" for key, value in numbers.items()), *(() if parts else HEAD)],
+        kind,
     )
     weights = str(out / "3d-only" if cell.arm == "3d-only" else full)
     name, sizes = ("none", weights) if cell.arm == "scratch" else (weights, None)

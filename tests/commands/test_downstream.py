@@ -205,6 +205,38 @@ def test_results_are_one_table_with_what_a_shape_is_worth(smoke, labelled, tuned
     assert "few-shot" in (tmp_path / "table.md").read_text()
 
 
+def test_results_take_studies_and_the_downstream_suite(capsys, tmp_path):
+    from cli.study.report import summarise
+
+    results = [
+        {"arm": arm, "teacher": "embedded", "seed": seed, "settings": "x", "seconds": 1.0, "sets": {"toys": {
+            "accuracy": accuracy, "coordinates": 0.7, "largest class": 0.1,
+            "features": {"levels": {"accuracy": accuracy, "numbers": 9}}}}}
+        for arm, seed, accuracy in (("full", 0, 0.8), ("full", 1, 0.9), ("untrained", 0, 0.5))
+    ]  # fmt: skip
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "study.json").write_text(json.dumps(summarise(results) | {"seconds": 2.0}))
+    column = {"title": "fine-tuned on 9 shapes", "over": "seeds", "step": 0.02}
+    cell = {"mean": 0.5, "spread": 0.1, "scores": [0.4, 0.6]}
+    suite = {"task": "downstream", "run": "r", "notes": ["a note"],
+             "sets": {"toys": {"columns": [column], "rows": {"full": [cell], "coordinates": [None]}}}}  # fmt: skip
+    (tmp_path / "suite").mkdir()
+    (tmp_path / "suite" / "downstream.json").write_text(json.dumps(suite))
+    outcome = run(capsys, "results", tmp_path / "study", tmp_path / "suite", "--format", "json")
+    assert outcome.code == 0, outcome.err
+    rows = {row["who"] + "/" + row["source"].rpartition("/")[2]: row for row in json.loads(outcome.out)}
+    assert set(rows) == {"full, embedded/study", "untrained, embedded/study", "coordinates/study",
+                         "always the largest class/study", "full/suite"}  # fmt: skip
+    full = rows["full, embedded/study"]
+    assert (full["task"], full["set"], full["feature"], full["of"]) == ("linear SVM", "toys", "levels", "seeds")
+    assert (full["value"], full["spread"]) == (pytest.approx(85.0), pytest.approx(100 * np.std([0.8, 0.9], ddof=1)))
+    assert rows["untrained, embedded/study"]["spread"] is None
+    assert rows["coordinates/study"]["value"] == pytest.approx(70.0)
+    tuned = rows["full/suite"]
+    assert (tuned["task"], tuned["value"], tuned["spread"]) == ("fine-tuned on 9 shapes", 50.0, 10.0)
+    assert (tuned["step"], tuned["of"]) == (2.0, "seeds")
+
+
 def test_published_figures_stand_beside_the_same_set_and_task(capsys, tmp_path):
     row = {"accuracy": 0.9, "spread": 0.0, "feature": "top"}
     probe = {"protocol": "reference", "points": 1024, "seeds": 1, "chance": 0.04, "rows": {"trained": row},
@@ -225,7 +257,11 @@ def test_what_is_no_result_is_named(capsys, tmp_path):
     for name, content, said in (
         ("a.json", "[1]", "holds a list"),
         ("b.json", "{", "no JSON"),
-        ("c.json", '{"task": "sleep"}', "task 'sleep' is none of few-shot, fine-tuning, part segmentation, vote"),
+        (
+            "c.json",
+            '{"task": "sleep"}',
+            "task 'sleep' is none of few-shot, fine-tuning, part segmentation, vote",
+        ),
         ("d.json", '{"test": {}}', "a result that this version does not know (KeyError: 'uri')"),
     ):
         (tmp_path / name).write_text(content)
@@ -361,7 +397,8 @@ def test_a_classifier_from_the_packages_own_encoder_is_voted_on_as_it_was_traine
     recipe.write_text(
         "[classifier]\nclasses = 4\nneighbours = [8, 4, 4]\nradius = [0.5, 0.8, 1.2]\nhidden = []\n"
         f'[finetune]\ntrain = "npz:{labelled}?split=train"\ntest = "npz:{labelled}?split=test"\nstored_points = 200\n'
-        'points = 150\nframe = "stored"\nepochs = 2\nwarmup_epochs = 0\nbatch_size = 16\ntensorboard = false\n'
+        'points = 150\nframe = "stored"\nscale = [0.9, 1.2]\nshift = 0.05\nrotation = "batch"\nup = "y"\n'
+        "epochs = 2\nwarmup_epochs = 0\nbatch_size = 16\ntensorboard = false\n"
     )
     outcome = run(capsys, "finetune", recipe, "--from", "embedded", "--out", tmp_path / "run", "--json")
     assert outcome.code == 0, outcome.err
@@ -370,12 +407,18 @@ def test_a_classifier_from_the_packages_own_encoder_is_voted_on_as_it_was_traine
     seed = tmp_path / "run" / "seed-0"
     voted = json.loads(run(capsys, "vote", seed, "--rounds", 1, "--draws", 1, "--json").out)
     assert (voted["test"]["uri"], voted["settings"]["points"]) == (f"npz:{labelled}?split=test", 150)
+    assert {name: voted["settings"][name] for name in ("scale", "shift", "rotation", "up", "sharing")} == {
+        "scale": [0.9, 1.2], "shift": 0.05, "rotation": "batch", "up": "y", "sharing": "cloud"
+    }  # fmt: skip
+    other = run(capsys, "vote", seed, "--rounds", 1, "--draws", 1, "--scale", 1, 1, "--rotation", "none")
+    assert "draws: scale 1..1, shift 0.05; one shape" in other.out
     assert (voted["plain"], voted["plain_class"]) == (tuned["scores"][0], tuned["class_scores"][0])
     for arguments, code, said in (
         ((seed, "--points", 64), 2, "--points 64 is too few: the classifier needs at least 128"),
         ((seed, "--stored-points", 140), 2, "--stored-points 140 is fewer than --points 150"),
         (("embedded",), 1, "is of kind pretraining; expected a fine-tuned model"),
         ((tmp_path / "run",), 1, "neither a checkpoint"),
+        ((seed, "--rotation", "none", "--up", "z"), 2, "--up z with --rotation none, which turns nothing"),
     ):
         refused = run(capsys, "vote", *arguments)
         assert (refused.code, said in refused.err) == (code, True), refused.err

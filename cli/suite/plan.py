@@ -21,6 +21,9 @@ TWIN = ("masking.mode=random", "model.targets=3d", "alignment.weight=0", "traine
 """What the twin's settings differ in from the full run's; what it starts from and sees is the same."""
 
 PARTED = ("chair", "table", "bed", "mug", "lamp", "teapot", "car", "airplane", "guitar", "bicycle", "boat", "house")
+BATCH = ("finetune.batch_size=8",)  # there are few shapes, and a network from scratch needs steps
+# One linear layer on the pooled feature: in so few steps batch norms of a deeper head do not settle.
+HEAD = ("classifier.hidden=[]", "classifier.label_smoothing=0.0")
 FEW = ((5, 10), (10, 10))  # ways and shots
 FOLDS = 10
 
@@ -111,7 +114,8 @@ def plan_cells(
                 if uris is None:
                     continue
                 passes = 3 * epochs * _count(uris[0], points) + _count(uris[1], points)
-                settings = {"points": points, "encoder": encoder, "uris": list(uris), "epochs": epochs, "recipe": 1}
+                settings = {"points": points, "encoder": encoder, "uris": list(uris), "epochs": epochs}
+                settings["overrides"] = list(BATCH if what == "parts" else (*BATCH, *HEAD))
                 cells += [Cell(what, arm, of.name, seed, settings, passes) for seed in range(seeds)]
     return sorted(cells, key=lambda cell: (cell.what != "pretrain", -cell.passes))
 

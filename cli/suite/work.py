@@ -13,10 +13,6 @@ if TYPE_CHECKING:
 
 __all__ = ["do"]
 
-BATCH = 8  # of fine-tuning: there are few shapes, and a network from scratch needs steps
-# One linear layer on the pooled feature: in so few steps batch norms of a deeper head do not settle.
-HEAD = ("classifier.hidden=[]", "classifier.label_smoothing=0.0")
-
 
 def do(cell: Cell, full: Path, out: Path, cache_path: Any) -> tuple[dict[str, Any], float]:
     """Do one cell; -> its result as JSON types, and its seconds.
@@ -103,11 +99,11 @@ def _tuned(cell: Cell, full: Path, out: Path) -> dict[str, Any]:
     uris = (f"finetune.{name}='{uri}'" for name, uri in zip(("train", "test"), settings["uris"], strict=True))
     numbers = {
         "points": settings["points"], "stored_points": settings["points"], "epochs": settings["epochs"],
-        "batch_size": BATCH, "seed": cell.seed, "keep_checkpoints": 1, **({} if parts else {"pool": 0}),
+        "seed": cell.seed, "keep_checkpoints": 1, **({} if parts else {"pool": 0}),
     }  # fmt: skip
     sections, stated = load_recipe(
         "synthetic",
-        [*uris, *(f"finetune.{key}={value}" for key, value in numbers.items()), *(() if parts else HEAD)],
+        [*uris, *(f"finetune.{key}={value}" for key, value in numbers.items()), *settings["overrides"]],
         kind,
     )
     weights = str(out / "3d-only" if cell.arm == "3d-only" else full)

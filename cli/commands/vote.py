@@ -89,7 +89,7 @@ def vote(
         stored_points = max(trained["stored_points"], points) if trained else pool_of(points, 2**31)
     # A classifier is asked about clouds such as it has learnt from, unless others are named.
     given = {"scale": scale, "shift": shift, "rotation": rotation, "up": up, "sharing": sharing}
-    drawn = {name: trained.get(name) if value is None else value for name, value in given.items()}
+    drawn: dict[str, Any] = {name: trained.get(name) if value is None else value for name, value in given.items()}
     drawn = {name: tuple(value) if isinstance(value, list) else value for name, value in drawn.items()}
     config = VoteConfig(
         points=points, draws=draws, rounds=rounds, seed=seed,

@@ -77,7 +77,7 @@ def _card(header: Header) -> str:
     )
     return (
         "---\nlibrary_name: i2p-pretrain\ntags: [point-cloud, i2p-mae]\n---\n\n"
-        f"A point-cloud model ({header.kind}, {header.epoch} epochs) of i2p-pretrain. `config.json` holds its\nsettings, "
-        "`model.safetensors` its weights.\n\n"
+        f"A point-cloud model ({header.kind}, {header.epoch} epochs) of i2p-pretrain.\n`config.json` holds its "
+        "settings, `model.safetensors` its weights.\n\n"
         f"```python\nfrom trainer.checkpoints.models import {load}\n\n{use}\n```\n"
     )

@@ -14,7 +14,7 @@ STAMP     := $(VENV)/.installed
 OVERRIDES := $(foreach item,$(SET),--set $(item))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup cache pretrain downstream test lint typecheck bench parity clean
+.PHONY: help setup cache pretrain downstream test lint typecheck bench gpu parity pictures clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -47,8 +47,14 @@ lint: $(STAMP) ## formatting, lint and types
 bench: $(STAMP) ## benchmarks: tables of ratios against baselines run in the same process
 	$(BIN)/python -m benchmarks $(ARGS)
 
+gpu: $(STAMP) ## kernels, step, build and training on the GPU of this machine, checked and timed, in eight minutes
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
+
 parity: $(STAMP) ## compare with arrays recorded from the reference implementation in the folder DIR
 	$(BIN)/python -m benchmarks.parity $(DIR) $(ARGS)
+
+pictures: $(STAMP) ## draw the README's pictures anew
+	$(BIN)/python -m benchmarks.pictures
 
 clean: ## remove the environment and tool caches; caches/ and runs/ stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist *.egg-info

@@ -64,10 +64,10 @@ def bytes_per_ms() -> float:
 def fps_in_torch(points: Tensor, k: int) -> Tensor:
     """The vectorised loop found in most repositories."""
     B, N, _ = points.shape
-    idx = torch.zeros(B, k, dtype=torch.int64)
-    best = torch.full((B, N), float("inf"))
-    farthest = torch.zeros(B, dtype=torch.int64)
-    rows = torch.arange(B)
+    idx = torch.zeros(B, k, dtype=torch.int64, device=points.device)
+    best = torch.full((B, N), float("inf"), device=points.device)
+    farthest = torch.zeros(B, dtype=torch.int64, device=points.device)
+    rows = torch.arange(B, device=points.device)
     for j in range(k):
         idx[:, j] = farthest
         best = torch.minimum(best, (points - points[rows, farthest][:, None]).square().sum(-1))
@@ -84,7 +84,8 @@ def project_in_torch(points: Tensor, image_side: int = 224) -> Tensor:
     """The dense form of the reference: all 25 copies of every point, scattered with index_add."""
     B, N, _ = points.shape
     S = image_side
-    around = torch.stack(torch.meshgrid(torch.arange(-2, 3), torch.arange(-2, 3), indexing="ij"), -1).view(25, 2)
+    two = torch.arange(-2, 3, device=points.device)
+    around = torch.stack(torch.meshgrid(two, two, indexing="ij"), -1).view(25, 2)
     images = []
     for axes in VIEW_AXES:
         seen = points[..., axes]
@@ -95,9 +96,11 @@ def project_in_torch(points: Tensor, image_side: int = 224) -> Tensor:
         spots = ij[:, :, None] + 1 + around  # [B, N, 25, 2]
         centre = (spots.amax((1, 2), keepdim=True) + spots.amin((1, 2), keepdim=True)) // 2
         spots = (spots + S // 2 - centre - 1).clamp(0, S - 1)
-        flat = (torch.arange(B)[:, None, None] * S + spots[..., 0]) * S + spots[..., 1]
+        flat = (torch.arange(B, device=points.device)[:, None, None] * S + spots[..., 0]) * S + spots[..., 1]
         depth = seen[..., 2:].expand(-1, -1, 25)
-        images.append(torch.zeros(B * S * S).index_add_(0, flat.flatten(), depth.flatten()).view(B, S, S))
+        images.append(
+            torch.zeros(B * S * S, device=points.device).index_add_(0, flat.flatten(), depth.flatten()).view(B, S, S)
+        )
     return torch.stack(images, 1)
 
 
@@ -233,7 +236,7 @@ def bench_chamfer(operations: float) -> list[Row]:
 def gather_in_torch(values: Tensor, idx: Tensor) -> Tensor:
     """index_select over the flattened batch; its gradient is index_add."""
     B, N, D = values.shape
-    flat = (idx + torch.arange(B).mul(N).view(B, *[1] * (idx.ndim - 1))).flatten()
+    flat = (idx + torch.arange(B, device=idx.device).mul(N).view(B, *[1] * (idx.ndim - 1))).flatten()
     return values.flatten(0, 1).index_select(0, flat).view(*idx.shape, D)
 
 

@@ -8,7 +8,7 @@ in the step itself, over the rate of a large float32 product on all threads, mea
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -48,22 +48,28 @@ def product_rate() -> float:
     return float(2 * 1536**3 / measure(lambda: a @ a, seconds=1.0).p20)
 
 
-def settings(preset: str, batch: int, *, compiled: bool = False) -> Experiment:
-    """A preset's model, masking and training on the CPU, without its long waits."""
-    experiment = load_experiment(preset, ["teacher.pretrained=random", "trainer.teacher=cached"])
+def settings(
+    preset: str, batch: int, *, compiled: bool = False, device: str = "cpu", overrides: Sequence[str] = ()
+) -> Experiment:
+    """A preset's model, masking and training on a device, without its long waits."""
+    experiment = load_experiment(preset, ["teacher.pretrained=random", "trainer.teacher=cached", *overrides])
     trainer = replace(
-        experiment.trainer, batch_size=batch, precision="float32", device="cpu", compile=compiled, resample=False
+        experiment.trainer, batch_size=batch, precision="float32", device=device, compile=compiled, resample=False
     )
     return replace(experiment, trainer=trainer)
 
 
 def steps(
-    experiment: Experiment, cache: teacher_cache.Cache, teacher: Teacher | None
+    experiment: Experiment,
+    cache: teacher_cache.Cache,
+    teacher: Teacher | None,
+    outputs: Mapping[str, int] = TEACHER,
 ) -> tuple[Callable[[], float], Stepper, Part]:
     """A function that takes one step and returns the ms it waited for data; its stepper, and one part to look at."""
-    config, ranks = experiment.trainer, Ranks(rank=0, size=1, device=torch.device("cpu"))
+    config = experiment.trainer
+    ranks = Ranks(rank=0, size=1, device=torch.device(config.device))
     live = None if teacher is None else LiveTeacher(experiment.projection, teacher)
-    stepper = Stepper(new_student(experiment.model, experiment.masking, TEACHER, seed=0), config, ranks, live)
+    stepper = Stepper(new_student(experiment.model, experiment.masking, dict(outputs), seed=0), config, ranks, live)
     loader = Loader(cache, experiment.model, config, ranks, live_teacher=live is not None)
 
     def batches() -> Iterator[Sequence[Part]]:

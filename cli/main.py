@@ -42,6 +42,7 @@ COMMANDS = {
         "pretrain",
         "Pre-train an encoder from a cache (built first if it is not there).",
     ),
+    "report": ("cli.commands.report", "report", "Write a page of one run, or of several side by side."),
     "results": ("cli.commands.results", "results", "Gather what runs have measured into one table, beside papers'."),
     "segment": ("cli.commands.segment", "segment", "Train a part segmenter from an encoder, or from scratch."),
     "study": ("cli.commands.study", "study", "Train one small student under many settings, and compare."),
@@ -126,7 +127,7 @@ def run(command: click.Command, name: str, arguments: Sequence[str] | None = Non
     except (KeyboardInterrupt, click.exceptions.Abort):
         if debug:
             traceback.print_exc()
-        echo("interrupted; run the same command again to go on", err=True)
+        echo("interrupted; run the same command again to resume", err=True)
         code = EXIT_INTERRUPTED
     except click.ClickException as error:
         error.show()
@@ -135,7 +136,7 @@ def run(command: click.Command, name: str, arguments: Sequence[str] | None = Non
         if debug or not _expected(error):
             echo(traceback.format_exc(), err=True, nl=False)
         if not _expected(error):
-            echo("this is a bug: please report it with the lines above", err=True)
+            echo("this is a bug; please report it with the lines above", err=True)
         else:
             echo(f"error: {error}", err=True)
         code = EXIT_USAGE if _is_configuration(error) else EXIT_FAILED

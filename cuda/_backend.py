@@ -43,17 +43,18 @@ def launch(
     source: str, name: str, blocks: int, threads: int, arguments: Sequence[Argument], defines: Mapping[str, int]
 ) -> None:
     """Launch a kernel on CUDA tensors. Asynchronous: nothing is copied and the host does not wait."""
-    if blocks == 0:
+    if blocks == 0:  # CUDA refuses an empty grid
         return
     if blocks > _MOST_BLOCKS:
         raise ValueError(
-            f"{source}.cu: {name} would need {blocks} blocks, more than the {_MOST_BLOCKS} of one launch; "
-            f"pass fewer clouds at a time"
+            f"{source}.cu: {name} would need {blocks} blocks, more than the {_MOST_BLOCKS} that one launch allows; "
+            "pass fewer clouds at a time"
         )
     cupy = _cupy()
     device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
     with cupy.cuda.Device(device.index):
         kernel = _module(device.index, source, tuple(sorted(defines.items()))).get_function(name)
+        # On torch's stream: its allocator reuses memory in the order of that stream; another could read freed memory.
         with cupy.cuda.Stream.from_external(_TorchStream(device)):
             kernel((blocks,), (threads,), tuple(_as_kernel_argument(argument) for argument in arguments))
 

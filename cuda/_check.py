@@ -23,8 +23,8 @@ def check_clouds(function: str, name: str, points: Tensor, *, may_be_empty: bool
         )
     if points.shape[1] == 0 and not may_be_empty:
         raise ValueError(
-            f"{function}: {name} must hold at least one point a cloud, got {list(points.shape)}; "
-            f"drop empty clouds first"
+            f"{function}: {name} must have at least one point per cloud, got {list(points.shape)}; drop empty clouds "
+            "first"
         )
 
 
@@ -46,8 +46,8 @@ def check_same_batch(function: str, first_name: str, first: Tensor, second_name:
     """Require the same batch size and device."""
     if first.shape[0] != second.shape[0]:
         raise ValueError(
-            f"{function}: {first_name} has {first.shape[0]} clouds and {second_name} has {second.shape[0]}; "
-            f"both need the same first axis"
+            f"{function}: {first_name} has {first.shape[0]} clouds and {second_name} has {second.shape[0]}; both must "
+            "have the same batch size"
         )
     if first.device != second.device:
         raise ValueError(

@@ -10,10 +10,10 @@ from torch import Tensor
 from cuda import _backend
 from cuda._check import check_clouds
 from cuda.geometry import VIEW_AXES, ViewGeometry
-from cuda.twins._threads import for_each
 from cuda.twins.backproject import backproject as _twin
 from cuda.twins.backproject import backproject_half as _twin_half
 from cuda.twins.backproject import pixels as _twin_pixels
+from cuda.twins.threads import for_each
 
 __all__ = ["BICUBIC_A", "backproject", "bicubic_taps", "pixels"]
 
@@ -60,14 +60,14 @@ def backproject(maps: Tensor, points: Tensor, geometry: ViewGeometry, *, image_s
     B = points.shape[0]
     if maps.ndim != 4 or maps.shape[0] != B or maps.shape[1] != _VIEWS:
         raise ValueError(
-            f"backproject: maps must be [B, V, T, C] with B = {B} (as points) and V = {_VIEWS}, "
-            f"got {list(maps.shape)}; put the tokens of a view in one row-major axis"
+            f"backproject: maps must be [B, V, T, C] with B = {B} (as points) and V = {_VIEWS}, got "
+            f"{list(maps.shape)}; flatten the tokens of a view into one row-major axis"
         )
     side = round(maps.shape[2] ** 0.5)
     if side * side != maps.shape[2] or side == 0 or image_side % side:
         raise ValueError(
-            f"backproject: maps have T = {maps.shape[2]} tokens a view, which is not side * side with a side that "
-            f"divides image_side = {image_side}; drop the class token, or pass the image_side that was projected"
+            f"backproject: maps have T = {maps.shape[2]} tokens per view, which is not side * side with a side that "
+            f"divides image_side = {image_side}; drop the class token, or pass the image_side of the projection"
         )
     if maps.device != points.device:
         raise ValueError(
@@ -103,11 +103,14 @@ def _check_queries(function: str, points: Tensor, geometry: ViewGeometry) -> Non
     wanted = (("lo", (B, _VIEWS, 2), torch.float32), ("cell", (B, _VIEWS), torch.float32))
     for (name, shape, dtype), part in zip((*wanted, ("offset", (B, _VIEWS, 2), torch.int32)), geometry, strict=True):
         if part.dtype != dtype:
-            raise TypeError(f"{function}: geometry.{name} must be {dtype}, got {part.dtype}; use what project returned")
+            raise TypeError(
+                f"{function}: geometry.{name} must be {dtype}, got {part.dtype}; pass the geometry that project "
+                "returned"
+            )
         if part.shape != shape or part.device != points.device:
             raise ValueError(
                 f"{function}: geometry.{name} must be {list(shape)} on {points.device}, got {list(part.shape)} on "
-                f"{part.device}; use the geometry of the same clouds on the same device"
+                f"{part.device}; pass the geometry of these clouds, on their device"
             )
 
 

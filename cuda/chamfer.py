@@ -7,9 +7,9 @@ from torch import Tensor
 
 from cuda import _backend
 from cuda._check import check_clouds, check_same_batch
-from cuda.twins._threads import for_each
 from cuda.twins.chamfer import nearest as _twin
 from cuda.twins.chamfer import nearest_backward as _twin_backward
+from cuda.twins.threads import for_each
 
 __all__ = ["chamfer"]
 
@@ -112,12 +112,14 @@ def _(
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, ...]) -> None:
+    # The chosen pairs are kept, so that the gradient needs no second search.
     _, _, from_a, from_b = output
     ctx.mark_non_differentiable(from_a, from_b)
     ctx.save_for_backward(*inputs, from_a, from_b)
 
 
 def _backward(ctx: Any, grad_a_to_b: Tensor, grad_b_to_a: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor]:
+    # The gradient of a sum is expanded (stride 0), and the kernels index contiguous memory.
     return _chamfer_backward(*ctx.saved_tensors, grad_a_to_b.contiguous(), grad_b_to_a.contiguous())
 
 

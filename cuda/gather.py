@@ -8,10 +8,10 @@ from torch import Tensor
 
 from cuda import _backend
 from cuda._check import check_same_batch
-from cuda.twins._threads import for_each
 from cuda.twins.gather import gather as _twin
 from cuda.twins.gather import gather_backward as _twin_backward
 from cuda.twins.gather import group as _twin_group
+from cuda.twins.threads import for_each
 
 __all__ = ["gather", "group"]
 
@@ -36,7 +36,7 @@ def gather(values: Tensor, idx: Tensor) -> Tensor:
     """
     _check("gather", "values", values, idx, tuple(_WIDTHS))
     if idx.ndim < 2:
-        raise ValueError(f"gather: idx must be [B, ...], got {list(idx.shape)}; one index a cloud is idx[:, None]")
+        raise ValueError(f"gather: idx must be [B, ...], got {list(idx.shape)}; one index per cloud is idx[:, None]")
     rows = _gather(values.contiguous(), idx.flatten(1).contiguous())
     return rows.view(*idx.shape, values.shape[2])
 
@@ -125,8 +125,8 @@ def _parts(clouds: int, pieces: int) -> int:
 def _refuse(function: str, wrong: np.ndarray, idx: Tensor, N: int) -> None:
     if wrong.any():
         raise IndexError(
-            f"{function}: idx holds {idx.min().item()}..{idx.max().item()}, and the clouds have indices 0..{N - 1}; "
-            f"use indices into the same array"
+            f"{function}: idx has values in {idx.min().item()}..{idx.max().item()}, but the clouds have points "
+            f"0..{N - 1}; use indices into the same array"
         )
 
 

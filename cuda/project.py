@@ -6,9 +6,9 @@ from torch import Tensor
 from cuda import _backend
 from cuda._check import check_choice, check_clouds
 from cuda.geometry import VIEW_AXES, ViewGeometry
-from cuda.twins._threads import for_each
 from cuda.twins.project import MAX, MEAN, NEAREST, SUM
 from cuda.twins.project import project as _twin
+from cuda.twins.threads import for_each
 
 __all__ = ["REDUCTIONS", "project"]
 
@@ -61,6 +61,7 @@ def project_on(
     depth, lo, cell, offset = _outputs(points, image_side)
     code = REDUCTIONS[reduction]
     scale = points.new_empty(B, _VIEWS, dtype=torch.float64)
+    # Fixed point in int64: integer atomics commute, so sums do not depend on the order of threads.
     total = points.new_zeros(depth.shape if code in (SUM, MEAN) else 0, dtype=torch.int64)
     mark = points.new_zeros(depth.shape if code != SUM else 0, dtype=torch.int32)
     defines = {"THREADS": _THREADS}

@@ -23,7 +23,7 @@ class TooManyRefused(BuildError):
     """A completed build that refused a larger share of its corpus than `build.max_refused`.
 
     path    the cache, which holds the other shapes
-    others  shapes in it that the experiment is not about
+    others  shapes in it that the experiment does not use
     """
 
     def __init__(self, text: str, path: str, others: int = 0) -> None:

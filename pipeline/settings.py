@@ -1,9 +1,9 @@
 """Types and bounds of settings, which stand beside them, and the check of both.
 
 A section of settings is a frozen dataclass; a setting's annotation gives its type and its range:
-`points: Annotated[int, Ge(32), Le(MAX_POINTS)] = 2048`. pydantic checks them strictly (true is no number, 1.5 no whole
-number, infinity and NaN are none at all) and all at once, here in a dictionary of the dataclass's fields, so that a
-section can be built before it is sound and other checks can follow. pydantic is loaded by the first check.
+`points: Annotated[int, Ge(32), Le(MAX_POINTS)] = 2048`. pydantic checks them strictly (true is not a number, 1.5 not an
+integer, infinity and NaN are refused) and all at once, here in a dictionary of the dataclass's fields, so that a
+section can be built before it is valid and other checks can follow. pydantic is loaded by the first check.
 """
 
 import dataclasses

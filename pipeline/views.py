@@ -46,7 +46,7 @@ def render_views(points_canonical: Tensor, config: ProjectionConfig) -> Rendered
     raw, geometry = project(drawn, image_side=config.image_side, splat=config.splat, reduction=config.reduction)
     if config.depth_offset:
         # Moving the cloud along all three axes moves it along each view's depth; pixels stay, to rounding, and the
-        # geometry is that of the cloud as it lies, which later lookups use.
+        # geometry is that of the unmoved cloud, which later lookups use.
         raw, _ = project(
             drawn + config.depth_offset, image_side=config.image_side, splat=config.splat, reduction=config.reduction
         )

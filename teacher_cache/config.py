@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from teacher_cache.documents import Fields
 from teacher_cache.errors import ManifestError, StorageError
 from teacher_cache.location import localise
-from teacher_cache.sealed import Fields
 
 __all__ = ["CLASS_TOKENS", "COMPRESSIONS", "DEPTHS", "FEATURES", "FORMATS", "UNTOUCHED", "CacheConfig"]
 
@@ -89,15 +89,18 @@ class CacheConfig:
         if not MIN_STEPS <= self.steps <= MAX_STEPS:
             yield f"steps = {self.steps} is not in {MIN_STEPS}..{MAX_STEPS}"
         elif self.steps != MAX_STEPS and self.features != "int8":
-            yield f'steps = {self.steps} is of int8 features, and features = "{self.features}"'
+            yield f'steps = {self.steps} applies to int8 features only, and features = "{self.features}"'
         if self.half_first and self.features != "int8":
-            yield f'half_first = true is of int8 features, and features = "{self.features}"'
+            yield f'half_first = true applies to int8 features only, and features = "{self.features}"'
         if not 0 <= self.channels <= MAX_CHANNELS:
-            yield f"channels = {self.channels} is not in 1..{MAX_CHANNELS}, nor 0 for the teacher's own"
+            yield f"channels = {self.channels} is neither 0 (the teacher's own channels) nor in 1..{MAX_CHANNELS}"
         if not 1 <= self.sample <= MAX_SAMPLE:
             yield f"sample = {self.sample} is not in 1..{MAX_SAMPLE}"
         elif self.sample != SAMPLE and not self.channels:
-            yield f"sample = {self.sample} is what a basis is fitted on, and channels = 0 asks for none"
+            yield (
+                f"sample = {self.sample} is the number of shapes that a basis is fitted on, and channels = 0 uses no "
+                "basis"
+            )
         if not 1 <= self.level <= MAX_LEVEL:
             yield f"level = {self.level} is not in 1..{MAX_LEVEL}"
 

@@ -66,8 +66,8 @@ class ShardDamaged(CacheError):
         where = f"shard {shard}, {file}" + ("" if record is None else f", record {record} of the shard")
         super().__init__(
             f"{where}: {what}.\n"
-            f"  Copy this file again from where the cache came from, or run `i2p cache repair` on the cache: it builds "
-            f"this shard again, and no other."
+            "  Copy this file again from where the cache came from, or run `i2p cache repair` on the cache, which "
+            "rebuilds this shard and no other."
         )
         self.what = what
         self.shard = shard

@@ -19,19 +19,19 @@ def misnomer(data: bytes) -> str | None:
     """
     head = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not data:
-        return "is empty; fetch it again"
+        return "is empty; download it again"
     if head.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer and not the file itself; run `git lfs pull` in the clone it lies in"
+        return "is a Git LFS pointer and not the file itself; run `git lfs pull` in its clone"
     if b"/annex/objects/" in head[:512]:
         return "is a git-annex pointer and not the file itself; run `git annex get` on it"
     if head.startswith((b"<!doctype html", b"<html", b"<head")):
-        return "is a web page (HTML), as is saved when a link leads to a download page; fetch the file itself"
+        return "is a web page (HTML), such as a download page saved in place of the file; download the file itself"
     if head.startswith((b"<?xml", b"<error")):
-        return "is XML, as a store answers when a file cannot be had; fetch the file itself"
+        return "is XML, such as the error response of an object store; download the file itself"
     if head.startswith(b"\x1f\x8b"):
         return "is compressed with gzip; unpack it first"
     if not data[:1024].strip(b"\0"):
-        return "begins with zeros, as after a power failure; fetch it again"
+        return "begins with zeros, as files do after a power failure; download it again"
     return None
 
 
@@ -51,11 +51,13 @@ def decode_text(data: bytes) -> str:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise ValueError(
-            f"line {line} is not in the encoding {name.removesuffix('-sig').upper()}: save the file as UTF-8 (some "
-            "editors save in code pages such as cp1252)"
+            f"line {line} is not valid {name.removesuffix('-sig').upper()}: save the file as UTF-8 (some editors save "
+            "in code pages such as cp1252)"
         ) from None
     if "\0" in text:
-        raise ValueError(f"line {text[: text.index(chr(0))].count(chr(10)) + 1} holds zero bytes: the file is damaged")
+        raise ValueError(
+            f"line {text[: text.index(chr(0))].count(chr(10)) + 1} contains NUL bytes: the file is damaged"
+        )
     return text
 
 

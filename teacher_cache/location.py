@@ -43,7 +43,7 @@ def local_path(text: str) -> Path | None:
         if host.lower() not in ("", "localhost", "127.0.0.1", "[::1]"):
             raise StorageError(
                 f"{text}: expected a file: URL of this machine, found one of {host!r}.\n"
-                f"  Write {found[0]}///{host}/... for a path from the root, {found[0]}{host}/... for one from here."
+                f"  Write {found[0]}///{host}/... for an absolute path, {found[0]}{host}/... for a relative one."
             )
         rest = slash + path
     if not rest:

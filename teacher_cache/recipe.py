@@ -9,9 +9,9 @@ from functools import cached_property
 from typing import Any
 
 from teacher_cache.config import CacheConfig
+from teacher_cache.documents import canonical, plain
 from teacher_cache.errors import ManifestError, UnsupportedVersion
 from teacher_cache.location import Location, join, localise
-from teacher_cache.sealed import canonical, plain
 
 __all__ = ["FORMAT_VERSION", "Recipe", "cache_directory"]
 

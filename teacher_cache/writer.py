@@ -19,7 +19,7 @@ import numpy as np
 
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError, ManifestError, RecipeMismatch, SchemaError
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from teacher_cache.format.basis import Basis, basis_differences
 from teacher_cache.format.manifest import Description, Manifest, Receipt
 from teacher_cache.format.receipts import iter_receipts, read_receipt
@@ -78,19 +78,19 @@ def create_cache(
         _check_not_set_aside(storage)
         if others:
             raise CacheError(
-                f"{storage.location}: expected an empty folder or a cache, found other files and no {layout.RECIPE}.\n"
+                f"{storage.location}: expected an empty folder or a cache, found other files and no {paths.RECIPE}.\n"
                 "  Choose another folder, or empty this one."
             )
         if config.channels and basis is None:
-            raise ValueError("create_cache: a cache with channels of its own needs their basis")
+            raise ValueError(f"create_cache: cache.channels = {config.channels} needs a basis")
     for name in storage.prepare():
-        logger.info("%s: removed what %s left unfinished", storage.location, name)
+        logger.info("%s: removed the unfinished work of %s", storage.location, name)
     # Another builder may have been here since: the recipe that is there first stands, and its basis.
-    stored = stored or _decode(storage, storage.write_new(layout.RECIPE, description.encoded))
+    stored = stored or _decode(storage, storage.write_new(paths.RECIPE, description.encoded))
     _check_same(stored, description, storage.location)
     longer = max(stored.label_names, description.label_names, key=len)
     description = replace(stored, label_names=longer)
-    storage.write_documents({layout.RECIPE: description.encoded})
+    storage.write_documents({paths.RECIPE: description.encoded})
     return CacheWriter(storage, description)
 
 
@@ -123,7 +123,7 @@ class CacheWriter:
     def committed(self) -> dict[int, Receipt]:
         """Read the receipt of every committed shard, by index.
 
-        A damaged receipt, or one whose files are not there in full size, is warned of and left out, so that its shard
+        A damaged receipt, or one whose files are not there in full size, is skipped with a warning, so that its shard
         is built again.
         """
         return {receipt.shard: receipt for receipt in iter_receipts(self.storage, self.description)}
@@ -134,8 +134,8 @@ class CacheWriter:
         A crash in between leaves an unfinished cache, and debris that the next build of these shards replaces or `gc`
         finds.
         """
-        self.storage.remove([layout.MANIFEST, *(layout.receipt_path(shard) for shard in shards)])  # the manifest first
-        self.storage.remove([path for shard in shards for path in layout.shard_paths(self.description.storage, shard)])
+        self.storage.remove([paths.MANIFEST, *(paths.receipt_path(shard) for shard in shards)])  # the manifest first
+        self.storage.remove([path for shard in shards for path in paths.shard_paths(self.description.storage, shard)])
 
     def finish(self, *, planned: int | None = None) -> Location:
         """Write the manifest over all committed shards; -> its location. Rewriting the same touches nothing.
@@ -170,12 +170,12 @@ class CacheWriter:
             quarantined=tuple(quarantined),
         )
         used = entries[-1].shard + 1 if entries else 0
-        named = layout.names_dimensions(self.storage, self.description)
-        documents = layout.metadata_files(self.description, used, named=named)
-        self.storage.write_documents(documents | {layout.MANIFEST: manifest.encoded})  # the manifest last
+        named = paths.names_dimensions(self.storage, self.description)
+        documents = paths.metadata_files(self.description, used, named=named)
+        self.storage.write_documents(documents | {paths.MANIFEST: manifest.encoded})  # the manifest last
         self.storage.flush()
         self.storage.tidy()
-        return join(self.directory, layout.MANIFEST)
+        return join(self.directory, paths.MANIFEST)
 
     def _check_once(self, suspects: set[int]) -> None:
         """Check that no id with one of these digests is in two shards. Raises CacheError."""
@@ -190,7 +190,7 @@ class CacheWriter:
                 if other != receipt.shard:
                     raise CacheError(
                         f"{self.directory}: expected each shape once, found {id!r} in shards {other} and "
-                        f"{receipt.shard}.\n  Delete {layout.receipt_path(receipt.shard)} and run the build again."
+                        f"{receipt.shard}.\n  Delete {paths.receipt_path(receipt.shard)} and run the build again."
                     )
 
     def log(self, event: Mapping[str, Any], *, flush: bool = False) -> None:
@@ -200,7 +200,7 @@ class CacheWriter:
         and with ``flush``.
         """
         line = json.dumps({"time": round(time.time(), 3)} | dict(event)) + "\n"
-        self.storage.append(layout.LOG, line.encode(), flush=flush)
+        self.storage.append(paths.LOG, line.encode(), flush=flush)
 
 
 def write_shard(
@@ -230,7 +230,7 @@ def write_shard(
     expected = _shapes(records, quarantined)
     others = {id for id, _ in shapes} - {*expected[0], *expected[1]}
     if others:
-        raise SchemaError(f"shard {shard}: {min(others)!r} among `shapes` is neither a record nor in quarantine")
+        raise SchemaError(f"shard {shard}: {min(others)!r} in `shapes` is neither a record nor quarantined")
     found: Receipt | None = None
     made: Receipt | None = None
 
@@ -253,8 +253,8 @@ def write_shard(
 
     # Asked here to spare the encoding, and again by `commit` under its lock, which decides.
     if not settled():
-        files = layout.shard_format(description.storage).encode(records, description, shard)
-        storage.commit(shard, files, layout.receipt_path(shard), receipt, settled)
+        files = paths.shard_format(description.storage).encode(records, description, shard)
+        storage.commit(shard, files, paths.receipt_path(shard), receipt, settled)
     result = found or made
     assert result is not None
     return result
@@ -321,35 +321,35 @@ def _check_records(
             )
         )
         if record.id in seen:
-            problems.append("this id is in the shard twice")
+            problems.append("this id occurs twice in the shard")
         if problems:
             raise SchemaError(f"shard {shard}, record {position} ({record.id!r}):\n  " + "\n  ".join(problems))
         seen.add(record.id)
     for item in quarantined:
         if item.id in seen:
-            raise SchemaError(f"shard {shard}: shape {item.id!r} is both a record and in quarantine, or there twice")
+            raise SchemaError(f"shard {shard}: shape {item.id!r} is both a record and quarantined, or listed twice")
         seen.add(item.id)
 
 
 def _check_not_set_aside(storage: Storage) -> None:
     """Raise CacheError where `compact` was killed between its two renames: the complete cache lies beside its place."""
-    if isinstance(storage.location, Path) and layout.set_aside(storage.location.resolve()).is_dir():
+    if isinstance(storage.location, Path) and paths.set_aside(storage.location.resolve()).is_dir():
         raise CacheError(
-            f"{storage.location}: this cache was being compacted when the machine stopped, and lies beside its place.\n"
-            f"  Run `i2p cache compact {storage.location}` to the end."
+            f"{storage.location}: compacting this cache was interrupted; the complete cache stands beside its path.\n"
+            f"  Run `i2p cache compact {storage.location}` again to finish."
         )
 
 
 def _stored(storage: Storage) -> Description | None:
     """Read the description a cache was created with; None where there is none."""
     try:
-        return _decode(storage, storage.read(layout.RECIPE))
+        return _decode(storage, storage.read(paths.RECIPE))
     except FileNotFoundError:
         return None
 
 
 def _decode(storage: Storage, data: bytes) -> Description:
-    return Description.decode(data, str(join(storage.location, layout.RECIPE)))
+    return Description.decode(data, str(join(storage.location, paths.RECIPE)))
 
 
 def _check_same(stored: Description, given: Description, root: Location) -> None:
@@ -364,7 +364,7 @@ def _check_same(stored: Description, given: Description, root: Location) -> None
     lines += basis_differences(stored.basis, given.basis or stored.basis)
     if lines:
         raise RecipeMismatch(
-            f"{root}: holds a cache of another recipe (here) than the one asked for (there):\n  "
+            f"{root}: contains a cache of another recipe (here) than the requested one (there):\n  "
             + "\n  ".join(lines)
-            + "\n  Build into another folder; a folder named by cache_directory never collides."
+            + "\n  Build into another folder; cache_directory gives every recipe a path of its own."
         )

@@ -13,7 +13,15 @@ from annotated_types import Ge, Gt, MinLen
 from pipeline.settings import faults
 from trainer.engine.config import EngineConfig, absurd
 
-__all__ = ["AlignmentConfig", "EvaluationConfig", "TrainerConfig", "absurd", "alignment_conflicts"]
+__all__ = [
+    "AlignmentConfig",
+    "EvaluationConfig",
+    "TeachersConfig",
+    "TrainerConfig",
+    "absurd",
+    "alignment_conflicts",
+    "teachers_conflicts",
+]
 
 MIN_POINTS = 32
 EMBEDDED_POINTS = 128  # groups of the package's own encoder at its first level
@@ -26,9 +34,9 @@ class TrainerConfig(EngineConfig):
 
     cache                  folder or URL of a finished cache to train on; empty: the one that the experiment describes,
                            which is built first
-    stale_cache            what is done when files of the corpus changed or went since the cache was built: "refuse", or
-                           "train" on the finished cache as it is, without comparing the two
-    teacher                whose maps are used: "cached", or those of a "live" teacher that looks at the augmented cloud
+    stale_cache            what to do when files of the corpus changed or vanished since the cache was built: "refuse",
+                           or "train" on the finished cache as it is, without comparing the two
+    teacher                whose maps are used: "cached", or those of a "live" teacher that encodes the augmented cloud
                            in every step (the reference's recipe); the cache then gives the clouds only
     points                 points of a shape the student sees; 0: all that are stored
     resample               draw the points at random in every epoch; false: the first `points`, in stored order
@@ -68,7 +76,7 @@ class TrainerConfig(EngineConfig):
         if 0 < self.points < MIN_POINTS:
             yield f"points = {self.points} is neither 0 (all stored points) nor at least {MIN_POINTS}"
         if tuple(self.scale) != tuple(sorted(self.scale)):
-            yield f"scale = {self.scale} is not a range, smaller factor first"
+            yield f"scale = {self.scale} is not an ascending range"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +87,14 @@ class AlignmentConfig:
     temperature  divides the cosines between answers and targets
     negatives    shapes of the corpus, drawn once by the seed, that serve as negatives; 0: those of the batch. More than
                  there are means all
+    contrast     what is contrasted: "joined", the views of a shape as one vector, or "views", each view of a shape with
+                 the same view of others, the mean over views
     """
 
     weight: Annotated[float, Ge(0)] = 0.0
     temperature: Annotated[float, Gt(0)] = 0.1
     negatives: Annotated[int, Ge(0)] = 0
+    contrast: Literal["joined", "views"] = "joined"
 
     def problems(self) -> Iterator[str]:
         yield from faults(self)
@@ -94,8 +105,47 @@ def alignment_conflicts(alignment: AlignmentConfig, trainer: TrainerConfig) -> I
     """Yield faults between the two sections, with full names."""
     if alignment.weight > 0 and not alignment.negatives and trainer.batch_size == 1:
         yield (
-            f"alignment.weight = {alignment.weight} with trainer.batch_size = 1: a batch of one shape has no other to "
-            "be told from, so the loss is always 0; set alignment.negatives, or a weight of 0"
+            f"alignment.weight = {alignment.weight} with trainer.batch_size = 1: a batch of one shape has no "
+            "negatives, so the loss is always 0; set alignment.negatives, or alignment.weight = 0"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachersConfig:
+    """[teachers]: teachers beside the one that the experiment describes, each by a finished cache of the same shapes.
+
+    The first cache gives clouds, saliency and targets of its own; the others 2D and class targets, each with its heads.
+
+    caches          folders or URLs of the further teachers' caches, the second teacher's first
+    weights_2d      a factor of the 2D loss for each teacher, the first included, times trainer.weight_2d; empty: 1 each
+    weights_global  a factor of the global loss for each, the first included, times alignment.weight; empty: 1 each. A
+                    further teacher's loss of factor 0 is left out, and with both 0 its cache is not read
+    """
+
+    caches: tuple[str, ...] = ()
+    weights_2d: tuple[Annotated[float, Ge(0)], ...] = ()
+    weights_global: tuple[Annotated[float, Ge(0)], ...] = ()
+
+    def factors(self, teachers: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return the factors of the 2D and of the global loss, one a teacher each."""
+        return self.weights_2d or (1.0,) * teachers, self.weights_global or (1.0,) * teachers
+
+    def problems(self) -> Iterator[str]:
+        yield from faults(self)
+        if "" in self.caches:
+            yield f"caches = {self.caches} has an empty name"
+
+
+def teachers_conflicts(teachers: TeachersConfig, trainer: TrainerConfig, count: int) -> Iterator[str]:
+    """Yield faults between [teachers], [trainer] and the number of teachers, with full names."""
+    for name in ("weights_2d", "weights_global"):
+        given = getattr(teachers, name)
+        if given and len(given) != count:
+            yield f"teachers.{name} = {given} has {len(given)} factors for {count} teachers; give one each, or none"
+    if count > 1 and trainer.teacher == "live":
+        yield (
+            'trainer.teacher = "live" with several teachers: a live one looks at the augmented cloud, and the others '
+            "at the stored one; leave teachers.caches empty, or use cached teachers"
         )
 
 
@@ -154,12 +204,12 @@ class EvaluationConfig:
         yield from absurd(self)
         if bool(self.train) != bool(self.test):
             present, absent = ("train", "test") if self.train else ("test", "train")
-            yield f'{absent} = "" while {present} = {getattr(self, present)!r}; name both corpora or neither'
+            yield f'{absent} = "" while {present} = {getattr(self, present)!r}; set both or neither'
         for name in ("train", "test"):
             uri = getattr(self, name)
             if uri and ":" not in uri:
-                yield f"{name} = {uri!r} has no kind; write kind:location, for instance folder:meshes"
+                yield f"{name} = {uri!r} has no kind; expected KIND:LOCATION, for instance folder:meshes"
         if self.embedded and self.points < EMBEDDED_POINTS:
-            yield f"points = {self.points} is fewer than the {EMBEDDED_POINTS} that embedded = true needs"
+            yield f"points = {self.points} is less than the {EMBEDDED_POINTS} that embedded = true needs"
         if self.stored_points < self.points:
-            yield f"stored_points = {self.stored_points} is fewer than points = {self.points}"
+            yield f"stored_points = {self.stored_points} is less than points = {self.points}"

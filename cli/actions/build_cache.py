@@ -28,20 +28,24 @@ def build_from(experiment: "Experiment", *, restore: "Mapping[int, Sequence[str]
     from pipeline.build.driver import BuildProgress, build_cache
     from pipeline.errors import TooManyRefused
 
+    # Until the first shape: the corpus is listed and compared with what is there, the teacher loaded.
+    opening = Progress("opening corpus and teacher", 0, unit="")
     progress: Progress | None = None
     fitting: Progress | None = None
 
     def show_fit(done: int, total: int) -> None:
         nonlocal fitting
+        opening.end()
         if fitting is None:
             fitting = Progress("basis", total, unit="shapes")
-            fitting.write(f"fitting {experiment.cache.channels} channels to what the teacher says of {total} shapes")
+            fitting.write(f"fitting {experiment.cache.channels} channels to the teacher's features of {total} shapes")
         fitting.update(done)
 
     def show(state: BuildProgress) -> None:
         nonlocal progress, fitting
+        opening.end()
         if fitting is not None:
-            fitting.__exit__(None, None, None)
+            fitting.end()
             fitting = None
         if progress is None:
             if state.shards_done == state.shards_total:
@@ -49,7 +53,7 @@ def build_from(experiment: "Experiment", *, restore: "Mapping[int, Sequence[str]
             progress = Progress("cache", state.shapes_total, unit="shapes", initial=state.shapes_done)
             progress.write(
                 f"building the cache of {experiment.corpus.uri}: {state.shapes_done} of {state.shapes_total} shapes "
-                f"and {state.shards_done} of {state.shards_total} shards are there already"
+                f"and {state.shards_done} of {state.shards_total} shards already exist"
             )
         shards = f"{state.shards_done}/{state.shards_total}"
         progress.update(state.shapes_done, shards=shards, quarantined=state.quarantined)
@@ -76,12 +80,13 @@ def build_from(experiment: "Experiment", *, restore: "Mapping[int, Sequence[str]
         raise
     finally:
         warnings.setLevel(level)
+        opening.end()
         if fitting is not None:
-            fitting.__exit__(None, None, None)
+            fitting.end()
         if progress is not None:
-            progress.__exit__(None, None, None)
+            progress.end()
     if report.already_complete:
-        more = f", which holds {report.others} more" if report.others else ""
+        more = f", which contains {report.others} more" if report.others else ""
         echo(f"cache complete: {report.shapes} shapes in {report.path}{more}", err=True)
         return report
     _note_places(experiment, report.path, others=report.others)
@@ -92,7 +97,7 @@ def build_from(experiment: "Experiment", *, restore: "Mapping[int, Sequence[str]
     )
     work = ", ".join(f"{stage} {share:.0%}" for stage, share in report.shares.items())
     busy = "" if report.taught is None else f"; the teacher took {report.taught:.0%} of {report.teachers} lanes' time"
-    echo(f"its work: {work}{busy}", err=True)
+    echo(f"time: {work}{busy}", err=True)
     _say_quarantine(report.quarantined)
     return report
 
@@ -114,7 +119,7 @@ def _note_places(experiment: "Experiment", path: "Location", *, others: int) -> 
 def _say_when_random(experiment: "Experiment") -> None:
     if experiment.teacher.random:
         echo(
-            "note: this experiment names a RANDOM teacher: its cache exercises the path, but holds no 2D knowledge",
+            "note: this experiment has a RANDOM teacher: its cache tests the pipeline, but contains no 2D knowledge",
             err=True,
         )
 

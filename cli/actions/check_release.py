@@ -28,8 +28,8 @@ def check_release(corpus: "Corpus", workers: int | None) -> dict[str, Any]:
     release = getattr(corpus, "release", None)
     if release is None:
         raise CorpusError(
-            f"{corpus.uri}: nothing published is known of this kind, with which it could be compared. "
-            "Read all of it with `i2p corpus info URI --check`."
+            f"{corpus.uri}: no published release of this kind is known to compare with. Read all of it with `i2p "
+            "corpus info URI --check`."
         )
     problems = list(release.problems())
     archives = {}
@@ -45,11 +45,11 @@ def check_release(corpus: "Corpus", workers: int | None) -> dict[str, Any]:
             corpus, processes=workers, progress=lambda done, refused: progress.update(done, refused=refused)
         )
     absent = sum(reason.shapes for reason in report.refusals if reason.reason.startswith("is listed in"))
-    absent_ok = absent == release.absent  # the release itself lists so many that nobody has
+    absent_ok = absent == release.absent  # the release itself lists this many shapes that no copy has
     for reason in report.refusals:
         if not (absent_ok and reason.reason.startswith("is listed in")):
             source, said = reason.examples[0]
-            problems.append(f"{reason.shapes} shapes cannot be used, the first: {source}: {said}")
+            problems.append(f"{reason.shapes} shapes cannot be used, first {source}: {said}")
     return {
         "uri": corpus.uri,
         "release": release.name,
@@ -72,7 +72,7 @@ def print_check(found: Mapping[str, Any]) -> None:
         echo(f"{split:<12}{found['found'].get(split, 0):,} of {count:,} shapes")
     for name, said in found["archives"].items():
         echo(f"archive     {name}: {said}{', so no checksum was compared' if said == 'not here' else ''}")
-    listed = f" ({found['absent']} are listed by the release and in no copy of it)" if found["absent"] else ""
+    listed = f" ({found['absent']} are listed by the release but exist in no copy of it)" if found["absent"] else ""
     echo(f"read        {found['shapes']:,} shapes, {found['refused']:,} refused{listed}")
     for problem in found["problems"][:SHOWN]:
         echo(f"problem     {problem}")

@@ -160,7 +160,7 @@ def _kernel_checks() -> list[Check]:
     checks = [_tried("kernels on the CPU", partial(_run_kernels, "cpu"))]
     cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not cards:
-        why = "torch is a CPU build" if torch.version.cuda is None else "torch sees none"
+        why = "torch is a CPU build" if torch.version.cuda is None else "torch sees no GPU"
         checks.append(Check("GPU", "absent", why))
     architectures = sorted(
         {f"sm_{major}{minor}" for major, minor in map(torch.cuda.get_device_capability, range(cards))}
@@ -234,5 +234,5 @@ def _weights(name: str, teacher: "TeacherConfig") -> Check:
     entry = get_pretrained_cfg(teacher.architecture, teacher.pretrained)
     found = cached_weights(teacher.architecture, teacher.pretrained, entry)
     if found is None:
-        return Check(name, "absent", "not downloaded yet; a build fetches them, or name a file in teacher.weights")
+        return Check(name, "absent", "not downloaded yet; a build downloads them, or set teacher.weights to a file")
     return Check(name, "ok", str(found))

@@ -32,7 +32,8 @@ def named_encoders(
     untrained_on  clouds [B, N, 3] on which the batch norms of the same model with its first weights settle; it is added
                   as "untrained" behind each pre-training model. None: it is not.
 
-    Raises CheckpointError for what is no checkpoint, and UsageError for a name that is neither a path nor a baseline.
+    Raises CheckpointError for paths that are not checkpoints, and UsageError for a name that is neither a path nor a
+    baseline.
     """
     from trainer.checkpoints.files import find_checkpoint, read_header
     from trainer.checkpoints.models import load_fine_tuned, load_model
@@ -40,7 +41,7 @@ def named_encoders(
     from trainer.downstream.baselines.point_nn import PointNN
     from trainer.downstream.features import ClassifierEncoder, model_encoder, settle_batch_norms
     from trainer.models.build import new_student
-    from trainer.models.heads.classifier import Classifier
+    from trainer.models.heads.fine_tuned import ShapeClassifier
 
     found: dict[str, Encoder] = {}
     for name in dict.fromkeys(names):
@@ -51,11 +52,11 @@ def named_encoders(
             found[name] = PointNN()
             continue
         if not is_checkpoint(name):
-            raise click.UsageError(f"{name} is no encoder; expected {ENCODER_HELP}")
+            raise click.UsageError(f"{name} is not an encoder; expected {ENCODER_HELP}")
         if read_header(find_checkpoint(name)).kind != "pretraining":
             tuned, _ = load_fine_tuned(name)
-            if not isinstance(tuned, Classifier):
-                raise click.UsageError(f"{name} is a part segmenter, which has no feature of a whole shape")
+            if not isinstance(tuned, ShapeClassifier):
+                raise click.UsageError(f"{name} is a part segmenter, which has no feature of the whole shape")
             found[name] = ClassifierEncoder(tuned.to(device), device)
             continue
         model, header = load_model(name)

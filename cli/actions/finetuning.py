@@ -7,12 +7,12 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.experiment.toml import ConfigError, load_sections, read_config
+from cli.experiment.toml import ConfigError, load_sections, read_config, stated_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainer.models.config import ModelConfig
+    from trainer.models.config import StudentConfig
 
 __all__ = ["CLASSES", "PARTS", "Kind", "load_recipe", "recipe_names", "reference_settings", "run_seeds", "start_of"]
 
@@ -45,15 +45,15 @@ def reference_settings(kind: Kind) -> list[str]:
 
 
 def load_recipe(config: str, overrides: Sequence[str], kind: Kind = CLASSES) -> tuple[dict[str, Any], bool]:
-    """The sections model, finetune and the head's, of a recipe's name or a TOML file; and whether [model] is stated.
+    """The sections model, finetune and the head's, of a recipe's name or a TOML file; and whether [model] states sizes.
+
+    A recipe is for one architecture, which [model] names, because the head's section is the architecture's own.
 
     Raises ConfigError listing all that is wrong.
     """
-    import tomllib
-
     from trainer.downstream.finetuning.config import FinetuneConfig, SegmentConfig
-    from trainer.models.config import ModelConfig
-    from trainer.models.heads.config import ClassifierConfig, SegmentationConfig
+    from trainer.models.config import settings_class
+    from trainer.models.heads.config import CLASSIFIERS, SEGMENTATIONS
 
     path = Path(config)
     if path.suffix == ".toml" or path.is_file():
@@ -64,47 +64,58 @@ def load_recipe(config: str, overrides: Sequence[str], kind: Kind = CLASSES) -> 
         text = (_recipes(kind) / f"{config}.toml").read_text(encoding="utf-8")
     else:
         raise ConfigError(config, [f"neither a recipe nor a .toml file; recipes: {', '.join(recipe_names(kind))}"])
-    heads: dict[str, tuple[type, type]] = {
-        "classifier": (ClassifierConfig, FinetuneConfig), "segmentation": (SegmentationConfig, SegmentConfig)
-    }  # fmt: skip
-    head, tuning = heads[kind.section]
-    found = load_sections(config, text, overrides, {"model": ModelConfig, kind.section: head, "finetune": tuning})
-    stated = "model" in tomllib.loads(text) or any(text.startswith("model.") for text in overrides)
-    return found, stated
+    known, tuning = {"classifier": (CLASSIFIERS, FinetuneConfig), "segmentation": (SEGMENTATIONS, SegmentConfig)}[
+        kind.section
+    ]
+    model = stated_settings(config, text, overrides, "model")
+    try:
+        of_model = settings_class(model)
+        head = known[of_model().architecture]
+    except ValueError as error:
+        raise ConfigError(config, [f"model.{error}"]) from None
+    except KeyError as error:
+        raise ConfigError(config, [f"no {kind.section} is built on the {error.args[0]} student"]) from None
+    found = load_sections(config, text, overrides, {"model": of_model, kind.section: head, "finetune": tuning})
+    return found, bool(set(model) - {"architecture"})
 
 
 def start_of(
     name: str, sizes: str | None, sections: Mapping[str, Any], stated: bool
-) -> "tuple[ModelConfig, tuple[str, Mapping[str, Tensor]] | None]":
+) -> "tuple[StudentConfig, tuple[str, Mapping[str, Tensor]] | None]":
     """Sizes of the model and the weights that it starts from.
 
     name   a run or checkpoint, "embedded", or "none".
     sizes  with "none": a run or checkpoint whose sizes are taken; None: those of [model].
 
-    Raises ConfigError for a [model] that a checkpoint's sizes would override, CheckpointError for what is no
-    checkpoint, and for one of a student that no head is built upon.
+    Raises ConfigError for a [model] that a checkpoint's sizes would override or that is of another architecture,
+    CheckpointError for a path that is not a checkpoint.
     """
     from trainer.checkpoints.files import MODEL, find_checkpoint, read_header, read_tensors
     from trainer.checkpoints.models import section_from_json
     from trainer.errors import CheckpointError
-    from trainer.models.config import ModelConfig
+    from trainer.models.config import DEFAULT_ARCHITECTURE, settings_class
 
     of = sizes if name == "none" else name
     if of is None:
         return sections["model"], None
     if stated:
-        raise ConfigError(
-            "the settings", [f"[model] is stated, and the sizes are those of {of}; leave one of them out"]
-        )
+        raise ConfigError("the settings", [f"[model] is given, but the sizes are those of {of}; leave one of them out"])
     path = find_checkpoint(of)
     header = read_header(path)
+    asked = sections["model"].architecture
+    there = header.config.get("model", {}).get("architecture", DEFAULT_ARCHITECTURE)
+    if there != asked:
+        hint = "; recipes for it begin with plain-" if there == "plain" else ""
+        raise ConfigError(
+            "the settings", [f"they are for the {asked} student (model.architecture), and {of} is {there}{hint}"]
+        )
     try:
-        model = section_from_json(ModelConfig, header.config["model"])
+        model = section_from_json(settings_class(header.config["model"]), header.config["model"])
         faults = list(model.problems())
     except (KeyError, ValueError) as error:
         faults = [str(error)]
     if faults:
-        raise CheckpointError(f"{path}: fine-tuning builds on the hierarchical student alone: {'; '.join(faults)}")
+        raise CheckpointError(f"{path}: no model of this version has its settings: {'; '.join(faults)}")
     if name == "none":
         return model, None
     return model, (header.files[MODEL]["sha256"], read_tensors(path, header))
@@ -112,7 +123,7 @@ def start_of(
 
 def run_seeds(
     sections: Mapping[str, Any],
-    model: "ModelConfig",
+    model: "StudentConfig",
     start: "tuple[str, Mapping[str, Tensor]] | None",
     *,
     source: str,
@@ -244,7 +255,7 @@ class _Reporter:
                 total = event.epochs * event.steps_per_epoch
                 self._made = Progress(self._title, total, unit="steps", initial=event.step, quiet=self._quiet)
                 if event.resumed:
-                    self._made.write(f"{self._title}: going on after epoch {event.epoch} of {event.epochs}")
+                    self._made.write(f"{self._title}: resuming after epoch {event.epoch} of {event.epochs}")
             case StepDone():
                 self._made.update(event.step, loss=f"{next(iter(event.losses.values())):.4f}")
             case EpochDone():

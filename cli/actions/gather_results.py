@@ -95,9 +95,9 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ResultsError(f"{path}: no JSON: {error}") from None
+        raise ResultsError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(found, dict):
-        raise ResultsError(f"{path}: holds a {type(found).__name__}; expected what a command printed with --json")
+        raise ResultsError(f"{path}: contains a {type(found).__name__}; expected the output of a command with --json")
     return found
 
 
@@ -117,9 +117,7 @@ def _rows(found: Mapping[str, Any], source: str) -> list[dict[str, Any]]:
             return list(_probe(found["evaluation"], source)) if found["evaluation"] else []
         return list(_probe(found, source))
     except (KeyError, TypeError, AttributeError) as error:
-        raise ResultsError(
-            f"{source}: a result that this version does not know ({type(error).__name__}: {error})"
-        ) from None
+        raise ResultsError(f"{source}: a result of unknown form ({type(error).__name__}: {error})") from None
 
 
 def _probe(found: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:

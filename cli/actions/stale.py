@@ -27,15 +27,16 @@ def check_corpus(experiment: "Experiment", place: "Location") -> None:
         raise
     except CorpusError as error:  # a cache alone is enough to train on, on a machine without the corpus
         reason = str(error).partition("\n")[0]
-        echo(f"note: whether the corpus changed since the cache was built is not known: {reason}", err=True)
+        echo(f"note: whether the corpus changed since the cache was built is unknown: {reason}", err=True)
         return
     if changes is None:
-        echo("note: the cache is of another corpus than the experiment names; its files are not compared", err=True)
+        echo("note: the cache belongs to another corpus than the experiment's, so its files are not compared", err=True)
     elif changes.stale:
         lines = "\n  ".join(changes.lines())
         raise BuildError(
-            f"{place}: expected a cache of the corpus as it is, {experiment.corpus.uri}:\n  {lines}\n"
-            "  Bring the cache up to date with `i2p cache build CONFIG --changed rebuild`, or train on it as it is:\n"
+            f"{place}: expected a cache that matches the corpus {experiment.corpus.uri}:\n"
+            f"  {lines}\n"
+            "  Update the cache with `i2p cache build CONFIG --changed rebuild`, or train on it unchanged:\n"
             "  --stale-cache train (trainer.stale_cache)."
         )
 
@@ -43,7 +44,7 @@ def check_corpus(experiment: "Experiment", place: "Location") -> None:
 def finished_cache(experiment: "Experiment") -> "Location | None":
     """Return the location of the experiment's cache if it is finished, else None."""
     from pipeline.build.driver import cache_of
-    from teacher_cache.format.layout import MANIFEST
+    from teacher_cache.format.paths import MANIFEST
     from teacher_cache.storage.opening import storage_at
 
     _, place = cache_of(experiment.corpus, experiment.projection, experiment.teacher, experiment.cache)

@@ -51,9 +51,9 @@ def score_teacher(
     if known.normalisations and any_normalisation:
         if len(known.normalisations) > 1:
             raise TeacherError(
-                f"{config.weights}: weights of {config.architecture} know images of normalisation "
-                f"{' or '.join(known.normalisations)}, and a file does not say which it is of\n"
-                "  Name it with --normalisation."
+                f"{config.weights}: published weights of {config.architecture} were trained with normalisation "
+                f"{' or '.join(known.normalisations)}; the file does not say with which\n"
+                "  Set it with --normalisation."
             )
         projection = replace(projection, normalisation=known.normalisations[0])  # type: ignore[arg-type]
     if known.normalisations and projection.normalisation not in known.normalisations:

@@ -4,12 +4,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import CachePath
-from cli.show.terminal import echo
+from cli.options import CachePath, json_option
+from cli.show.terminal import answer, echo
 
 if TYPE_CHECKING:
     from teacher_cache import Findings, RecordBatch, Rewritten
@@ -27,9 +28,9 @@ DEPTHS = ("uint8", "float16", "none")
 COMPRESSIONS = ("zstd", "none")
 
 WHAT = {
-    "workspace": "work of a process that died",
+    "workspace": "unfinished work of a dead process",
     "shard": "a shard that was never committed",
-    "unknown": "no file of a cache",
+    "unknown": "not a file of a cache",
 }
 
 threads_option = click.option(
@@ -40,7 +41,7 @@ threads_option = click.option(
 @click.command(
     epilog="Examples: i2p cache convert caches/shapenet55-0f3a9c21d7be --format webdataset; "
     "i2p cache convert PATH --features int8 --steps 24 --untouched zero --root small. "
-    "A conversion that was stopped goes on where it was."
+    "A stopped conversion resumes where it was."
 )
 @click.argument("source", type=CachePath())
 @click.option("--root", help="Folder or URL that holds caches. [default: where SOURCE lies]")
@@ -54,7 +55,8 @@ threads_option = click.option(
 @click.option("--class-token", type=click.Choice(["none"]), help="Leave out the class tokens.")
 @click.option("--depth", type=click.Choice(DEPTHS), help="Coarser images than SOURCE has, or none.")
 @threads_option
-def convert(source: "Location", root: str | None, threads: int, **storage: Any) -> None:
+@json_option
+def convert(source: "Location", root: str | None, threads: int, as_json: bool, **storage: Any) -> None:
     """Rewrite a finished cache with another storage, and print its location.
 
     The new cache has a name and a folder of its own; SOURCE stays as it is. Each of its shards is checked first.
@@ -64,9 +66,9 @@ def convert(source: "Location", root: str | None, threads: int, **storage: Any) 
 
     changes = {name: value for name, value in storage.items() if value is not None}
     if not changes:
-        raise click.UsageError("name what is to change: --format, --features, --shapes-per-shard, ...")
+        raise click.UsageError("say what to change: --format, --features, --shapes-per-shard, ...")
     if "steps" in changes and changes.get("features") != "int8":
-        raise click.UsageError("--steps is a setting of --features int8; give both")
+        raise click.UsageError("--steps applies to --features int8; give both")
     find = _find_untouched(teacher_cache.open(source)) if "untouched" in changes else None
     with _progress("converting") as show:
         made = teacher_cache.convert(
@@ -79,15 +81,14 @@ def convert(source: "Location", root: str | None, threads: int, **storage: Any) 
         )
     _carry_config(source, made.path, changes)
     before = teacher_cache.open(source).info()
-    _say(made, f"{before.bytes / 1e6:.1f} MB before")
+    _say(made, f"{before.bytes / 1e6:.1f} MB before", as_json)
 
 
-@click.command(
-    epilog="Example: i2p cache compact caches/shapenet55-0f3a9c21d7be. A call that was stopped goes on where it was."
-)
+@click.command(epilog="Example: i2p cache compact caches/shapenet55-0f3a9c21d7be. A stopped call resumes where it was.")
 @click.argument("path")
 @threads_option
-def compact(path: str, threads: int) -> None:
+@json_option
+def compact(path: str, threads: int, as_json: bool) -> None:
     """Join the small shards that growing a cache leaves into full ones, in its place.
 
     Recipe, records and their numbers stay. Needs space for a second copy meanwhile; no build may run at the same time.
@@ -97,15 +98,15 @@ def compact(path: str, threads: int) -> None:
     with _progress("compacting") as show:
         made = teacher_cache.compact(path, threads=threads, on_progress=show)
     if made is None:
-        echo(f"its shards are full already: {path}", err=True)
-        echo(path)
+        echo(f"its shards are already full: {path}", err=True)
+        answer({"path": path, "written": 0}, path, as_json=as_json)
         return
-    _say(made, f"{made.shards} shards")
+    _say(made, f"{made.shards} shards", as_json)
 
 
 @click.command(
     epilog="Example: i2p cache merge node1/folder-0f3a9c21d7be node2/folder-0f3a9c21d7be --root caches. "
-    "A merge that was stopped goes on where it was."
+    "A stopped merge resumes where it was."
 )
 @click.argument("sources", type=CachePath(), nargs=-1, required=True, metavar="SOURCE SOURCE...")
 @click.option("--root", required=True, help="Folder or URL that holds caches, other than where a SOURCE lies.")
@@ -118,7 +119,10 @@ def compact(path: str, threads: int) -> None:
 )
 @click.option("--refill", is_flag=True, help="Refill shards instead of keeping each SOURCE's own.")
 @threads_option
-def merge(sources: "tuple[Location, ...]", root: str, duplicates: Any, refill: bool, threads: int) -> None:
+@json_option
+def merge(
+    sources: "tuple[Location, ...]", root: str, duplicates: Any, refill: bool, threads: int, as_json: bool
+) -> None:
     """Merge the shapes of several caches of one recipe into one, in the order named, and print its location.
 
     The SOURCEs stay as they are. Each of their shards is checked first.
@@ -126,12 +130,12 @@ def merge(sources: "tuple[Location, ...]", root: str, duplicates: Any, refill: b
     import teacher_cache
 
     if len(sources) < 2:
-        raise click.UsageError("name two caches or more")
+        raise click.UsageError("give two or more caches")
     with _progress("merging") as show:
         made = teacher_cache.merge(
             sources, root, duplicates=duplicates, refill=refill, threads=threads, on_progress=show
         )
-    _say(made, f"of {len(sources)} caches")
+    _say(made, f"of {len(sources)} caches", as_json)
 
 
 @click.command(
@@ -141,7 +145,8 @@ def merge(sources: "tuple[Location, ...]", root: str, duplicates: Any, refill: b
 @click.argument("path", type=CachePath())
 @click.option("--unknown", is_flag=True, help="Also list files that do not belong to a cache, whoever put them there.")
 @click.option("--yes", is_flag=True, help="Remove without asking.")
-def gc(path: "Location", unknown: bool, yes: bool) -> None:
+@json_option
+def gc(path: "Location", unknown: bool, yes: bool, as_json: bool) -> None:
     """List what dead builds left in the cache PATH, or in all caches of the folder PATH, and ask to remove it.
 
     Work of running builds, committed shards and finished caches are never touched. Exit 2 when there is something to
@@ -150,12 +155,18 @@ def gc(path: "Location", unknown: bool, yes: bool) -> None:
     import teacher_cache
 
     findings = teacher_cache.find_abandoned(str(path), unknown=unknown)
+    listed = [
+        {"cache": str(piece.cache), "path": piece.path, "kind": piece.kind, "bytes": piece.bytes}
+        for piece in findings.abandoned
+    ]
+    result = {"caches": findings.caches, "abandoned": listed, "faults": [str(fault) for fault in findings.faults]}
+    answer(result, partial(_list, findings), as_json=as_json)
     _show(findings, path)
     if findings.abandoned:
         pieces = findings.abandoned
         size = sum(piece.bytes for piece in pieces)
         if not yes and not sys.stdin.isatty():
-            echo("nothing was removed: there is no terminal to ask on; give --yes to remove these", err=True)
+            echo("nothing was removed: there is no terminal to confirm on; give --yes to remove these", err=True)
             raise SystemExit(2)
         if yes or click.confirm(f"Remove these {len(pieces)} pieces, {size / 1e6:.1f} MB?", err=True):
             with _progress("removing", unit="pieces") as show:
@@ -164,20 +175,23 @@ def gc(path: "Location", unknown: bool, yes: bool) -> None:
             freed = sum(piece.bytes for piece in removed)
             echo(f"removed {len(removed)} pieces, {freed / 1e6:.1f} MB", err=True)
             for piece in kept:
-                echo(f"stays, since a build uses it by now: {piece.cache}/{piece.path}", err=True)
+                echo(f"kept, because a build uses it now: {piece.cache}/{piece.path}", err=True)
         else:
             echo("nothing was removed", err=True)
     if findings.faults:
         raise SystemExit(1)
 
 
-def _show(findings: "Findings", path: "Location") -> None:
+def _list(findings: "Findings") -> None:
     for piece in findings.abandoned:
         echo(f"{piece.bytes / 1e6:>10.3f} MB  {piece.cache}/{piece.path}  ({WHAT[piece.kind]})")
+
+
+def _show(findings: "Findings", path: "Location") -> None:
     for fault in findings.faults:
         echo(f"cannot be read: {fault}", err=True)
     if findings.busy:
-        echo(f"left alone: {findings.busy} locks of builds that are running", err=True)
+        echo(f"{findings.busy} locks of running builds were left alone", err=True)
     if not findings.caches:
         echo(f"no caches in {path}", err=True)
     elif not findings.abandoned:
@@ -205,10 +219,12 @@ def _progress(title: str, unit: str = "shards") -> Iterator[Callable[[int, int],
             shown.__exit__(*sys.exc_info())
 
 
-def _say(made: "Rewritten", more: str) -> None:
-    state = "complete already" if not made.written else f"{made.written} of {made.shards} shards written"
+def _say(made: "Rewritten", more: str, as_json: bool) -> None:
+    state = "already complete" if not made.written else f"{made.written} of {made.shards} shards written"
     echo(f"{state}: {made.records} records, {made.bytes / 1e6:.1f} MB, {more}", err=True)
-    echo(made.path)
+    found = {"path": str(made.path), "records": made.records, "bytes": made.bytes,
+             "shards": made.shards, "written": made.written}  # fmt: skip
+    answer(found, str(made.path), as_json=as_json)
 
 
 def _find_untouched(cache: Any) -> "FindUntouched":

@@ -1,13 +1,14 @@
 """``i2p checkpoint``: inspect a checkpoint, and import and export the reference's."""
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import CheckpointPath, LocalPath
-from cli.show.terminal import echo
+from cli.options import CheckpointPath, LocalPath, json_option
+from cli.show.terminal import answer
 
 if TYPE_CHECKING:
     from trainer.checkpoints.files import Header
@@ -22,24 +23,23 @@ def checkpoint() -> None:
 
 @checkpoint.command(epilog="Example: i2p checkpoint info runs/quickstart")
 @click.argument("path", type=CheckpointPath())
-def info(path: Path) -> None:
+@json_option
+def info(path: Path, as_json: bool) -> None:
     """Print a checkpoint's contents and origin; check its files against their hashes."""
     from trainer.checkpoints.files import find_checkpoint, read_header, read_tensors
 
     found = find_checkpoint(path)
     header = read_header(found)
     weights = {name: read_tensors(found, header, name) for name in header.files}
-    echo(f"checkpoint  {found}")
-    _describe(header)
+    numbers = {name: sum(tensor.numel() for tensor in tensors.values()) for name, tensors in weights.items()}
+    lines = [f"checkpoint  {found}", *_described(header)]
     for name, tensors in weights.items():
-        numbers = sum(tensor.numel() for tensor in tensors.values())
-        echo(f"{name:<24}{numbers:>12} numbers in {len(tensors)} tensors, {header.files[name]['bytes']} bytes")
-    for key, value in header.metrics.items():
-        echo(f"{key:<24}{value}")
+        size = header.files[name]["bytes"]
+        lines.append(f"{name:<24}{numbers[name]:>12} numbers in {len(tensors)} tensors, {size} bytes")
+    lines += [f"{key:<24}{value}" for key, value in header.metrics.items()]
     for section, settings in header.config.items():
-        echo(f"\n[{section}]")
-        for key, value in settings.items():
-            echo(f"  {key} = {value}")
+        lines += [f"\n[{section}]", *(f"  {key} = {value}" for key, value in settings.items())]
+    answer({**_as_json(found, header), "numbers": numbers}, "\n".join(lines), as_json=as_json)
 
 
 @checkpoint.command(
@@ -52,26 +52,30 @@ def info(path: Path) -> None:
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
               help="State a setting that weights do not show; may be given many times. Sections: model, masking, "
               "classifier, segmentation. [default: the paper's]")  # fmt: skip
-def import_(file: Path, out: Path, overrides: tuple[str, ...]) -> None:
-    """Convert FILE, a .pth of I2P-MAE or Point-M2AE, to a checkpoint of ours.
+@json_option
+def import_(file: Path, out: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Convert FILE, a .pth of I2P-MAE or Point-M2AE, or of Point-MAE and its relatives, to a checkpoint of ours.
 
-    Pre-training, classification and part segmentation checkpoints are distinguished by their parameter names; `module.`
-    and the frozen teacher, `clip_model.`, are dropped. Nothing in the file is executed. Weights keep every bit.
+    Relatives are Point-BERT, ACT, ReCon, PCP-MAE and Point-FEMAE; their files become plain students. Method and kind
+    (pre-training, classification, part segmentation) are told by the parameter names alone; `module.` and frozen
+    teachers are dropped, and what is taken, left out and left new is said. Nothing in the file is executed. Weights
+    keep every bit.
     """
     from cli.experiment.toml import parse_settings
     from trainer.checkpoints.reference.convert import import_reference
-    from trainer.checkpoints.reference.recognise import SECTIONS
+    from trainer.checkpoints.reference.recognise import KINDS, sections_of_kind
 
-    sections = {name: cls for of_kind in SECTIONS.values() for name, cls in of_kind.items()}
-    converted = import_reference(file, out, settings=parse_settings(overrides, sections))
-    echo(f"checkpoint  {converted.path}")
-    _describe(converted.header)
-    _note(converted.notes)
+    def stated(architecture: str) -> dict[str, dict[str, Any]]:
+        of_kinds = [sections_of_kind(architecture, kind) for kind in KINDS]
+        return parse_settings(overrides, {name: cls for of_kind in of_kinds for name, cls in of_kind.items()})
+
+    converted = import_reference(file, out, settings=stated)
+    _answer(f"checkpoint  {converted.path}", converted.path, converted.header, converted.notes, as_json)
 
 
 @checkpoint.command(
     epilog="Example: i2p checkpoint export runs/quickstart --out quickstart.pth   "
-    "(to go on with a pre-training there: --teacher ViT-B-16.safetensors)"
+    "(to resume pre-training there: --teacher ViT-B-16.safetensors)"
 )
 @click.argument("path", type=CheckpointPath())
 @click.option("--out", type=LocalPath(), required=True, help="The .pth to write; must not exist.")
@@ -79,21 +83,24 @@ def import_(file: Path, out: Path, overrides: tuple[str, ...]) -> None:
               help="CLIP to put under `clip_model.`: OpenAI's layout, or a reference checkpoint.")  # fmt: skip
 @click.option("--prefix/--no-prefix", default=None,
               help="Whether names begin with `module.`. [default: as imported, or as the reference does]")  # fmt: skip
-def export(path: Path, out: Path, teacher: Path | None, prefix: bool | None) -> None:
-    """Export PATH (a run directory or one of its checkpoints) in the layout of the reference's .pth files."""
+@json_option
+def export(path: Path, out: Path, teacher: Path | None, prefix: bool | None, as_json: bool) -> None:
+    """Export PATH (a run directory or one of its checkpoints) in the layout of the reference's .pth files.
+
+    A hierarchical student's is I2P-MAE's or Point-M2AE's, a plain one's Point-MAE's.
+    """
     from trainer.checkpoints.reference.convert import export_reference
 
     converted = export_reference(path, out, teacher=teacher, prefix=prefix)
-    echo(f"file        {converted.path}")
-    _describe(converted.header)
-    _note(converted.notes)
+    _answer(f"file        {converted.path}", converted.path, converted.header, converted.notes, as_json)
 
 
 @checkpoint.command(epilog="Example: i2p checkpoint slim runs/quickstart --out encoder --half")
 @click.argument("path", type=CheckpointPath())
 @click.option("--out", type=LocalPath(), required=True, help="Directory to write; must not exist.")
 @click.option("--half", is_flag=True, help="Round the weights to float16: half the bytes.")
-def slim(path: Path, out: Path, half: bool) -> None:
+@json_option
+def slim(path: Path, out: Path, half: bool, as_json: bool) -> None:
     """Write the weights of PATH alone, to hand on: a checkpoint without the optimiser's state.
 
     It loads, evaluates and exports as PATH does; training does not resume from it.
@@ -101,14 +108,14 @@ def slim(path: Path, out: Path, half: bool) -> None:
     from trainer.checkpoints.slim import slim_checkpoint
 
     written, header = slim_checkpoint(path, out, half=half)
-    echo(f"checkpoint  {written}")
-    _describe(header)
+    _answer(f"checkpoint  {written}", written, header, (), as_json)
 
 
 @checkpoint.command(epilog="Example: i2p checkpoint hub runs/quickstart --out encoder")
 @click.argument("path", type=CheckpointPath())
 @click.option("--out", type=LocalPath(), required=True, help="Directory to write; must not exist.")
-def hub(path: Path, out: Path) -> None:
+@json_option
+def hub(path: Path, out: Path, as_json: bool) -> None:
     """Write PATH as a folder that a hub can host: model.safetensors, config.json and a card.
 
     load_encoder and every command that takes a checkpoint read it.
@@ -116,8 +123,7 @@ def hub(path: Path, out: Path) -> None:
     from trainer.checkpoints.hub import write_hub_folder
 
     written, header = write_hub_folder(path, out)
-    echo(f"folder      {written}")
-    _describe(header)
+    _answer(f"folder      {written}", written, header, (), as_json)
 
 
 @checkpoint.command(
@@ -129,7 +135,8 @@ def hub(path: Path, out: Path) -> None:
               help="A .pt2 file (torch.export) or .onnx, which must not be there.")  # fmt: skip
 @click.option("--points", type=click.IntRange(min=1), default=1024, show_default=True, help="Of every cloud.")
 @click.option("--feature", type=click.Choice(["levels", "top"]), default="levels", show_default=True)
-def graph(path: Path, out: Path, points: int, feature: str) -> None:
+@json_option
+def graph(path: Path, out: Path, points: int, feature: str, as_json: bool) -> None:
     """Write the encoder of PATH as one graph, clouds to features, that runs without this package.
 
     The batch is free, the number of points is not. It is compared with the encoder first. Minutes for large encoders.
@@ -141,23 +148,31 @@ def graph(path: Path, out: Path, points: int, feature: str) -> None:
     if out.exists():
         raise click.UsageError(f"--out {out} is there already; remove it, or choose another name")
     about = write_graph(path, out, points=points, feature=feature)  # type: ignore[arg-type]
-    echo(f"graph       {out}: points [B, {points}, 3] float32 -> features [B, {about['numbers']}] ({feature})")
+    text = f"graph       {out}: points [B, {points}, 3] float32 -> features [B, {about['numbers']}] ({feature})"
+    answer({"path": str(out), **about}, text, as_json=as_json)
 
 
-def _describe(header: "Header") -> None:
-    echo(f"kind        {header.kind}")
+def _answer(first: str, path: Path, header: "Header", notes: Iterable[str], as_json: bool) -> None:
+    said = list(notes)
+    lines = [first, *_described(header), *(f"note        {note}" for note in said)]
+    answer({**_as_json(path, header), "notes": said}, "\n".join(lines), as_json=as_json)
+
+
+def _as_json(path: Path, header: "Header") -> dict[str, Any]:
+    return {"path": str(path), **asdict(header)}
+
+
+def _described(header: "Header") -> list[str]:
+    steps = f"{header.step} steps" if header.origin is None else "steps unknown"
+    lines = [f"kind        {header.kind}"]
     if header.origin is not None:
-        echo(f"origin      {header.origin['file']}, sha256 {header.origin['sha256']}")
-    steps = f"{header.step} steps" if header.origin is None else "steps not known"
-    echo(f"state       {header.epoch} epochs, {steps}")
+        lines.append(f"origin      {header.origin['file']}, sha256 {header.origin['sha256']}")
+    lines.append(f"state       {header.epoch} epochs, {steps}")
     if "recipe" in header.cache:
-        echo(f"cache       {header.cache['records']} shapes, recipe {header.cache['recipe']}")
+        lines.append(f"cache       {header.cache['records']} shapes, recipe {header.cache['recipe']}")
     if "start" in header.cache:
-        echo(f"start       {header.cache['start']}")
+        lines.append(f"start       {header.cache['start']}")
     if header.teacher.get("channels"):
-        echo(f"teacher     {header.teacher['views']} views, {header.teacher['channels']} channels")
-
-
-def _note(notes: Iterable[str]) -> None:
-    for note in notes:
-        echo(f"note        {note}")
+        for maps in (header.teacher, *header.teacher.get("further", ())):
+            lines.append(f"teacher     {maps['views']} views, {maps['channels']} channels")
+    return lines

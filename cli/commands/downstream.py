@@ -56,6 +56,7 @@ def downstream(
     Point-NN and coordinate statistics. Nothing is downloaded. If RUN is runs/quickstart and is not there, it is trained
     first, in about as long again.
     """
+    from cli.actions.encoders import points_needed
     from cli.suite.plan import hash_of, known_cell, plan_cells, real_set, synthetic_set
     from trainer.checkpoints.files import find_checkpoint, read_header
 
@@ -66,12 +67,15 @@ def downstream(
             f"{run} has no config.toml; name the directory of a run of i2p pretrain, whose settings its twin takes"
         )
     header = read_header(find_checkpoint(run))
-    least = header.config["model"].get("groups", [0])[0]
+    architecture = header.config["model"].get("architecture", "hierarchical")
+    if architecture != "hierarchical":
+        raise click.UsageError(f"{run} is a {architecture} student; the suite has recipes for the hierarchical one")
+    least = points_needed([str(run)])
     if points < least:
-        raise click.UsageError(f"--points {points} is fewer than the {least} groups of the encoder")
+        raise click.UsageError(f"--points {points} is less than the {least} that the encoder needs")
     stored = stored_points or 2 * points
     if stored < points:
-        raise click.UsageError(f"--stored-points {stored} is fewer than --points {points}")
+        raise click.UsageError(f"--stored-points {stored} is less than --points {points}")
     sets = [synthetic_set(size), *(real_set(*_real(text), stored) for text in real)]
     encoder = hash_of([header.files["model.safetensors"]["sha256"], header.config, header.cache])
     cells = plan_cells(

@@ -1,12 +1,11 @@
 """``i2p evaluate``: score a checkpoint's encoder on labelled shapes."""
 
-import json
 from pathlib import Path
 
 import click
 
-from cli.options import CheckpointPath
-from cli.show.terminal import echo
+from cli.options import CheckpointPath, json_option
+from cli.show.terminal import answer
 
 __all__ = ["evaluate"]
 
@@ -31,7 +30,7 @@ __all__ = ["evaluate"]
 @click.option("--embedded", is_flag=True, help="Score the package's own encoder too.")
 @click.option("--seeds", type=int, default=5, show_default=True, help="Draws of points and folds.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 def evaluate(
     checkpoint: Path,
     train: str | None,
@@ -51,7 +50,7 @@ def evaluate(
     """Score CHECKPOINT (a run directory, one of its checkpoints, or embedded) by a linear SVM, beside baselines."""
     from cli.commands.pretrain import table
     from cli.experiment.toml import ConfigError
-    from cli.show.progress import Progress
+    from cli.show.progress import Watching
     from trainer.checkpoints.models import load_model
     from trainer.config import EvaluationConfig
     from trainer.downstream.baselines.point_nn import PointNN
@@ -60,13 +59,13 @@ def evaluate(
     from trainer.engine.ranks import joined
 
     if bool(train) != bool(test):
-        raise click.UsageError("name both --train and --test, or neither for the run's own")
+        raise click.UsageError("give both --train and --test, or neither for the run's own")
     model, header = load_model(checkpoint)
     if not train:
         own = header.config.get("evaluation", {})
         train, test = own.get("train"), own.get("test")
         if not train or not test:
-            raise click.UsageError(f"{checkpoint} was not evaluated on anything; name --train and --test")
+            raise click.UsageError(f"{checkpoint} was not evaluated on anything; give --train and --test")
         stored_points = stored_points or max(points, int(own.get("stored_points", points)))
         embedded = embedded or bool(own.get("embedded"))
     assert test is not None
@@ -83,13 +82,11 @@ def evaluate(
     if problems:
         raise ConfigError("the options", problems)
     seed = int(header.config.get("trainer", {}).get("seed", 0))  # an imported one does not say
-    with joined(device) as ranks:
-        evaluator = Evaluator(config)
+    with joined(device) as ranks, Watching() as watch:
+        evaluator = Evaluator(config, watch=watch)
         encoders = evaluator.baselines(model, seed=seed, device=ranks.device)
         if point_nn:
             encoders["point-nn"] = PointNN()
         encoders["trained"] = model_encoder(model.to(ranks.device), ranks.device, config.model_feature)
-        total = evaluator.rounds() * len(encoders) * (len(evaluator.train) + len(evaluator.test))
-        with Progress("evaluating", total, unit="clouds") as progress, progress.beating():
-            result = evaluator.compare(encoders, logistic=logistic, progress=progress.add).to_json()
-    echo(json.dumps(result, indent=1) if as_json else table(result))
+        result = evaluator.compare(encoders, logistic=logistic, watch=watch).to_json()
+    answer(result, table(result), as_json=as_json)

@@ -1,12 +1,12 @@
 """``i2p fewshot``: linear probes of frozen encoders on a few shapes of a few classes."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.show.terminal import echo
+from cli.options import json_option
+from cli.show.terminal import answer
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,7 @@ MANY = 100  # fits, from which on processes are worth their start
     "--jobs", type=click.IntRange(1, 256), help="Processes that fit folds. [default: one a core for many fits]"
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 def fewshot(
     encoders: tuple[str, ...],
     train: str | None,
@@ -73,15 +73,15 @@ def fewshot(
     from trainer.engine.ranks import joined
 
     if bool(train) == bool(stored):
-        raise click.UsageError("name one of --train and --stored")
+        raise click.UsageError("give one of --train and --stored")
     if stored and (test or queries):
         raise click.UsageError("--stored has its own queries; --test and --queries go with --train")
     if stored and folds > 10:
         raise click.UsageError("the field has 10 folds of each setting")
     if points_needed(encoders) > points:
-        raise click.UsageError(f"--points {points} is fewer than the {points_needed(encoders)} groups an encoder forms")
+        raise click.UsageError(f"--points {points} is less than the {points_needed(encoders)} groups of an encoder")
     if stored_points is not None and stored_points < points:
-        raise click.UsageError(f"--stored-points {stored_points} is fewer than --points {points}")
+        raise click.UsageError(f"--stored-points {stored_points} is less than --points {points}")
     names = list(encoders)
     if baselines and "coordinates" not in names:
         names.insert(0, "coordinates")
@@ -95,10 +95,7 @@ def fewshot(
         else:
             assert train is not None
             found = run.drawn(train, test, ways, shots, settings)
-    if as_json:
-        echo(json.dumps(found, indent=1))
-    else:
-        echo(table(found))
+    answer(found, table(found), as_json=as_json)
 
 
 class _Run:
@@ -129,7 +126,8 @@ class _Run:
 
         parts = [self._read(uri) for uri in (train, test) if uri is not None]
         configs = [FewShotConfig(way=way, shot=shot, **settings) for way in ways for shot in shots]
-        folds = [drawn_folds(parts[0], parts[1] if test else None, config) for config in configs]  # before the hours
+        # Before hours of encoding: too few shapes in a class are found now.
+        folds = [drawn_folds(parts[0], parts[1] if test else None, config) for config in configs]
         features = self._features(parts)
         pairs = {name: (found[0], found[-1]) for name, found in features.items()}
         total = sum(map(len, folds)) * len(pairs)
@@ -172,7 +170,8 @@ class _Run:
 
         if quiet:
             return read_clouds(uri, points=self.stored_points)
-        with Progress("reading", len(open_corpus(uri, points=self.stored_points)), unit="shapes") as progress:
+        with Progress("reading", 0, unit="shapes") as progress:
+            progress.expect(len(open_corpus(uri, points=self.stored_points)))
             return read_clouds(uri, points=self.stored_points, progress=progress.add)
 
     def _features(self, parts: Sequence[Any], *, quiet: bool = False) -> dict[str, list[Any]]:

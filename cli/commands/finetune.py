@@ -1,14 +1,13 @@
 """``i2p finetune``: a classifier on labelled shapes, from a pre-trained encoder or from scratch."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cli.options import LocalPath
-from cli.show.terminal import echo
+from cli.options import LocalPath, json_option
+from cli.show.terminal import answer, echo
 
 __all__ = ["check_starts", "finetune"]
 
@@ -32,7 +31,7 @@ __all__ = ["check_starts", "finetune"]
 @click.option("--out", type=LocalPath(file_okay=False), help="Directory. [default: runs/CONFIG-PROTOCOL-START]")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
               help="Override one setting of [finetune], [classifier] or [model].")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 def finetune(
     config: str,
     start: str,
@@ -62,7 +61,7 @@ def finetune(
     where = out or Path("runs") / "-".join([Path(config).stem, sections["finetune"].protocol, Path(start).name])
     found = run_seeds(sections, model, weights, source=start, out=where, seeds=seeds)
     if place_in_launch().rank == 0:
-        echo(json.dumps(found, indent=1) if as_json else table(found))
+        answer(found, table(found), as_json=as_json)
         if not as_json:
             echo(f"results     {where / 'metrics.json'}")
 
@@ -72,11 +71,11 @@ def check_starts(start: str, sizes: str | None) -> None:
     from cli.actions.encoders import is_checkpoint
 
     if sizes and start != "none":
-        raise click.UsageError("--sizes goes with --from none; a checkpoint has sizes of its own")
+        raise click.UsageError("--sizes needs --from none; a checkpoint has its own sizes")
     for option, name in (("--from", start), ("--sizes", sizes)):
         if name not in (None, "none") and not is_checkpoint(name):
             raise click.UsageError(
-                f"{option} {name}: no such directory; name a run, one of its checkpoints, embedded, or none"
+                f"{option} {name}: no such directory; expected a run, one of its checkpoints, embedded, or none"
             )
 
 

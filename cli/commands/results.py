@@ -20,14 +20,15 @@ __all__ = ["results"]
 @click.option("--published/--no-published", default=True, show_default=True,
               help="Figures of papers on the same set and task beside them.")  # fmt: skip
 @click.option("--out", type=LocalPath(dir_okay=False), help="Write it there instead of printing it.")
+@click.option("--json", "form", flag_value="json", help="Short for --format json.")
 def results(runs: tuple[Path, ...], form: str, published: bool, out: Path | None) -> None:
     """Gather what RUNS have measured: run directories, and JSON files of evaluate, fewshot and vote.
 
-    Every row names its protocol and seeds, and what one shape of its test set is worth. Published figures stand below,
-    with theirs, which is another: they are to be read beside, not subtracted.
+    Every row names its protocol and seeds, and what one shape of its test set is worth. Published figures are listed
+    below with their own protocols, which differ: compare them, but do not subtract.
     """
     from cli.actions.gather_results import ResultsError, gather, published_rows, to_csv, to_markdown
-    from teacher_cache.storage.commit import replace_file
+    from teacher_cache.storage.atomic import replace_file
 
     try:
         rows = gather(runs)

@@ -1,14 +1,13 @@
 """``i2p segment``: parts of labelled shapes, from a pre-trained encoder or from scratch."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cli.options import LocalPath
-from cli.show.terminal import echo
+from cli.options import LocalPath, json_option
+from cli.show.terminal import answer, echo
 
 __all__ = ["segment"]
 
@@ -17,7 +16,7 @@ __all__ = ["segment"]
     epilog="Examples: i2p segment synthetic --from runs/quickstart --seeds 3; "
     "i2p segment synthetic --from none --sizes runs/quickstart; i2p segment shapenetpart --from RUN --reference; "
     "i2p segment labeled-psb --from embedded --set 'finetune.train=\"npz:FILE?split=train\"'. "
-    "A run that is stopped goes on where it was. Several processes: torchrun --nproc-per-node N -m cli.main segment ..."
+    "A stopped run resumes where it was. Several processes: torchrun --nproc-per-node N -m cli.main segment ..."
 )
 @click.argument("config")
 @click.option("--from", "start", required=True, metavar="RUN|none",
@@ -31,7 +30,7 @@ __all__ = ["segment"]
 @click.option("--out", type=LocalPath(file_okay=False), help="Directory. [default: runs/parts-CONFIG-START]")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
               help="Override one setting of [finetune], [segmentation] or [model].")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 def segment(
     config: str,
     start: str,
@@ -59,7 +58,7 @@ def segment(
     where = out or Path("runs") / "-".join(["parts", Path(config).stem, Path(start).name])
     found = run_seeds(sections, model, weights, source=start, out=where, seeds=seeds)
     if place_in_launch().rank == 0:
-        echo(json.dumps(found, indent=1) if as_json else table(found))
+        answer(found, table(found), as_json=as_json)
         if not as_json:
             echo(f"results     {where / 'metrics.json'}")
 

@@ -1,14 +1,13 @@
 """``i2p vote``: a fine-tuned classifier on a test split, plain and with votes."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cli.options import CheckpointPath
-from cli.show.terminal import echo
+from cli.options import CheckpointPath, json_option
+from cli.show.terminal import answer
 
 __all__ = ["vote"]
 
@@ -41,7 +40,7 @@ __all__ = ["vote"]
               "else canonical]")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the draws.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 def vote(
     checkpoint: Path,
     test: str | None,
@@ -74,15 +73,15 @@ def vote(
     from trainer.downstream.voting import vote as hold
     from trainer.engine.ranks import joined
     from trainer.errors import EvaluationError
-    from trainer.models.heads.classifier import Classifier
+    from trainer.models.heads.fine_tuned import ShapeClassifier
 
     model, header = load_fine_tuned(checkpoint)
-    if not isinstance(model, Classifier):
-        raise click.UsageError(f"{checkpoint} is a part segmenter; a vote is of a classifier")
+    if not isinstance(model, ShapeClassifier):
+        raise click.UsageError(f"{checkpoint} is a part segmenter; voting needs a classifier")
     trained = header.config.get("finetune", {})  # an imported one does not say how it was
     test = test or trained.get("test")
     if not test:
-        raise click.UsageError(f"{checkpoint} does not say what it was tested on; name --test")
+        raise click.UsageError(f"{checkpoint} does not record its test corpus; give --test")
     points = trained.get("points", 1024) if points is None else points
     frame = frame or trained.get("frame", "canonical")
     if stored_points is None:
@@ -99,18 +98,19 @@ def vote(
     if up is not None and config.rotation == "none":
         problems.append(f"--up {up} with --rotation none, which turns nothing")
     if stored_points < points:
-        problems.append(f"--stored-points {stored_points} is fewer than --points {points}")
-    least = max(model.model.groups[0], model.config.neighbours[0])
+        problems.append(f"--stored-points {stored_points} is less than --points {points}")
+    least = model.config.least_points(model.model)
     if points < least:
         problems.append(f"--points {points} is too few: the classifier needs at least {least}")
     if problems:
         raise ConfigError("the options", problems)
-    with Progress("reading", len(open_corpus(test, points=stored_points)), unit="shapes") as progress:
+    with Progress("reading", 0, unit="shapes") as progress:
+        progress.expect(len(open_corpus(test, points=stored_points)))
         clouds = read_clouds(test, points=stored_points, frame=frame, progress=progress.add)  # type: ignore[arg-type]
     if len(clouds.label_names) != model.config.classes:
         raise EvaluationError(
-            f"{test} has {len(clouds.label_names)} classes, the classifier {model.config.classes}; name the set it was "
-            "fitted on"
+            f"{test} has {len(clouds.label_names)} classes, the classifier {model.config.classes}; give the corpus it "
+            "was trained for"
         )
     with joined(device) as ranks, Progress("voting", len(clouds) * (1 + rounds * draws), unit="clouds") as progress:
         logits = classifier_logits(model.to(ranks.device), ranks.device)
@@ -119,7 +119,7 @@ def vote(
         "task": "vote", "checkpoint": str(checkpoint), "test": {"uri": test, "shapes": len(clouds)},
         "skipped": len(clouds.skipped), "settings": {**vars(config), "scale": list(config.scale)}, **found.to_json(),
     }  # fmt: skip
-    echo(json.dumps(result, indent=1) if as_json else table(result))
+    answer(result, table(result), as_json=as_json)
 
 
 def augmentation(settings: Mapping[str, Any]) -> str:

@@ -1,10 +1,10 @@
 """The experiment that repairs a cache: settings from the cache's checked recipe, paths from its notes.
 
-A cache is a folder that anybody may have made. Its recipe has a checksum and names the cache; the copy of an experiment
-in logs/ has neither. So the copy is asked for places only: where the corpus and the teacher's weights lie, and which of
-the corpus' shapes were built. What is found there has to be what the recipe says, or nothing is built. How a build runs
-(scheduler, workers, devices) comes from the command line and the defaults, never from the cache: a Dask scheduler's
-address is trusted with code.
+Anybody may have made a cache. Its recipe has a checksum and names the cache; the copy of an experiment in logs/ has
+neither. So the copy is asked for places only: where the corpus and the teacher's weights lie, and which of the corpus'
+shapes were built. What is found there has to match the recipe, or nothing is built. How a build runs (scheduler,
+workers, devices) comes from the command line and the defaults, never from the cache: a Dask scheduler's address is
+trusted with code.
 """
 
 import tomllib
@@ -33,8 +33,8 @@ def experiment_by_recipe(path: "Location", *, scheduler: str | None = None, work
 
     It runs on this machine unless ``scheduler`` says otherwise.
 
-    Raises ConfigError where the cache has no notes, or such that no experiment follows from them; CacheError where
-    neither recipe nor manifest is sound.
+    Raises ConfigError where the cache has no notes, or notes that do not give an experiment; CacheError where neither
+    recipe nor manifest is intact.
     """
     from cli.experiment.sections import Experiment
     from pipeline.config import BuildConfig, CorpusConfig, TeacherConfig
@@ -77,7 +77,7 @@ def experiment_by_recipe(path: "Location", *, scheduler: str | None = None, work
         raise ConfigError(str(path), [f"its recipe or {CONFIG_COPY} lacks {error}; {_REMEDY}"]) from error
 
 
-_REMEDY = "name the experiment it was built from with --config"
+_REMEDY = "give the experiment it was built from with --config"
 
 
 def _projection(recipe: "Recipe", points: Any) -> Any:
@@ -101,7 +101,7 @@ def _places(path: "Location") -> dict[str, dict[str, Any]]:
     try:
         data = storage_at(path).read(CONFIG_COPY)
     except FileNotFoundError as error:
-        raise ConfigError(str(path), [f"holds no {CONFIG_COPY}; {_REMEDY}"]) from error
+        raise ConfigError(str(path), [f"has no {CONFIG_COPY}; {_REMEDY}"]) from error
     try:
         if len(data) > _MAX_COPY:
             raise ValueError(f"{len(data)} bytes")
@@ -114,5 +114,5 @@ def _places(path: "Location") -> dict[str, dict[str, Any]]:
         given = given if isinstance(given, dict) else {}
         found[section] = {key: given[key] for key, kind in kinds.items() if type(given.get(key)) is kind}
     if "uri" not in found["corpus"]:
-        raise ConfigError(f"{path}/{CONFIG_COPY}", [f"names no corpus.uri; {_REMEDY}"])
+        raise ConfigError(f"{path}/{CONFIG_COPY}", [f"has no corpus.uri; {_REMEDY}"])
     return found

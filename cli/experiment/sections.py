@@ -1,12 +1,19 @@
 """An experiment: one frozen dataclass per section, and checks across sections."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.config import BuildConfig, CorpusConfig, ProjectionConfig, TeacherConfig, conflicts
 from teacher_cache.config import CacheConfig
-from trainer.config import AlignmentConfig, EvaluationConfig, TrainerConfig, absurd, alignment_conflicts
+from trainer.config import (
+    AlignmentConfig,
+    EvaluationConfig,
+    TeachersConfig,
+    TrainerConfig,
+    absurd,
+    alignment_conflicts,
+)
 from trainer.models.config import MaskingConfig, ModelConfig, StudentConfig, settings_class
 
 __all__ = ["SECTIONS", "Experiment", "section_class"]
@@ -20,6 +27,7 @@ SECTIONS: dict[str, type] = {
     "model": ModelConfig,
     "masking": MaskingConfig,
     "alignment": AlignmentConfig,
+    "teachers": TeachersConfig,
     "trainer": TrainerConfig,
     "evaluation": EvaluationConfig,
 }
@@ -29,7 +37,7 @@ _LOOK_THEMSELVES = ("alignment", "trainer", "evaluation")  # for absurd numbers
 def section_class(name: str, table: Mapping[str, Any]) -> type:
     """The dataclass of a section; of [model], the one of the architecture that it names.
 
-    Raises ValueError for an architecture that is not there.
+    Raises ValueError for an unknown architecture.
     """
     return settings_class(table) if name == "model" else SECTIONS[name]
 
@@ -52,6 +60,7 @@ class Experiment:
     alignment: AlignmentConfig
     trainer: TrainerConfig
     evaluation: EvaluationConfig
+    teachers: TeachersConfig = field(default_factory=TeachersConfig)
 
     @property
     def hierarchical(self) -> ModelConfig:
@@ -70,7 +79,7 @@ class Experiment:
         yield from alignment_conflicts(self.alignment, self.trainer)
         stored, seen = self.corpus.points, self.trainer.points or self.corpus.points
         if seen > stored:
-            yield f"trainer.points = {seen} is more than the corpus.points = {stored} that are stored"
+            yield f"trainer.points = {seen} is more than the stored corpus.points = {stored}"
         least, reason = self.model.least_points, self.model.least_points_reason
         if least > seen:
             yield f"{reason} needs at least {least} points, more than the trainer.points = {seen} the student sees"

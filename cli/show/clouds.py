@@ -11,9 +11,8 @@ from typing import Literal
 import numpy as np
 
 from pipeline.corpora.base import Shape
-from pipeline.corpora.check import normalise
 
-__all__ = ["contact_sheet", "render_cloud"]
+__all__ = ["RAMP", "contact_sheet", "ramp", "render_cloud", "render_points"]
 
 Colour = Literal["part", "height", "depth"]
 
@@ -40,22 +39,53 @@ def render_cloud(
     up       which axis is vertical; with z the front looks along -y (ModelNet), with y along +z
     ->       [side, side, 3] uint8
     """
-    cloud = normalise(points).astype(np.float64)
+    clear = render_points(points, colours, side=side, up=up)
+    alpha = clear[:, :, 3:].astype(np.float64) / 255
+    return (clear[:, :, :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
+
+
+def render_points(
+    points: np.ndarray,
+    colours: np.ndarray,
+    *,
+    side: int = 180,
+    up: Literal["y", "z"] = "z",
+    sizes: np.ndarray | None = None,
+    within: np.ndarray | None = None,
+) -> np.ndarray:
+    """Draw points as `render_cloud` does, on nothing.
+
+    sizes   [N] float, each disc's radius as a multiple of the usual one; None: 1
+    within  [M, 3] the cloud that sets position, scale and the usual radius, so that pictures of its parts fit onto each
+            other; None: the points themselves. What lies beyond it is cut off at the picture's edge
+    ->      [side, side, 4] uint8, red, green, blue (not multiplied by alpha), alpha
+    """
+    frame = np.asarray(points if within is None else within, np.float64)
+    centre = frame.mean(axis=0)
+    scale = np.linalg.norm(frame - centre, axis=1).max()
+    if not scale > 0:
+        scale = 1.0  # one point, or all in one place
+    right, height, depth = _seen((np.asarray(points, np.float64) - centre) / scale, up)
+    frame_right, frame_height, _ = _seen((frame - centre) / scale, up)
+    span = max(float(np.ptp(frame_right)), float(np.ptp(frame_height))) or 1.0
+    S = side * SUPERSAMPLE
+    zoom = 0.88 * S / span
+    column = (right - (frame_right.max() + frame_right.min()) / 2) * zoom + S / 2
+    row = S / 2 - (height - (frame_height.max() + frame_height.min()) / 2) * zoom
+    radius = np.clip(0.7 * S / np.sqrt(len(frame)), 1.5, S / 20)
+    radii = np.full(len(depth), radius) if sizes is None else np.asarray(sizes, np.float64) * radius
+    return _shade(*_splat(column, row, depth, np.asarray(colours, np.float64), radii, S), S)
+
+
+def _seen(cloud: np.ndarray, up: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Turn points [N, 3] into the camera's axes: to the right, up, and away from it."""
     if up == "y":
         cloud = cloud[:, [0, 2, 1]] * [1, -1, 1]
     x, y, z = cloud.T
-    # Camera axes: to the right, up, and away from the camera.
     right = np.cos(AZIMUTH) * x + np.sin(AZIMUTH) * y
     away = -np.sin(AZIMUTH) * x + np.cos(AZIMUTH) * y
     height = np.cos(ELEVATION) * z + np.sin(ELEVATION) * away
-    depth = np.cos(ELEVATION) * away - np.sin(ELEVATION) * z
-    span = max(float(np.ptp(right)), float(np.ptp(height)))
-    S = side * SUPERSAMPLE
-    zoom = 0.88 * S / span
-    column = (right - (right.max() + right.min()) / 2) * zoom + S / 2
-    row = S / 2 - (height - (height.max() + height.min()) / 2) * zoom
-    radius = float(np.clip(0.7 * S / np.sqrt(len(cloud)), 1.5, S / 20))
-    return _shade(*_splat(column, row, depth, colours, radius, S), S)
+    return right, height, np.cos(ELEVATION) * away - np.sin(ELEVATION) * z
 
 
 def contact_sheet(
@@ -81,7 +111,7 @@ def contact_sheet(
         raise ValueError("no shapes to draw; expected at least one")
     names = [shape.id for shape in shapes] if titles is None else list(titles)
     if len(names) != len(shapes):
-        raise ValueError(f"{len(names)} titles for {len(shapes)} shapes; expected as many")
+        raise ValueError(f"{len(names)} titles for {len(shapes)} shapes; expected one per shape")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -119,34 +149,45 @@ def _colours(shape: Shape, colour: Colour, up: str) -> np.ndarray:
         return PALETTE[(labels - labels.min()) % len(PALETTE)]
     vertical = 2 if up == "z" else 1
     value = shape.points[:, 3 - vertical if colour == "depth" else vertical].astype(np.float64)
-    share = (value - value.min()) / max(float(np.ptp(value)), 1e-12) * (len(RAMP) - 1)
-    return np.stack([np.interp(share, np.arange(len(RAMP)), RAMP[:, k]) for k in range(3)], axis=-1)
+    return ramp((value - value.min()) / max(float(np.ptp(value)), 1e-12))
+
+
+def ramp(share: np.ndarray, colours: np.ndarray = RAMP) -> np.ndarray:
+    """Turn shares in 0..1 of any shape [...] into colours [..., 3] in 0..255 along a ramp [K, 3]."""
+    at = np.clip(share, 0.0, 1.0) * (len(colours) - 1)
+    return np.stack([np.interp(at, np.arange(len(colours)), colours[:, k]) for k in range(3)], axis=-1)
 
 
 def _splat(
-    column: np.ndarray, row: np.ndarray, depth: np.ndarray, colours: np.ndarray, radius: float, S: int
+    column: np.ndarray, row: np.ndarray, depth: np.ndarray, colours: np.ndarray, radii: np.ndarray, S: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the nearest disc in each pixel: its depth [S, S] (inf where empty) and its colour [S, S, 3]."""
-    reach = int(np.ceil(radius))
-    dy, dx = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    inside = dx * dx + dy * dy <= radius * radius
-    i = row.astype(int)[:, None] + dy[inside]
-    j = column.astype(int)[:, None] + dx[inside]
-    on = (i >= 0) & (i < S) & (j >= 0) & (j < S)
-    pixel = (i * S + j)[on]
-    point = np.broadcast_to(np.arange(len(depth))[:, None], i.shape)[on]
+    pixels, points = [], []
+    for radius in np.unique(radii).tolist():
+        reach = int(np.ceil(radius))
+        dy, dx = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+        inside = dx * dx + dy * dy <= radius * radius
+        mine = np.flatnonzero(radii == radius)
+        i = np.floor(row[mine]).astype(int)[:, None] + dy[inside]
+        j = np.floor(column[mine]).astype(int)[:, None] + dx[inside]
+        on = (i >= 0) & (i < S) & (j >= 0) & (j < S)
+        pixels.append((i * S + j)[on])
+        points.append(np.broadcast_to(mine[:, None], i.shape)[on])
+    pixel, point = np.concatenate(pixels or [np.zeros(0, int)]), np.concatenate(points or [np.zeros(0, int)])
     order = np.argsort(-depth[point], kind="stable")  # far to near: the last writer of a pixel is the nearest
     nearest = np.full(S * S, -1)
     nearest[pixel[order]] = point[order]
     empty = nearest < 0
-    z = np.where(empty, np.inf, depth[nearest])
-    image = np.where(empty[:, None], 255.0, colours[nearest])
+    z, image = np.full(S * S, np.inf), np.zeros((S * S, 3))
+    z[~empty], image[~empty] = depth[nearest[~empty]], colours[nearest[~empty]]
     return z.reshape(S, S), image.reshape(S, S, 3)
 
 
 def _shade(z: np.ndarray, image: np.ndarray, S: int) -> np.ndarray:
-    """Darken pixels that lie behind their neighbours, then average down."""
-    filled = np.where(np.isinf(z), np.nanmax(np.where(np.isinf(z), np.nan, z)) + 0.3, z)
+    """Darken pixels that lie behind their neighbours, then average down: [S, S, 3] -> [side, side, 4] uint8."""
+    drawn = ~np.isinf(z)
+    low, high = (float(z[drawn].min()), float(z[drawn].max())) if drawn.any() else (0.0, 0.0)
+    filled = np.where(drawn, z, high + 0.3)
     hidden = np.zeros_like(z)
     reach = 2 * SUPERSAMPLE
     for dy, dx in (
@@ -161,8 +202,10 @@ def _shade(z: np.ndarray, image: np.ndarray, S: int) -> np.ndarray:
     ):
         hidden += np.clip(filled - np.roll(filled, (dy, dx), axis=(0, 1)), 0, 0.15)
     light = np.exp(-SHADE * hidden / 2)
-    low, high = filled.min(), filled.max()
-    fog = 1.08 - 0.3 * (filled - low) / max(high - low, 1e-12)  # nearer is brighter
-    lit = np.where(np.isinf(z)[..., None], 255.0, np.clip(image * (light * fog)[..., None], 0, 255))
+    fog = 1.08 - 0.3 * (filled - low) / max(high + 0.3 - low, 1e-12)  # nearer is brighter
+    lit = np.clip(image * (light * fog)[..., None], 0, 255) * drawn[..., None]
     side = S // SUPERSAMPLE
-    return lit.reshape(side, SUPERSAMPLE, side, SUPERSAMPLE, 3).mean(axis=(1, 3)).round().astype(np.uint8)
+    alpha = drawn.reshape(side, SUPERSAMPLE, side, SUPERSAMPLE).mean(axis=(1, 3))
+    colour = lit.reshape(side, SUPERSAMPLE, side, SUPERSAMPLE, 3).mean(axis=(1, 3))
+    colour /= np.maximum(alpha, 1e-12)[..., None]
+    return np.concatenate((colour, 255 * alpha[..., None]), axis=2).round().clip(0, 255).astype(np.uint8)

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from pipeline.corpora import Corpus
     from pipeline.corpora.report import Duplicates, Group, Report
 
-__all__ = ["contents", "print_contents", "print_report"]
+__all__ = ["contents", "human_bytes", "print_contents", "print_report"]
 
 SHOWN = 20  # kinds of refusals and notes; --json has all
 NO_LABEL, NO_SPLIT = "(no class)", "shapes"
@@ -51,7 +51,7 @@ def print_report(report: "Report") -> None:
     _head(report.uri, report.shapes, report.points, report.ignored)
     formats = ", ".join(f"{count} {name}" for name, count in report.formats.items())
     if report.size is not None:  # of the shapes that can be used, while the formats are of all
-        formats += f"; {_bytes(report.size)} can be used" if report.refused else f", {_bytes(report.size)}"
+        formats += f"; {human_bytes(report.size)} can be used" if report.refused else f", {human_bytes(report.size)}"
     echo(f"formats     {formats}")
     classes = {group.label for group in report.groups if group.label is not None}
     labelled = sum(group.shapes for group in report.groups if group.label is not None)
@@ -66,7 +66,7 @@ def print_report(report: "Report") -> None:
     if report.notes:
         echo("noted by readers")
     for note in report.notes[:SHOWN]:
-        echo(f"  {note.count} {note.what}, in {note.shapes} shapes: {_some(note.examples, note.shapes)}")
+        echo(f"  {note.count} {note.what}, in {note.shapes} shapes: {_first_few(note.examples, note.shapes)}")
     _left(report.notes)
     echo(f"refused     {report.refused} of {report.shapes}")
     for reason in report.refusals[:SHOWN]:
@@ -132,12 +132,12 @@ def _sizes(report: "Report") -> None:
 def _up(report: "Report") -> None:
     up = report.up
     votes = ", ".join(f"{name} {count}" for name, count in up.votes.items())
-    said = f"{sum(up.votes.values())} of {report.shapes - report.refused} shapes say something: {votes}"
+    said = f"{sum(up.votes.values())} of {report.shapes - report.refused} shapes vote: {votes}"
     if up.axis is None:
         echo(f"up          no guess; {said}")
     else:
         echo(f"up          {'+' if up.sign > 0 else '-'}{up.axis}, a {up.sure} guess; {said}")
-    echo("  by the axis whose two ends touch the box around a shape most differently; nothing is turned for it")
+    echo("  by the axis whose two ends touch the bounding box of a shape most differently; no shape is rotated")
 
 
 def _duplicates(title: str, found: "Duplicates", *, other: bool = False) -> None:
@@ -153,7 +153,7 @@ def _duplicates(title: str, found: "Duplicates", *, other: bool = False) -> None
     apart = f" ({', '.join(across)})" if across else ""
     echo(f"{title:<12}{found.groups} groups{apart}{beyond}, {found.surplus} shapes more than once")
     for same in found.examples:
-        echo(f"  {_some(same.ids, same.shapes, ' = ')}")
+        echo(f"  {_first_few(same.ids, same.shapes, ' = ')}")
     if found.groups > len(found.examples):
         echo(f"  and {found.groups - len(found.examples)} more")
 
@@ -163,7 +163,7 @@ def _left(rows: Sequence[object]) -> None:
         echo(f"  and {len(rows) - SHOWN} other kinds; --json has them all")
 
 
-def _some(names: Sequence[str], count: int, between: str = ", ") -> str:
+def _first_few(names: Sequence[str], count: int, between: str = ", ") -> str:
     more = f" and {count - len(names)} more" if count > len(names) else ""
     return between.join(map(_line, names)) + more
 
@@ -177,7 +177,8 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if value == int(value) and abs(value) < 1e9 else f"{value:.4g}"
 
 
-def _bytes(size: int) -> str:
+def human_bytes(size: int) -> str:
+    """Format a size in decimal units."""
     if size < 10**6:
         return f"{size / 1e3:.1f} kB"
     return f"{size / 1e6:.1f} MB" if size < 10**9 else f"{size / 1e9:.1f} GB"

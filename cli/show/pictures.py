@@ -9,23 +9,37 @@ from typing import Any
 
 import numpy as np
 
-from cli.show.clouds import render_cloud
+from cli.show.clouds import ramp, render_cloud
+from cli.show.titles import loss_title
 from teacher_cache.format.records import TeacherRecord
-from teacher_cache.storage.commit import replace_file
+from teacher_cache.storage.atomic import replace_file
 
-__all__ = ["GRID", "INK", "contrastive_curve", "curves", "pyplot", "record_sheet", "save_figure"]
+__all__ = [
+    "GRID",
+    "INK",
+    "contrastive_curve",
+    "curves",
+    "depth_image",
+    "heights",
+    "pyplot",
+    "record_sheet",
+    "saliency_image",
+    "save_figure",
+]
 
 INK, GRID = "#222222", "#dddddd"
-_TITLES = {"loss_3d": "3D loss (Chamfer)", "loss_2d": "2D loss (MSE)", "loss_global": "global loss (InfoNCE)"}
 _BASELINES = (("#2f8f5b", "--"), ("#8a5fb0", "-."), ("#777777", ":"))  # told apart without colour, too
 EMPTY = 0.5  # the depth image where nothing was drawn
 CLOUD_SIDE = 220  # pixels
+HEAT = np.array([(140, 152, 170), (206, 160, 92), (232, 122, 50), (196, 40, 36), (120, 8, 40)], float)  # cold to hot
+GLOW = 0.45  # opacity of the hottest place beside the object
 
 
 def record_sheet(records: Sequence[TeacherRecord], path: Path, *, titles: Sequence[str] | None = None) -> None:
     """Draw one row per record: the cloud, then each view's depth image and the teacher's saliency over it.
 
-    Records without stored depth images show the saliency alone. Saliency is scaled to its own range in each view.
+    Records without stored depth images show the saliency alone. Saliency is scaled to its own range in each view; the
+    object has its colour, grey where the teacher does not look, dark red where it looks most.
     """
     plt = pyplot()
     views = len(records[0].saliency)
@@ -33,15 +47,18 @@ def record_sheet(records: Sequence[TeacherRecord], path: Path, *, titles: Sequen
     columns = 1 + 2 * views
     for row, record in enumerate(records):
         cloud = figure.add_subplot(len(records), columns, row * columns + 1)
-        cloud.imshow(render_cloud(record.points, _heights(record.points), side=CLOUD_SIDE), interpolation="nearest")
+        cloud.imshow(render_cloud(record.points, heights(record.points), side=CLOUD_SIDE), interpolation="nearest")
         cloud.set_axis_off()
         cloud.set_title(titles[row] if titles else record.id, fontsize=9, color=INK)
         for view in range(views):
             depth = figure.add_subplot(len(records), columns, row * columns + 2 + view)
             salient = figure.add_subplot(len(records), columns, row * columns + 2 + views + view)
             image = None if record.depth is None else np.asarray(record.depth[view], np.float32)
-            _image(depth, image)
-            _saliency(salient, image, record.saliency[view])
+            for axis in (depth, salient):
+                axis.set_axis_off()
+            if image is not None:
+                depth.imshow(depth_image(image), interpolation="nearest")
+            salient.imshow(saliency_image(record.saliency[view], image), interpolation="nearest")
             if row == 0:
                 depth.set_title(f"depth, view {view}", fontsize=9, color=INK)
                 salient.set_title(f"saliency, view {view}", fontsize=9, color=INK)
@@ -64,7 +81,7 @@ def curves(run_dir: Path, path: Path) -> bool:
         axis.plot(
             [line["epoch"] for line in epochs], [line.get(name, 0.0) for line in epochs], color="#1f5fa8", marker="."
         )
-        axis.set_title(_TITLES.get(name, f"{name.removeprefix('loss_')} loss"), fontsize=10)
+        axis.set_title(loss_title(name), fontsize=10)
     if scores:
         _accuracies(axes[0][-1], scores)
     for axis in axes[0]:
@@ -109,7 +126,7 @@ def _accuracies(axis: Any, scores: Sequence[dict[str, Any]]) -> None:
     axis.legend(fontsize=8)
 
 
-def _heights(points: np.ndarray) -> np.ndarray:
+def heights(points: np.ndarray) -> np.ndarray:
     """Return colours [N, 3] in 0..255 by height, so that a row reads the same whatever parts a shape has."""
     import matplotlib
 
@@ -118,26 +135,44 @@ def _heights(points: np.ndarray) -> np.ndarray:
     return np.asarray(matplotlib.colormaps["viridis"](0.1 + 0.8 * share))[:, :3] * 255
 
 
-def _image(axis: Any, image: np.ndarray | None) -> None:
-    axis.set_axis_off()
-    if image is not None:
-        shown = np.ma.masked_where(image == EMPTY, image)
-        axis.imshow(shown, cmap="cividis", interpolation="nearest")
+def depth_image(depth: np.ndarray) -> np.ndarray:
+    """Colour a depth view [S, S] float, near dark, on nothing: [S, S, 4] uint8 with alpha."""
+    import matplotlib
+
+    drawn = depth != EMPTY
+    values = depth[drawn]
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
+    share = (depth - low) / max(high - low, 1e-12)
+    image = np.asarray(matplotlib.colormaps["cividis"](0.05 + 0.85 * np.clip(share, 0, 1)))
+    image[..., 3] = drawn
+    return (image * 255).round().astype(np.uint8)
 
 
-def _saliency(axis: Any, image: np.ndarray | None, saliency: np.ndarray) -> None:
-    axis.set_axis_off()
-    side = round(len(saliency) ** 0.5)
-    extent = (0, side, side, 0)
-    if image is not None:
-        axis.imshow(image != EMPTY, cmap="gray_r", extent=extent, interpolation="nearest", vmin=0, vmax=1.6)
-    axis.imshow(
-        saliency.reshape(side, side),
-        cmap="inferno",
-        alpha=0.75 if image is not None else 1.0,
-        extent=extent,
-        interpolation="bicubic",
-    )
+def saliency_image(saliency: np.ndarray, depth: np.ndarray | None, side: int = 224) -> np.ndarray:
+    """Draw the teacher's attention as the colour of the object itself, and as a faint glow around it.
+
+    saliency  [T] float, T patches in rows; scaled to its own range.
+    depth     [S, S] float, the view, whose drawn pixels are opaque; None: the glow alone, at full strength.
+    side      of the picture without a view.
+    ->        [S or side, same, 4] uint8 with alpha, on nothing, so that it reads on light and dark.
+    """
+    patches = round(len(saliency) ** 0.5)
+    share = (saliency - saliency.min()) / max(float(np.ptp(saliency)), 1e-12)
+    side = side if depth is None else depth.shape[0]
+    heat = _enlarged(share.reshape(patches, patches), side)
+    image = np.empty((side, side, 4))
+    image[..., :3] = ramp(heat, HEAT)
+    drawn = np.zeros((side, side), bool) if depth is None else depth != EMPTY
+    image[..., 3] = 255 * np.where(drawn, 1.0, heat * (GLOW if depth is not None else 1.0))
+    return image.round().astype(np.uint8)
+
+
+def _enlarged(values: np.ndarray, side: int) -> np.ndarray:
+    """Interpolate [P, P] linearly between the patches' centres to [side, side]."""
+    count = len(values)
+    at = np.clip((np.arange(side) + 0.5) * count / side - 0.5, 0, count - 1)
+    rows = np.stack([np.interp(at, np.arange(count), column) for column in values.T], axis=1)
+    return np.stack([np.interp(at, np.arange(count), row) for row in rows])
 
 
 def pyplot() -> Any:

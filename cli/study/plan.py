@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from cli.experiment.sections import SECTIONS, Experiment
 from cli.experiment.toml import ConfigError, load_experiment
-from cli.study.arms import ARMS, Arm
+from cli.study.arms import ARMS, Arm, members_of
 from pipeline.config import CorpusConfig
+from trainer.config import AlignmentConfig, TeachersConfig, teachers_conflicts
 
 if TYPE_CHECKING:
     from teacher_cache.location import Location
 
-__all__ = ["UNTRAINED", "Run", "cache_name", "cache_settings", "plan_runs", "require_cache", "result_of"]
+__all__ = ["UNTRAINED", "Run", "cache_name", "cache_settings", "caches_of", "plan_runs", "require_caches", "result_of"]
 
 UNTRAINED = "untrained"
 """The arm of first weights."""
@@ -32,6 +33,8 @@ class Run:
 
     config, overrides  arguments of load_experiment
     cache              key of its cache: runs of one key share one
+    further            of further teachers: (key of the cache, overrides of the experiment that builds it)
+    corpus             name of what it trains on; "" where the study has one corpus
     sets               (name, train URI, test URI) it is evaluated on
     folder             where it works and leaves result.json
     settings           JSON of all that decides its numbers: section -> key -> value
@@ -46,10 +49,13 @@ class Run:
     sets: tuple[tuple[str, str, str], ...]
     folder: Path
     settings: str
+    further: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    corpus: str = ""
 
     @property
     def title(self) -> str:
-        return f"{self.arm}, {self.teacher}, seed {self.seed}"
+        on = f" on {self.corpus}" if self.corpus else ""
+        return f"{self.arm}, {self.teacher}{on}, seed {self.seed}"
 
 
 def plan_runs(
@@ -63,34 +69,60 @@ def plan_runs(
     only: Sequence[str],
     folder: Path,
     arms: Sequence[Arm] = ARMS,
+    corpora: Sequence[tuple[str, str]] = (),
 ) -> list[Run]:
     """Plan the runs of a study, seed by seed, so that a stopped study holds a balanced part.
 
+    teachers  name -> settings, or a combination of others (`cli.study.arms.members_of`).
+    only      names of arms, or arm:teacher for that teacher alone; nothing: all.
+    corpora   (name, URI) to train on, each in turn; nothing: the configuration's own.
+
     Raises ConfigError for arms or teachers that do not exist and for settings with problems.
     """
-    problems = [
-        f"--only {name}: arms are {', '.join(arm.name for arm in arms)}"
-        for name in only
-        if name not in {arm.name for arm in arms}
-    ]
-    if main not in teachers:
-        problems.append(f"--main {main}: teachers are {', '.join(teachers)}")
+    problems = list(_problems(only, main, teachers, arms))
     if problems:
         raise ConfigError("the options", problems)
+    plan = _Plan(config, tuple(overrides), teachers, tuple(real), folder)
     runs: list[Run] = []
     for seed in range(seeds):
-        runs.append(_run(Arm(UNTRAINED, (), "none"), main, seed, config, overrides, teachers, real, folder))
-        for arm in arms:
-            if (only and arm.name not in only) or (arm.seeds is not None and seed >= arm.seeds):
-                continue
-            for teacher in teachers if arm.teachers == "each" else [main]:
-                runs.append(_run(arm, teacher, seed, config, overrides, teachers, real, folder))
+        runs.append(plan.run(Arm(UNTRAINED, (), "none"), main, seed, *(corpora[:1] or [("", "")]), untrained=True))
+        for corpus in corpora or [("", "")]:
+            for arm in arms:
+                for teacher in teachers if arm.teachers == "each" else [main]:
+                    if not only or arm.name in only or f"{arm.name}:{teacher}" in only:
+                        runs.append(plan.run(arm, teacher, seed, corpus))
     return runs
 
 
+def _problems(
+    only: Sequence[str], main: str, teachers: Mapping[str, Sequence[str]], arms: Sequence[Arm]
+) -> Iterator[str]:
+    known = {arm.name: arm for arm in arms}
+    for text in only:
+        name, colon, teacher = text.partition(":")
+        if name not in known:
+            yield f"--only {text}: arms are {', '.join(known)}"
+        elif colon and teacher not in (teachers if known[name].teachers == "each" else [main]):
+            runs = ", ".join(teachers) if known[name].teachers == "each" else main
+            yield f"--only {text}: {name} runs with {runs}"
+    if main not in teachers:
+        yield f"--main {main}: teachers are {', '.join(teachers)}"
+    for name in teachers:
+        try:
+            members_of(name, teachers)
+        except ValueError as error:
+            yield str(error)
+
+
 def cache_settings(run: Run) -> Experiment:
-    """Load the experiment whose cache a run reads."""
+    """Load the experiment of a run, whose cache it reads."""
     return load_experiment(run.config, run.overrides)
+
+
+def caches_of(run: Run) -> dict[str, Experiment]:
+    """Load the experiments of all caches that a run reads, by key, its first teacher's first."""
+    further = {key: load_experiment(run.config, overrides) for key, overrides in run.further}
+    return {run.cache: cache_settings(run)} | further
 
 
 def result_of(run: Run) -> dict[str, Any] | None:
@@ -106,8 +138,8 @@ def result_of(run: Run) -> dict[str, Any] | None:
         return None
     differences = list(_differences(result["settings"], json.loads(run.settings)))
     if differences:
-        differences.append("name another --out, repeat the settings, or delete the folder")
-        raise ConfigError(f"{run.folder}, which holds a result of other settings", differences)
+        differences.append("choose another --out, repeat the settings, or delete the folder")
+        raise ConfigError(f"{run.folder}, which has a result of other settings", differences)
     return result
 
 
@@ -116,27 +148,42 @@ def cache_name(cache: "Location") -> str:
     return str(cache).rpartition("/")[2]
 
 
-def require_cache(run: Run, result: Mapping[str, Any], cache: "Location") -> None:
-    """Raise ConfigError unless an earlier result was obtained on the cache that the other runs will read."""
-    if result["cache"] != cache_name(cache):
-        raise ConfigError(
-            str(run.folder),
-            [
-                f"its result is of the cache {result['cache']}, and the teacher, corpus or projection now makes "
-                f"{cache_name(cache)}; name another --out, or delete the folder"
-            ],
-        )
+def require_caches(run: Run, result: Mapping[str, Any], caches: Mapping[str, "Location"]) -> None:
+    """Raise ConfigError unless an earlier result was obtained on the caches that the other runs will read.
+
+    caches  key -> cache, of those that are known.
+    """
+    keys = (run.cache, *(key for key, _ in run.further))
+    for key, name in zip(keys, (result["cache"], *result.get("further", ())), strict=True):
+        if key in caches and name != cache_name(caches[key]):
+            raise ConfigError(
+                str(run.folder),
+                [
+                    f"its result belongs to the cache {name}, but teacher, corpus and projection now give "
+                    f"{cache_name(caches[key])}; choose another --out, or delete the folder"
+                ],
+            )
 
 
-def _settings(experiment: Experiment, sets: Sequence[tuple[str, str, str]]) -> str:
+def _settings(experiment: Experiment, sets: Sequence[tuple[str, str, str]], further: Sequence[Experiment]) -> str:
     from pipeline.build.selection import listed_ids
 
     sections = {name: asdict(getattr(experiment, name)) for name in SECTIONS if name not in _NOT_OF_A_RUN}
     for key in _SELECTION:
         if sections["corpus"][key] == getattr(CorpusConfig(), key):
             del sections["corpus"][key]  # absent where nothing is selected, as in results before there were selections
+    if experiment.alignment.contrast == AlignmentConfig().contrast:
+        del sections["alignment"]["contrast"]
+    if experiment.teachers == TeachersConfig():
+        del sections["teachers"]  # absent where they do nothing, as in results before there were several
+    if further:
+        told = ("projection", "teacher", "cache")
+        more = [{name: asdict(getattr(one, name)) for name in told} for one in further]
+        for one in more:
+            del one["cache"]["root"]
+        sections["further"] = {str(place): one for place, one in enumerate(more, start=2)}
     sections["trainer"] = {key: value for key, value in sections["trainer"].items() if key not in _FREE}
-    if experiment.corpus.only:  # what the list says, wherever it lies
+    if experiment.corpus.only:  # the list's content, wherever the file is
         ids = "\n".join(sorted(listed_ids(experiment.corpus.only)))
         sections["corpus"]["only"] = hashlib.sha256(ids.encode("utf-8", "surrogatepass")).hexdigest()
     del sections["cache"]["root"]
@@ -159,36 +206,64 @@ def _differences(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping
                 yield f"{section}.{key} was {then.get(key, 'absent')!r}, is now {now.get(key, 'absent')!r}"
 
 
-def _run(
-    arm: Arm,
-    teacher: str,
-    seed: int,
-    config: str,
-    overrides: Sequence[str],
-    teachers: Mapping[str, Sequence[str]],
-    real: Sequence[tuple[str, str, str]],
-    folder: Path,
-) -> Run:
-    settings = [*overrides, *teachers[teacher], *arm.settings, f"trainer.seed={seed}"]
-    if arm.poses > 1:
-        # A shard holds as many fewer shapes as there are poses; as many shapes are to be shuffled together.
-        window = load_experiment(config, settings).trainer.shuffle_window
-        settings += [f"corpus.poses={arm.poses}", f"trainer.shuffle_window={window * arm.poses}"]
-    if arm.share < 1:
-        trainer = load_experiment(config, settings).trainer
-        settings += [f"corpus.share={arm.share}", f"trainer.epochs={round(trainer.epochs / arm.share)}"]
-        settings += [f"trainer.warmup_epochs={round(trainer.warmup_epochs / arm.share)}"]
-    experiment = load_experiment(config, settings)
-    sets = (("synthetic", experiment.evaluation.train, experiment.evaluation.test), *real)
-    shown = "none" if arm.teachers == "none" else teacher
-    return Run(
-        arm=arm.name,
-        teacher=shown,
-        seed=seed,
-        config=config,
-        overrides=tuple(settings),
-        cache="-".join([teacher, str(arm.poses), *_selection(experiment)]),
-        sets=sets,
-        folder=folder / shown / arm.name / f"seed-{seed}",
-        settings=_settings(experiment, sets),
-    )
+@dataclass(frozen=True)
+class _Plan:
+    """What all runs of a study have in common; the arguments of plan_runs."""
+
+    config: str
+    overrides: tuple[str, ...]
+    teachers: Mapping[str, Sequence[str]]
+    real: tuple[tuple[str, str, str], ...]
+    folder: Path
+
+    def run(self, arm: Arm, teacher: str, seed: int, corpus: tuple[str, str], *, untrained: bool = False) -> Run:
+        """Plan one run; an untrained student is of no corpus, though its cache is."""
+        members, own = members_of(teacher, self.teachers)
+        if arm.teachers == "none":  # a cache is read all the same, for its clouds
+            members, own = members[:1], ()
+        name, uri = corpus
+        before = [*self.overrides, *([f"corpus.uri={json.dumps(uri)}"] if uri else [])]
+        after = [*own, *arm.settings, f"trainer.seed={seed}"]
+        after += self._more(arm, [*before, *self.teachers[members[0]], *after])
+        each = [(*before, *self.teachers[member], *after) for member in members]
+        experiments = [load_experiment(self.config, settings) for settings in each]
+        keys = [
+            "-".join([member, str(arm.poses), *([name] if name else []), *_selection(experiment)])
+            for member, experiment in zip(members, experiments, strict=True)
+        ]
+        first = experiments[0]
+        faults = list(teachers_conflicts(first.teachers, first.trainer, len(members)))
+        if faults:
+            raise ConfigError(f"the arm {arm.name} with the teacher {teacher}", faults)
+        sets = (("synthetic", first.evaluation.train, first.evaluation.test), *self.real)
+        shown = "none" if arm.teachers == "none" else teacher
+        on = "" if untrained else name
+        return Run(
+            arm=arm.name,
+            teacher=shown,
+            seed=seed,
+            config=self.config,
+            overrides=each[0],
+            cache=keys[0],
+            sets=sets,
+            folder=self.folder / (f"{shown}@{on}" if on else shown) / arm.name / f"seed-{seed}",
+            settings=_settings(first, sets, experiments[1:]),
+            further=tuple(zip(keys[1:], each[1:], strict=True)),
+            corpus=on,
+        )
+
+    def _more(self, arm: Arm, settings: Sequence[str]) -> list[str]:
+        """Settings that follow from an arm's poses, share and epochs."""
+        more: list[str] = []
+        if (arm.poses, arm.share, arm.epochs) == (1, 1, 1):
+            return more
+        trainer = load_experiment(self.config, settings).trainer
+        if arm.poses > 1:
+            # A shard holds as many fewer shapes as there are poses; as many shapes are to be shuffled together.
+            more += [f"corpus.poses={arm.poses}", f"trainer.shuffle_window={trainer.shuffle_window * arm.poses}"]
+        if arm.share < 1:
+            more.append(f"corpus.share={arm.share}")
+        if arm.share < 1 or arm.epochs > 1:
+            for key in ("epochs", "warmup_epochs"):
+                more.append(f"trainer.{key}={round(getattr(trainer, key) * arm.epochs / arm.share)}")
+        return more

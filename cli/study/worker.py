@@ -15,19 +15,20 @@ if TYPE_CHECKING:
     from trainer.config import EvaluationConfig
     from trainer.downstream.comparison import Comparison, Evaluator
     from trainer.models.layers.pooling import Feature
+    from trainer.models.student import Student
 
 __all__ = ["do"]
 
-_PROBED, _DRAWS = 64, 32  # records on which the masking is looked at, and how often it is drawn for each
+_PROBED, _DRAWS = 64, 32  # records on which the masking is measured, and draws for each
 
 
-def do(run: Run, cache_path: "Location") -> dict[str, Any]:
-    """Do or resume one run; -> the content of result.json."""
+def do(run: Run, cache_path: "Location", *further_paths: "Location") -> dict[str, Any]:
+    """Do or resume one run on its caches, one a teacher; -> the content of result.json."""
     import teacher_cache
     from cli.experiment.live import live_teacher
     from cli.experiment.toml import load_experiment
     from pipeline.build.own_records import own_records
-    from teacher_cache.storage.commit import refuse_links
+    from teacher_cache.storage.atomic import refuse_links
     from trainer.checkpoints.models import load_model
     from trainer.config import EvaluationConfig
     from trainer.engine.run_directory import write_json
@@ -40,6 +41,8 @@ def do(run: Run, cache_path: "Location") -> dict[str, Any]:
     opened: Any = own_records(teacher_cache.open(cache_path), experiment.corpus)[0]
     result: dict[str, Any] = {"arm": run.arm, "teacher": run.teacher, "seed": run.seed}
     result |= {"settings": json.loads(run.settings), "cache": cache_name(cache_path)}
+    result |= {"further": list(map(cache_name, further_paths))} if further_paths else {}
+    result |= {"corpus": run.corpus} if run.corpus else {}
     result |= {"records": len(opened)} | _selected(opened)
     trained = 0.0
     if run.arm == UNTRAINED:
@@ -54,11 +57,13 @@ def do(run: Run, cache_path: "Location") -> dict[str, Any]:
             trainer=experiment.trainer,
             evaluation=EvaluationConfig(),
             teacher=live_teacher(experiment, opened),
+            further=[teacher_cache.open(path) for path in further_paths],
+            teachers=experiment.teachers,
         )
         trained, began = _training_seconds(run.folder), time.perf_counter()
         model, _ = load_model(run.folder)
-        result |= {"losses": dict(report.metrics), "steps": report.steps}
-        if isinstance(experiment.model, ModelConfig):  # other students have no top-level tokens to look at
+        result |= {"losses": dict(report.metrics), "steps": report.steps, "training_seconds": trained}
+        if isinstance(experiment.model, ModelConfig):  # other students have no top-level tokens to measure
             result["visible"] = _visibility(model, opened, experiment)
         result["sets"] = {name: _score(run, experiment, model, name) for name, _, _ in run.sets}
     result["seconds"] = trained + time.perf_counter() - began
@@ -99,7 +104,8 @@ def _score(run: Run, experiment: Any, model: Any, name: str) -> dict[str, Any]:
     from trainer.downstream.features import Encoder, model_encoder
 
     encoders: dict[str, Encoder] = {
-        feature: model_encoder(model, torch.device("cpu"), feature) for feature in features_of(experiment.evaluation)
+        feature: model_encoder(model, torch.device("cpu"), feature)
+        for feature in features_of(experiment.evaluation, model)
     }
     found = _evaluator_of(run, experiment, name).compare(encoders)
     return _scores(found, list(encoders))
@@ -114,10 +120,10 @@ def _scores(found: "Comparison", features: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def features_of(config: "EvaluationConfig") -> list["Feature"]:
-    """List the features that a study scores: the evaluation's own, and the paper's."""
+def features_of(config: "EvaluationConfig", model: "Student") -> list["Feature"]:
+    """List the features that a study scores: the evaluation's own, and the paper's if the student has it."""
     own = config.model_feature
-    return [own] if own == "top" else [own, "top"]
+    return [own] if own == "top" or "top" not in model.features else [own, "top"]
 
 
 def _untrained(run: Run, experiment: Any, opened: Any, name: str) -> dict[str, Any]:
@@ -136,7 +142,7 @@ def _untrained(run: Run, experiment: Any, opened: Any, name: str) -> dict[str, A
         del encoders["coordinates"]
     untrained = encoders.pop("untrained")
     assert isinstance(untrained, ModelEncoder)
-    features = features_of(experiment.evaluation)
+    features = features_of(experiment.evaluation, fresh)
     encoders |= {feature: replace(untrained, feature=feature) for feature in features}
     found = evaluator.compare(encoders)
     scores = _scores(found, features) | {"largest class": found.chance}

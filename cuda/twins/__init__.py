@@ -28,8 +28,8 @@ def _find_a_cache() -> None:
         _kept.append(tempfile.TemporaryDirectory(prefix="i2p-numba-"))
         numba.config.CACHE_DIR = _kept[0].name  # type: ignore[attr-defined]  # set when numba is loaded
         logger.warning(
-            "neither %s nor the user's cache folder can be written: operators are compiled anew by each process; "
-            "name a folder with NUMBA_CACHE_DIR",
+            "neither %s nor the user's cache folder is writable, so every process compiles the operators again; set "
+            "NUMBA_CACHE_DIR to a writable folder",
             __path__[0],
         )
 

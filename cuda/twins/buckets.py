@@ -8,7 +8,7 @@ inside.
 import numba
 import numpy as np
 
-from cuda.twins._threads import for_each
+from cuda.twins.threads import for_each
 
 __all__ = ["BUCKET", "Buckets", "bucket_clouds"]
 

@@ -3,8 +3,8 @@
 import numba
 import numpy as np
 
-from cuda.twins._threads import for_each
 from cuda.twins.buckets import BUCKET, bucket_clouds
+from cuda.twins.threads import for_each
 
 __all__ = ["knn"]
 

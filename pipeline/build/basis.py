@@ -4,7 +4,7 @@ Letters as in teacher_cache.basis: C channels as stored, F channels of the teach
 
 The sample is the first usable shapes in the order of a hash of their ids, so it depends neither on the order of the
 corpus nor on that of the work. Each group of the sample is encoded on one thread and its moments are added in order, so
-the number of threads has no effect either. Only tokens that some lookup reads count: no others are ever a target.
+the number of threads has no effect either. Only tokens that some lookup reads count, since no others are ever a target.
 """
 
 import hashlib
@@ -51,8 +51,8 @@ def fit_basis(
 
     ids          of the whole corpus, in its order.
     channels     C, at most the teacher's.
-    sample       records to fit on; each shape contributes `poses` of them. All shapes if there are not so many.
-    poses        of each shape, which all count.
+    sample       records to fit on; each shape contributes `poses` of them. All shapes if there are fewer.
+    poses        per shape; all of them count.
     threads      that teach, where the teacher is on a CPU.
     on_progress  called with (shapes done, shapes wanted) in the calling thread.
 
@@ -67,7 +67,7 @@ def fit_basis(
     total: Moments = (0, torch.zeros(F, dtype=torch.float64), torch.zeros(F, F, dtype=torch.float64))
     pending: deque[tuple[int, Future[Moments]]] = deque()
     done = 0
-    torch_threads = torch.get_num_threads()  # lanes set it, and it is the whole process's
+    torch_threads = torch.get_num_threads()  # lanes set it, and it holds for the whole process
 
     def take() -> None:
         nonlocal total, done
@@ -95,15 +95,17 @@ def fit_basis(
 def principal(moments: Moments, channels: int, shapes: int) -> Basis:
     """Compute the leading principal components of features from their moments. Sets torch's number of threads to 1.
 
-    Each component's greatest number (the first of equals) is positive, so the sign is no accident. Raises BuildError
-    for moments that are not finite.
+    The entry of largest magnitude in each component (the first of equals) is positive, which fixes the sign.
+
+    Raises BuildError for moments that are not finite.
     """
     torch.set_num_threads(1)  # a decomposition on several threads may round differently
     count, first, second = moments
     if not (torch.isfinite(first).all() and torch.isfinite(second).all()):
         raise BuildError(
-            "the teacher's output on the sample of cache.channels is not finite; its points were, so the teacher is "
-            "at fault.\n  Check its weights, or set teacher.precision = float32."
+            "the teacher's output on the sample of cache.channels has values that are not finite, although the points "
+            "are.\n"
+            "  Check the teacher's weights, or set teacher.precision = float32."
         )
     mean = first / count
     values, vectors = torch.linalg.eigh(second / count - torch.outer(mean, mean))
@@ -156,7 +158,7 @@ def _groups(corpus: Corpus, ids: Sequence[str], size: int, shapes: int, poses: i
         raise BuildError(
             "the corpus has no shapes; check corpus.uri"
             if not refused
-            else f"none of the {len(refused)} shapes of the corpus can be used; some are\n  {shown}"
+            else f"none of the {len(refused)} shapes of the corpus can be used; the first are\n  {shown}"
         )
 
 

@@ -2,7 +2,7 @@
 
 The authority is a hash of what each shape was made from, which receipts hold (`Corpus.fingerprint`). The fast path is a
 digest of sizes and times of a shard's files (`Corpus.stamp`), kept in logs/ where no guarantee depends on it: while it
-is unchanged, the shard's files are not read. Otherwise, after a touch or a copy for instance, the hashes decide.
+is unchanged, the shard's files are not read. Otherwise (after a touch or a copy, for instance) the hashes decide.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 STAMPS = "logs/stamps.json"  # of a cache
 SHOWN = 3
-MANY = 1000  # shapes; to read that many again is worth a word
+MANY = 1000  # shapes; reading more than this is announced
 _MAX_STAMPS = 1 << 28  # bytes; a line a shard takes about 80
 _SETTLED = 2 * 10**9  # ns; two writes closer than a file system's clock ticks (FAT: 2 s) leave one time
 _SAVED_EVERY = 30.0  # seconds
@@ -75,9 +75,9 @@ def stamps_digest(stamps: Iterable[tuple[str, str | None]]) -> str:
 class Stamps:
     """logs/stamps.json: by shard, the receipt it belongs to and the digest of its files' stamps.
 
-    An experiment that is about some of a shard's shapes looks at these alone; what it finds stands under the shard and
-    the hash of their ids. Lost or damaged it costs a reading of the corpus, no more. Several builders may write it: the
-    last one wins.
+    An experiment that uses only some of a shard's shapes examines only these; the result is keyed by the shard and the
+    hash of their ids. If the file is lost or damaged, the corpus is read once more, and nothing else happens. Several
+    builders may write it: the last one wins.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -110,7 +110,7 @@ class Stamps:
     def save(self, *, now: bool = True) -> None:
         """Write new notes, if any; if nothing can be written, the next build compares again.
 
-        now  False: only if the last time is a while ago. So a killed build's shapes need not be read again.
+        now  False: only if the last time is a while ago, so that a killed build does not read all shapes again.
         """
         if self._known == self._saved or (not now and time.monotonic() - self._saved_at < _SAVED_EVERY):
             return
@@ -139,8 +139,8 @@ class Changes:
     same     shapes that are in both, without a sign of change
     unknown  shapes in shards without fingerprints, as 0.1.0 wrote them: changes cannot be detected
     shards   that hold changed or gone shapes
-    others   shapes that the cache holds and the experiment is not about; nothing else is said of them
-    suspects by shard, the quarantined ids that are made from something else now, or of which that cannot be told
+    others   shapes that the cache holds for other experiments; they are not examined
+    suspects by shard, the quarantined ids whose source has changed, or for which that is unknown
     """
 
     changed: tuple[str, ...]
@@ -159,21 +159,21 @@ class Changes:
 
     def lines(self) -> list[str]:
         """List the differences for the user, one per line."""
-        said = []
+        lines = []
         for one, more, ids in (
             ("changed since the cache was built", "changed since the cache was built", self.changed),
-            ("is not in the corpus any more", "are not in the corpus any more", self.gone),
+            ("is no longer in the corpus", "are no longer in the corpus", self.gone),
         ):
             if ids:
                 shown = ", ".join(map(repr, ids[:SHOWN])) + (
                     f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
                 )
-                said.append(f"{_count(len(ids), 'shape')} {one if len(ids) == 1 else more}: {shown}")
-        if said and self.came:
-            said.append(f"{_count(self.came, 'shape')} {'is' if self.came == 1 else 'are'} new")
-        if said and not self.same:
-            said.append("none of its shapes is as it was: is this another corpus under the old one's name?")
-        return said
+                lines.append(f"{_count(len(ids), 'shape')} {one if len(ids) == 1 else more}: {shown}")
+        if lines and self.came:
+            lines.append(f"{_count(self.came, 'shape')} {'is' if self.came == 1 else 'are'} new")
+        if lines and not self.same:
+            lines.append("all of its shapes differ: is this another corpus under the same name?")
+        return lines
 
 
 def compare_corpus(
@@ -188,9 +188,9 @@ def compare_corpus(
 ) -> Changes:
     """Compare the shapes of an experiment with the committed shards of its cache.
 
-    own      of the corpus. Of other shapes in the cache nothing is looked at.
-    poses    records of each shape, which stand together.
-    content  read and hash every file, instead of those only whose size or time differs.
+    own      of the corpus. Other shapes in the cache are not examined.
+    poses    records of each shape; they are adjacent.
+    content  read and hash every file, not only those whose size or time differs.
     threads  that read.
 
     O(shapes) stat calls where nothing changed. Raises MachineFault.
@@ -220,13 +220,15 @@ def compare_corpus(
             if content or not stamps.vouch_for(receipt, looks, some):
                 read += len(known)
                 if read >= MANY > read - len(known):
-                    logger.warning("the content of many files is compared, whose size or time the cache does not know")
+                    logger.warning(
+                        "comparing the content of many files, because the cache does not know their size and time"
+                    )
                 now = pool.map(lambda id: made_of(corpus, places[id]), [id for id, _ in known])
                 odd = [id for (id, then), found in zip(known, now, strict=True) if found != then]
             stale = [id for id in odd if id not in refused]
-            told = {id for id, _ in known}.difference(odd)
-            if untold := tuple(item.id for item in receipt.quarantined if item.id in places and item.id not in told):
-                suspects[shard] = untold
+            same = {id for id, _ in known}.difference(odd)
+            if doubtful := tuple(item.id for item in receipt.quarantined if item.id in places and item.id not in same):
+                suspects[shard] = doubtful
             if not stale and not lost and known:
                 stamps.note(receipt, looks, some)
             changed += stale
@@ -259,9 +261,10 @@ def refuse_stale(changes: Changes, location: object) -> None:
     if changes.stale:
         lines = "\n  ".join(changes.lines())
         raise BuildError(
-            f"{location}: the cache is not of this corpus any more:\n  {lines}\n"
-            f"  Rebuild {_count(len(changes.shards), 'shard')} with --changed rebuild (build.changed), bring the old "
-            "files back, or build into another cache.root."
+            f"{location}: the cache no longer matches this corpus:\n"
+            f"  {lines}\n"
+            f"  Rebuild {_count(len(changes.shards), 'shard')} with --changed rebuild (build.changed), restore the "
+            "old files, or build into another cache.root."
         )
 
 

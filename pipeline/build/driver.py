@@ -63,7 +63,7 @@ def build_cache(
 ) -> BuildReport:
     """Build what is missing of an experiment's shapes in the cache of a recipe; nothing, when all are there.
 
-    restore      shapes by shard of shards that were withdrawn, to be there again: others than the experiment's, too.
+    restore      shapes, by shard, of withdrawn shards, to be restored; they may belong to other experiments too.
     on_progress  called once before the first shard, then after each one, in the calling thread.
     on_fit       called with (shapes done, shapes wanted) while a new cache's basis is fitted, before all that.
 
@@ -72,7 +72,7 @@ def build_cache(
     experiment left in the cache stay there.
 
     Raises BuildError for settings that do not fit together, a selection that the corpus does not have, shapes of the
-    experiment that changed or went, a shard that failed (its traceback is in logs/build.jsonl) and an experiment
+    experiment that changed or vanished, a shard that failed (its traceback is in logs/build.jsonl) and an experiment
     without one usable shape; TooManyRefused, when all is built, where `build.max_refused` is passed; CorpusError,
     TeacherError and CacheError as opening, loading and creating do.
     """
@@ -93,7 +93,7 @@ def build_cache(
     if cache.channels > loaded.channels:
         raise BuildError(
             f"cache.channels = {cache.channels} is more than the {loaded.channels} channels of teacher.architecture = "
-            f"{teacher.architecture}; 0 keeps them as they are"
+            f"{teacher.architecture}; 0 stores them unchanged"
         )
     if cache.class_token != "none" and loaded.class_problem is not None:
         raise BuildError(
@@ -145,18 +145,19 @@ def build_cache(
             len(tasks),
             tally.total,
             build.scheduler,
-            "" if build.remote else f", {crew.processes} x {crew.lanes} lanes, {crew.in_work} shards in work",
+            "" if build.remote else f", {crew.processes} x {crew.lanes} lanes, {crew.in_work} shards in flight",
         )
         try:
             writer.log({"event": "build", "missing": len(tasks), "software": job.software})
         except OSError as error:  # on a full disk the shards fail with a remedy, which a failed note must not hide
-            logger.warning("the build is not noted in the cache's log: %s", error)
+            logger.warning("the build could not be recorded in the cache's log: %s", error)
         taken = partial(_take, tally, stamps, source, own.corpus, None if local else writer)
         try:
             if local:
                 on_threads(job, Worker(source, loaded, Lanes(crew.lanes), writer.basis), tasks, crew, taken)
             else:
-                del loaded, fit
+                del loaded, fit  # the workers load their own teacher, and may need this memory
+                # Workers look for this file: one that sees another folder at the same path is refused.
                 writer.storage.write_documents({job.mark: b""})
                 try:
                     on_cluster(elsewhere(job) if build.remote else job, tasks, build, crew, taken)
@@ -176,7 +177,7 @@ def changes_of(
 ) -> Changes:
     """Compare the experiment's shapes with what the cache of these settings was built from; nothing is written.
 
-    Shards count that are damaged, as long as their receipts are sound.
+    Damaged shards count too, as long as their receipts are intact.
     """
     source = open_corpus(corpus.uri, points=corpus.points)
     _, place = _place(source, corpus, projection, load_teacher(teacher, torch.device("cpu")), cache)
@@ -188,7 +189,7 @@ def changes_at(place: Location, corpus: CorpusConfig, *, content: bool) -> Chang
 
     Return None for a cache of another corpus.
 
-    Nothing is written but the cache's stamps of files, if they can be. Raises CorpusError where the corpus cannot be
+    Only the cache's file stamps are written, where possible. Raises CorpusError where the corpus cannot be
     opened, MachineFault, and CacheError where the cache cannot be read.
     """
     source = open_corpus(corpus.uri, points=corpus.points)
@@ -285,13 +286,13 @@ def _take(
             except MachineFault as error:
                 raise BuildError(
                     f"shard {result.receipt.shard} cannot be compared with the driver's files: {error}\n"
-                    f"  The {len(tally.receipts)} committed shards are kept; run the build again to go on."
+                    f"  The {len(tally.receipts)} committed shards are kept; run the build again to resume."
                 ) from error
             if odd:
                 elsewhere.withdraw([result.receipt.shard])
                 raise BuildError(
-                    f"shard {result.receipt.shard}: a worker read other files than the driver has, {len(odd)} of "
-                    f"{len(shapes)}, first {odd[0]!r} ({source.source(places[odd[0]])}); the shard is taken back.\n"
+                    f"shard {result.receipt.shard}: a worker read other files than the driver, {len(odd)} of "
+                    f"{len(shapes)}, first {odd[0]!r} ({source.source(places[odd[0]])}); the shard was withdrawn.\n"
                     "  Give driver and workers the same files, and run the build again."
                 )
     stamps.note(result.receipt, looks)

@@ -22,11 +22,12 @@ __all__ = ["Failure", "Job", "check_software", "elsewhere"]
 class Job:
     """The settings of one build, as a worker needs them. Picklable and small.
 
-    token  of this build: what a process keeps under another token is another build's, and dropped
+    token  of this build: what a process keeps under another token belongs to another build, and is dropped
     ids    `ids_digest` of the corpus that was planned; a worker that sees other shapes refuses
     lanes  threads of a process that teach; 0: as many as the Dask worker has (`dask worker --nthreads`)
     software  as `provenance.software` of the driver
-    basis  SHA-256 of the one features are stored in, which workers read from the cache; "" for the teacher's channels
+    basis  SHA-256 of the basis that features are stored in, which workers read from the cache; "" for the teacher's
+           channels
     """
 
     token: str
@@ -63,8 +64,13 @@ def check_software(job: Job) -> None:
     lines = differences(software(), job.software)
     if lines:
         raise BuildError(
-            "this worker runs other software (here) than the driver (there):\n  " + "\n  ".join(lines) + "\n"
-            "  Install the same on all of them; a shard made by other code would look sound and hold other numbers."
+            "this worker runs other software (here) than the driver (there):\n  "
+            + "\n  ".join(lines)
+            + (
+                "\n"
+                "  Install the same software everywhere; a shard made by other code would pass every check and hold "
+                "other values."
+            )
         )
 
 

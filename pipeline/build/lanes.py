@@ -56,7 +56,7 @@ class Lanes:
         for _, _, future, _ in waiting:
             future.cancel()
         for thread in self._threads:
-            if thread is not threading.current_thread():  # a lane that closes its own pool would wait for itself
+            if thread is not threading.current_thread():  # a lane that closed its own pool would wait for itself
                 thread.join()
 
     def _run(self) -> None:
@@ -72,6 +72,6 @@ class Lanes:
                 continue
             try:
                 future.set_result(call())
-            except BaseException as error:  # it belongs to the one who waits for the future
+            except BaseException as error:  # the exception belongs to whoever waits for the future
                 future.set_exception(error)
             del future, call  # a result must not outlive its reader because a thread sleeps

@@ -16,12 +16,12 @@ __all__ = ["own_records"]
 def own_records(cache: Cache, corpus: CorpusConfig, *, as_it_is: bool = False) -> tuple[Cache | Selection, list[str]]:
     """Return the cache, or the selection of it, that an experiment trains on; and notes for the user, one per line.
 
-    as_it_is  shapes that went from the corpus since are the experiment's all the same (trainer.stale_cache = "train").
+    as_it_is  shapes that have left the corpus since still belong to the experiment (trainer.stale_cache = "train").
 
-    An experiment that selects shapes gets these, or an error. One that does not gets what the cache has of its corpus:
-    of shapes made from their numbers no more than it asks for, of files all, since a cache of files that went is
-    refused before (`changes_at`). Where the corpus cannot be opened, or the cache is of another, settings select among
-    the shapes of the cache, those in quarantine included.
+    An experiment that selects shapes gets these, or an error. One that does not select gets what the cache has of its
+    corpus: no more generated shapes than it asks for, but all files, since a cache of vanished files is refused earlier
+    (`changes_at`). Where the corpus cannot be opened, or the cache belongs to another, the settings select among the
+    shapes of the cache, including quarantined ones.
 
     Raises BuildError where shapes that are selected are not there, MachineFault, and CacheError.
     """
@@ -41,7 +41,7 @@ def own_records(cache: Cache, corpus: CorpusConfig, *, as_it_is: bool = False) -
         held += shapes_in(receipt, cache.poses)
     own: Set[str]
     if shapes is None:
-        notes.append("note: the shapes are selected among those of the cache, since its corpus is not at hand")
+        notes.append("note: the shapes are selected among those of the cache, because its corpus is not available here")
         own = {held[index] for index in select_shapes(held, corpus, where="the cache").tolist()}
     elif as_it_is:
         own = shapes.with_absent([id for id in held if id not in shapes.corpus])
@@ -50,16 +50,16 @@ def own_records(cache: Cache, corpus: CorpusConfig, *, as_it_is: bool = False) -
     if missing := sorted(own - set(held)):
         if corpus.selects:
             raise BuildError(
-                f"{cache.path}: expected the shapes that [corpus] selects; {len(missing)} of its {len(own)} shapes are "
-                f"not in the cache, first {missing[0]!r}.\n"
-                "  Build them with `i2p cache build CONFIG`, or select others."
+                f"{cache.path}: expected the shapes that [corpus] selects; {len(missing)} of its {len(own)} shapes "
+                f"are not in the cache, first {missing[0]!r}.\n"
+                "  Add them with `i2p cache build CONFIG`, or select other shapes."
             )
         notes.append(_lacking(len(missing), len(own)))
     mine = [id for id in usable if id in own]
     if not mine:
-        raise BuildError(f"{cache.path}: holds none of the {len(own)} shapes of {corpus.uri}")
+        raise BuildError(f"{cache.path}: contains none of the {len(own)} shapes of {corpus.uri}")
     if len(mine) < len(usable):
-        notes.append(f"note: the experiment is about {len(mine)} of the {len(usable)} shapes in the cache")
+        notes.append(f"note: the experiment uses {len(mine)} of the {len(usable)} shapes in the cache")
     if corpus.selects:
         return select(cache, mine), notes
     if len(mine) == len(usable):
@@ -68,7 +68,7 @@ def own_records(cache: Cache, corpus: CorpusConfig, *, as_it_is: bool = False) -
 
 
 def _lacking(missing: int, own: int) -> str:
-    return f"note: {missing} of its {own} shapes are not in the cache; the experiment goes on without them"
+    return f"note: {missing} of its {own} shapes are not in the cache; the experiment continues without them"
 
 
 def _corpus_of(cache: Cache, corpus: CorpusConfig) -> Corpus | None:

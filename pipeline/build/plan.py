@@ -4,32 +4,24 @@ Shapes are identified by their ids. Those that no committed shard holds are dist
 free shard indices: first those missing between committed ones, then new ones. So a killed build resumes with exactly
 the shards it would have made, and a grown corpus, wherever its new shapes stand, adds shards and touches no old one.
 
-A cache that several experiments share may hold shapes that this one is not about, and so may the shards it builds
-again: those get the very shapes back that they had.
+A cache shared by several experiments may hold shapes of the others, and so may the shards that are rebuilt: those get
+exactly the shapes back that they had.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from pipeline.errors import BuildError
 
 __all__ = ["CommittedShard", "ShardTask", "plan_shards", "surplus_shards"]
 
 
-class _Refused(Protocol):
-    @property
-    def id(self) -> str: ...
+@dataclass(frozen=True)
+class CommittedShard:
+    """Ids of the shapes of a committed shard: those with records, and those in quarantine."""
 
-
-class CommittedShard(Protocol):
-    """The part of a receipt that the plan needs: ids of its records, and of the shapes that left none."""
-
-    @property
-    def ids(self) -> Sequence[str]: ...
-
-    @property
-    def quarantined(self) -> Sequence[_Refused]: ...
+    ids: Sequence[str]
+    quarantined: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,23 +60,23 @@ def plan_shards(
     """Plan the shards still to be built, ascending; with the committed ones they hold every wanted shape once.
 
     ids               of the whole corpus, in its order, unique.
-    committed         receipts by shard index; any index may be missing, and they may hold shapes the corpus lacks.
+    committed         shards by index; any index may be missing, and they may hold shapes the corpus lacks.
     shapes_per_shard  at least 1. Every planned shard holds that many but the last, and those that fill gaps that are
                       too small (a shard closed early by growth, then lost); none is empty.
-    wanted            shapes to be there; None: the whole corpus. Where it is not, indices may stay free for which no
-                      shape is left: those of another experiment's build that was stopped.
-    restore           given with `wanted` alone: shards that are to hold what they held, their shapes in order, wanted
-                      or not. Those that another shard holds, or the corpus has not, are left out.
+    wanted            shapes that must be present; None: the whole corpus. If given, indices for which no shape is left
+                      may stay free: those of an interrupted build of another experiment.
+    restore           only with `wanted`: shards that get back what they held, their shapes in order, wanted or not.
+                      Shapes that another shard holds, or that the corpus lacks, are left out.
 
     Raises BuildError when an id comes twice, or when shards of a whole corpus are missing for which no shapes are left.
     O(len(ids)).
     """
     held = {id for receipt in committed.values() for id in receipt.ids}
-    held.update(item.id for receipt in committed.values() for item in receipt.quarantined)
+    held.update(id for receipt in committed.values() for id in receipt.quarantined)
     places = {id: index for index, id in enumerate(ids)}
     if len(places) != len(ids):
         raise BuildError(
-            f"the corpus has {len(ids)} shapes but {len(places)} different ids; every shape needs an id of its own"
+            f"the corpus has {len(ids)} shapes but only {len(places)} distinct ids; every shape needs a unique id"
         )
     tasks: list[ShardTask] = []
     taken = set(committed)
@@ -99,8 +91,9 @@ def plan_shards(
     gaps = [shard for shard in range(last) if shard not in taken]
     if len(left) < len(gaps) and wanted is None:
         raise BuildError(
-            f"shards {gaps[0]}..{gaps[-1]} are missing and {len(left)} shapes are left for {len(gaps)} of them: files "
-            "were removed from or added to this cache by hand.\n  Build into another cache.root."
+            f"shards {gaps[0]}..{gaps[-1]} are missing, but only {len(left)} shapes are left for these {len(gaps)}: "
+            "files were removed from or added to this cache by hand.\n"
+            "  Build into another cache.root."
         )
     start = 0
     for position, shard in enumerate(gaps):

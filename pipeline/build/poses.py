@@ -7,7 +7,6 @@ quarantine it is one shape.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from pipeline.build.plan import CommittedShard
 from pipeline.corpora.base import shape_generator
 from pipeline.errors import BuildError
 from teacher_cache.format.manifest import Receipt
-from teacher_cache.format.records import Quarantined
 
 __all__ = ["SCALE", "SHIFT", "check_ids", "in_pose", "pose_id", "pose_settings", "shapes_of"]
 
@@ -56,19 +54,14 @@ def check_ids(ids: Sequence[str], poses: int) -> None:
     taken = [id for id in ids if _NAME_OF_A_POSE.search(id)] if poses > 1 else []
     if taken:
         raise BuildError(
-            f"{len(taken)} shapes have ids that end like those of stored poses, first {taken[0]!r}.\n"
+            f"{len(taken)} shapes have ids with the ending of stored poses, first {taken[0]!r}.\n"
             "  Rename them, or set corpus.poses = 1."
         )
 
 
-@dataclass(frozen=True)
-class _Shapes:
-    """A receipt in terms of shapes instead of records, for the plan."""
-
-    ids: Sequence[str]
-    quarantined: Sequence[Quarantined]
-
-
 def shapes_of(receipts: Mapping[int, Receipt], poses: int) -> dict[int, CommittedShard]:
     """Return committed shards by the ids of their shapes: those of every `poses`-th record, and the refused."""
-    return {shard: _Shapes(receipt.ids[::poses], receipt.quarantined) for shard, receipt in receipts.items()}
+    return {
+        shard: CommittedShard(receipt.ids[::poses], [refused.id for refused in receipt.quarantined])
+        for shard, receipt in receipts.items()
+    }

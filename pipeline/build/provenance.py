@@ -1,7 +1,7 @@
 """Versions of the software that makes a cache's records, which must agree on driver and workers.
 
-The bytes of a shard follow from the recipe and from the code that ran. So workers of other code are refused, and a
-build's log names it; the recipe, which names the cache, does not hold it. Light to import: no torch.
+The bytes of a shard follow from the recipe and from the code that ran. So workers with other code are refused, and the
+log of a build records it; the recipe, which names the cache, does not. Light to import: no torch.
 """
 
 import hashlib

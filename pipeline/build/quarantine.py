@@ -23,9 +23,9 @@ def release_mended(
 ) -> dict[int, list[str]]:
     """Withdraw the shards that hold a refused shape which can be used now; -> those ids, by shard.
 
-    ids        of the corpus, with their places in it.
-    committed  receipts by shard; those of withdrawn shards are taken out.
-    suspects   the refused ids worth reading again, by shard, as `Changes.suspects` names them; None: every one.
+    ids        of the corpus, with their indices.
+    committed  receipts by shard; those of withdrawn shards are removed.
+    suspects   the refused ids worth reading again, by shard, as in `Changes.suspects`; None: all.
 
     Raises MachineFault and CacheError; nothing is withdrawn then.
     """

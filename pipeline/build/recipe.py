@@ -34,7 +34,7 @@ def recipe_for(
 ) -> Recipe:
     """Return the recipe of a cache.
 
-    corpus   its identity goes in, never its size.
+    corpus   its identity is part of the recipe, its size never.
     teacher  `Teacher.identity()`.
     points   stored for each shape; a projection of all of them and of the first `points` are the same.
     poses    stored of each shape.

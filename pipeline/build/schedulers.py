@@ -31,14 +31,14 @@ logger = logging.getLogger(__name__)
 CONNECT_SECONDS = 60  # for a scheduler and its first worker to answer
 SUBMITTED_AT_ONCE = 1000  # tasks in one message to a scheduler
 LONELY_SECONDS = 60  # between warnings that a cluster has no worker
-_OWN_PORT = "127.0.0.1:0"  # any that is free, for this machine alone
+_OWN_PORT = "127.0.0.1:0"  # any free port, on this machine only
 _SAME = "Driver, scheduler and workers need the same Python, the same dask and the same version of this package."
 
 
 GPU_PROCESSES = 2  # each holds a teacher and a CUDA context
-GPU_LANES = 2  # one runs the GPU, the other makes records of its results
-GPU_SHARDS = 4  # one is taught, the others are read and written
-SHARDS_BESIDE = 2  # on a CPU, beside those that are taught: one is read, one is written
+GPU_LANES = 2  # one drives the GPU, the other encodes its results
+GPU_SHARDS = 4  # one is with the teacher, the others are read and written
+SHARDS_BESIDE = 2  # on a CPU, besides those the teacher encodes: one is read, one is written
 LANES_OF_A_WRITER = 8  # encoding and writing take up to a tenth of a teacher's time
 
 
@@ -46,7 +46,7 @@ LANES_OF_A_WRITER = 8  # encoding and writing take up to a tenth of a teacher's 
 class Crew:
     """The threads and processes of this machine that work on a build.
 
-    processes  1 for the driver itself
+    processes  1: the driver itself
     lanes      threads of each that teach; 0: a cluster decides
     in_work    shards of each at once
     teachers   forward passes at once in all; 0: not known
@@ -129,8 +129,8 @@ def on_cluster(
         stack.enter_context(client.as_current())
         if client.dashboard_link and importlib.util.find_spec("bokeh"):
             logger.info("Dask dashboard: %s", client.dashboard_link)
-        # Local workers die for good as often as `retries` says; another's scheduler has a number of its own, after
-        # which the driver hands the shard out afresh.
+        # On local workers Dask itself retries `retries` times; a foreign scheduler has its own limit, after which the
+        # driver reschedules the shard.
         again = dict.fromkeys((task.shard for task in tasks), build.retries if build.remote else 0)
         left: dict[Any, ShardTask] = {}
         try:
@@ -169,10 +169,10 @@ def _warned_when_alone(client: Any) -> Iterator[None]:
 
     def watch() -> None:
         while not over.wait(LONELY_SECONDS):
-            with suppress(OSError, CancelledError):  # of a scheduler that is lost, the main thread hears itself
+            with suppress(OSError, CancelledError):  # a lost scheduler is reported in the main thread
                 if client.status == "running" and not client.nthreads():
                     address = client.scheduler.address
-                    logger.warning("%s has no worker left; waiting for one (`dask worker %s`)", address, address)
+                    logger.warning("%s has no worker left; waiting for a new one (`dask worker %s`)", address, address)
 
     thread = threading.Thread(target=watch, name="lonely", daemon=True)
     thread.start()
@@ -184,8 +184,8 @@ def _warned_when_alone(client: Any) -> Iterator[None]:
 
 
 def _submit(client: Any, job: Job, tasks: Sequence[ShardTask], attempt: int = 0) -> list[Any]:
-    # The part before the comma is the name of a group: the scheduler then keeps tasks back until a thread is free, and
-    # a worker that dies casts suspicion on those it was working on only.
+    # The part before the comma is the name of a group: the scheduler then holds tasks back until a thread is free, and
+    # the death of a worker counts only against the tasks it was running.
     keys = [(f"shard-{job.token}", task.shard, attempt) for task in tasks]
     return list(client.map(partial(run_on_worker, job), tasks, key=keys, pure=False, batch_size=SUBMITTED_AT_ONCE))
 
@@ -210,17 +210,17 @@ def _collect(
         except CancelledError as cancelled:
             raise BuildError(
                 f"the connection to the Dask scheduler at {client.scheduler.address} was lost.\n"
-                "  Committed shards are kept; start the scheduler again and run the build again to go on."
+                "  Committed shards are kept; start the scheduler again and run the build again to resume."
             ) from cancelled
         if isinstance(error, KilledWorker):
             if not again[task.shard]:
                 raise BuildError(
-                    f"shard {task.shard}: the workers it was given to died ({error}).\n"
-                    "  Most often they ran out of memory: lower build.workers, cache.shapes_per_shard or "
-                    "teacher.batch_size; their logs say more. Committed shards are kept; run the build again to go on."
+                    f"shard {task.shard}: the workers that ran it died ({error}).\n"
+                    "  The usual cause is memory: lower build.workers, cache.shapes_per_shard or teacher.batch_size; "
+                    "the logs of the workers say more. Committed shards are kept; run the build again to resume."
                 )
             again[task.shard] -= 1
-            logger.warning("shard %d: its workers died, handed out again: %s", task.shard, error)
+            logger.warning("shard %d: its worker died, rescheduled: %s", task.shard, error)
             (fresh,) = _submit(client, job, [task], attempt=again[task.shard] + 1)
             left[fresh] = task
             done.add(fresh)

@@ -1,7 +1,7 @@
 """The shapes of an experiment: all of its corpus, or those that `corpus.only`, `take` and `share` select by id.
 
-A cache is named by what makes a record, never by how many there are, so experiments of one recipe share it, and it may
-hold more than one of them asks for. What an experiment is about, builds, compares and trains on, is its own shapes.
+A cache is named by what makes a record, never by how many there are, so experiments with one recipe share it, and it
+may hold more shapes than one of them needs. Each experiment builds, compares and trains on its own shapes only.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from pipeline.errors import BuildError
 from teacher_cache.errors import StorageError
 from teacher_cache.foreign import decode_text, misnomer
 from teacher_cache.location import local_path
-from teacher_cache.storage.commit import read_regular
+from teacher_cache.storage.atomic import read_regular
 
 __all__ = ["OwnShapes", "listed_ids", "select_shapes"]
 
@@ -32,9 +32,9 @@ class OwnShapes:
     """The shapes of an experiment among those of its corpus.
 
     config   the settings that select them
-    places   their ids, in the corpus' order, with their indices in the corpus
-    corpus   ids of all of its shapes, with their indices; the same mapping where the experiment is about all of them
-    by_rule  the corpus' shapes are made from their numbers: none can vanish, and a smaller corpus just asks for fewer
+    places   their ids, in the corpus' order, with their indices in it
+    corpus   ids of all of its shapes, with their indices; the same mapping where the experiment uses all of them
+    by_rule  the corpus' shapes are generated from their numbers: none can vanish, and a smaller corpus just has fewer
     """
 
     config: CorpusConfig
@@ -64,8 +64,8 @@ class OwnShapes:
     def with_absent(self, absent: Collection[str]) -> set[str]:
         """Return the shapes that the settings would select if some that the corpus lacks were there.
 
-        Their places are known where the corpus is sorted by id, as folders are. Elsewhere they count as its first, so
-        that `take` never misses one that vanished. Shapes that are made from their numbers cannot vanish.
+        Their positions are known where the corpus is sorted by id, as folders are. Elsewhere they count as its first,
+        so that `take` never misses one that vanished. Generated shapes cannot vanish.
         """
         if self.by_rule or not absent:
             return set(self.places)
@@ -88,7 +88,7 @@ def select_shapes(
 
     `only` applies first, then `take` to what is left, then `share`. A share is its number of shapes, rounded, at least
     one, whose hashes of (share_seed, id) are smallest: so shares of one seed are nested, and whether a shape is in one
-    does not depend on the corpus' order. Raises BuildError naming what is not there. O(n log n).
+    does not depend on the corpus' order. Raises BuildError naming the missing ids. O(n log n).
     """
     chosen = np.arange(len(ids), dtype=np.int64)
     if config.only:
@@ -96,7 +96,8 @@ def select_shapes(
         if unknown := [] if lacking else sorted(named.difference(ids)):
             raise BuildError(
                 f"corpus.only = {config.only} names {_count(len(unknown))} that {where} does not have: "
-                f"{_some(unknown)}.\n  Take them off the list, or bring their files back."
+                f"{_first_few(unknown)}.\n"
+                "  Remove them from the list, or restore their files."
             )
         chosen = np.array([index for index, id in enumerate(ids) if id in named], np.int64)
     if config.take:
@@ -125,17 +126,17 @@ def listed_ids(name: str) -> set[str]:
     try:
         data = read_regular(local_path(name) or Path(name).expanduser(), MAX_LIST)
     except (OSError, RuntimeError, StorageError) as error:
-        raise BuildError(f"corpus.only = {name}: expected a file with an id a line; {_why(error)}") from error
+        raise BuildError(f"corpus.only = {name}: expected a file with one id per line; {_why(error)}") from error
     found = misnomer(data) if len(data) <= MAX_LIST else f"is larger than {MAX_LIST} bytes"
     if found is not None:
-        raise BuildError(f"corpus.only = {name}: {found}; expected a file with an id a line")
+        raise BuildError(f"corpus.only = {name}: {found}; expected a file with one id per line")
     try:
         text = decode_text(data)
     except ValueError as error:
         raise BuildError(f"corpus.only = {name}: {error}") from error
     ids = {line for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n") if line.strip()}
     if not ids:
-        raise BuildError(f"corpus.only = {name}: holds no ids; expected one a line")
+        raise BuildError(f"corpus.only = {name}: contains no ids; expected one per line")
     return ids
 
 
@@ -147,7 +148,7 @@ def _count(number: int) -> str:
     return f"{number} shape{'' if number == 1 else 's'}"
 
 
-def _some(ids: Iterable[str]) -> str:
+def _first_few(ids: Iterable[str]) -> str:
     found = list(ids)
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return ", ".join(map(repr, found[:SHOWN])) + more

@@ -152,13 +152,13 @@ def _read_group(indices: Sequence[int], corpus: Corpus, poses: int) -> _Group:
     group = _Group(ids=[], labels=[], clouds=[], quarantined=[], shapes=[], stamps=[])
     for index in indices:
         stamp = corpus.stamp(index)
-        made, looks, told = made_of(corpus, index), settled(stamp), True
+        made, file_stamp, final = made_of(corpus, index), settled(stamp), True
         try:
             shape, points = patiently(partial(read_shape, corpus, index), corpus.source(index))
         except ShapeError as error:
             group.quarantined.append(_quarantined(corpus.id(index), error, corpus.uri))
             # The installed libraries decided, not the shape's content: without a fingerprint it is tried again.
-            told = not isinstance(error, UnreadHere)
+            final = not isinstance(error, UnreadHere)
         else:
             for pose in range(poses):
                 group.ids.append(pose_id(shape.id, pose))
@@ -166,10 +166,10 @@ def _read_group(indices: Sequence[int], corpus: Corpus, poses: int) -> _Group:
                 group.clouds.append(in_pose(points, shape.id, pose))
         if corpus.stamp(index) != stamp:  # the file may have changed between hashing and reading
             made_of(corpus, index)  # raises MachineFault itself if the disk went away
-            raise MachineFault(corpus.source(index), "it changed while it was read", "Run the build again.")
-        if told:
+            raise MachineFault(corpus.source(index), "it changed while it was being read", "Run the build again.")
+        if final:
             group.shapes.append((corpus.id(index), made))
-            group.stamps.append(looks)
+            group.stamps.append(file_stamp)
     return group
 
 
@@ -195,17 +195,18 @@ def _teach_group(
         depth, lo, cell, offset = (_array(tensor) for tensor in (views.depth, *views.geometry))
         seconds["project"] = perf_counter() - clock
         clock = perf_counter()
-        whole = None
+        class_tokens = None
         if handle.description.storage.class_token == "none":
-            said, looked = teacher.encode(views.images)
+            tokens, attention = teacher.encode(views.images)
         else:
-            said, looked, whole = teacher.encode_views(views.images)
+            tokens, attention, class_tokens = teacher.encode_views(views.images)
         if basis is not None:
-            said = in_basis(said, basis)
+            tokens = in_basis(tokens, basis)
             # Image by image, like the teacher's: a shape's bytes must not depend on its batch.
-            whole = whole if whole is None else torch.stack([in_basis(image, basis) for image in whole])
-        features, saliency = (_array(tensor.unflatten(0, (-1, VIEWS))) for tensor in (said, looked))
-        class_token = None if whole is None else _array(whole.unflatten(0, (-1, VIEWS)))
+            if class_tokens is not None:
+                class_tokens = torch.stack([in_basis(image, basis) for image in class_tokens])
+        features, saliency = (_array(tensor.unflatten(0, (-1, VIEWS))) for tensor in (tokens, attention))
+        class_token = None if class_tokens is None else _array(class_tokens.unflatten(0, (-1, VIEWS)))
         seconds["teacher"] = perf_counter() - clock
     clock = perf_counter()
     if handle.description.storage.untouched == "zero":
@@ -250,7 +251,7 @@ def read_shape(corpus: Corpus, index: int) -> tuple[Shape, np.ndarray]:
             raise
         raise BuildError(
             f"shape {corpus.id(index)!r} ({source}): its reader failed with {type(error).__name__}: {error}.\n"
-            "  This is a bug of the reader, not a verdict on the file: please report it. To build without this shape, "
+            "  This is a bug of the reader, not a fault of the file; please report it. To build without this shape, "
             "move its file out of the corpus."
         ) from error
     try:
@@ -275,10 +276,10 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.cpu().numpy()
 
 
-def _check_finite(id: str, *said: np.ndarray) -> None:
-    bad = sum(int((~np.isfinite(array)).sum()) for array in said)
+def _check_finite(id: str, *outputs: np.ndarray) -> None:
+    bad = sum(int((~np.isfinite(array)).sum()) for array in outputs)
     if bad:
         raise BuildError(
-            f"shape {id!r}: {bad} numbers of the teacher's output are not finite; its points were, so the "
-            "teacher is at fault.\n  Check its weights, or set teacher.precision = float32."
+            f"shape {id!r}: {bad} values of the teacher's output are not finite, although the points are.\n"
+            "  Check the teacher's weights, or set teacher.precision = float32."
         )

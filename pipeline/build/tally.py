@@ -10,7 +10,7 @@ from pipeline.build.job import Failure
 from pipeline.build.shard import STAGES, ShardReport
 from pipeline.errors import BuildError, TooManyRefused
 from teacher_cache import CacheError, CacheWriter, Quarantined, Receipt
-from teacher_cache.format.layout import LOG
+from teacher_cache.format.paths import LOG
 from teacher_cache.location import Location, join
 
 __all__ = ["BuildProgress", "BuildReport", "Result", "Tally"]
@@ -113,13 +113,13 @@ class Tally:
             log = join(self.writer.directory, LOG)
             try:
                 self.writer.log(failure, flush=True)
-                traceback = f"Its traceback is in {log}."
+                traceback = f"The traceback is in {log}."
             except (OSError, CacheError) as error:  # on a full disk the log finds no room either
-                traceback = f"Its traceback could not be written to {log} ({error})."
+                traceback = f"The traceback could not be written to {log} ({error})."
             stopped = BuildError(
                 f"shard {result.shard} failed{f' on {result.worker}' if result.worker else ''}: {result.message}\n"
                 f"  {traceback}\n"
-                f"  The {len(self.receipts)} committed shards are kept; run the build again to go on."
+                f"  The {len(self.receipts)} committed shards are kept; run the build again to resume."
             )
             stopped.add_note(result.traceback)  # what --debug shows
             raise stopped
@@ -190,9 +190,10 @@ class Tally:
         shown = "\n  ".join(f"{item.source}: {item.reason}" for item in refused[:_REASONS_SHOWN])
         raise TooManyRefused(
             f"{self.refused} of {self.shapes} shapes ({self.refused / self.shapes:.1%}) cannot be used; "
-            f"build.max_refused = {most:g} allows {most:.1%}. The first are\n  {shown}\n"
-            f"  The other {self.usable} are in {self.writer.directory}, and stay. Mend the files and "
-            "run the build again: it takes them in. Or allow as many with --set build.max_refused=1.0.",
+            f"build.max_refused = {most:g} allows {most:.1%}. The first are\n"
+            f"  {shown}\n"
+            f"  The other {self.usable} are in {self.writer.directory} and are kept. Repair the files and run the "
+            "build again, which adds them, or accept the refusals with --set build.max_refused=1.0.",
             str(self.writer.directory),
             self.others,
         )

@@ -63,7 +63,7 @@ def bring_up_to_date(
         refuse_stale(changes, writer.directory)
     if changes.unknown:
         logger.warning(
-            "%s: %d shapes were built before their content was noted; whether they changed is not known",
+            "%s: %d shapes were built before content hashes were recorded; whether they changed is unknown",
             writer.directory,
             changes.unknown,
         )
@@ -72,7 +72,7 @@ def bring_up_to_date(
     kept = {shard: receipt for shard, receipt in committed.items() if shard not in doomed}
     if twice := _held_twice(kept, poses):
         logger.warning(
-            "%s: %d shards hold shapes that earlier ones hold too, as two builds at once can leave them",
+            "%s: %d shards contain shapes that earlier shards contain too, as concurrent builds can leave them",
             writer.directory,
             len(twice),
         )
@@ -83,7 +83,7 @@ def bring_up_to_date(
     if doomed:
         for line in changes.lines():
             logger.warning("%s: %s", writer.directory, line)
-        logger.warning("%s: %d shards are built again", writer.directory, len(doomed))
+        logger.warning("%s: rebuilding %d shards", writer.directory, len(doomed))
         writer.withdraw(sorted(doomed))
     kept = {shard: receipt for shard, receipt in committed.items() if shard not in doomed}
     mended = release_mended(
@@ -91,7 +91,7 @@ def bring_up_to_date(
     )
     for shard, some in sorted(mended.items()):
         logger.warning(
-            "shard %d is built again: %d shapes that were refused can be used now, first %s", shard, len(some), some[0]
+            "rebuilding shard %d: %d shapes that were refused can be used now, first %s", shard, len(some), some[0]
         )
     if not shared:
         return Standing(committed=kept, shared=False, restore={})
@@ -104,7 +104,7 @@ def bring_up_to_date(
     }
     if lost := sum(id not in own.corpus for id in _ids(again)):
         logger.warning(
-            "%s: %d shapes of the shards that are built again are not in this experiment's corpus, and leave the cache",
+            "%s: %d shapes of the rebuilt shards are not in this experiment's corpus and will leave the cache",
             writer.directory,
             lost,
         )

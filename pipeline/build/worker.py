@@ -21,7 +21,7 @@ from pipeline.corpora import Corpus, open_corpus
 from pipeline.errors import BuildError, PipelineError
 from pipeline.teacher.tower import Teacher, load_teacher
 from teacher_cache import Basis, CacheError, stored_basis
-from teacher_cache.format.layout import RECIPE
+from teacher_cache.format.paths import RECIPE
 from teacher_cache.storage.opening import storage_at
 
 __all__ = ["Worker", "hold", "ids_digest", "release", "run_task"]
@@ -81,10 +81,10 @@ def run_task(job: Job, task: ShardTask, *, lanes: int, address: str = "") -> Sha
 def _in_words(error: Exception) -> str:
     if isinstance(error, PipelineError | CacheError):
         return str(error)
-    said = f"{type(error).__name__}: {error}".rstrip(": ")
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in said:
-        return f"out of memory ({said}).\n  Lower build.workers, cache.shapes_per_shard or teacher.batch_size."
-    return said
+    reason = f"{type(error).__name__}: {error}".rstrip(": ")
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in reason:
+        return f"out of memory ({reason}).\n  Lower build.workers, cache.shapes_per_shard or teacher.batch_size."
+    return reason
 
 
 def hold(token: str, worker: Worker) -> None:
@@ -172,8 +172,8 @@ def _open(job: Job, lanes: int) -> Worker:
     found = "" if basis is None else basis.sha256
     if found != job.basis:
         raise BuildError(
-            f"the cache at {job.handle.directory} has another basis by now ({found[:12] or 'none'}) than the driver "
-            f"began with ({job.basis[:12] or 'none'}).\n"
-            "  Two builders began it at once, where nothing locks; run the build again."
+            f"the cache at {job.handle.directory} now has another basis ({found[:12] or 'none'}) than when the driver "
+            f"started ({job.basis[:12] or 'none'}).\n"
+            "  Two builders created it at once on a store without locks; run the build again."
         )
     return Worker(corpus, teacher, Lanes(lanes), basis)

@@ -36,7 +36,7 @@ class CorpusError(PipelineError):
 class MachineFault(CorpusError):
     """A shape could not be read, and not by its own fault: a disk, a permission, memory, open files, a network.
 
-    Whoever reads stops; nothing is quarantined for it. Which errors these are is decided in `faults`, and nowhere else.
+    The reader stops, and nothing is quarantined. Only `faults` decides which errors these are.
 
     source  what was being read
     reason  what the system said
@@ -51,8 +51,9 @@ class MachineFault(CorpusError):
 
     def __str__(self) -> str:
         return (
-            f"{self.source}: expected to read it, the system said: {self.reason}.\n"
-            f"  The machine is at fault, not the shape: nothing is quarantined. {self.remedy} Then run it again."
+            f"{self.source}: cannot be read: {self.reason}.\n"
+            f"  This is a fault of the machine, not of the shape, so nothing is quarantined. {self.remedy} Then run "
+            "the command again."
         )
 
 
@@ -60,7 +61,7 @@ class ShapeError(PipelineError):
     """One shape that cannot be used: unreadable, damaged or degenerate. A build quarantines it and continues.
 
     source   the file (or the description of the shape) that is at fault
-    reason   what was expected and what came, in words
+    reason   what was expected and what was found, in words
     """
 
     def __init__(self, source: str, reason: str) -> None:
@@ -88,7 +89,7 @@ class Inspection:
     stands   the upward direction, inferred from the shape alone: +-1, +-2, +-3 for an end of x, y, z, 0 if undecided;
              see `standing`
     content  first 16 bytes of a SHA-256 of the triangles' corners, or the points, in float32 and in their order
-    notes    what was passed over or mended while reading, counted
+    notes    what was skipped or repaired while reading, counted
     file     first 16 bytes of a SHA-256 of the bytes of its files; None where it has no file of its own
     size     bytes of its files; 0 where it has none of its own
     """

@@ -69,7 +69,11 @@ def check_shape(points: np.ndarray, source: str) -> None:
     if spacing > FLOAT32_LOSS * extent:
         reason = f"an object of extent {extent:.3g} at distance {np.abs(wide).max():.3g} from the origin"
         raise ShapeError(
-            source, f"{reason}: float32 cannot hold its form; subtract an offset from the file's coordinates"
+            source,
+            (
+                f"{reason}: too far for float32 to resolve its shape; subtract an offset from the coordinates in the "
+                "file"
+            ),
         )
     wide = (wide - wide.mean(axis=0)) / extent
     spread = np.sqrt(np.maximum(np.linalg.eigvalsh(wide.T @ wide), 0))  # ascending
@@ -105,7 +109,7 @@ def fit_points(
     if count > M:
         if not repeat:
             raise ShapeError(
-                source, f"has {M} points, {count} are asked for; lower corpus.points, or repeat some with pad=repeat"
+                source, f"has {M} points, {count} were requested; lower corpus.points, or repeat some with pad=repeat"
             )
         extra = (generator.random(count - M) * M).astype(np.int64)
         order = np.concatenate([order, extra])

@@ -43,7 +43,7 @@ def check_regular(path: Path) -> None:
     except OSError:
         return  # whoever opens it says why
     if not stat.S_ISREG(mode):
-        raise CorpusError(f"{path}: is no regular file (a folder, pipe, socket or device)")
+        raise CorpusError(f"{path}: is not a regular file (a folder, pipe, socket or device)")
 
 
 def check_ids(ids: Sequence[Any], source: str) -> None:
@@ -57,7 +57,7 @@ def check_ids(ids: Sequence[Any], source: str) -> None:
             raise CorpusError(f"{source}: id {str(id)[:40]!a} of shape {place} {fault}; rename it")
     if len(set(ids)) < len(ids):
         twice = next(id for id, times in Counter(ids).items() if times > 1)
-        raise CorpusError(f"{source}: id {twice!r} stands twice; ids must be unique")
+        raise CorpusError(f"{source}: id {twice!r} occurs twice; ids must be unique")
 
 
 def check_names(names: Sequence[Any], what: str, source: str) -> list[str]:
@@ -69,7 +69,7 @@ def check_names(names: Sequence[Any], what: str, source: str) -> list[str]:
             raise CorpusError(f"{source}: {what} {name[:40]!a} {fault}; rename it")
     if len(set(found)) < len(found):
         twice = next(name for name, times in Counter(found).items() if times > 1)
-        raise CorpusError(f"{source}: {what} {twice!r} stands twice")
+        raise CorpusError(f"{source}: {what} {twice!r} occurs twice")
     return found
 
 
@@ -79,7 +79,7 @@ def checked_labels(labels: np.ndarray, source: str, *, names: int | None, least:
     names  how many there are; None: not known, then at most MAX_CLASSES.
     least  -1 where that means no label.
 
-    Raises CorpusError for what is no whole number in range: infinite, NaN, fractions, too large, negative.
+    Raises CorpusError for values that are not whole numbers in range: infinite, NaN, fractions, too large, negative.
     """
     if labels.dtype.kind not in "fiu":
         raise CorpusError(f"{source}: labels are of type {labels.dtype}; expected whole numbers")
@@ -89,7 +89,7 @@ def checked_labels(labels: np.ndarray, source: str, *, names: int | None, least:
     whole = np.isfinite(labels) & (labels == np.floor(labels)) & (labels >= least) & (labels < most)
     if not whole.all():
         row = int(np.flatnonzero(~whole)[0])
-        limit = f"there are {names} names" if names is not None else f"at most {MAX_CLASSES} classes are meant"
+        limit = f"there are {names} names" if names is not None else f"at most {MAX_CLASSES} classes are allowed"
         raise CorpusError(
             f"{source}: label {labels[row]!s} of shape {row}; expected a whole number from {least}, {limit}"
         )
@@ -102,9 +102,9 @@ def unpacking_fault(size: int, packed: int, most: int) -> str:
     packed  bytes that are there, never more than the file has: a directory may claim any number.
     """
     if size > most:
-        return f"unpacks to {size} bytes; more than {most} is refused. Split the file"
+        return f"unpacks to {size} bytes, more than the {most} allowed. Split the file"
     if size > MAX_EXPANSION * packed + FREE_BYTES:
-        return f"unpacks from {packed} to {size} bytes; no cloud packs so small, so it is refused"
+        return f"unpacks from {packed} to {size} bytes, a ratio that no point cloud has, so it is refused"
     return ""
 
 
@@ -135,14 +135,14 @@ def text_array(array: np.ndarray, what: str, source: str) -> list[str]:
         np.ascontiguousarray(array).view(np.dtype("u4").newbyteorder(array.dtype.byteorder)) if array.size else array
     )
     if array.size and array.dtype.itemsize and ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
-        raise CorpusError(f"{source}: {what} holds code points that no character has; the file is damaged")
+        raise CorpusError(f"{source}: {what} contains invalid code points; the file is damaged")
     return [str(text) for text in array.tolist()]
 
 
 def name_fault(id: Any) -> str:
     """Return what is wrong with a name; "" for nothing."""
     if not isinstance(id, str) or not id:
-        return "is empty" if isinstance(id, str) else "is no text"
+        return "is empty" if isinstance(id, str) else "is not text"
     try:
         size = len(id.encode())
     except UnicodeEncodeError:
@@ -155,4 +155,4 @@ def name_fault(id: Any) -> str:
 
 
 def _way_out(id: str) -> str:
-    return "is a path that leads out of the corpus" if id.startswith("/") or ".." in id.split("/") else ""
+    return "is a path that leaves the corpus" if id.startswith("/") or ".." in id.split("/") else ""

@@ -1,8 +1,8 @@
 """Few-shot episodes: some classes, a few shapes of each to learn from, and some to be asked about.
 
 An episode is a function of (seed, fold) and of the names of classes and shapes, not of their order. The classes of a
-5-way fold are the first five of its 10-way one, and 10 shots are the first of 20, so that settings are compared on as
-much in common as can be.
+5-way fold are the first five of its 10-way one, and 10 shots are the first of 20, so that settings share as many
+classes and shapes as possible.
 """
 
 from collections import defaultdict
@@ -57,8 +57,8 @@ def draw_episode(
     if len(able) < way:
         where = f"{needed} shapes" if test is None else f"{shot} to train and {queries} to test on"
         raise CorpusError(
-            f"{way} classes are asked for; {len(able)} of {len(of_train)} have {where}. "
-            "Ask for fewer ways, shots or queries."
+            f"{way} classes were requested; {len(able)} of {len(of_train)} have {where}. Ask for fewer ways, shots or "
+            "queries."
         )
     drawn = _shuffled(able, seed, fold, "classes")[:way]
     support: list[int] = []

@@ -39,13 +39,13 @@ _DENIED = {errno.EACCES, errno.EPERM}
 _HDF5_NUMBER = re.compile(r"\berrno = (\d+)")  # h5py keeps HDF5's own text, and sets errno for some of it only
 
 _REMEDIES = {
-    **dict.fromkeys(_ABSENT, "It was there when the corpus was listed. Is its disk still mounted?"),
-    **dict.fromkeys(_DENIED, "Give this user the right to read it, and every folder above it."),
+    **dict.fromkeys(_ABSENT, "It existed when the corpus was listed. Is its disk still mounted?"),
+    **dict.fromkeys(_DENIED, "Give this user permission to read it, and every folder above it."),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "Raise the limit on open files (`ulimit -n 4096`)."),
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Make room on the disk."),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free space on the disk."),
     errno.ENOMEM: "Lower build.workers, cache.shapes_per_shard or teacher.batch_size, or use a larger machine.",
 }
-_REMEDY = "Look after the disk, the mount or the network (`dmesg` often says more)."
+_REMEDY = "Check the disk, the mount or the network (`dmesg` often says more)."
 
 
 def is_machine_fault(error: BaseException) -> bool:
@@ -121,11 +121,11 @@ def _bytes(path: Path, first: int | None) -> bytes:
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            raise ShapeError(str(path), "is no regular file (a folder, pipe, socket or device)")
+            raise ShapeError(str(path), "is not a regular file (a folder, pipe, socket or device)")
         size = status.st_size if first is None else min(first, status.st_size)
         if size > FREE_BYTES and not _is_backed(path, status.st_size):
-            reason = f"claims {status.st_size} bytes, nearly all of them holes that were never written"
-            raise ShapeError(str(path), f"{reason}; was the copy cut short?")
+            reason = f"has a size of {status.st_size} bytes, nearly all of them holes that were never written"
+            raise ShapeError(str(path), f"{reason}; was the copy truncated?")
         if first is None:
             return path.read_bytes()
         with path.open("rb") as file:
@@ -133,7 +133,7 @@ def _bytes(path: Path, first: int | None) -> bytes:
     except OSError as error:
         if error.errno in _DENIED and _closed(path):
             mode = stat.S_IMODE(os.stat(path).st_mode)
-            reason = f"permission denied: its mode is {mode:04o}; `chmod u+r` it, or run as who may read it"
+            reason = f"permission denied: its mode is {mode:04o}; `chmod u+r` it, or run as a user who may read it"
             raise ShapeError(str(path), reason) from None  # settled here: `from` would make it the machine's
         if is_machine_fault(error):
             raise

@@ -121,8 +121,8 @@ def part_table(entries: Sequence[Entry], reading: ReadOptions, named: Sequence[s
     named  the user's own list; where it is empty every file is read, and the names found are sorted. Files whose parts
            are numbers have no names; neither has a file that cannot be read.
 
-    Raises CorpusError for names that cannot be shown or stand twice, and for more than part labels of 16 bits can tell
-    apart; MachineFault.
+    Raises CorpusError for names that are not printable or occur twice, and for more parts than 16-bit labels can
+    number; MachineFault.
     """
     found: set[str] = set()
     for entry in () if named else entries:
@@ -135,7 +135,7 @@ def part_table(entries: Sequence[Entry], reading: ReadOptions, named: Sequence[s
         if len(found) > MAX_PARTS:
             raise CorpusError(
                 f"{uri}: more than {MAX_PARTS} parts, up to {entry.path}; they do not fit in part labels of 16 bits. "
-                "Say which are meant with part_names=, or take parts= from something coarser."
+                "Select some with part_names=, or use a coarser parts=."
             )
     names = check_names(named or sorted(found), "part", uri)
     if len(names) > MAX_PARTS:
@@ -236,6 +236,24 @@ class FileCorpus:
     def format_of(self, index: int) -> str:
         return self._entry(index).path.suffix.lower().removeprefix(".") or "folder"
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How files become shapes, as JSON: what a corpus that stores the same files needs, to make the same shapes."""
+        return {
+            "columns": list(self._reading.columns),
+            "parts": self._reading.parts,
+            "read_up": self._reading.up,
+            "up": self._up,
+            "seed": self._seed,
+            "repeat": self._repeat,
+            "stored_order": self._stored_order,
+            "parts_of_label": [[parts.start, parts.stop] for parts in self._parts_of_label],
+        }
+
+    def paths(self, index: int) -> list[Path]:
+        """List the files of shape ``index``, its own first. Raises ShapeError and MachineFault."""
+        return self._files(self._present(index))
+
     def entries(self, start: int, stop: int) -> list[Entry]:
         """Return shapes start..stop - 1, for `holding`."""
         return self._entries[start:stop]
@@ -278,7 +296,7 @@ class FileCorpus:
         if self._up == "y":  # a quarter turn about x, exact: y up becomes z up
             points = np.stack([points[:, 0], -points[:, 2], points[:, 1]], axis=1)
         if parts is None and self._reading.parts:
-            raise ShapeError(str(entry.path), f"holds no parts by parts={self._reading.parts}")
+            raise ShapeError(str(entry.path), f"has no parts by parts={self._reading.parts}")
         if parts is not None:
             parts = self._numbered(parts, geometry.part_names, str(entry.path))
             self._check_category(entry, geometry)
@@ -320,7 +338,7 @@ class FileCorpus:
         if _is_lost(entry):
             raise ShapeError(str(entry.path), str(entry.fault))
         if self._beside and not os.path.lexists(entry.path) and all(map(_stands, self._beside)):
-            raise ShapeError(str(entry.path), f"is listed in {self._beside[0].name}, and is not there")
+            raise ShapeError(str(entry.path), f"is listed in {self._beside[0].name}, but does not exist")
         return entry
 
     def _entry(self, index: int) -> Entry:

@@ -12,7 +12,7 @@ __all__ = ["inspect_cloud", "inspect_mesh", "standing"]
 
 DIGEST_BYTES = 16  # of a SHA-256: among 10^9 shapes, two that differ share one by a chance of 10^-21
 SLAB = 0.01  # of the longest side: what lies this near to a face of the box touches it
-LEAST = 0.3  # by which the difference of one axis' two ends must exceed those of the others, to say anything
+LEAST = 0.3  # by which the difference of one axis' two ends must exceed those of the others, to count as a vote
 
 
 def inspect_mesh(surface: Surface, *, file: bytes | None = None, size: int = 0) -> Inspection:

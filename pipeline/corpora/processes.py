@@ -97,7 +97,7 @@ def _serve(pipe: Connection) -> None:
                 answer = True, error
             try:
                 pipe.send(answer)
-            except (pickle.PicklingError, TypeError, AttributeError):  # by which pickle says that it cannot
+            except (pickle.PicklingError, TypeError, AttributeError):  # what pickle raises for objects it cannot handle
                 pipe.send((True, RuntimeError(f"{answer[1]!r:.200} cannot be pickled")))
     except (EOFError, OSError):
         return
@@ -107,10 +107,10 @@ def _killed(process: BaseProcess, what: str) -> MachineFault:
     process.join(10)
     code = process.exitcode
     if code is not None and code < 0:
-        remedy = "Most often the memory was used up: take fewer processes (--workers 1)."
-        return MachineFault(what, f"a process that reads was killed by signal {-code}", remedy)
-    remedy = "What it wrote says why; a script that reads by processes needs `if __name__ == '__main__':`."
-    return MachineFault(what, f"a process that reads died with exit code {code}", remedy)
+        remedy = "The usual cause is memory: use fewer processes (--workers 1)."
+        return MachineFault(what, f"a reader process was killed by signal {-code}", remedy)
+    remedy = "Its output says why; a script that reads with processes needs `if __name__ == '__main__':`."
+    return MachineFault(what, f"a reader process died with exit code {code}", remedy)
 
 
 @contextmanager

@@ -83,8 +83,9 @@ class Release:
         if problems:
             lines = "\n  ".join(problems)
             raise CorpusError(
-                f"{uri}: {self.folder} holds {self.name}, and not as it was released\n  {lines}\n"
-                f"  {self.get} With counts=any what is there is read as a set of its own."
+                f"{uri}: the {self.name} in {self.folder} differs from the release\n"
+                f"  {lines}\n"
+                f"  {self.get} With counts=any the files are read as a data set of their own."
             )
 
     def archives_beside(self) -> list[tuple[Archive, Path]]:

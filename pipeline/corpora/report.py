@@ -33,8 +33,8 @@ class UpGuess:
     axis   "x", "y" or "z"; None where the votes name none
     sign   1 or -1: up is where its numbers grow, or fall
     sure   "clear": of 20 votes or more, two thirds name this axis; "weak": of 5 or more, more than half do; "none"
-    votes  shapes that say something, by axis
-    silent shapes that say nothing
+    votes  shapes that vote, by axis
+    silent shapes without a vote
     """
 
     axis: str | None

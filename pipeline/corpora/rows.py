@@ -16,7 +16,7 @@ from pipeline.corpora.releases import Release
 
 __all__ = ["RowCorpus"]
 
-ROWS_VERSION = 1  # raised when the same rows come out as other points
+ROWS_VERSION = 1  # incremented when the same rows would give other points
 
 
 class RowCorpus:

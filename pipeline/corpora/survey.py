@@ -40,7 +40,7 @@ def survey(
 
     processes  how many read; None: one a core and at most 16, of a small corpus this one alone. Shapes that are rows of
                arrays in memory are always read by this process.
-    progress   is told how many shapes have been read, and how many of them were refused.
+    progress   is called with how many shapes have been read, and how many of them were refused.
 
     Raises MachineFault, and CorpusError for a bug of a reader, with the shape's name.
     """
@@ -122,7 +122,7 @@ def _look(corpus: Corpus, at: int, index: int) -> _Found:
             raise
         raise CorpusError(
             f"shape {corpus.id(at)!r} ({source}): its reader failed with {type(error).__name__}: {error}.\n"
-            "  This is a bug of the reader, not a verdict on the file: please report it."
+            "  This is a bug of the reader, not a fault of the file; please report it."
         ) from error
 
 

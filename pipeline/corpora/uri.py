@@ -15,7 +15,7 @@ from pipeline.corpora.base import Corpus, CorpusError
 from pipeline.corpora.check import MIN_DISTINCT
 from pipeline.corpora.options import Options
 from teacher_cache.errors import StorageError
-from teacher_cache.location import local_path
+from teacher_cache.location import Location, local_path, localise
 
 __all__ = ["KINDS", "open_corpus", "place_of", "split_uris"]
 
@@ -27,6 +27,7 @@ KINDS = {
     "shapenet55": "shapenet55:DIR?split=train",
     "scanobjectnn": "scanobjectnn:DIR?variant=obj_bg&split=train",
     "shapenetpart": "shapenetpart:DIR?split=trainval",
+    "shards": "shards:DIR or shards:s3://bucket/folder",
     "fewshot": "fewshot:?train=URI&test=URI&way=5&shot=10&fold=0",
 }
 
@@ -43,11 +44,9 @@ def open_corpus(uri: str, *, points: int) -> Corpus:
         raise CorpusError(f"points = {points}; at most {MAX_POINTS} of one shape are stored")
     try:
         return _open(uri, points)
-    except OSError as error:  # of a place that cannot even be looked at; readers tell theirs apart by themselves
+    except OSError as error:  # for a path that cannot even be examined; readers classify their own errors
         where = f" {os.fsdecode(error.filename)[:200]!a}" if isinstance(error.filename, str | bytes) else ""
-        raise CorpusError(
-            f"{uri}: expected to open it, the system said of{where}: {error.strerror or error}"
-        ) from error
+        raise CorpusError(f"{uri}: cannot open{where}: {error.strerror or error}") from error
 
 
 def _open(uri: str, points: int) -> Corpus:
@@ -57,7 +56,7 @@ def _open(uri: str, points: int) -> Corpus:
             from pipeline.corpora.kinds.synthetic import open_synthetic
 
             if location:
-                raise CorpusError(f"{uri}: a synthetic corpus has no location, {location!r} came; write {KINDS[kind]}")
+                raise CorpusError(f"{uri}: a synthetic corpus has no location, found {location!r}; write {KINDS[kind]}")
             return open_synthetic(options, points)
         case "folder":
             from pipeline.corpora.kinds.folder import open_folder
@@ -83,9 +82,13 @@ def _open(uri: str, points: int) -> Corpus:
             from pipeline.corpora.kinds.shapenetpart import open_shapenetpart
 
             return open_shapenetpart(_path(uri, kind), options, points)
+        case "shards":
+            from pipeline.corpora.kinds.shards import open_shards
+
+            return open_shards(_store(uri, location), options, points)
         case "fewshot":
             return _open_fewshot(uri, location, options, points)
-    raise CorpusError(f"{uri}: {kind!r} is not a kind of corpus; there are\n  " + "\n  ".join(KINDS.values()))
+    raise CorpusError(f"{uri}: {kind!r} is not a kind of corpus; the kinds are\n  " + "\n  ".join(KINDS.values()))
 
 
 def _open_fewshot(uri: str, location: str, options: Options, points: int) -> Corpus:
@@ -99,7 +102,7 @@ def _open_fewshot(uri: str, location: str, options: Options, points: int) -> Cor
     train, test = options.text("train", ""), options.text("test", "")
     if not train:
         raise CorpusError(
-            f"{uri}: no corpus to draw from; write {KINDS['fewshot']} (a & within a URI is %26), or name a folder of "
+            f"{uri}: no corpus to draw from; write {KINDS['fewshot']} (a & within a URI is %26), or give a folder of "
             "stored folds"
         )
     pools = [open_corpus(pool, points=points) for pool in (train, test) if pool]
@@ -126,16 +129,20 @@ def place_of(uri: str) -> Path | None:
     if local is not None:
         return local
     if "://" in location:
+        if uri.startswith("shards:"):
+            return None  # behind a URL, it is at no place of this machine
         raise CorpusError(
-            f"{uri}: expected a place on this machine, found the URL {location}.\n"
-            "  Corpora are read from folders: copy it, or mount the store."
+            f"{uri}: expected a local path, found the URL {location}.\n"
+            "  Such corpora are read from folders: copy it, mount the store, or pack it as `shards:`, which URLs hold."
         )
     path = Path(os.fsdecode(unquote_to_bytes(os.fsencode(location))))
     try:
         return path.expanduser()
     except RuntimeError as error:
         name = path.parts[0]
-        raise CorpusError(f"{uri}: {name} is the home folder of nobody here; write ./{name} for that name") from error
+        raise CorpusError(
+            f"{uri}: {name} is not the home folder of a user here; write ./{name} for that name"
+        ) from error
 
 
 def _parse(uri: str) -> tuple[str, str, Options]:
@@ -154,6 +161,14 @@ def _parse(uri: str) -> tuple[str, str, Options]:
             raise CorpusError(f"{uri}: option {key} is given twice")
         values[key] = unquote(value)
     return kind, location, Options(uri, values)
+
+
+def _store(uri: str, location: str) -> Location:
+    """Return the folder or URL of shards."""
+    place = place_of(uri)
+    if place is None and not location:
+        raise CorpusError(f"{uri}: no location; write {KINDS['shards']}")
+    return localise(location) if place is None else place
 
 
 def _path(uri: str, kind: str) -> Path:

@@ -36,7 +36,7 @@ def class_problem(tower: Any) -> str | None:
     kind = getattr(tower, "pool_type", "tok")
     if kind != "tok":
         return (
-            f"its tower pools by {kind!r}, not by the class token, so nothing has taught it what to make of that token"
+            f"its tower pools by {kind!r}, not by the class token, so that token was not trained to summarise the image"
         )
     return None
 

@@ -45,10 +45,9 @@ def fill_tower(tower: nn.Module, weights: TowerWeights, architecture: str) -> No
             faults.append(f"{len(keys)} {what}: {', '.join(keys[:_KEYS_SHOWN])}{more}")
     if faults:
         raise TeacherError(
-            f"{weights.source}: its {len(given)} tensors are not the {len(expected)} of {architecture}'s vision tower:"
-            "\n    "
-            + "\n    ".join(faults)
-            + "\n  Name the architecture these weights belong to in teacher.architecture."
+            f"{weights.source}: its {len(given)} tensors do not fit the {len(expected)} of {architecture}'s vision "
+            "tower:\n"
+            "    " + "\n    ".join(faults) + "\n  Set teacher.architecture to the architecture of these weights."
         )
     tower.load_state_dict(given)
 

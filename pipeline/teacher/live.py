@@ -1,11 +1,10 @@
 """A live teacher: encodes the current clouds in every step, as the reference does, instead of reading a cache."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from cuda.geometry import ViewGeometry
+from cuda.token_maps import TokenMaps
 from pipeline.config import ProjectionConfig
 from pipeline.errors import TeacherError
 from pipeline.teacher.channels import in_basis
@@ -13,22 +12,7 @@ from pipeline.teacher.tower import Teacher, size_conflicts
 from pipeline.views import VIEWS, render_views
 from teacher_cache.format.basis import Basis
 
-__all__ = ["LiveMaps", "LiveTeacher"]
-
-
-class LiveMaps(NamedTuple):
-    """Maps of clouds, with the fields that a cached record also has.
-
-    features    [B, V, T, C] float32
-    saliency    [B, V, T] float32
-    geometry    pixel grids of the views
-    image_side  S
-    """
-
-    features: Tensor
-    saliency: Tensor
-    geometry: ViewGeometry
-    image_side: int
+__all__ = ["LiveTeacher"]
 
 
 class LiveTeacher:
@@ -53,8 +37,8 @@ class LiveTeacher:
         )
         if basis is not None and basis.teacher_channels != teacher.channels:
             faults.append(
-                f"the cache's basis is of a teacher with {basis.teacher_channels} channels; the loaded one has "
-                f"{teacher.channels}. Name the cache's own teacher, or train on a cache of this one"
+                f"the cache's basis belongs to a teacher with {basis.teacher_channels} channels; the loaded one has "
+                f"{teacher.channels}. Use the cache's own teacher, or train on a cache of this one"
             )
         if faults:
             raise TeacherError("\n".join(faults))
@@ -66,19 +50,19 @@ class LiveTeacher:
         self.image_side = teacher.image_side
 
     @torch.no_grad()
-    def __call__(self, points: Tensor) -> LiveMaps:
+    def __call__(self, points: Tensor) -> TokenMaps:
         """Compute the maps of each cloud.
 
         points  [B, N, 3] float32, finite: canonical clouds, or augmented ones where the teacher is to see the
                 augmentation; later lookups must use coordinates of the same frame.
-        ->      LiveMaps on the device of `points`; no gradient.
+        ->      TokenMaps, features float32, on the device of `points`; no gradient.
         """
         views = render_views(points.detach().to(self._teacher.device), self._projection)
         features, saliency = self._teacher.encode(views.images)
         if self._basis is not None:
             features = in_basis(features, self._basis)
         geometry = ViewGeometry(*(part.to(points.device) for part in views.geometry))
-        return LiveMaps(
+        return TokenMaps(
             features.unflatten(0, (-1, VIEWS)).to(points.device),
             saliency.unflatten(0, (-1, VIEWS)).to(points.device),
             geometry,

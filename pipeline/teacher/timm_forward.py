@@ -46,8 +46,8 @@ def class_problem(tower: TimmTower) -> str | None:
     net = tower.net
     if net.attn_pool is None and net.global_pool != "token":
         return (
-            f"its tower pools by {net.global_pool!r}, not by the class token, so nothing has taught it what to make "
-            "of that token"
+            f"its tower pools by {net.global_pool!r}, not by the class token, so that token was not trained to "
+            "summarise the image"
         )
     return None
 
@@ -83,7 +83,9 @@ def class_features(tower: TimmTower, images: Tensor) -> tuple[Tensor, Tensor]:
     Raises TeacherError for a tower that pools by attention: its query is no token and attends to no class token.
     """
     if tower.net.attn_pool is not None:
-        raise TeacherError("this teacher pools by attention: no class token attends to itself and to the patches")
+        raise TeacherError(
+            "this teacher pools by attention; it has no class token that attends to itself and the patches"
+        )
     seen = _look(tower, images)
     own, patches = seen.weights[:, :1], seen.weights[:, tower.prefix :]
     return seen.tokens[:, 0].float(), torch.cat([own, patches], dim=1)

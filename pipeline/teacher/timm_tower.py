@@ -45,7 +45,7 @@ def describe_timm(config: TeacherConfig) -> tuple[int, int]:
     side = config.image_side or own
     if side % patch:
         raise TeacherError(
-            f"teacher.image_side = {side} is not a multiple of the {patch} pixels of {config.architecture}'s patches"
+            f"teacher.image_side = {side} is not a multiple of {patch}, the patch side of {config.architecture}"
         )
     return side, patch
 
@@ -68,8 +68,8 @@ def timm_normalisations(config: TeacherConfig) -> tuple[str, ...]:
     if not found and entries:
         mean, std = next(iter(known))
         raise TeacherError(
-            f"{config.architecture}: its images have mean {mean} and deviation {std}, which no "
-            f"projection.normalisation gives; there are {', '.join(MOMENTS)}"
+            f"{config.architecture}: its images are normalised with mean {mean} and standard deviation {std}; "
+            f"projection.normalisation supports only {', '.join(MOMENTS)}"
         )
     return found
 
@@ -78,7 +78,7 @@ def _unnamed_moments(config: TeacherConfig) -> list[str]:
     """List normalisations of other tags, for a local file, that no projection.normalisation provides."""
     entries = _entries(_name(config)).values() if config.weights else ()
     unnamed = {(entry.mean, entry.std) for entry in entries} - set(MOMENTS.values())
-    return [f"mean {mean} and deviation {std}, which no setting gives," for mean, std in sorted(unnamed)]
+    return [f"mean {mean} and standard deviation {std}, which no setting supports," for mean, std in sorted(unnamed)]
 
 
 def load_timm(config: TeacherConfig, device: torch.device) -> TimmFacts:
@@ -102,8 +102,8 @@ def load_timm(config: TeacherConfig, device: torch.device) -> TimmFacts:
         known = [*normalisations, *_unnamed_moments(config)]
         if len(known) > 1:
             logger.warning(
-                "%s: weights of this architecture know images of projection.normalisation = %s, and a file does not "
-                "say which it is of",
+                "%s: published weights of this architecture were trained with projection.normalisation = %s; the file "
+                "does not say with which",
                 config.weights,
                 " or ".join(known),
             )
@@ -156,10 +156,12 @@ def _make(name: str) -> Any:
         bare, _, tag = name.partition(".")
         if bare in known:
             raise TeacherError(
-                f'{whole} holds a tag; set teacher.architecture = "{PREFIX}{bare}" and teacher.pretrained = "{tag}"'
+                f'{whole} contains a tag; set teacher.architecture = "{PREFIX}{bare}" and teacher.pretrained = "{tag}"'
             )
         if timm.is_model(name):
-            raise TeacherError(f"{whole} cannot teach: it is none of timm's plain vision transformers (ViT, EVA)")
+            raise TeacherError(
+                f"{whole} cannot be a teacher: it is not one of timm's plain vision transformers (ViT, EVA)"
+            )
         close = get_close_matches(name, known, n=3)
         hint = f"; did you mean {' or '.join(PREFIX + each for each in close)}?" if close else ""
         raise TeacherError(
@@ -167,7 +169,7 @@ def _make(name: str) -> Any:
             "  timm.list_models(module='vision_transformer') and (module='eva') list them."
         )
     if any(word in name for word in _OTHER_GRIDS):
-        raise TeacherError(f"{whole} cannot teach: timm resizes its positions by rules of their own")
+        raise TeacherError(f"{whole} cannot be a teacher: timm resizes its position embedding by other rules")
     # timm's DINOv3 says: "Pass global_pool='token' to use CLS-token pooling (matches upstream DINOv3)".
     pooling: dict[str, Any] = {"global_pool": "token"} if "_dinov3" in name else {}
     net = timm.create_model(name, pretrained=False, num_classes=0, **pooling)
@@ -177,7 +179,7 @@ def _make(name: str) -> Any:
             module.fused_attn = True  # timm asks the environment (TIMM_FUSED_ATTN); the other way rounds otherwise
     problem = _problem(net)
     if problem:
-        raise TeacherError(f"{whole} cannot teach: {problem}")
+        raise TeacherError(f"{whole} cannot be a teacher: {problem}")
     return net
 
 
@@ -191,7 +193,7 @@ def _problem(net: Any) -> str | None:
         return f"its class is {type(net).__name__}, not VisionTransformer or Eva"
     embed = net.patch_embed
     if type(embed) is not PatchEmbed or embed.dynamic_img_pad:
-        return f"its patches come from {type(embed).__name__}"
+        return f"its patch embedding is {type(embed).__name__}"
     if embed.img_size[0] != embed.img_size[1] or embed.patch_size[0] != embed.patch_size[1]:
         return f"its images {embed.img_size} or patches {embed.patch_size} are not square"
     if net.attn_pool is not None:
@@ -199,16 +201,16 @@ def _problem(net: Any) -> str | None:
         if type(pool) is not AttentionPoolLatent or pool.latent_len != 1 or pool.pos_embed is not None:
             return f"it pools through {type(pool).__name__} with more than one query or positions of its own"
         if net.num_prefix_tokens and type(net) is VisionTransformer and not net.pool_include_prefix:
-            return "its pool leaves out the tokens before the patches"
+            return "its pool omits the tokens before the patches"
     elif net.cls_token is None:
-        return "it has neither a class token nor an attention pool, so nothing says where it looks"
+        return "it has neither a class token nor an attention pool, so it has no saliency"
     if not isinstance(net.fc_norm, torch.nn.Identity):
-        return "its last norm stands behind the pooling, so its patch tokens have none"
+        return "its last norm follows the pooling, so its patch tokens are not normalised"
     for block in net.blocks:
         if type(block) not in (Block, EvaBlock):
             return f"its blocks are {type(block).__name__}"
         if type(block.attn) not in (Attention, EvaAttention, AttentionRope):
-            return f"its blocks attend by {type(block.attn).__name__}"
+            return f"its attention is {type(block.attn).__name__}"
         if getattr(block.attn, "num_kv_groups", 1) != 1:
             return "several heads share their keys"
     return None
@@ -226,9 +228,9 @@ def _entry(config: TeacherConfig) -> Any:
     entries = _entries(_name(config))
     if config.pretrained not in entries:
         raise TeacherError(
-            f"teacher.pretrained = {config.pretrained!r} is not a tag of {config.architecture} in timm; there are: "
+            f"teacher.pretrained = {config.pretrained!r} is not a tag of {config.architecture} in timm; the tags are: "
             f"{', '.join(entries) or 'none'}.\n"
-            '  Name a local file in teacher.weights, or ask for pretrained = "random".'
+            '  Set teacher.weights to a local file, or teacher.pretrained = "random".'
         )
     return entries[config.pretrained]
 
@@ -240,7 +242,7 @@ def _weights(config: TeacherConfig) -> TowerWeights:
     if not entry.hf_hub_id:
         raise TeacherError(
             f"teacher.pretrained = {config.pretrained}: timm has no copy of these weights on the hub"
-            + (f".\n  Fetch {entry.url} and name the file in teacher.weights." if entry.url else "")
+            + (f".\n  Download {entry.url} and set teacher.weights to the file." if entry.url else "")
         )
     hub = f"{entry.hf_hub_id}/{entry.hf_hub_filename or 'model.safetensors'}"
     return read_tensors(download_weights(config.architecture, config.pretrained, {"hf_hub": hub}))
@@ -255,8 +257,8 @@ def _fill(net: Any, name: str, weights: TowerWeights, architecture: str) -> int 
     for key, tensor in state.items():
         if tensor.ndim == 4 and tensor.shape[1] == 3 and tuple(tensor.shape[2:]) != (patch, patch):
             raise TeacherError(  # timm's filter would resize it without a word
-                f"{weights.source}: {key} is of patches of {' x '.join(map(str, tensor.shape[2:]))} pixels; those of "
-                f"{architecture} are of {patch} x {patch}"
+                f"{weights.source}: {key} has patches of {' x '.join(map(str, tensor.shape[2:]))} pixels; "
+                f"{architecture} has {patch} x {patch}"
             )
     grid = _grid(net, state, weights.source, architecture)
     if grid is not None:
@@ -266,7 +268,7 @@ def _fill(net: Any, name: str, weights: TowerWeights, architecture: str) -> int 
         named = module.checkpoint_filter_fn(state, net)
     except (KeyError, ValueError, RuntimeError, AttributeError, IndexError, AssertionError) as error:
         raise TeacherError(
-            f"{weights.source}: timm cannot make a {architecture} of its {len(weights.tensors)} tensors "
+            f"{weights.source}: timm cannot load its {len(weights.tensors)} tensors into {architecture} "
             f"({type(error).__name__}: {error})"
         ) from error
     tower = {key: value for key, value in named.items() if not key.startswith("head.")}  # the classifier
@@ -286,7 +288,8 @@ def _grid(net: Any, state: Mapping[str, Tensor], source: str, architecture: str)
     grid = isqrt(max(rows - before, 0))
     if not grid or grid * grid + before != rows:
         raise TeacherError(
-            f"{source}: {key} has {rows} places; {architecture} has {before} before those of a square of patches"
+            f"{source}: {key} has {rows} positions; {architecture} has {before} before those of a square grid of "
+            "patches"
         )
     return grid
 
@@ -303,7 +306,7 @@ def _compare(tower: TimmTower, architecture: str) -> None:
     if not worst <= _AGREES * max(scale, 1.0):
         raise TeacherError(
             f"{architecture}: patch features differ by {worst:.1g} (of {scale:.1g}) from those of timm "
-            f"{timm.__version__}'s own forward pass, so this package does not know how that version computes them"
+            f"{timm.__version__}'s own forward pass, so this version of timm is not supported"
         )
 
 

@@ -35,7 +35,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 ARCHITECTURES = Path(__file__).parents[1] / "architectures"
-EMBEDDED = Path(__file__).parents[1] / "embedded"  # weights that travel with the package, one file an architecture
+EMBEDDED = Path(__file__).parents[1] / "embedded"  # weights shipped with the package, one file per architecture
 CPU_BATCH = 3  # one shape's views: larger batches are slower on a CPU (measured, docs/teacher.md)
 GPU_BATCH = 96
 
@@ -43,10 +43,10 @@ GPU_BATCH = 96
 class Teacher:
     """A loaded vision tower. Made by `load_teacher`; never pickled: each process loads its own.
 
-    image_side, patch_side  sizes of the images and patches it reads, S and P
-    tokens, channels        patch tokens of an image and numbers of a feature, T and C
+    image_side, patch_side  sizes of the images and patches it takes, S and P
+    tokens, channels        patch tokens per image and channels of a feature, T and C
     batch_size              images in one forward pass
-    device, precision       where and in which arithmetic it runs
+    device, precision       where it runs, and in which arithmetic
     normalisations          values of projection.normalisation that its images may have; (): any
     """
 
@@ -109,10 +109,10 @@ class Teacher:
                 the last norm and the projection, not normalised. For OpenAI's towers that is CLIP's image feature; for
                 timm's towers that pool by attention, the pool's output stands in.
 
-        Raises as `encode`, and TeacherError where `class_problem` says something.
+        Raises as `encode`, and TeacherError where `class_problem` is not empty.
         """
         if self.class_problem is not None:
-            raise TeacherError(f"no class token of this teacher: {self.class_problem}")
+            raise TeacherError(f"this teacher has no usable class token: {self.class_problem}")
         features = torch.empty(len(images), self.tokens, self.channels, device=self.device)
         saliency = torch.empty(len(images), self.tokens, device=self.device)
         whole = torch.empty(len(images), self.channels, device=self.device)
@@ -125,8 +125,8 @@ class Teacher:
 
         images  as of `encode`.
         ->      feature [M, C] float32, the class token's, after the last norm and the projection;
-                attention [M, T + 1] float32, all that the class token attends to in the last block, itself first, mean
-                over heads. `encode`'s saliency is this without its first column.
+                attention [M, T + 1] float32, the class token's attention in the last block to every token, itself
+                first, mean over heads. `encode`'s saliency is this without its first column.
 
         Raises as `encode`.
         """
@@ -154,14 +154,14 @@ class Teacher:
             yield part, images[part].to(self.device, DTYPES[self.precision])
 
     def __reduce__(self) -> Any:
-        raise TypeError("a Teacher is not pickled: send its TeacherConfig and load it where it is used")
+        raise TypeError("a Teacher cannot be pickled; send its TeacherConfig and load the teacher in the worker")
 
 
 def load_teacher(config: TeacherConfig, device: torch.device | None = None) -> Teacher:
     """Build the tower that `config` names, on `device` (default: `config.device`), frozen, in evaluation mode.
 
-    Raises TeacherError for an architecture that does not exist or cannot teach, and for weights that cannot be had, do
-    not fit, or do not identify the GELU they were trained with.
+    Raises TeacherError for an architecture that does not exist or cannot be a teacher, and for weights that cannot be
+    obtained, do not fit, or do not identify the GELU they were trained with.
     """
     device = resolve_device(config.device) if device is None else device
     if config.architecture.startswith(PREFIX):
@@ -195,7 +195,7 @@ def load_teacher(config: TeacherConfig, device: torch.device | None = None) -> T
 
 def _warn_of_random(config: TeacherConfig) -> None:
     logger.warning(
-        "the teacher is RANDOM (%s, seed %d): it has learnt nothing, and its features are for plumbing only",
+        "the teacher is RANDOM (%s, seed %d): it is untrained, and its features serve only to test the pipeline",
         config.architecture,
         config.seed,
     )
@@ -239,12 +239,12 @@ def size_conflicts(
 ) -> Iterator[str]:
     """Yield one line per size in which teacher and projection differ, and one for a wrong normalisation.
 
-    normalisations  values of projection.normalisation that the teacher may be shown; (): any.
+    normalisations  values of projection.normalisation that the teacher accepts; (): any.
     """
     for name, wanted in (("image_side", image_side), ("patch_side", patch_side)):
         given = getattr(projection, name)
         if given != wanted:
-            yield f"projection.{name} = {given} is not the {wanted} that teacher.architecture = {architecture} reads"
+            yield f"projection.{name} = {given} is not the {wanted} that teacher.architecture = {architecture} takes"
     if normalisations and projection.normalisation not in normalisations:
         yield (
             f"projection.normalisation = {projection.normalisation} is not the {' or '.join(normalisations)} that "
@@ -267,9 +267,9 @@ def _weights(config: TeacherConfig) -> tuple[TowerWeights | None, Mapping[str, A
         describe_architecture(config.architecture)  # an unknown architecture is the better message
         tags = ", ".join(list_pretrained_tags_by_model(config.architecture)) or "none"
         raise TeacherError(
-            f"teacher.pretrained = {config.pretrained!r} is not a tag of {config.architecture} in open_clip; "
-            f"there are: {tags}.\n"
-            '  Name a local file in teacher.weights, or ask for pretrained = "random" or "embedded".'
+            f"teacher.pretrained = {config.pretrained!r} is not a tag of {config.architecture} in open_clip; the tags "
+            f"are: {tags}.\n"
+            '  Set teacher.weights to a local file, or teacher.pretrained = "random" or "embedded".'
         )
     return read_weights(download_weights(config.architecture, config.pretrained, entry)), entry
 
@@ -280,8 +280,8 @@ def embedded_weights(architecture: str) -> Path:
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in EMBEDDED.glob("*.safetensors"))) or "none"
         raise TeacherError(
-            f'teacher.pretrained = "embedded": this package holds no weights of {architecture}; it holds those of: '
-            f"{known}.\n  Name one of these in teacher.architecture, or other weights in teacher.pretrained."
+            f'teacher.pretrained = "embedded": this package has no weights of {architecture}, only of: {known}.\n'
+            "  Choose one of these as teacher.architecture, or other weights as teacher.pretrained."
         )
     return path
 
@@ -304,9 +304,8 @@ def describe_architecture(name: str) -> dict[str, Any]:
             config["embed_dim"], config["vision_cfg"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TeacherError(
-                f"teacher.architecture = {name!r} is not a description of a model ({error!r}).\n"
-                "  Expected an object with embed_dim and vision_cfg, like "
-                "pipeline/architectures/i2p-vit-tiny-16.json."
+                f"teacher.architecture = {name!r} is not a model description ({error!r}).\n"
+                "  Expected an object with embed_dim and vision_cfg, like pipeline/architectures/i2p-vit-tiny-16.json."
             ) from error
         return config
     if name not in list_models():
@@ -341,7 +340,8 @@ def _quickgelu(
     if weights is not None and not known and _trained_both_ways(config.architecture):
         raise TeacherError(
             f"{weights.source}: weights of {config.architecture} exist with QuickGELU (OpenAI's and some others) and "
-            "with GELU, and this file does not say which.\n  Set teacher.quickgelu = on (OpenAI's weights) or off."
+            "with GELU, and this file does not tell.\n"
+            "  Set teacher.quickgelu = on (OpenAI's weights) or off."
         )
     return known
 
@@ -373,8 +373,8 @@ def _build_tower(config: TeacherConfig, architecture: Mapping[str, Any], quickge
 
 def _unsuitable(architecture: str, problem: str) -> str:
     return (
-        f"teacher.architecture = {architecture} cannot teach: {problem}.\n"
-        "  Saliency is the class token's attention, so a plain ViT with a class token is needed, such as ViT-B-16."
+        f"teacher.architecture = {architecture} cannot be a teacher: {problem}.\n"
+        "  Saliency is the class token's attention, so use a plain ViT with a class token, such as ViT-B-16."
     )
 
 

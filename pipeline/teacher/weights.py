@@ -1,7 +1,7 @@
 """Weights of a vision tower: safe reading of files, and download of those open_clip knows.
 
 Three layouts are read: OpenAI's and open_clip's state dicts (the same key names, the vision tower under `visual.`) and
-a vision tower alone (no prefix). Containers: safetensors, and PyTorch files that hold nothing but tensors.
+a vision tower alone (no prefix). Containers: safetensors, and PyTorch files that contain only tensors.
 """
 
 import logging
@@ -41,8 +41,8 @@ HUB_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # in
 INSIDE = ("state_dict", "model_state_dict", "model")  # where a training checkpoint has its weights
 _KEYS_SHOWN = 4
 _NUMBERS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "u1": "B", "b1": "?"}  # NumPy's code -> struct's
-_DATA = "tensors, dictionaries and numbers alone"
-_OPENAI_BY_NAME = "\n  teacher.pretrained = openai without teacher.weights takes OpenAI's weights as safetensors."
+_DATA = "tensors, dictionaries and numbers only"
+_OPENAI_BY_NAME = "\n  teacher.pretrained = openai without teacher.weights downloads OpenAI's weights as safetensors."
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def read_tensors(path: str | Path) -> TowerWeights:
 
 def _read_state(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise TeacherError(f"teacher.weights = {str(path)!r} is not a file; name a .safetensors, .pt or .bin file")
+        raise TeacherError(f"teacher.weights = {str(path)!r} is not a file; expected a .safetensors, .pt or .bin file")
     head = _head(path)
     # safetensors: eight bytes of length, then a JSON object
     if head[8:9] == b"{":
@@ -102,9 +102,9 @@ def _read_state(path: Path) -> dict[str, Any]:
 def read_pickled(path: str | Path, *, mapped: bool = False, instead: str = "") -> Any:
     """Load a PyTorch file that holds data alone, without running anything in it.
 
-    A pickle can name any function to be called. Here only what torch counts as data is built (tensors, dictionaries,
-    lists, text, numbers), and NumPy's numbers, which metrics often are and which come back as Python's; a file that
-    names anything else is refused before that is used.
+    A pickle can call any function. Here only what torch counts as data is built (tensors, dictionaries,
+    lists, text, numbers), and NumPy's numbers, common in metrics, which come back as Python's; a file that names
+    anything else is refused before it is used.
 
     mapped   leave the tensors of a zip file on the disk until they are used; the file must then not be written to
     instead  a further remedy, for a file that is a program
@@ -117,7 +117,7 @@ def read_pickled(path: str | Path, *, mapped: bool = False, instead: str = "") -
     head = _head(path)
     zipped = _is_zip(path)
     if not zipped and head.startswith(b"PK"):
-        raise TeacherError(f"{path} is cut short: a zip without its directory at the end. Fetch it again.")
+        raise TeacherError(f"{path} is truncated: a zip archive without its directory at the end. Download it again.")
     if zipped and _is_program(path):
         raise TeacherError(
             f"{path} is a TorchScript archive, which is a program; expected {_DATA}.{instead}\n"
@@ -133,12 +133,12 @@ def read_pickled(path: str | Path, *, mapped: bool = False, instead: str = "") -
         named = re.search(r"GLOBAL (\S+)", str(error))
         if named is not None:
             raise TeacherError(
-                f"{path} needs {named[1]} to be read; expected {_DATA}. It could run anything, so it was not opened. "
-                "If you trust it, load it elsewhere and save the state dict by itself, best as safetensors."
+                f"{path} needs {named[1]} to be read; expected {_DATA}. Such a file can run any code, so it was not "
+                "opened. If you trust it, load it elsewhere and save only its state dict, preferably as safetensors."
             ) from None
-        raise TeacherError(f"{path} is no sound PyTorch file ({_first_line(error)}). Fetch it again.") from None
-    except Exception as error:  # bytes at random make the unpickler raise nearly every class there is
-        raise TeacherError(f"{path} is no sound PyTorch file ({_first_line(error)}). Fetch it again.") from None
+        raise TeacherError(f"{path} is not a valid PyTorch file ({_first_line(error)}). Download it again.") from None
+    except Exception as error:  # random bytes can make the unpickler raise nearly any class of error
+        raise TeacherError(f"{path} is not a valid PyTorch file ({_first_line(error)}). Download it again.") from None
 
 
 def check_kind(path: str | Path) -> None:
@@ -165,16 +165,15 @@ def openai_architecture(weights: TowerWeights) -> dict[str, Any]:
         _, channels = tensors["proj"].shape
     except (KeyError, ValueError) as error:
         raise TeacherError(
-            f"{weights.source}: not a ViT in OpenAI's layout ({error}).\n"
-            "  Name its architecture in teacher.architecture."
+            f"{weights.source}: not a ViT in OpenAI's layout ({error}).\n  Set teacher.architecture."
         ) from error
     layers = sum(key.endswith(".attn.in_proj_weight") for key in tensors)
     side = round((positions - 1) ** 0.5)
     if side * side + 1 != positions or width % OPENAI_HEAD_WIDTH or not layers:
         raise TeacherError(
-            f"{weights.source}: {positions} positions, width {width} and {layers} blocks are no ViT of OpenAI's, which "
-            f"has a square grid and heads of width {OPENAI_HEAD_WIDTH}.\n"
-            "  Name its architecture in teacher.architecture."
+            f"{weights.source}: {positions} positions, width {width} and {layers} blocks are not a ViT of OpenAI, "
+            f"which has a square grid and heads of width {OPENAI_HEAD_WIDTH}.\n"
+            "  Set teacher.architecture."
         )
     vision = {
         "image_size": side * patch,
@@ -191,7 +190,7 @@ def download_weights(architecture: str, tag: str, entry: Mapping[str, Any]) -> P
 
     entry  open_clip's description of those weights: `hf_hub` ("org/name/" or "org/name/file") or `url`.
 
-    Raises TeacherError, with the file to fetch by hand and the settings that name it, when it cannot be fetched.
+    Raises TeacherError, with the file to download by hand and the settings that name it, when the download fails.
     """
     hub, url = entry.get("hf_hub", ""), entry.get("url", "")
     repository, _, name = hub.rpartition("/")
@@ -254,7 +253,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             wanted = set(towers) | (OPENAI_MARKERS & set(names))
             return {name: file.get_tensor(name) for name in names if name in wanted}
     except SafetensorError as error:
-        raise TeacherError(f"{path}: not a whole safetensors file ({error}).\n  Fetch it again.") from error
+        raise TeacherError(f"{path}: not a complete safetensors file ({error}).\n  Download it again.") from error
 
 
 def _unwrap(state: Any, path: Path) -> dict[str, Any]:
@@ -266,23 +265,25 @@ def _unwrap(state: Any, path: Path) -> dict[str, Any]:
             break
         state = inner
     if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
-        raise TeacherError(f"{path}: holds a {type(state).__name__} without tensors; expected a state dict.")
+        raise TeacherError(f"{path}: contains a {type(state).__name__} without tensors; expected a state dict.")
     names = [key for key in state if isinstance(key, str)]
     if len(names) < len(state):
-        raise TeacherError(f"{path}: holds names that are no text; expected a state dict.")
+        raise TeacherError(f"{path}: has names that are not strings; expected a state dict.")
     prefix = without_wrappers(names)
     if prefix:
-        logger.info("%s: all names begin with %r, which is taken off", path, prefix)
+        logger.info("%s: all names begin with %r, which is removed", path, prefix)
     return {name.removeprefix(prefix): state[name] for name in names}
 
 
 def _refuse_layout(state: Mapping[str, Any], path: Path) -> NoReturn:
     shown = ", ".join(list(state)[:_KEYS_SHOWN])
-    remedy = "Expected keys such as visual.class_embedding (OpenAI, open_clip) or class_embedding (a tower alone)."
+    remedy = (
+        "Expected keys such as visual.class_embedding (OpenAI, open_clip) or class_embedding (an image tower only)."
+    )
     if any(key.startswith("vision_model.") for key in state):
         remedy = (
-            "This is the layout of the transformers package. Fetch the same weights in open_clip's: their repositories "
-            "on the hub hold open_clip_model.safetensors."
+            "This is the layout of the transformers package. Download the same weights in open_clip's: their "
+            "repositories on the hub have open_clip_model.safetensors."
         )
     raise TeacherError(f"{path}: no vision tower found among its {len(state)} keys ({shown}, ...).\n  {remedy}")
 
@@ -309,7 +310,7 @@ def _is_program(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             return any(name.rpartition("/")[2] == "constants.pkl" or "/code/" in name for name in archive.namelist())
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
-        return False  # damaged; torch says how
+        return False  # damaged; torch's message says how
 
 
 class _NumpyType:

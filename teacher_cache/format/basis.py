@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from teacher_cache.documents import Fields
 from teacher_cache.errors import ManifestError
-from teacher_cache.sealed import Fields
 
 __all__ = ["MAX_TEACHER_CHANNELS", "Basis", "basis_differences"]
 
@@ -60,7 +60,7 @@ class Basis:
         if not 1 <= C <= F:
             raise ValueError(f"basis: {C} components; expected 1..{F}, the channels of the teacher")
         if not (np.isfinite(mean).all() and np.isfinite(components).all()):
-            raise ValueError("basis: mean and components hold numbers that are not finite")
+            raise ValueError("basis: mean and components contain values that are not finite")
         if np.abs(components @ components.T - np.eye(C, dtype=np.float32)).max() > _NOT_ORTHONORMAL:
             raise ValueError("basis: its components are not orthonormal")
         spread = (*self.variance, self.total_variance)

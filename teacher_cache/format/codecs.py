@@ -88,9 +88,9 @@ def decode_features(codes: NDArray[np.int8], scale: NDArray[np.float32], out: ND
     with np.errstate(over="ignore"):  # a made-up scale may be as large as a float32 is
         sound = np.isfinite(scale).all() and scale.min() >= 0 and scale.max() * steps < FLOAT16_OVERFLOW
     if not sound:
-        raise BadBytes("a scale of its int8 features is not a number that was written")
+        raise BadBytes("a scale of its int8 features is negative, not finite or too large")
     if codes.min() < -steps or codes.max() > steps:
-        raise BadBytes(f"its int8 features hold codes outside -{steps}..{steps}, which are never written")
+        raise BadBytes(f"its int8 features contain codes outside -{steps}..{steps}")
     least = scale[scale > 0].min(initial=np.inf)
     if out.dtype == np.float16 and out.flags.c_contiguous and least >= LEAST_NORMAL_HALF:
         multiply_to_half(codes, scale, out)
@@ -155,7 +155,7 @@ def unpacked_size(data: NDArray[np.uint8], config: CacheConfig, limit: int) -> i
     """
     size = data.size if config.compression == "none" else _frame_content_size(data[:18].tobytes())
     if size is None or size > limit:
-        raise BadBytes(f"expected at most {limit} bytes, found {size} declared")
+        raise BadBytes(f"expected at most {limit} bytes uncompressed, its header declares {size}")
     return size
 
 

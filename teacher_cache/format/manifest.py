@@ -13,11 +13,11 @@ from itertools import pairwise
 from typing import Any
 
 from teacher_cache.config import MAX_SHAPES_PER_SHARD, CacheConfig
+from teacher_cache.documents import Fields, decode_document, encode_document
 from teacher_cache.errors import ManifestError
 from teacher_cache.format.basis import Basis
 from teacher_cache.format.records import CacheSchema, Quarantined
 from teacher_cache.recipe import Recipe
-from teacher_cache.sealed import Fields, seal, unseal
 from teacher_cache.storage.shard_files import ShardEntry, ShardFile
 
 __all__ = ["Description", "Manifest", "Receipt", "ShardFile"]
@@ -65,7 +65,7 @@ class Receipt:
     @cached_property
     def encoded(self) -> bytes:
         """The receipt's file contents."""
-        return seal(
+        return encode_document(
             {
                 "shard": self.shard,
                 "records": [{"id": id, "label": label} for id, label in zip(self.ids, self.labels, strict=True)],
@@ -82,9 +82,10 @@ class Receipt:
     @classmethod
     def decode(cls, data: bytes, where: str, *, shard: int, paths: Iterable[str]) -> "Receipt":
         """Parse a receipt of ``shard`` whose files must be exactly ``paths``. Raises ManifestError."""
-        document = unseal(data, where)
-        if document.integer("shard", 0, MAX_SHARDS) != shard:
-            raise ManifestError(f"{where}: expected the receipt of shard {shard}, found another shard's")
+        document = decode_document(data, where)
+        found = document.integer("shard", 0, MAX_SHARDS)
+        if found != shard:
+            raise ManifestError(f"{where}: expected the receipt of shard {shard}, found that of shard {found}")
         records = document.objects("records")
         if len(records) > MAX_SHAPES_PER_SHARD:
             raise ManifestError(f"{where}: expected at most {MAX_SHAPES_PER_SHARD} records, found {len(records)}")
@@ -92,6 +93,7 @@ class Receipt:
             ShardFile(path=item.text("path"), bytes=item.integer("bytes", 0, _MAX_COUNT), sha256=item.digest("sha256"))
             for item in document.objects("files")
         )
+        # Compared, never followed: a forged receipt cannot point outside the cache.
         if [file.path for file in files] != list(paths):
             raise ManifestError(f"{where}: expected files {list(paths)}, found {[file.path for file in files]}")
         shapes = document.objects("shapes") if "shapes" in document.values else []
@@ -108,7 +110,9 @@ class Receipt:
         held = {*receipt.ids, *(item.id for item in receipt.quarantined)}
         known = {id for id, _ in receipt.shapes}
         if len(known) != len(shapes) or not known <= held:
-            raise ManifestError(f"{where}: expected each of its shapes once, found others or one twice among 'shapes'")
+            raise ManifestError(
+                f"{where}: 'shapes' lists a shape twice, or one that has no record and is not quarantined"
+            )
         return receipt
 
 
@@ -138,21 +142,22 @@ class Description:
 
     @cached_property
     def encoded(self) -> bytes:
-        return seal(self.to_json())
+        return encode_document(self.to_json())
 
     @classmethod
     def parse(cls, document: Fields) -> "Description":
         recipe = Recipe.from_json(document.values.get("recipe"), f"{document.where}: recipe")
         if document.digest("recipe_hash") != recipe.hash:
-            raise ManifestError(f"{document.where}: recipe_hash is not the hash of recipe, {recipe.hash}")
+            raise ManifestError(f"{document.where}: recipe_hash does not match the recipe, whose hash is {recipe.hash}")
         storage = CacheConfig.from_storage(dict(recipe.storage))  # refuses unknown storage now, not at the first record
         schema = CacheSchema.from_json(document.inner("schema"))
         if storage.channels not in (0, schema.channels):
             raise ManifestError(
-                f"{document.where}: schema.channels is {schema.channels}; the recipe stores {storage.channels}"
+                f"{document.where}: schema.channels is {schema.channels}, but the recipe stores {storage.channels} "
+                "channels"
             )
         if not storage.channels and "basis" in document.values:
-            raise ManifestError(f"{document.where}: holds a basis, and its recipe stores the teacher's own channels")
+            raise ManifestError(f"{document.where}: contains a basis, but its recipe stores the teacher's own channels")
         return cls(
             recipe=recipe,
             schema=schema,
@@ -163,7 +168,7 @@ class Description:
     @classmethod
     def decode(cls, data: bytes, where: str) -> "Description":
         """Parse ``recipe.json``. Raises ManifestError, UnsupportedVersion, SchemaError."""
-        return cls.parse(unseal(data, where))
+        return cls.parse(decode_document(data, where))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +196,7 @@ class Manifest:
 
     @cached_property
     def encoded(self) -> bytes:
-        return seal(
+        return encode_document(
             self.description.to_json()
             | {
                 "planned": self.planned,
@@ -214,7 +219,7 @@ class Manifest:
     @classmethod
     def decode(cls, data: bytes, where: str) -> "Manifest":
         """Parse ``manifest.json``. Raises ManifestError, UnsupportedVersion, SchemaError."""
-        document = unseal(data, where)
+        document = decode_document(data, where)
         description = Description.parse(document)
         limit = description.storage.shapes_per_shard
         shards = tuple(
@@ -239,9 +244,9 @@ class Manifest:
             quarantined=quarantined,
         )
         if document.integer("records", 0, _MAX_COUNT) != manifest.records:
-            raise ManifestError(f"{where}: records is not the sum over the shards, {manifest.records}")
+            raise ManifestError(f"{where}: records differs from the sum over the shards, {manifest.records}")
         if document.boolean("complete") != manifest.complete:
-            raise ManifestError(f"{where}: complete does not follow from planned, records and quarantined")
+            raise ManifestError(f"{where}: complete contradicts planned, records and quarantined")
         return manifest
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from teacher_cache.documents import Fields
 from teacher_cache.errors import SchemaError
-from teacher_cache.sealed import Fields
 
 __all__ = ["CacheSchema", "Quarantined", "RecordBatch", "TeacherRecord"]
 
@@ -43,7 +43,7 @@ class CacheSchema:
             raise ValueError(f"schema: {sides}")
         largest = self.views * max(self.image_side**2, self.tokens * self.channels)
         if largest > MAX_RECORD_VALUES:
-            raise ValueError(f"schema: {largest} numbers in an array of a record; at most {MAX_RECORD_VALUES}")
+            raise ValueError(f"schema: an array of a record has {largest} values; expected at most {MAX_RECORD_VALUES}")
 
     @property
     def tokens(self) -> int:
@@ -208,11 +208,14 @@ def record_problems(
         elif array.dtype.kind == "f" and not np.isfinite(array).all():
             yield f"{name} has {int((~np.isfinite(array)).sum())} values that are not finite"
         elif name == "depth" and (array.min() < 0 or array.max() > 1):
-            yield f"depth is in {array.min():.6g}..{array.max():.6g}; expected 0..1, the sigmoid image"
+            yield f"depth is in {array.min():.6g}..{array.max():.6g}; expected 0..1 (the sigmoid image)"
         elif name == "features" and features != "float32" and float(np.abs(array).max()) >= FLOAT16_OVERFLOW:
-            yield f"features reach {np.abs(array).max():.6g}, beyond float16; store them as float32"
+            yield f"features reach {np.abs(array).max():.6g}, beyond the range of float16; store them as float32"
         elif name == "class_token" and float(np.abs(array).max()) >= FLOAT16_OVERFLOW:
-            yield f"class_token reaches {np.abs(array).max():.6g}, beyond float16; store none (cache.class_token)"
+            yield (
+                f"class_token reaches {np.abs(array).max():.6g}, beyond the range of float16; set cache.class_token = "
+                '"none"'
+            )
 
 
 _DTYPES = {"offset": ("int32",), "features": ("float16", "float32"), "class_token": ("float16", "float32")}

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacher_cache.config import CacheConfig
+from teacher_cache.documents import Fields, canonical
 from teacher_cache.errors import ManifestError
 from teacher_cache.format.codecs import (
     BadBytes,
@@ -30,7 +31,6 @@ from teacher_cache.format.codecs import (
 )
 from teacher_cache.format.manifest import Description
 from teacher_cache.format.records import MAX_ID_BYTES, RecordBatch, TeacherRecord
-from teacher_cache.sealed import Fields, canonical
 from teacher_cache.storage.base import ShardFiles
 
 __all__ = ["Shard", "encode", "metadata", "paths"]

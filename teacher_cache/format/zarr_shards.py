@@ -203,9 +203,11 @@ class Shard:
         file, index = self._open(name)
         offset, size = int(index[position, 0]), int(index[position, 1])
         if offset == MISSING and size == MISSING:
-            raise file.damaged("the index says that this record is not there", position)
+            raise file.damaged("the shard index marks this record as missing", position)
         if size > largest_compressed(self._sizes[name]) + CRC_BYTES:
-            raise file.damaged(f"the index says {size} bytes, more than {self._sizes[name]} can compress to", position)
+            raise file.damaged(
+                f"the shard index gives {size} bytes, more than {self._sizes[name]} bytes can compress to", position
+            )
         try:
             decompress_into(_unchecked(file.read(offset, size, position)), out, self._config)
         except BadBytes as error:
@@ -226,7 +228,7 @@ class Shard:
         try:
             raw = _unchecked(file.read(file.size - size, size))
         except BadBytes as error:
-            raise file.damaged(f"the index of its records: {error}") from error
+            raise file.damaged(f"its shard index: {error}") from error
         return raw.view("<u8").reshape(-1, 2)
 
     def _read_small(self, name: str) -> NDArray[Any]:
@@ -259,11 +261,11 @@ class Shard:
         """Decode a file of one chunk, whose size is checked before it is read and before it is decoded."""
         try:
             if file.size > largest_compressed(most) + CRC_BYTES:
-                raise BadBytes(f"it has {file.size} bytes, more than {most} can compress to")
+                raise BadBytes(f"it has {file.size} bytes, more than {most} bytes can compress to")
             data = _unchecked(file.read(0, file.size))
             size = unpacked_size(data, self._config, most)
             if size < least:
-                raise BadBytes(f"expected at least {least} bytes, found {size} declared")
+                raise BadBytes(f"expected at least {least} bytes uncompressed, its header declares {size}")
             out = np.empty(size, np.uint8)
             decompress_into(data, out, self._config)
         except BadBytes as error:

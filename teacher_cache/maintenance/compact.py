@@ -11,12 +11,12 @@ from pathlib import Path
 
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError, RecipeMismatch, StorageError
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from teacher_cache.location import localise
 from teacher_cache.maintenance.gc import find_abandoned
 from teacher_cache.maintenance.rewrite import Rewritten, refilled, rewrite
 from teacher_cache.maintenance.sources import open_source, parts_of
-from teacher_cache.storage import commit
+from teacher_cache.storage import atomic
 from teacher_cache.system import sync_directory
 from teacher_cache.writer import create_cache
 
@@ -44,8 +44,8 @@ def compact(
     place = localise(path)
     if not isinstance(place, Path):
         raise StorageError(
-            f"{place}: an object store renames nothing, so a cache there cannot be replaced at once.\n"
-            "  Write it again under another root with `i2p cache convert --shapes-per-shard`."
+            f"{place}: an object store cannot rename, so a cache there cannot be replaced atomically.\n"
+            "  Write it under another root with `i2p cache convert --shapes-per-shard`."
         )
     place = place.resolve()  # what a link names is compacted where it lies
     fresh, old = _beside(place)
@@ -89,8 +89,8 @@ def compact(
     _check_idle(place)
     if _documents(place) != stands:
         raise CacheError(
-            f"{place}: a build has worked on this cache meanwhile; nothing was changed.\n"
-            "  Run it again when no build does."
+            f"{place}: a build has changed this cache meanwhile, so it was left as it is.\n"
+            "  Run the command again when no build is running."
         )
     # Synced before the second rename: after a crash the set-aside folder is there whenever the place is empty, and the
     # next call knows what to finish.
@@ -102,17 +102,17 @@ def compact(
 
 def _beside(place: Path) -> tuple[Path, Path]:
     """Return where the new cache is written, and where the old one is kept between the two renames."""
-    return place.with_name(f".compacting-{place.name}"), layout.set_aside(place)
+    return place.with_name(f".compacting-{place.name}"), paths.set_aside(place)
 
 
 def _check_idle(place: Path) -> None:
     if find_abandoned(place).busy:
-        raise CacheError(f"{place}: a build is working on this cache.\n  Wait for it to end.")
+        raise CacheError(f"{place}: a build is running on this cache.\n  Wait until it has finished.")
 
 
 def _documents(place: Path) -> tuple[bytes, dict[str, tuple[int, int]]]:
     """Return the manifest (b"" if missing), and size and time of each receipt: what every build changes."""
-    manifest, receipts = place / layout.MANIFEST, place / layout.RECEIPTS
+    manifest, receipts = place / paths.MANIFEST, place / paths.RECEIPTS
     data = manifest.read_bytes() if manifest.is_file() else b""
     found = {}
     for entry in os.scandir(receipts) if receipts.is_dir() else ():
@@ -136,10 +136,10 @@ def _carry_logs(place: Path, fresh: Path) -> None:
 
     Stamps are those of its shards, and are left behind.
     """
-    commit.refuse_links(place, place / LOGS / "any")
+    atomic.refuse_links(place, place / LOGS / "any")
     for source in sorted((place / LOGS).glob("*")) if (place / LOGS).is_dir() else ():
         if source.is_file() and not source.is_symlink() and source.name != "stamps.json":
             target = fresh / LOGS / (source.name if source.suffix == ".toml" else f"before-{source.name}")
             target.parent.mkdir(exist_ok=True)
             if not target.exists():
-                commit.replace_file(target, source.read_bytes())
+                atomic.replace_file(target, source.read_bytes())

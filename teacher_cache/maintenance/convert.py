@@ -71,9 +71,11 @@ def convert(
         new = replace(new, half_first=True)  # or the recipe would be that of a build from float32, whose bytes differ
     faults = [*new.problems(), *_refusals(old, new)]
     if new.untouched != old.untouched and find_untouched is None and not faults:
-        raise ValueError("convert: untouched = 'zero' needs find_untouched, which says what no lookup reads")
+        raise ValueError(
+            "convert: untouched = 'zero' needs find_untouched, which marks the tokens that no lookup reads"
+        )
     if new.storage() == old.storage():
-        faults.append("it is stored so already; copy it with any tool")
+        faults.append("it already has these settings; copy it with any tool")
     if faults:
         raise CacheError(f"{cache.path}: cannot be converted:\n  " + "\n  ".join(faults))
     recipe = replace(cache.recipe, storage=new.storage())
@@ -107,7 +109,11 @@ def _refusals(old: CacheConfig, new: CacheConfig) -> Iterator[str]:
         before, after = getattr(old, name), getattr(new, name)
         if after not in allowed.get(before, ()):
             # Depth of both kinds is off by a rounding of its own; after two a recipe would promise the error of one.
-            why = "it was rounded once already" if name == "depth" and after == "uint8" else "what it lost is gone"
+            why = (
+                "its values are already rounded"
+                if name == "depth" and after == "uint8"
+                else "what was discarded is gone"
+            )
             yield f'{name} = "{before}" cannot become "{after}": {why}; build the cache with cache.{name} = "{after}"'
     if old.features == new.features == "int8" and old.steps != new.steps:
         yield (

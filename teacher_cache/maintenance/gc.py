@@ -16,10 +16,10 @@ from typing import Literal, TypeVar
 
 from teacher_cache import system
 from teacher_cache.errors import CacheError, ManifestError, StorageError
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from teacher_cache.format.manifest import Description, Manifest
 from teacher_cache.location import localise
-from teacher_cache.storage import commit
+from teacher_cache.storage import atomic
 from teacher_cache.storage.base import VOLATILE
 from teacher_cache.storage.opening import storage_at
 
@@ -76,7 +76,7 @@ def find_abandoned(path: str | os.PathLike[str], *, unknown: bool = False) -> Fi
     if not isinstance(root, Path):
         raise StorageError(
             f"{root}: expected a folder; an object store has no locks that tell abandoned work from a running build.\n"
-            "  A build leaves nothing there but files of shards without a receipt, which the next build overwrites."
+            "  A build leaves only files of shards without a receipt there, which the next build overwrites."
         )
     caches = [root] if _is_cache(root) else sorted(folder for folder in root.iterdir() if _is_cache(folder))
     found: list[Abandoned] = []
@@ -111,7 +111,7 @@ def gc(
         if on_progress is not None:
             on_progress(done)
     for cache in caches:
-        commit.remove_temporary(cache)
+        atomic.remove_temporary(cache)
     return removed, kept
 
 
@@ -120,18 +120,18 @@ def _is_cache(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     names = {entry.name for entry in folder.iterdir()}
-    return bool(names & {layout.RECIPE, layout.MANIFEST}) or ("tmp" in names and names <= set(VOLATILE))
+    return bool(names & {paths.RECIPE, paths.MANIFEST}) or ("tmp" in names and names <= set(VOLATILE))
 
 
 def _workspaces(cache: Path, *, unknown: bool) -> tuple[list[Abandoned], int]:
-    folder = cache / commit.TEMPORARY
+    folder = cache / atomic.TEMPORARY
     if not folder.is_dir() or folder.is_symlink():
         return [], 0
     found: list[Abandoned] = []
     busy = 0
     for stem in sorted({path.name.removesuffix(".lock") for path in folder.iterdir()}):
         path, lock = folder / stem, folder / f"{stem}.lock"
-        if not commit.OWN_NAME.fullmatch(stem) or path.is_symlink() or lock.is_symlink() or lock.is_dir():
+        if not atomic.OWN_NAME.fullmatch(stem) or path.is_symlink() or lock.is_symlink() or lock.is_dir():
             if unknown:
                 kept = [each for each in (path, lock) if os.path.lexists(each)]
                 found += [_piece(cache, f"tmp/{each.name}", "unknown") for each in kept]
@@ -151,9 +151,9 @@ def _workspaces(cache: Path, *, unknown: bool) -> tuple[list[Abandoned], int]:
 def _debris(cache: Path, *, unknown: bool) -> Iterator[Abandoned]:
     """Yield files of shards that were never committed and, where asked for, files that do not belong to a cache."""
     description, listed = _documents(cache)
-    known = {layout.RECIPE, layout.MANIFEST}
+    known = {paths.RECIPE, paths.MANIFEST}
     if description is not None:
-        known |= set(layout.metadata_files(description, 0))
+        known |= set(paths.metadata_files(description, 0))
     free: dict[int, bool] = {}  # shard -> whether it is neither committed nor being committed
     for folder, folders, names in os.walk(cache):  # follows no links
         relative = Path(folder).relative_to(cache)
@@ -175,11 +175,11 @@ def _debris(cache: Path, *, unknown: bool) -> Iterator[Abandoned]:
 def _uncommitted(cache: Path, shard: int) -> bool:
     """Check that a shard has no receipt and that nobody is about to write one."""
     with _held(_shard_lock(cache, shard)) as state:
-        return state != "busy" and not (cache / layout.receipt_path(shard)).exists()
+        return state != "busy" and not (cache / paths.receipt_path(shard)).exists()
 
 
 def _shard_lock(cache: Path, shard: int) -> Path:
-    return cache / commit.TEMPORARY / f"shard-{shard:06d}.lock"
+    return cache / atomic.TEMPORARY / f"shard-{shard:06d}.lock"
 
 
 def _documents(cache: Path) -> tuple[Description | None, set[int]]:
@@ -188,12 +188,14 @@ def _documents(cache: Path) -> tuple[Description | None, set[int]]:
     The description is None if the recipe was never written. Raises CacheError.
     """
     try:
-        manifest = _decoded(cache, layout.MANIFEST, Manifest.decode)
+        manifest = _decoded(cache, paths.MANIFEST, Manifest.decode)
         if manifest is not None:
             return manifest.description, {entry.shard for entry in manifest.shards}
-        return _decoded(cache, layout.RECIPE, Description.decode), set()
+        return _decoded(cache, paths.RECIPE, Description.decode), set()
     except ManifestError as error:
-        raise CacheError(f"{error}\n  Until it is mended, only abandoned workspaces are looked for here.") from error
+        raise CacheError(
+            f"{error}\n  Until it is repaired, only abandoned workspaces are searched for here."
+        ) from error
 
 
 def _decoded(cache: Path, name: str, decode: Callable[[bytes, str], Document]) -> Document | None:
@@ -210,12 +212,12 @@ def _shard_of(path: str, description: Description | None) -> int | None:
     if description is None or digits is None or len(digits.group()) > 12:
         return None
     shard = int(digits.group())
-    return shard if path in layout.shard_paths(description.storage, shard) else None
+    return shard if path in paths.shard_paths(description.storage, shard) else None
 
 
 def _is_receipt(path: str) -> bool:
-    digits = re.fullmatch(rf"{layout.RECEIPTS}/(\d{{6,12}})\.json", path)
-    return digits is not None and path == layout.receipt_path(int(digits.group(1)))
+    digits = re.fullmatch(rf"{paths.RECEIPTS}/(\d{{6,12}})\.json", path)
+    return digits is not None and path == paths.receipt_path(int(digits.group(1)))
 
 
 def _piece(cache: Path, path: str, kind: Literal["shard", "unknown"], shard: int | None = None) -> Abandoned:
@@ -225,20 +227,20 @@ def _piece(cache: Path, path: str, kind: Literal["shard", "unknown"], shard: int
 def _remove(piece: Abandoned) -> bool:
     path = piece.cache / piece.path
     if piece.kind == "unknown":
-        commit.refuse_links(piece.cache, path)
+        atomic.refuse_links(piece.cache, path)
         _delete(path)
         return True
     lock = path.with_name(f"{path.name}.lock") if piece.shard is None else _shard_lock(piece.cache, piece.shard)
-    commit.refuse_links(piece.cache, path)  # a folder may have become a link since the search
-    commit.refuse_links(piece.cache, lock)
+    atomic.refuse_links(piece.cache, path)  # a folder may have become a link since the search
+    atomic.refuse_links(piece.cache, lock)
     with _held(lock, create=True) as state:
         if state != "held":
             return False
         # Under the lock that a commit holds: with a receipt by now, the file is a committed shard's.
-        ours = piece.shard is None or not (piece.cache / layout.receipt_path(piece.shard)).exists()
+        ours = piece.shard is None or not (piece.cache / paths.receipt_path(piece.shard)).exists()
         if ours:
             _delete(path)
-        system.remove_open(lock)  # while held, as commit.lock does
+        system.remove_open(lock)  # while held, as atomic.lock does
     return ours
 
 
@@ -253,8 +255,8 @@ def _held(path: Path, *, create: bool = False) -> Iterator[Literal["held", "busy
         yield "absent"
         return
     try:
-        if commit.try_lock(descriptor, wait=False):
-            yield "held" if commit.is_current(descriptor, path) else "absent"
+        if atomic.try_lock(descriptor, wait=False):
+            yield "held" if atomic.is_current(descriptor, path) else "absent"
         else:
             yield "busy"
     finally:

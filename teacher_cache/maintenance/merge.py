@@ -31,7 +31,7 @@ def merge(
 ) -> Rewritten:
     """Merge the shapes of several finished caches of one recipe into one cache under `root`; the sources stay.
 
-    sources      two or more, paths or URLs, in the order in which their shapes are to stand.
+    sources      two or more, paths or URLs, in the order of their shapes in the new cache.
     root         folder, or URL, that holds caches; the new one has the name of the first source, so this must be
                  another root than any source's.
     duplicates   shapes that several sources hold: "refuse" them, or "skip" all but the first where every copy is the
@@ -140,7 +140,7 @@ def _first_of_each(
         raise CacheError(
             f"expected each shape in one source, found {len(found)} in several:\n  "
             + "\n  ".join([*lines[:SHOWN], *more])
-            + "\n  Skip copies that are the same with duplicates = skip (i2p cache merge --duplicates skip)."
+            + "\n  Skip identical copies with duplicates = skip (i2p cache merge --duplicates skip)."
         )
     return kept, copies
 
@@ -158,8 +158,9 @@ def _rows(part: Part, rows: Sequence[int]) -> Part:
 def _check_usable_in_both(id: str, part: Part, other: Part | None, caches: Sequence[Cache]) -> None:
     if other is not None:
         raise CacheError(
-            f"shape {id!r} is a record in one of {_where(other, caches)} and {_where(part, caches)}, and in quarantine "
-            "in the other: one of the builds could not read it.\n  Build that source again from sound files."
+            f"shape {id!r} has a record in one of {_where(other, caches)} and {_where(part, caches)} and is "
+            "quarantined in the other: one of the builds could not read it.\n"
+            "  Build that source again from intact files."
         )
 
 
@@ -173,7 +174,8 @@ def _compare(copies: _Copies, reader: SourceReader, caches: Sequence[Cache], sto
         if differing:
             raise CacheError(
                 f"shape {a.id!r} differs between {_where(other, caches)} and {_where(copies.part, caches)}: "
-                f"{', '.join(differing)}.\n  Only copies that are the same can be skipped; leave out one of the caches."
+                f"{', '.join(differing)}.\n"
+                "  Only identical copies can be skipped; leave out one of the caches."
             )
 
 
@@ -203,7 +205,7 @@ def _check_recipe(first: Cache, other: Cache) -> None:
     if all(line.startswith("storage.") for line in lines):
         remedy = "Convert one of them first (i2p cache convert)."
     else:
-        remedy = "Only caches of one recipe can be one cache."
+        remedy = "Only caches of the same recipe can be merged."
     raise RecipeMismatch(
         f"{other.path}: expected the recipe of {first.path} (here), found another (there):\n  "
         + "\n  ".join(lines)
@@ -215,8 +217,9 @@ def _check_labels(cache: Cache, names: Sequence[str]) -> None:
     for label, (own, common) in enumerate(zip(cache.label_names, names, strict=False)):
         if own != common:
             raise CacheError(
-                f"{cache.path}: label {label} is named {own!r}, in another source {common!r}; expected one list of "
-                "names, or the beginning of it.\n  Build the sources from corpora with the same classes."
+                f"{cache.path}: label {label} is named {own!r}, in another source {common!r}; expected the same list "
+                "of names, or a beginning of it.\n"
+                "  Build the sources from corpora with the same classes."
             )
 
 
@@ -224,6 +227,6 @@ def _check_apart(target: Location, caches: Sequence[Cache]) -> None:
     for cache in caches:
         if resolve(target) == resolve(cache.path):
             raise CacheError(
-                f"{target}: the merged cache would lie where a source lies, since its recipe names it.\n"
+                f"{target}: the merged cache would replace a source, because the recipe gives both the same path.\n"
                 "  Choose another root; sources are never changed."
             )

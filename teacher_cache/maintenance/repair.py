@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 
 from teacher_cache.errors import CacheError, ManifestError, SchemaError
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from teacher_cache.format.manifest import Description, Manifest
 from teacher_cache.location import join
 from teacher_cache.maintenance.verify import Problem
@@ -17,7 +17,7 @@ __all__ = ["sound_description", "withdraw"]
 def withdraw(path: str | os.PathLike[str], problems: Iterable[Problem]) -> list[int]:
     """Make the damaged shards of a cache count as not built; -> their indices, ascending.
 
-    problems  what `verify` found. Damaged documents that the manifest implies are written anew from it; files that do
+    problems  what `verify` found. Damaged documents that the manifest implies are rewritten from it; files that do
               not belong to the cache stay, since nobody knows whose they are.
 
     The next build of the same experiment rebuilds the withdrawn shards and then the manifest, with the same bytes if
@@ -30,7 +30,7 @@ def withdraw(path: str | os.PathLike[str], problems: Iterable[Problem]) -> list[
     if not found:
         return []
     _restore_documents(storage, {problem.file for problem in found if problem.shard is None})
-    storage.remove([layout.MANIFEST, *(layout.receipt_path(shard) for shard in shards)])  # the manifest first
+    storage.remove([paths.MANIFEST, *(paths.receipt_path(shard) for shard in shards)])  # the manifest first
     return shards
 
 
@@ -40,13 +40,11 @@ def sound_description(path: str | os.PathLike[str]) -> Description:
     Raises CacheError where both are.
     """
     storage = storage_at(path)
-    for name in (layout.RECIPE, layout.MANIFEST):
+    for name in (paths.RECIPE, paths.MANIFEST):
         where = str(join(storage.location, name))
         try:
             data = storage.read(name)
-            return (
-                Description.decode(data, where) if name == layout.RECIPE else Manifest.decode(data, where).description
-            )
+            return Description.decode(data, where) if name == paths.RECIPE else Manifest.decode(data, where).description
         except (FileNotFoundError, ManifestError, SchemaError):
             continue
     raise _nothing_says(storage)
@@ -54,25 +52,25 @@ def sound_description(path: str | os.PathLike[str]) -> Description:
 
 def _nothing_says(storage: Storage) -> CacheError:
     return CacheError(
-        f"{storage.location}: expected a sound {layout.RECIPE} or {layout.MANIFEST}; both are damaged, so nothing says "
-        "what this cache was.\n"
+        f"{storage.location}: expected an intact {paths.RECIPE} or {paths.MANIFEST}; both are damaged, so the recipe "
+        "of this cache is unknown.\n"
         "  Copy one of them again from where the cache came from, or empty the folder and build again."
     )
 
 
 def _restore_documents(storage: Storage, damaged: set[str]) -> None:
     """Write the recipe again where it is damaged and the manifest, which repeats it, is not."""
-    where = join(storage.location, layout.MANIFEST)
-    if layout.MANIFEST in damaged:
+    where = join(storage.location, paths.MANIFEST)
+    if paths.MANIFEST in damaged:
         try:
-            Description.decode(storage.read(layout.RECIPE), str(join(storage.location, layout.RECIPE)))
+            Description.decode(storage.read(paths.RECIPE), str(join(storage.location, paths.RECIPE)))
         except (FileNotFoundError, ManifestError, SchemaError) as error:
             raise _nothing_says(storage) from error
         return
-    if layout.RECIPE not in damaged:
+    if paths.RECIPE not in damaged:
         return
     try:
-        manifest = Manifest.decode(storage.read(layout.MANIFEST), str(where))
+        manifest = Manifest.decode(storage.read(paths.MANIFEST), str(where))
     except FileNotFoundError as error:
-        raise CacheError(f"{where}: expected a manifest to restore {layout.RECIPE} from, found none") from error
-    storage.write_documents({layout.RECIPE: manifest.description.encoded})
+        raise CacheError(f"{where}: expected a manifest to restore {paths.RECIPE} from, found none") from error
+    storage.write_documents({paths.RECIPE: manifest.description.encoded})

@@ -12,7 +12,7 @@ from typing import Any
 
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError, RecipeMismatch
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from teacher_cache.format.manifest import Receipt
 from teacher_cache.location import Location, resolve
 from teacher_cache.maintenance.sources import FindUntouched, Part, SourceReader
@@ -46,8 +46,8 @@ class Rewritten:
 
 def new_location(root: str | os.PathLike[str], source: Cache, recipe: Recipe, config: CacheConfig) -> Location:
     """Return ``<root>/<name>-<hash>`` of a cache made from `source`, whose name it keeps. Raises CacheError."""
-    if set(storage_at(root).names("")) & {layout.RECIPE, layout.MANIFEST}:
-        raise CacheError(f"{root}: expected a folder that holds caches, found a cache.\n  Name the folder above it.")
+    if set(storage_at(root).names("")) & {paths.RECIPE, paths.MANIFEST}:
+        raise CacheError(f"{root}: expected a folder that contains caches, found a cache.\n  Give the folder above it.")
     name = str(resolve(source.path)).rpartition("/")[2]
     ending = f"-{source.recipe.hash[:12]}"
     kind = str(source.recipe.corpus.get("kind", ""))
@@ -70,7 +70,7 @@ def refilled(parts: Iterable[Part], *, shapes_per_shard: int, poses: int) -> dic
     """
     size = shapes_per_shard // poses
     if not size:
-        raise CacheError(f"shapes_per_shard = {shapes_per_shard} is fewer than the {poses} poses of one shape")
+        raise CacheError(f"shapes_per_shard = {shapes_per_shard} is less than the {poses} poses of one shape")
     shards: dict[int, list[Part]] = {}
     taken = 0  # places, counted over all shards
     for part in parts:
@@ -148,7 +148,7 @@ def rewrite(
         committed[receipt.shard] = receipt
         done += 1
         tell(done, total)
-    writer.finish(planned=planned)
+    writer.finish(planned=planned)  # last: without a manifest the new cache counts as unfinished
     return Rewritten(
         path=writer.directory,
         records=sum(receipt.records for receipt in committed.values()),
@@ -190,19 +190,21 @@ def _missing(shards: dict[int, list[Part]], committed: dict[int, Receipt], where
         if (list(receipt.ids), [item.id for item in receipt.quarantined]) != (ids, refused):
             raise RecipeMismatch(
                 f"{where}: shard {shard} is committed with other shapes ({receipt.records} records, first "
-                f"{receipt.ids[:1]}) than the sources give it ({len(ids)} records, first {tuple(ids[:1])}): another "
-                "build, or other sources or another order of them, made it.\n  Choose another root."
+                f"{receipt.ids[:1]}) than these sources give it ({len(ids)} records, first {tuple(ids[:1])}): it was "
+                "made by another build, from other sources or in another order.\n"
+                "  Choose another root."
             )
         odd = receipt.made_of_other(_shapes(parts))
         if odd:
             raise RecipeMismatch(
-                f"{where}: shard {shard} was made from sources as they were before their corpus changed: {len(odd)} "
-                f"shapes differ, first {odd[0]!r}.\n  Remove {where}, or choose another root."
+                f"{where}: shard {shard} was made before the corpus of its sources changed: {len(odd)} shapes differ, "
+                f"first {odd[0]!r}.\n"
+                f"  Remove {where}, or choose another root."
             )
     more = sorted(set(committed) - set(shards))
     if more:
         raise RecipeMismatch(
-            f"{where}: holds {len(committed)} shards, {len(more)} of them (first {more[0]}) not of the sources named.\n"
-            "  Name the sources it was made from, or choose another root."
+            f"{where}: {len(more)} of its {len(committed)} shards (first {more[0]}) do not come from these sources.\n"
+            "  Give the sources that it was made from, or choose another root."
         )
     return missing

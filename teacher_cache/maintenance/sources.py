@@ -108,13 +108,14 @@ class SourceReader:
         with self._lock:
             if key in self._sound:
                 return
+        # Outside the lock, since hashing takes seconds; two threads that check the same shard get the same answer.
         for file in part.files:
             try:
                 found = self._storages[part.source].digest(file.path, file.bytes)
             except FileNotFoundError:
                 found = None
             if found != (file.bytes, file.sha256):
-                what = "expected a file here, found none" if found is None else "its bytes are not what was committed"
+                what = "expected a file here, found none" if found is None else "its bytes differ from those committed"
                 error = ShardDamaged(what, shard=part.shard, file=file.path)
                 raise CacheError(f"{self._sources[part.source].path}: {error}")
         with self._lock:
@@ -126,7 +127,7 @@ def _check_exact(batch: RecordBatch, steps: int, source: Cache) -> None:
     largest = np.abs(batch.features).max(axis=-1) if len(batch) else np.zeros(1)
     if ((largest > 0) & (largest < steps * SMALLEST_NORMAL)).any():
         raise CacheError(
-            f"{source.path}: expected the features of a token to reach {steps * SMALLEST_NORMAL:.1e} or to be 0, found "
-            f"{largest[largest > 0].min():.1e}: such int8 features cannot be written again to the same bytes.\n"
+            f"{source.path}: the features of a token reach only {largest[largest > 0].min():.1e}; expected 0 or at "
+            f"least {steps * SMALLEST_NORMAL:.1e}: smaller int8 features cannot be written again to the same bytes.\n"
             "  Build the cache with the new storage instead."
         )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from teacher_cache.errors import CacheError, StorageError
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from teacher_cache.format.manifest import Manifest
 from teacher_cache.location import join
 from teacher_cache.reading.cache import load_receipts
@@ -47,30 +47,30 @@ def verify(
     """
     storage = storage_at(path)
     try:
-        manifest = Manifest.decode(storage.read(layout.MANIFEST), str(join(storage.location, layout.MANIFEST)))
+        manifest = Manifest.decode(storage.read(paths.MANIFEST), str(join(storage.location, paths.MANIFEST)))
     except FileNotFoundError:
-        return [Problem(file=layout.MANIFEST, shard=None, what="expected a manifest, found none")]
+        return [Problem(file=paths.MANIFEST, shard=None, what="expected a manifest, found none")]
     except StorageError:
         raise
     except CacheError as error:
-        return [Problem(file=layout.MANIFEST, shard=None, what=str(error))]
+        return [Problem(file=paths.MANIFEST, shard=None, what=str(error))]
     description = manifest.description
     used = manifest.shards[-1].shard + 1 if manifest.shards else 0
     problems: list[Problem] = []
-    named = layout.names_dimensions(storage, description)
-    fixed = layout.metadata_files(description, used, named=named) | {layout.RECIPE: description.encoded}
-    problems += _check_fixed(storage, fixed | {layout.MANIFEST: manifest.encoded})
-    known = {layout.MANIFEST, *fixed}
+    named = paths.names_dimensions(storage, description)
+    fixed = paths.metadata_files(description, used, named=named) | {paths.RECIPE: description.encoded}
+    problems += _check_fixed(storage, fixed | {paths.MANIFEST: manifest.encoded})
+    known = {paths.MANIFEST, *fixed}
     for entry in manifest.shards:
-        known |= {layout.receipt_path(entry.shard), *layout.shard_paths(description.storage, entry.shard)}
-    each = len(layout.shard_paths(description.storage, 0))
+        known |= {paths.receipt_path(entry.shard), *paths.shard_paths(description.storage, entry.shard)}
+    each = len(paths.shard_paths(description.storage, 0))
     done, total = 0, len(manifest.shards) * each
 
     def check(item: tuple[int, ShardFile | CacheError]) -> tuple[Problem | None, int]:
         """Check one file; -> its problem or None, and how many files are done."""
         shard, file = item
         if isinstance(file, CacheError):
-            return Problem(file=layout.receipt_path(shard), shard=shard, what=str(file)), each
+            return Problem(file=paths.receipt_path(shard), shard=shard, what=str(file)), each
         return _check_file(storage, shard, file), 1
 
     # Only a few files ahead: neither the pending checks nor the receipts of millions of files are held in memory.
@@ -105,7 +105,7 @@ def _check_fixed(storage: Storage, expected: dict[str, bytes]) -> list[Problem]:
             problems.append(Problem(file=name, shard=None, what="expected a file here, found none"))
             continue
         if not same:
-            what = "its contents are not what the manifest implies; running the build again writes it anew"
+            what = "its contents differ from what the manifest implies; run the build again to rewrite it"
             problems.append(Problem(file=name, shard=None, what=what))
     return problems
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacher_cache.errors import CacheError, ManifestError, SchemaError, ShardDamaged
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from teacher_cache.format.manifest import Description, Manifest, Receipt
 from teacher_cache.format.receipts import iter_receipts
 from teacher_cache.format.records import CacheSchema, Quarantined, RecordBatch, TeacherRecord
@@ -72,7 +72,7 @@ def open_cache(path: str | os.PathLike[str], *, allow_incomplete: bool = False, 
         raise ValueError(f"open: threads = {threads}; expected 1..64")
     storage = storage_at(path)
     try:
-        manifest = Manifest.decode(storage.read(layout.MANIFEST), str(join(storage.location, layout.MANIFEST)))
+        manifest = Manifest.decode(storage.read(paths.MANIFEST), str(join(storage.location, paths.MANIFEST)))
     except FileNotFoundError:
         manifest = _unfinished(storage, allow_incomplete)
     return Cache(storage, manifest, threads=threads)
@@ -128,8 +128,8 @@ class Cache:
         if (self.counts % value).any():
             shard = self._manifest.shards[int((self.counts % value).argmax())]
             raise ManifestError(
-                f"{self.path}: shard {shard.shard} has {shard.records} records, not a multiple of its recipe's "
-                f"{value} poses a shape"
+                f"{self.path}: shard {shard.shard} has {shard.records} records, not a multiple of the {value} poses "
+                "per shape in its recipe"
             )
         return value
 
@@ -274,13 +274,13 @@ def checked_rows(indices: Any, count: int, where: Location) -> NDArray[np.int64]
     rows = rows.astype(np.int64)
     outside = (rows < -count) | (rows >= count)
     if outside.any():
-        raise IndexError(f"{where}: record {int(rows[outside][0])} of {count}")
+        raise IndexError(f"{where}: record {int(rows[outside][0])} does not exist; the number of records is {count}")
     return np.where(rows < 0, rows + count, rows)
 
 
 def load_receipts(storage: Storage, manifest: Manifest) -> Iterator[Receipt | CacheError]:
     """Yield the manifest's receipts, in its order; for one that is missing or differs, the error to raise."""
-    names = [layout.receipt_path(entry.shard) for entry in manifest.shards]
+    names = [paths.receipt_path(entry.shard) for entry in manifest.shards]
     for entry, name, data in zip(manifest.shards, names, storage.read_many(names), strict=True):
         try:
             yield _checked_receipt(storage, manifest.description, entry, name, data)
@@ -294,15 +294,15 @@ def _checked_receipt(
     if data is None:
         raise ShardDamaged("expected a receipt here, found none", shard=entry.shard, file=name)
     if hashlib.sha256(data).hexdigest() != entry.receipt:
-        raise ShardDamaged("its SHA-256 is not the one in the manifest", shard=entry.shard, file=name)
-    paths = layout.shard_paths(description.storage, entry.shard)
+        raise ShardDamaged("its SHA-256 differs from the one in the manifest", shard=entry.shard, file=name)
+    expected_paths = paths.shard_paths(description.storage, entry.shard)
     where = str(join(storage.location, name))
-    receipt = Receipt.decode(data, where, shard=entry.shard, paths=paths)
+    receipt = Receipt.decode(data, where, shard=entry.shard, paths=expected_paths)
     found = (receipt.records, len(receipt.quarantined), receipt.total_bytes)
     expected = (entry.records, entry.quarantined, entry.bytes)
     if found != expected:
         raise ManifestError(
-            f"{where}: has {found[0]} records, {found[1]} in quarantine, {found[2]} bytes; the manifest says "
+            f"{where}: has {found[0]} records, {found[1]} quarantined, {found[2]} bytes; the manifest says "
             f"{expected[0]}, {expected[1]} and {expected[2]}"
         )
     return receipt
@@ -311,13 +311,13 @@ def _checked_receipt(
 def _unfinished(storage: Storage, allow_incomplete: bool) -> Manifest:
     root = storage.location
     try:
-        description = Description.decode(storage.read(layout.RECIPE), str(join(root, layout.RECIPE)))
+        description = Description.decode(storage.read(paths.RECIPE), str(join(root, paths.RECIPE)))
     except FileNotFoundError as error:
-        raise ManifestError(f"{root}: expected a cache ({layout.MANIFEST}), found none") from error
+        raise ManifestError(f"{root}: expected a cache ({paths.MANIFEST}), found none") from error
     if not allow_incomplete:
         raise ManifestError(
-            f"{root}: expected {layout.MANIFEST}, found none: the build of this cache has not finished.\n"
-            "  Run the build again to finish it, or open it with allow_incomplete=True to read what is there."
+            f"{root}: expected {paths.MANIFEST}, found none: the build of this cache has not finished.\n"
+            "  Run the build again to finish it, or open it with allow_incomplete=True to read the committed shards."
         )
     receipts = list(iter_receipts(storage, description))
     entries = tuple(

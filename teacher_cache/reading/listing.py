@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from teacher_cache.errors import CacheError
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from teacher_cache.location import Location, localise
 from teacher_cache.reading.cache import CacheInfo, open_cache
 from teacher_cache.storage.opening import storage_at
@@ -20,7 +20,7 @@ def list_caches(root: str | os.PathLike[str]) -> tuple[list[CacheInfo], list[Cac
     found: list[CacheInfo] = []
     faults: list[CacheError] = []
     for path in _folders(root):
-        if not set(storage_at(path).names("")) & {layout.RECIPE, layout.MANIFEST}:
+        if not set(storage_at(path).names("")) & {paths.RECIPE, paths.MANIFEST}:
             continue
         try:
             cache = open_cache(path, allow_incomplete=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from teacher_cache.format.manifest import Description
 from teacher_cache.storage.base import Storage
 from teacher_cache.storage.shard_files import ShardEntry
@@ -29,13 +29,13 @@ class OpenShards:
         self._storage = storage
         self._description = description
         self._lock = threading.Lock()
-        self._shards: OrderedDict[int, layout.ShardReader] = OrderedDict()
-        self._coming: dict[int, Future[layout.ShardReader]] = {}
+        self._shards: OrderedDict[int, paths.ShardReader] = OrderedDict()
+        self._coming: dict[int, Future[paths.ShardReader]] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._fetchers: ThreadPoolExecutor | None = None
         self._process = os.getpid()  # last: a second thread must not pass the check below with the old lock
 
-    def get(self, entry: ShardEntry) -> layout.ShardReader:
+    def get(self, entry: ShardEntry) -> paths.ShardReader:
         """Return the reader of a shard, opened now if it is not open. Raises ShardDamaged, StorageError."""
         self._check_process()
         with self._lock:
@@ -48,7 +48,7 @@ class OpenShards:
             return coming.result()
         # Opened outside the lock, so that one slow disk does not stop all threads; the first to finish is kept.
         return self._keep(
-            entry, layout.open_shard(self._storage.of_shard(entry), self._description, entry.shard, entry.records)
+            entry, paths.open_shard(self._storage.of_shard(entry), self._description, entry.shard, entry.records)
         )
 
     def prepare(self, entries: Sequence[ShardEntry]) -> None:
@@ -63,16 +63,16 @@ class OpenShards:
                         self._fetchers = ThreadPoolExecutor(FETCHING, thread_name_prefix="teacher-cache-fetch")
                     self._coming[entry.shard] = self._fetchers.submit(self._fetch, entry)
 
-    def _fetch(self, entry: ShardEntry) -> layout.ShardReader:
+    def _fetch(self, entry: ShardEntry) -> paths.ShardReader:
         try:
-            opened = layout.open_shard(self._storage.of_shard(entry), self._description, entry.shard, entry.records)
+            opened = paths.open_shard(self._storage.of_shard(entry), self._description, entry.shard, entry.records)
             opened.load()
             return self._keep(entry, opened)  # before it leaves `_coming`, so that no reader fetches it a second time
         finally:
             with self._lock:
                 self._coming.pop(entry.shard, None)
 
-    def _keep(self, entry: ShardEntry, opened: layout.ShardReader) -> layout.ShardReader:
+    def _keep(self, entry: ShardEntry, opened: paths.ShardReader) -> paths.ShardReader:
         with self._lock:
             found = self._shards.setdefault(entry.shard, opened)
             while len(self._shards) > (OPEN_REMOTE_SHARDS if self._storage.remote else OPEN_SHARDS):

@@ -79,7 +79,7 @@ def shuffle_quality(
     counts  records of each shard; at least one shard has two.
     labels  [sum(counts)] integers >= 0, to measure how the classes of a sorted corpus mix; ``Cache.labels``.
 
-    Raises ValueError where there is no pair or no whole batch of two to measure, or for labels that do not fit.
+    Raises ValueError where there is no pair or no full batch of two to measure, or for labels that do not fit.
     """
     sizes = np.asarray(counts, np.int64)
     n, pairs = int(sizes.sum()), int((sizes * (sizes - 1)).sum()) // 2

@@ -138,7 +138,7 @@ def select(cache: Cache, shapes: Collection[str]) -> Selection:
         shown = ", ".join(map(repr, missing[:SHOWN])) + (" ..." if len(missing) > SHOWN else "")
         raise ValueError(f"select: {len(missing)} of {len(wanted)} shapes are not in {cache.path}: {shown}")
     if not pieces:
-        raise ValueError("select: expected the id of a shape at least, found none")
+        raise ValueError("select: expected at least one shape id, found none")
     counts = np.array([piece.size for piece in pieces], np.int64)
     return Selection(cache, np.concatenate(pieces), counts, digest.hexdigest())
 

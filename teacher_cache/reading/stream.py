@@ -76,7 +76,7 @@ def stream(
 
     options  those of ``Stream``, which also documents the errors.
 
-    `batch.state` holds all that decides what comes after a batch: ``stream(cache, **state)`` goes on with the next one,
+    `batch.state` holds all that decides what comes after a batch: ``stream(cache, **state)`` resumes with the next one,
     in another process, on another machine, or with other ranks, workers and readers. It refuses a cache whose records
     are not in the same order, as one that has grown, and another selection of its shapes.
     """
@@ -162,8 +162,9 @@ class Stream:
         if order_crc32c is not None and order_crc32c != checksum:
             raise ValueError(
                 f"stream: the records of this epoch are in another order (CRC-32C {checksum}) than those of the state "
-                f"({order_crc32c}).\n  Go on with the cache, seed, epoch and window of the state; a cache that has "
-                "grown since begins a new epoch."
+                f"({order_crc32c}).\n"
+                "  Resume with the cache, seed, epoch and window of the state; after a cache has grown, begin a new "
+                "epoch."
             )
         self.skipped = 0
         reader = _Reader(
@@ -277,8 +278,8 @@ class _Reader:
             if record not in self.known and (not tried or self._sound(record)):
                 return record
         raise NothingSound(
-            "every record of the cache is damaged. Copy it again from where it came from, or run `i2p cache repair` "
-            "on it."
+            "every record of the cache is damaged. Copy the cache again from where it came from, or run `i2p cache "
+            "repair` on it."
         )
 
     def _sound(self, record: int) -> bool:
@@ -288,6 +289,6 @@ class _Reader:
             with _logging_damage:  # two readers may find the same record; only one of them warns
                 if record not in self.known:
                     self.known.add(record)
-                    logger.warning("record %d is left out: %s", record, error)
+                    logger.warning("record %d is skipped: %s", record, error)
             return False
         return True

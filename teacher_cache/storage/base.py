@@ -42,6 +42,12 @@ class Storage(Protocol):
     def read(self, path: str) -> bytes:
         """Read a whole file."""
 
+    def read_range(self, file: ShardFile, offset: int, size: int) -> bytes:
+        """Read ``size`` bytes of a file from ``offset``; fewer where the file ends before.
+
+        One request to a store, unless its files are to be kept on disk.
+        """
+
     def read_many(self, paths: Sequence[str]) -> Iterator[bytes | None]:
         """Read whole files, in order; None for a missing one. Several requests may run at once."""
 

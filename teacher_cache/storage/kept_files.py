@@ -14,8 +14,8 @@ import threading
 from pathlib import Path
 from typing import Any, Protocol
 
+from teacher_cache.documents import decode_document
 from teacher_cache.errors import ShardDamaged
-from teacher_cache.sealed import unseal
 from teacher_cache.storage.shard_files import ShardEntry, ShardFile, ShardFileReader
 from teacher_cache.system import open_file
 
@@ -154,10 +154,10 @@ def _listed(storage: "Fetches", entry: ShardEntry) -> dict[str, ShardFile]:
     except FileNotFoundError as error:
         raise ShardDamaged("expected a receipt here, found none", shard=entry.shard, file=name) from error
     if hashlib.sha256(data).hexdigest() != entry.receipt:
-        raise ShardDamaged("its SHA-256 is not the one in the manifest", shard=entry.shard, file=name)
+        raise ShardDamaged("its SHA-256 differs from the one in the manifest", shard=entry.shard, file=name)
     return {
         item.text("path"): ShardFile(
             path=item.text("path"), bytes=item.integer("bytes", 0, entry.bytes), sha256=item.digest("sha256")
         )
-        for item in unseal(data, f"{storage.location}/{name}").objects("files")
+        for item in decode_document(data, f"{storage.location}/{name}").objects("files")
     }

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from teacher_cache.documents import MAX_DOCUMENT
 from teacher_cache.errors import ManifestError
-from teacher_cache.sealed import MAX_DOCUMENT
-from teacher_cache.storage import commit
+from teacher_cache.storage import atomic
 from teacher_cache.storage.base import VOLATILE, ShardFiles
 from teacher_cache.storage.shard_files import ShardEntry, ShardFile, ShardFileReader
 from teacher_cache.system import open_file, sync_directory
@@ -35,6 +35,13 @@ class LocalStorage:
             if size > MAX_DOCUMENT:
                 raise ManifestError(f"{self.location / path}: {size} bytes; expected at most {MAX_DOCUMENT}")
             return file.read()
+
+    def read_range(self, file: ShardFile, offset: int, size: int) -> bytes:
+        with self._opened(file.path) as opened:
+            # Asked first: a buffer of the size wanted would be made, however little the file holds.
+            held = os.fstat(opened.fileno()).st_size
+            opened.seek(min(offset, held))
+            return opened.read(max(0, min(size, held - offset)))
 
     def read_many(self, paths: Sequence[str]) -> Iterator[bytes | None]:
         for path in paths:
@@ -92,16 +99,16 @@ class LocalStorage:
         if not self.location.is_dir():
             self.location.mkdir(parents=True, exist_ok=True)
             sync_directory(self.location.parent)
-        return commit.remove_abandoned(self.location)
+        return atomic.remove_abandoned(self.location)
 
     def tidy(self) -> None:
-        commit.remove_abandoned(self.location)  # of builders that died while this one worked, too
+        atomic.remove_abandoned(self.location)  # of builders that died while this one worked, too
 
     def write_documents(self, documents: Mapping[str, bytes]) -> None:
-        commit.write_documents(self.location, documents)
+        atomic.write_documents(self.location, documents)
 
     def write_new(self, path: str, data: bytes) -> bytes:
-        with commit.lock(self.location, "new-" + commit.staged_name(path)):
+        with atomic.lock(self.location, "new-" + atomic.staged_name(path)):
             try:
                 return self.read(path)
             except FileNotFoundError:
@@ -118,24 +125,24 @@ class LocalStorage:
     ) -> bool:
         root = self.location
         # Encoding and syncing, the slow part, happen before the lock: builders of one shard only queue for the renames.
-        with commit.workspace(root) as folder:
-            written = [commit.write_file(folder / commit.staged_name(path), pieces, path) for path, pieces in files]
-            last = commit.write_file(folder / commit.staged_name(note), [receipt(written)], note)
-            with commit.lock(root, f"shard-{shard:06d}"):
+        with atomic.workspace(root) as folder:
+            written = [atomic.write_file(folder / atomic.staged_name(path), pieces, path) for path, pieces in files]
+            last = atomic.write_file(folder / atomic.staged_name(note), [receipt(written)], note)
+            with atomic.lock(root, f"shard-{shard:06d}"):
                 if settled():  # asked under the lock: the first receipt wins, and this work is discarded
                     return False
                 # Whatever receipt is there is not of these files: without it, a crash now leaves a shard to be built.
-                commit.refuse_links(root, root / note)
+                atomic.refuse_links(root, root / note)
                 (root / note).unlink(missing_ok=True)
                 # Two calls: the files are synced in place before the receipt that makes them count appears.
-                commit.move_into_place(root, folder, written)
-                commit.move_into_place(root, folder, [last])
+                atomic.move_into_place(root, folder, written)
+                atomic.move_into_place(root, folder, [last])
         return True
 
     def remove(self, paths: Sequence[str]) -> None:
         for path in paths:
             target = self.location / path
-            commit.refuse_links(self.location, target)
+            atomic.refuse_links(self.location, target)
             target.unlink(missing_ok=True)
             # Synced one by one, so that removals reach the disk in the order given: the manifest before its receipts.
             if target.parent.is_dir():
@@ -143,9 +150,9 @@ class LocalStorage:
 
     def append(self, path: str, line: bytes, *, flush: bool = False) -> None:
         target = self.location / path
-        commit.refuse_links(self.location, target)
+        atomic.refuse_links(self.location, target)
         target.parent.mkdir(exist_ok=True)
-        descriptor = commit.open_log(target)
+        descriptor = atomic.open_log(target)
         try:
             os.write(descriptor, line)  # one write: lines of two builders do not mix
         finally:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from teacher_cache.errors import ManifestError, ShardDamaged, StorageError
 from teacher_cache.storage.base import VOLATILE, ShardFiles
 from teacher_cache.storage.kept_files import split_keeping
-from teacher_cache.storage.remote_read import TooLarge, client_options, persist, stream
+from teacher_cache.storage.remote_read import TooLarge, client_options, part, persist, stream
 from teacher_cache.storage.shard_files import ShardEntry, ShardFile, ShardFileReader
 from teacher_cache.system import open_file
 
@@ -47,7 +47,7 @@ class RemoteStorage:
         self._held: tuple[int, Any, str] | None = None  # process, file system, path of the cache in it
         self._logs: dict[str, list[bytes]] = {}
         self._log_name, self._log_sent = "", 0.0
-        self._fs()  # a URL that nothing speaks is found now
+        self._fs()  # fails now for a URL whose protocol no package supports
 
     def read(self, path: str) -> bytes:
         pieces: list[bytes] = []
@@ -60,10 +60,17 @@ class RemoteStorage:
             self._fetch(path, MAX_DOCUMENT, begin)
         except TooLarge:
             raise ManifestError(
-                f"{self.location}/{path}: the store sends more than {MAX_DOCUMENT} bytes; expected at most that.\n"
-                "  This is no document of a cache; check the address."
+                f"{self.location}/{path}: the store sends more than {MAX_DOCUMENT} bytes, the limit for a document of "
+                "a cache.\n"
+                "  Check the address."
             ) from None
         return b"".join(pieces)
+
+    def read_range(self, file: ShardFile, offset: int, size: int) -> bytes:
+        if self.kept is not None:
+            reader = self.kept.open(self, file, 0)
+            return reader.read(offset, max(0, min(size, reader.size - offset))).tobytes()
+        return self._ask(file.path, lambda fs, base: part(fs, f"{base}/{file.path}", offset, size))
 
     def read_many(self, paths: Sequence[str]) -> Iterator[bytes | None]:
         def read(path: str) -> bytes | None:
@@ -135,7 +142,7 @@ class RemoteStorage:
             raise ShardFileReader.missing(path, shard) from error
         except TooLarge:
             os.unlink(name)
-            what = f"expected at most {limit} bytes, as the manifest says; the store sends more"
+            what = f"expected at most {limit} bytes, as in the manifest; the store sends more"
             raise ShardDamaged(what, shard=shard, file=path) from None
         except BaseException:
             os.unlink(name)
@@ -148,7 +155,7 @@ class RemoteStorage:
         if not self._lists:
             raise StorageError(
                 f"{self.location}: expected a store that lists its files; a web server does not.\n"
-                "  A finished cache can be read from here, an unfinished one where it is built."
+                "  Only a finished cache can be read from here."
             )
         try:
             entries = self._ask(folder, lambda fs, base: fs.ls(f"{base}/{folder}".rstrip("/"), detail=True))
@@ -164,7 +171,7 @@ class RemoteStorage:
     def prepare(self) -> list[str]:
         fs, base = self._fs()
         if _protocols(fs) & set(_READ_ONLY):
-            raise StorageError(f"{self.location}: expected a store that takes files; a web server does not.")
+            raise StorageError(f"{self.location}: expected a writable store; a web server is read-only.")
         if not _is_object_store(fs):
             self._ask("", lambda fs, base: fs.makedirs(base, exist_ok=True))
         return []
@@ -258,8 +265,8 @@ class RemoteStorage:
             self._ask(path, put)
         except FileNotFoundError as error:
             raise StorageError(
-                f"{self.location}/{path}: expected a place to put this ({error}).\n"
-                "  Make the bucket, or name one that is there."
+                f"{self.location}/{path}: cannot be written, because its bucket or folder does not exist ({error}).\n"
+                "  Create the bucket, or use an existing one."
             ) from error
 
     def _fs(self) -> tuple[Any, str]:
@@ -289,15 +296,15 @@ class RemoteStorage:
             if error.errno in _OF_THIS_MACHINE:
                 raise
             raise self._refused(path, error) from error
-        except Exception as error:  # each store has a library of its own, and that its own errors
+        except Exception as error:  # each store has its own client library, with its own errors
             raise self._refused(path, error) from error
 
     def _refused(self, path: str, error: Exception) -> StorageError:
-        said = ", ".join([f"{type(error).__name__}: {error}".removeprefix("HttpStatus: "), *_notes(error)])
+        reason = ", ".join([f"{type(error).__name__}: {error}".removeprefix("HttpStatus: "), *_notes(error)])
         return StorageError(
-            f"{self.location}/{path}: the store did not do what was asked ({said}).\n"
+            f"{self.location}/{path}: the request to the store failed ({reason}).\n"
             "  Check the address, the credentials and the network; docs/object-stores.md says where they are set. "
-            "What is committed is kept; run the same command again to go on."
+            "Committed shards are kept; run the same command again to resume."
         )
 
 
@@ -344,7 +351,7 @@ def _file_system(url: str) -> tuple[Any, str]:
         fs, base = url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
         raise StorageError(
-            f"{url}: no installed package speaks this protocol ({error}).\n"
+            f"{url}: no installed package supports this protocol ({error}).\n"
             "  s3:// needs s3fs and http:// needs aiohttp, both in `pip install 'i2p-pretrain[remote]'`; gs:// needs "
             "gcsfs, abfs:// needs adlfs."
         ) from error

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from teacher_cache.errors import causes
 
-__all__ = ["CONNECT_SECONDS", "STALL_SECONDS", "HttpStatus", "TooLarge", "client_options", "persist", "stream"]
+__all__ = ["CONNECT_SECONDS", "STALL_SECONDS", "HttpStatus", "TooLarge", "client_options", "part", "persist", "stream"]
 
 T = TypeVar("T")
 Take = Callable[[bytes], object]
@@ -99,6 +99,19 @@ def stream(fs: Any, path: str, limit: int, take: Take) -> int:
     return taken
 
 
+def part(fs: Any, path: str, offset: int, size: int) -> bytes:
+    """Return ``size`` bytes of a file from ``offset``, in one request; fewer where the file ends before.
+
+    Raises FileNotFoundError; HttpStatus for a web server that refuses, or sends the whole file instead of a part;
+    whatever else the store's client raises.
+    """
+    if hasattr(fs, "set_session") and hasattr(fs, "encode_url"):
+        pieces: list[bytes] = []
+        _run(fs, _part_http(fs, path, offset, size, pieces.append))
+        return b"".join(pieces)
+    return bytes(fs.cat_file(path, start=offset, end=offset + size))
+
+
 def client_options(protocol: str, configured: dict[str, Any]) -> dict[str, Any]:
     """Return options that limit the waits of fsspec's client of a protocol; the user's own settings take precedence."""
     if protocol in ("http", "https"):
@@ -132,6 +145,28 @@ async def _stream_http(fs: Any, url: str, limit: int, take: Take) -> None:
         if (answer.content_length or 0) > limit and "Content-Encoding" not in answer.headers:
             raise TooLarge
         async for piece in answer.content.iter_chunked(PIECE):
+            take(piece)
+
+
+async def _part_http(fs: Any, url: str, offset: int, size: int, take: Take) -> None:
+    session = await fs.set_session()
+    options = dict(fs.kwargs)
+    asked = {"Accept-Encoding": "identity", "Range": f"bytes={offset}-{offset + size - 1}"}
+    options["headers"] = dict(options.get("headers") or {}) | asked
+    async with session.get(fs.encode_url(url), **options) as answer:
+        if answer.status == 404:
+            raise FileNotFoundError(errno.ENOENT, "the server has no such file (HTTP 404)", url)
+        if answer.status == 416:  # the file ends before this range
+            return
+        if answer.status == 200:  # the whole file, for every shape of it
+            raise HttpStatus(200, "the server ignores ranges and sends whole files; copy the corpus to a folder")
+        if answer.status != 206:
+            raise HttpStatus(answer.status, answer.reason or "", _seconds(answer.headers.get("Retry-After", "")))
+        taken = 0
+        async for piece in answer.content.iter_chunked(PIECE):
+            taken += len(piece)
+            if taken > size:
+                raise HttpStatus(206, f"the server sends more than the {size} bytes asked for")
             take(piece)
 
 

@@ -57,7 +57,7 @@ class ShardFileReader:
         while done < size:
             count = read_at(self._descriptor, view[done:], offset + done)
             if count == 0:
-                raise self.damaged(f"expected {size} bytes at {offset}, the file was cut while open", record)
+                raise self.damaged(f"expected {size} bytes at {offset}, the file was truncated while open", record)
             done += count
         return data
 

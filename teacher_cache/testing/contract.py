@@ -17,7 +17,7 @@ import numpy as np
 import teacher_cache
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError, ManifestError, RecipeMismatch, SchemaError, ShardDamaged
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from teacher_cache.testing.made_up import SMALL_SCHEMA, assert_same_record, build, make_recipe, make_record, tree
 from teacher_cache.writer import create_cache, write_shard
 
@@ -193,7 +193,7 @@ class CacheContract:
         config = self.config()
         build(tmp_path / "c", config, count=3)
         rng = np.random.default_rng(1)
-        for name in layout.shard_paths(config, 0):
+        for name in paths.shard_paths(config, 0):
             path = tmp_path / "c" / name
             sound = path.read_bytes()
             flipped = bytearray(sound)
@@ -223,21 +223,21 @@ class CacheContract:
     def test_lost_shard_files_are_built_again(self, tmp_path: Path) -> None:
         build(tmp_path / "c", self.config(), count=9)
         before = tree(tmp_path / "c")
-        (tmp_path / "c" / layout.shard_paths(self.config(), 1)[0]).unlink()
-        (tmp_path / "c" / layout.receipt_path(2)).write_bytes(b"{}")
+        (tmp_path / "c" / paths.shard_paths(self.config(), 1)[0]).unlink()
+        (tmp_path / "c" / paths.receipt_path(2)).write_bytes(b"{}")
         build(tmp_path / "c", self.config(), count=9)
         assert tree(tmp_path / "c") == before
 
     def test_strangers_and_swaps_are_found(self, tmp_path: Path) -> None:
         config = self.config()
         build(tmp_path / "c", config, count=8)
-        a, b = (tmp_path / "c" / layout.shard_paths(config, shard)[0] for shard in (0, 1))
+        a, b = (tmp_path / "c" / paths.shard_paths(config, shard)[0] for shard in (0, 1))
         (tmp_path / "c" / "stranger").write_text("?")
         first, second = a.read_bytes(), b.read_bytes()
         a.write_bytes(second)
         b.write_bytes(first)
         names = {problem.file for problem in teacher_cache.verify(tmp_path / "c")}
-        assert names == {"stranger", *(layout.shard_paths(config, shard)[0] for shard in (0, 1))}
+        assert names == {"stranger", *(paths.shard_paths(config, shard)[0] for shard in (0, 1))}
 
     def test_threads_share_a_cache(self, tmp_path: Path) -> None:
         build(tmp_path / "c", self.config(), count=20)

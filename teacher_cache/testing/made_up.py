@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from teacher_cache.config import CacheConfig
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from teacher_cache.format.basis import Basis
 from teacher_cache.format.records import CacheSchema, Quarantined, TeacherRecord
 from teacher_cache.recipe import Recipe
@@ -48,7 +48,9 @@ def make_record(
         depth=depth.astype(np.float32),
         features=rng.normal(0, 0.3, shapes["features"]).astype(np.float32),
         saliency=rng.uniform(0, 0.02, shapes["saliency"]).astype(np.float32),
-        class_token=rng.normal(0, 0.5, schema.class_shape).astype(np.float32),  # drawn last: others are as ever
+        class_token=rng.normal(0, 0.5, schema.class_shape).astype(
+            np.float32
+        ),  # drawn last, so the other arrays keep their values
     )
 
 
@@ -129,7 +131,7 @@ def tree(directory: str | os.PathLike[str]) -> dict[str, bytes]:
     return {
         str(path.relative_to(root)): path.read_bytes()
         for path in sorted(root.rglob("*"))
-        if path.is_file() and path.relative_to(root).parts[0] not in layout.VOLATILE
+        if path.is_file() and path.relative_to(root).parts[0] not in paths.VOLATILE
     }
 
 

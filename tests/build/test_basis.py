@@ -277,7 +277,9 @@ def test_each_components_greatest_number_is_positive():
 
 def test_teacher_output_that_is_not_finite_is_the_teachers_fault():
     first = torch.full((3,), float("nan"), dtype=torch.float64)
-    with pytest.raises(BuildError, match=r"the teacher's output on the sample of cache\.channels is not finite"):
+    with pytest.raises(
+        BuildError, match=r"the teacher's output on the sample of cache\.channels has values that are not finite"
+    ):
         principal((4, first, torch.eye(3, dtype=torch.float64)), 2, 1)
 
 
@@ -285,9 +287,7 @@ def test_a_worker_that_finds_another_basis_than_the_driver_refuses(tmp_path, mon
     """An object store has no lock that keeps two builders from beginning at once."""
     real = build_module.Job
     monkeypatch.setattr(build_module, "Job", lambda **given: real(**given | {"basis": "0" * 64}))
-    with pytest.raises(
-        BuildError, match=r"has another basis by now \([0-9a-f]{12}\) than the driver.*\(000000000000\)"
-    ):
+    with pytest.raises(BuildError, match=r"now has another basis \([0-9a-f]{12}\) than the driver.*\(000000000000\)"):
         small_build(tmp_path, cache=OWN, scheduler="processes", workers=1)
 
 
@@ -317,5 +317,5 @@ def test_a_live_teacher_of_other_channels_is_refused(tmp_path, undisturbed):
     other = tmp_path / "wide.json"
     other.write_text(json.dumps(TINY | {"embed_dim": 16}))
     teacher = load_teacher(tiny_teacher(tmp_path, architecture=str(other)))
-    with pytest.raises(TeacherError, match="basis is of a teacher with 8 channels; the loaded one has 16"):
+    with pytest.raises(TeacherError, match="basis belongs to a teacher with 8 channels; the loaded one has 16"):
         LiveTeacher(TINY_PROJECTION, teacher, basis)

@@ -223,7 +223,7 @@ def test_teacher_output_that_is_not_finite_stops_the_build_and_names_the_shape(t
 
     encode = worker_module.Teacher.encode
     monkeypatch.setattr(worker_module.Teacher, "encode", broken)
-    with pytest.raises(BuildError, match=r"shard \d failed: shape '[^']+': 1 numbers of the teacher's output are not"):
+    with pytest.raises(BuildError, match=r"shard \d failed: shape '[^']+': 1 values of the teacher's output are not"):
         small_build(tmp_path)
 
 

@@ -17,7 +17,7 @@ import teacher_cache
 from pipeline.build import changes, provenance
 from pipeline.build.changes import STAMPS
 from pipeline.build.driver import BuildReport, build_cache
-from pipeline.build.plan import surplus_shards
+from pipeline.build.plan import CommittedShard, surplus_shards
 from pipeline.build.worker import release, run_task
 from pipeline.config import BuildConfig, CorpusConfig
 from pipeline.corpora import MachineFault, open_corpus
@@ -149,7 +149,7 @@ def test_shapes_that_went_are_refused_or_taken_out(tmp_path: Path, corpus: Path,
     cache = Path(build(tmp_path, corpus).path)
     for id in gone:
         (corpus / id).unlink()
-    with pytest.raises(BuildError, match=rf"{len(gone)} shapes? (is|are) not in the corpus any more"):
+    with pytest.raises(BuildError, match=rf"{len(gone)} shapes? (is|are) no longer in the corpus"):
         build(tmp_path, corpus)
     build(tmp_path, corpus, changed="rebuild")
     assert teacher_cache.verify(cache) == []
@@ -265,7 +265,7 @@ def test_a_cache_without_fingerprints_is_left_alone(
         build(tmp_path, corpus)
     caplog.set_level(logging.INFO, logger="pipeline")
     assert build(tmp_path, corpus).already_complete
-    assert f"{COUNT} shapes were built before their content was noted" in caplog.text
+    assert f"{COUNT} shapes were built before content hashes were recorded" in caplog.text
 
 
 def _without_shapes(write: Callable[..., Any]) -> Callable[..., Any]:
@@ -318,11 +318,8 @@ def test_a_readers_version_is_part_of_what_a_shape_is_made_from(tmp_path: Path, 
     ],
 )
 def test_shards_that_move_up_when_a_corpus_shrinks(sizes: dict[int, int], ids: int, surplus: list[int]) -> None:
-    class Held:
-        def __init__(self, count: int) -> None:
-            self.ids, self.quarantined = [str(k) for k in range(count)], []
-
-    found = surplus_shards([str(k) for k in range(ids)], {shard: Held(size) for shard, size in sizes.items()})  # type: ignore[misc]
+    committed = {shard: CommittedShard([str(k) for k in range(size)]) for shard, size in sizes.items()}
+    found = surplus_shards([str(k) for k in range(ids)], committed)
     assert found == surplus
 
 
@@ -377,7 +374,7 @@ def test_another_corpus_under_the_old_name_is_called_that(tmp_path: Path, corpus
     for place in ("box", "ball"):
         (other / place).mkdir(parents=True)
         np.save(other / place / "new.npy", cloud(1))
-    with pytest.raises(BuildError, match="another corpus under the old one's name"):
+    with pytest.raises(BuildError, match="another corpus under the same name"):
         build(tmp_path, other)
 
 
@@ -400,7 +397,7 @@ def test_rows_are_not_vouched_for_by_a_file_that_replaced_theirs(tmp_path: Path)
     then = (read_already.fingerprint(0), read_already.stamp(0))
     write(1)
     assert (read_already.fingerprint(1) == then[0], read_already.stamp(0)) == (False, then[1])
-    with pytest.raises(MachineFault, match="written anew since it was opened"):
+    with pytest.raises(MachineFault, match="rewritten since it was opened"):
         opened_only.fingerprint(0)
     now = open_corpus(f"modelnet40:{tmp_path}", points=64)
     assert now.fingerprint(0) != then[0]
@@ -439,7 +436,7 @@ def test_a_worker_that_reads_another_file_is_found(tmp_path: Path, corpus: Path,
     same_size_and_time(copy / id, cloud(99))
     with monkeypatch.context() as patch:
         _elsewhere(patch, copy)
-        with pytest.raises(BuildError, match=f"a worker read other files than the driver has, 1 of [53], first '{id}'"):
+        with pytest.raises(BuildError, match=f"a worker read other files than the driver, 1 of [53], first '{id}'"):
             build(tmp_path, corpus, scheduler="tcp://elsewhere:8786")
     report = build(tmp_path, corpus)  # its shard was taken back
     assert tree(Path(report.path)) == afresh(tmp_path, corpus)

@@ -37,5 +37,5 @@ def test_a_live_teacher_and_the_setting_go_together(tmp_path):
     from trainer.pretraining.loop import pretrain
 
     cache = teacher_cache.open(small_build(tmp_path).path)
-    with pytest.raises(ValueError, match=r'trainer.teacher = "live" needs a live teacher, none was given'):
+    with pytest.raises(ValueError, match=r'trainer.teacher = "live" needs a live teacher, but none was given'):
         pretrain(cache, tmp_path / "run", model=MODEL, masking=MASKING, trainer=trainer_config(teacher="live", **PLAIN))

@@ -164,7 +164,7 @@ def test_a_refused_shape_is_one_entry_whatever_its_poses(tmp_path, capsys):
 
 def test_an_id_that_could_be_that_of_a_pose_is_refused_only_where_there_are_poses():
     check_ids(["a", "a@pose", "a@posed1", "a@pose1.npy"], 2)
-    with pytest.raises(BuildError, match=r"1 shapes have ids that end like those of stored poses, first 'b@pose1'"):
+    with pytest.raises(BuildError, match=r"1 shapes have ids with the ending of stored poses, first 'b@pose1'"):
         check_ids(["b", "b@pose1"], 2)
     check_ids(["b", "b@pose1"], 1)
 

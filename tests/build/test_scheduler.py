@@ -114,7 +114,7 @@ def test_workers_of_one_and_of_four_threads_give_the_bytes_of_a_thread_build(tmp
         assert outcome.code == 0, outcome.err
         path = Path(outcome.out.strip())
         assert tree(path) == undisturbed
-        assert re.search(r"its work: read \d+%, project \d+%, teacher \d+%, write \d+%\n", outcome.err)
+        assert re.search(r"time: read \d+%, project \d+%, teacher \d+%, write \d+%\n", outcome.err)
         built, loads = notes.all("end"), notes.all("load")
         assert sorted(line["shard"] for line in built) == [0, 1, 2, 3, 4]
         # One teacher a process that takes part, whatever its threads; and none is left over for the next build.
@@ -131,9 +131,9 @@ def test_the_command_says_where_the_time_went(tmp_path, capsys):
     config = small_config(tmp_path)
     outcome = run(capsys, "cache", "build", config, "--workers", "2")
     assert outcome.code == 0, outcome.err
-    said = r"its work: read \d+%, project \d+%, teacher \d+%, write \d+%; the teacher took \d+% of 2 lanes' time\n"
+    said = r"time: read \d+%, project \d+%, teacher \d+%, write \d+%; the teacher took \d+% of 2 lanes' time\n"
     assert re.search(said, outcome.err)
-    assert "its work" not in run(capsys, "cache", "build", config).err  # nothing was built
+    assert "time: " not in run(capsys, "cache", "build", config).err  # nothing was built
 
 
 def test_the_shard_of_a_killed_worker_is_done_by_another(tmp_path, undisturbed):
@@ -169,7 +169,7 @@ def test_the_shard_of_a_killed_worker_is_done_by_another(tmp_path, undisturbed):
         killer = threading.Thread(target=kill_one_at_work)
         killer.start()
         grown = "synthetic:?count=60&seed=1"
-        with pytest.raises(BuildError, match=r"(?s)shard \d+: the workers it was given to died .*run the build again"):
+        with pytest.raises(BuildError, match=r"(?s)shard \d+: the workers that ran it died .*run the build again"):
             small_build(tmp_path, scheduler=dask.address, retries=0, corpus=grown)
         killer.join()
     assert small_build(tmp_path, corpus=grown).shapes == 60
@@ -261,7 +261,7 @@ def test_a_build_whose_workers_are_gone_says_so_and_waits_for_others(tmp_path, u
 
     def kill_and_replace():
         dask.processes[1].kill()
-        wait_for(lambda: "has no worker left; waiting for one" in caplog.text, "a warning", dask)
+        wait_for(lambda: "has no worker left; waiting for a new one" in caplog.text, "a warning", dask)
         dask.worker()
 
     def kill_once(progress):

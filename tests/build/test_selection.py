@@ -114,8 +114,8 @@ def test_a_list_in_any_order_and_encoding(tmp_path: Path) -> None:
     [
         (b"a\nx\ny\n", r"names 2 shapes that the corpus does not have: 'x', 'y'"),
         (b"", "is empty"),
-        (b"\n \n", "holds no ids"),
-        (b"a\n\xff\n", "line 2 is not in the encoding UTF-8"),
+        (b"\n \n", "contains no ids"),
+        (b"a\n\xff\n", "line 2 is not valid UTF-8"),
         (b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer"),
         (None, "No such file or directory"),
     ],
@@ -183,7 +183,7 @@ def test_the_records_of_a_plain_corpus_are_the_cache_itself(tmp_path: Path, corp
     first, notes = own_records(grown, numbered)
     assert isinstance(first, teacher_cache.Selection)
     assert (first.ids, first.digest) == (made_up.ids, None)
-    assert notes == ["note: the experiment is about 7 of the 9 shapes in the cache"]
+    assert notes == ["note: the experiment uses 7 of the 9 shapes in the cache"]
 
 
 def test_a_selection_says_which_shapes_also_where_it_is_all_there_is(tmp_path: Path, corpus: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_file_that_vanished_is_noticed_by_the_experiments_that_had_it(tmp_path
     for selection in without:
         assert build(tmp_path, selection).already_complete
     for selection in having:
-        with pytest.raises(BuildError, match=r"1 shape is not in the corpus any more: '05.npy'"):
+        with pytest.raises(BuildError, match=r"1 shape is no longer in the corpus: '05.npy'"):
             build(tmp_path, selection)
     with pytest.raises(BuildError, match=r"has.txt names 1 shape that the corpus does not have: '05.npy'"):
         build(tmp_path, of(corpus, only=str(tmp_path / "has.txt")))
@@ -351,7 +351,7 @@ def test_shapes_that_a_named_cache_lacks_are_refused_or_said(tmp_path: Path, cor
     numbered = teacher_cache.open(build(tmp_path, of("synthetic:?count=5&seed=1")).path)
     records, notes = own_records(numbered, of("synthetic:?count=8&seed=1"))
     assert records is numbered
-    assert notes == ["note: 3 of its 8 shapes are not in the cache; the experiment goes on without them"]
+    assert notes == ["note: 3 of its 8 shapes are not in the cache; the experiment continues without them"]
     assert own_records(cache, of(corpus)) == (cache, [notes[0].replace("3 of its 8", "8 of its 13")])
 
 
@@ -362,7 +362,9 @@ def test_without_its_corpus_the_settings_select_among_the_shapes_of_the_cache(tm
     shutil.rmtree(corpus)
     away, notes = own_records(cache, part)
     assert away.ids == here
-    assert notes[0] == "note: the shapes are selected among those of the cache, since its corpus is not at hand"
+    assert (
+        notes[0] == "note: the shapes are selected among those of the cache, because its corpus is not available here"
+    )
     assert own_records(cache, of(corpus)) == (cache, [])
 
 

@@ -33,9 +33,9 @@ def test_the_defaults_fit_together():
         (ProjectionConfig, {"reduction": "median"}, "reduction = 'median' is none of sum, mean, max, nearest"),
         (ProjectionConfig, {"points": 31}, "points = 31 is neither 0"),
         (ProjectionConfig, {"normalisation": "none"}, "normalisation = 'none' is none of imagenet, clip, half, unit"),
-        (TeacherConfig, {"architecture": ""}, 'architecture = "" names no model'),
-        (TeacherConfig, {"architecture": "openai"}, 'architecture = "openai" is read off a weights file'),
-        (TeacherConfig, {"pretrained": ""}, 'pretrained = "" and weights = "" name no weights'),
+        (TeacherConfig, {"architecture": ""}, 'architecture = "" is empty'),
+        (TeacherConfig, {"architecture": "openai"}, 'architecture = "openai" is inferred from a weights file'),
+        (TeacherConfig, {"pretrained": ""}, 'pretrained = "" and weights = "" give no weights'),
         (TeacherConfig, {"quickgelu": "yes"}, "quickgelu = 'yes' is none of auto, on, off"),
         (TeacherConfig, {"precision": "int8"}, "precision = 'int8' is none of"),
         (TeacherConfig, {"batch_size": -1}, "batch_size = -1 is negative"),
@@ -60,14 +60,14 @@ def test_all_faults_of_a_section_come_together():
 
 def test_more_points_drawn_than_stored_is_a_conflict():
     (problem,) = conflicts(CorpusConfig(points=1024), ProjectionConfig(points=2048))
-    assert problem == "projection.points = 2048 is more than the corpus.points = 1024 that are stored"
+    assert problem == "projection.points = 2048 is more than the stored corpus.points = 1024"
 
 
 def test_sizes_that_are_not_the_teachers_are_named_with_both_values():
     projection = replace(ProjectionConfig(), image_side=448, patch_side=14)
     assert list(teacher_conflicts(TeacherConfig(), projection)) == [
-        "projection.image_side = 448 is not the 224 that teacher.architecture = ViT-B-16 reads",
-        "projection.patch_side = 14 is not the 16 that teacher.architecture = ViT-B-16 reads",
+        "projection.image_side = 448 is not the 224 that teacher.architecture = ViT-B-16 takes",
+        "projection.patch_side = 14 is not the 16 that teacher.architecture = ViT-B-16 takes",
     ]
 
 

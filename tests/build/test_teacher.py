@@ -121,7 +121,7 @@ def test_a_tower_that_does_not_pool_by_its_class_token_has_none_to_give(tmp_path
     assert teacher.class_problem is None
     teacher._tower.pool_type = kind
     assert teacher.encode(images(2))[0].shape == (2, 16, 8)
-    with pytest.raises(TeacherError, match=f"no class token of this teacher: its tower pools by '{kind}'"):
+    with pytest.raises(TeacherError, match=f"this teacher has no usable class token: its tower pools by '{kind}'"):
         teacher.encode_views(images(2))
 
 
@@ -201,7 +201,7 @@ def test_a_gpu_that_is_not_there_is_an_error():
     ],
 )
 def test_towers_without_a_class_token_are_refused(architecture, said):
-    with pytest.raises(TeacherError, match=f"teacher.architecture = {architecture} cannot teach: {said}"):
+    with pytest.raises(TeacherError, match=f"teacher.architecture = {architecture} cannot be a teacher: {said}"):
         load_teacher(TeacherConfig(architecture=architecture, pretrained="random", device="cpu"))
 
 

@@ -88,7 +88,7 @@ def test_missing_unexpected_and_reshaped_tensors_are_named_together(tmp_path, ar
     assert "2 missing: proj, ln_post.weight" in text
     assert "1 unexpected: extra" in text
     assert "1 of another shape: conv1.weight (64, 3, 16, 16) for (64, 3, 8, 8)" in text
-    assert "Name the architecture these weights belong to" in text
+    assert "Set teacher.architecture to the architecture of these weights" in text
 
 
 def test_only_the_first_few_of_many_keys_are_named(tmp_path, architecture, state):
@@ -120,7 +120,9 @@ def test_pickled_objects_are_not_opened(tmp_path, architecture, save):
         torch.save({"visual.class_embedding": Bomb()}, path)
     else:
         path.write_bytes(pickle.dumps({"visual.class_embedding": Bomb()}))
-    with pytest.raises(TeacherError, match=r"x.pt (needs _pytest.outcomes._Fail to be read|is no sound PyTorch file)"):
+    with pytest.raises(
+        TeacherError, match=r"x.pt (needs _pytest.outcomes._Fail to be read|is not a valid PyTorch file)"
+    ):
         load(architecture, path)
 
 
@@ -130,7 +132,7 @@ def test_a_truncated_file_is_damaged(tmp_path, architecture, state, layout, shar
     path = write_weights(tmp_path, layout, state)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(TeacherError, match=f"{path.name}(: not a whole| is no sound| is cut short| is empty)"):
+    with pytest.raises(TeacherError, match=f"{path.name}(: not a complete| is not a valid| is truncated| is empty)"):
         load(architecture, path)
 
 
@@ -143,7 +145,7 @@ def test_a_file_of_another_layout_is_named_with_its_first_keys(tmp_path, archite
     with pytest.raises(TeacherError, match=r"no vision tower found among its 1 keys \(weight, \.\.\.\)"):
         load(architecture, tmp_path / "y.pt")
     torch.save([1, 2], tmp_path / "z.pt")
-    with pytest.raises(TeacherError, match="holds a list without tensors"):
+    with pytest.raises(TeacherError, match="contains a list without tensors"):
         load(architecture, tmp_path / "z.pt")
 
 
@@ -198,11 +200,11 @@ def test_downloaded_weights_take_the_tags_quickgelu(tmp_path, monkeypatch, archi
 
 
 def test_an_unknown_tag_lists_those_there_are():
-    with pytest.raises(TeacherError, match=r"'laion9b' is not a tag of ViT-B-16 in open_clip; there are: openai, "):
+    with pytest.raises(TeacherError, match=r"'laion9b' is not a tag of ViT-B-16 in open_clip; the tags are: openai, "):
         load_teacher(TeacherConfig(pretrained="laion9b", device="cpu"))
 
 
 def test_a_json_that_describes_no_model(tmp_path):
     (tmp_path / "x.json").write_text('{"embed_dim": 8}')
-    with pytest.raises(TeacherError, match="is not a description of a model"):
+    with pytest.raises(TeacherError, match="is not a model description"):
         load_teacher(TeacherConfig(architecture=str(tmp_path / "x.json"), pretrained="random", device="cpu"))

@@ -1,4 +1,4 @@
-"""Class tokens: stored where they are asked for, in either format, and nowhere else."""
+"""Class tokens: stored where they were requested, in either format, and nowhere else."""
 
 import dataclasses
 from pathlib import Path
@@ -82,7 +82,7 @@ def test_class_tokens_that_cannot_be_stored_are_refused(tmp_path: Path, format: 
     for value, text in (
         (None, "class_token is NoneType; expected an array \\[3, 6\\] float16 or float32"),
         (good.class_token[:2], "class_token is \\[2, 6\\] float32; expected \\[3, 6\\]"),
-        (huge, "class_token reaches 70000, beyond float16"),
+        (huge, "class_token reaches 70000, beyond the range of float16"),
         (endless, "class_token has 1 values that are not finite"),
     ):
         with pytest.raises(SchemaError, match=text):

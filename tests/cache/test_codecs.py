@@ -116,7 +116,7 @@ def test_bomb_is_refused_by_its_header() -> None:
     out = np.zeros(100, np.uint8)
     with pytest.raises(BadBytes, match="expected a zstd frame of 100 bytes, found one that declares 50000000"):
         decompress_into(bomb, out, ZSTD)
-    with pytest.raises(BadBytes, match="expected at most 4096 bytes, found 50000000 declared"):
+    with pytest.raises(BadBytes, match="expected at most 4096 bytes uncompressed, its header declares 50000000"):
         unpacked_size(bomb, ZSTD, 4096)
 
 
@@ -166,7 +166,7 @@ def test_impossible_schemas() -> None:
         CacheSchema(points=1, views=3, image_side=230, patch_side=16, channels=4)
     with pytest.raises(ValueError, match="channels = 0 is not an integer in 1"):
         CacheSchema(points=1, views=3, image_side=32, patch_side=16, channels=0)
-    with pytest.raises(ValueError, match="numbers in an array of a record; at most"):
+    with pytest.raises(ValueError, match=r"schema: an array of a record has \d+ values; expected at most"):
         CacheSchema(points=1, views=4096, image_side=32768, patch_side=16, channels=4)
 
 

@@ -105,7 +105,7 @@ def test_a_cache_that_grew_after_a_stop_is_compacted_anew(tmp_path: Path, monkey
 
 
 def test_what_cannot_be_compacted_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="an object store renames nothing"):
+    with pytest.raises(StorageError, match="an object store cannot rename"):
         teacher_cache.compact("memory://bucket/c")
     with pytest.raises(FileNotFoundError, match="no such cache"):
         teacher_cache.compact(tmp_path / "absent")
@@ -126,7 +126,7 @@ def test_the_command_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixt
     assert done.code == 0, done.err
     assert "9 records" in done.err
     assert done.out.strip() == str(cache)
-    assert "full already" in run(capsys, "cache", "compact", cache).err
+    assert "already full" in run(capsys, "cache", "compact", cache).err
     assert run(capsys, "cache", "compact", tmp_path / "absent").code != 0
 
 
@@ -140,7 +140,7 @@ def test_a_build_that_commits_meanwhile_is_not_lost(tmp_path: Path, format: str)
             writer = create_cache(cache, make_recipe(config), SMALL_SCHEMA, config)
             write_shard(writer.handle, len(GROWN), [make_record(9)])
 
-    with pytest.raises(CacheError, match="a build has worked on this cache meanwhile"):
+    with pytest.raises(CacheError, match="a build has changed this cache meanwhile"):
         teacher_cache.compact(cache, threads=1, on_progress=grow)
     create_cache(cache, make_recipe(config), SMALL_SCHEMA, config).finish()
     assert len(teacher_cache.open(cache)) == 10
@@ -162,7 +162,7 @@ def test_a_cache_between_the_renames_is_not_built_again(tmp_path: Path, monkeypa
         with pytest.raises(KeyboardInterrupt):
             teacher_cache.compact(cache)
     assert not cache.exists()
-    with pytest.raises(CacheError, match="lies beside its place"):
+    with pytest.raises(CacheError, match="stands beside its path"):
         made(cache, "zarr", (4,))
     assert not cache.exists()
     teacher_cache.compact(cache)

@@ -161,7 +161,7 @@ def test_shards_that_are_cut_anew_keep_order_poses_and_quarantine(tmp_path: Path
     assert (found.info().planned, found.complete) == (18, True)
     for record, made in zip(found, records, strict=True):
         assert_same_record(record, made, config)
-    with pytest.raises(CacheError, match="shapes_per_shard = 2 is fewer than the 3 poses of one shape"):
+    with pytest.raises(CacheError, match="shapes_per_shard = 2 is less than the 3 poses of one shape"):
         convert(tmp_path / "c", tmp_path / "none", shapes_per_shard=2)
     same = teacher_cache.open(convert(tmp_path / "c", tmp_path / "tar", format="webdataset").path)
     assert same.counts.tolist() == [6, 0, 9]
@@ -171,13 +171,13 @@ def test_shards_that_are_cut_anew_keep_order_poses_and_quarantine(tmp_path: Path
 @pytest.mark.parametrize(
     ("source", "change", "said"),
     [
-        ({}, {"format": "zarr"}, "it is stored so already"),
-        ({"compression": "none"}, {"level": 9}, "it is stored so already"),
+        ({}, {"format": "zarr"}, "it already has these settings"),
+        ({"compression": "none"}, {"level": 9}, "it already has these settings"),
         ({"features": "int8"}, {"features": "float16"}, 'features = "int8" cannot become "float16"'),
-        ({}, {"features": "float32"}, r"what it lost is gone; build the cache with cache\.features"),
-        ({"depth": "float16"}, {"depth": "uint8"}, "it was rounded once already"),
+        ({}, {"features": "float32"}, r"what was discarded is gone; build the cache with cache\.features"),
+        ({"depth": "float16"}, {"depth": "uint8"}, "its values are already rounded"),
         ({"features": "int8"}, {"steps": 24}, "steps = 127 cannot become 24"),
-        ({}, {"steps": 24}, "steps = 24 is of int8 features"),
+        ({}, {"steps": 24}, "steps = 24 applies to int8 features only"),
         ({"depth": "none"}, {"depth": "uint8"}, 'depth = "none" cannot become "uint8"'),
         ({"depth": "uint8"}, {"depth": "float16"}, 'depth = "uint8" cannot become "float16"'),
         ({"untouched": "zero"}, {"untouched": "keep"}, 'untouched = "zero" cannot become "keep"'),
@@ -195,7 +195,7 @@ def test_what_cannot_be_converted_says_why_and_leaves_nothing(
 
 def test_a_root_that_is_a_cache_and_settings_that_are_none(tmp_path: Path) -> None:
     source = build_at(tmp_path)
-    with pytest.raises(CacheError, match="expected a folder that holds caches, found a cache"):
+    with pytest.raises(CacheError, match="expected a folder that contains caches, found a cache"):
         convert(source, source, format="webdataset")
     with pytest.raises(TypeError, match="'fromat' is not one of format"):
         convert(source, tmp_path, fromat="webdataset")
@@ -239,7 +239,7 @@ def test_damage_in_the_source_never_gets_new_checksums(tmp_path: Path, format: s
     first, second = a.read_bytes(), b.read_bytes()
     a.write_bytes(second)
     b.write_bytes(first)
-    with pytest.raises(CacheError, match=rf"(?s){source.name}.*its bytes are not what was committed.*cache repair"):
+    with pytest.raises(CacheError, match=rf"(?s){source.name}.*its bytes differ from those committed.*cache repair"):
         convert(source, tmp_path / "found", format=other)
     [found] = (tmp_path / "found").iterdir()
     assert not (found / "manifest.json").exists()
@@ -293,7 +293,7 @@ def test_a_target_of_other_shapes_is_refused(tmp_path: Path) -> None:
         convert(source, tmp_path / "found", format="webdataset")
     build_at(tmp_path / "more", format="webdataset", count=10, bad=())
     build_at(tmp_path / "more", format="webdataset", count=17, bad=())
-    with pytest.raises(RecipeMismatch, match=r"holds 5 shards, 2 of them \(first 3\) not of the sources named"):
+    with pytest.raises(RecipeMismatch, match=r"2 of its 5 shards \(first 3\) do not come from these sources"):
         convert(source, tmp_path / "more", format="webdataset")
 
 

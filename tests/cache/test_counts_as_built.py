@@ -9,7 +9,7 @@ import pytest
 import teacher_cache
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from teacher_cache.format.receipts import iter_receipts, read_receipt
 from teacher_cache.storage.opening import storage_at
 from teacher_cache.testing import SMALL_SCHEMA, build, make_recipe, tree
@@ -43,10 +43,10 @@ def test_a_shard_with_any_file_of_another_size_is_built_again(
 ) -> None:
     """As a power cut leaves it where the disk does not honour fsync, or a copy that was cut short."""
     source, config = whole
-    for number, name in enumerate(layout.shard_paths(config, 1)):
+    for number, name in enumerate(paths.shard_paths(config, 1)):
         path = tmp_path / f"{number}"
         shutil.copytree(source, path)
-        (path / layout.MANIFEST).unlink()  # of a build that had not ended
+        (path / paths.MANIFEST).unlink()  # of a build that had not ended
         change = DAMAGES[damage]
         if change is None:
             (path / name).unlink()
@@ -78,7 +78,7 @@ def test_verify_names_every_additional_file(
 
 def test_verify_compares_contents_and_not_sizes_alone(whole: tuple[Path, CacheConfig], tmp_path: Path) -> None:
     source, config = whole
-    for number, name in enumerate([*layout.shard_paths(config, 0), layout.receipt_path(1), layout.RECIPE]):
+    for number, name in enumerate([*paths.shard_paths(config, 0), paths.receipt_path(1), paths.RECIPE]):
         path = tmp_path / f"{number}"
         shutil.copytree(source, path)
         data = bytearray((path / name).read_bytes())

@@ -17,8 +17,8 @@ import pytest
 
 import teacher_cache
 from teacher_cache.config import CacheConfig
-from teacher_cache.format import layout
-from teacher_cache.storage import commit
+from teacher_cache.format import paths
+from teacher_cache.storage import atomic
 from teacher_cache.testing import (
     SMALL_SCHEMA,
     assert_same_record,
@@ -210,8 +210,8 @@ def test_everything_is_synced_before_it_counts(tmp_path: Path, monkeypatch: pyte
     build(path, config_of(format), count=COUNT)
     order = [target for what, target in events if what == "rename"]
     for shard in (0, 1):
-        receipt = events.index(("rename", str(path / layout.receipt_path(shard))))
-        for name in layout.shard_paths(config_of(format), shard):
+        receipt = events.index(("rename", str(path / paths.receipt_path(shard))))
+        for name in paths.shard_paths(config_of(format), shard):
             renamed = events.index(("rename", str(path / name)))
             assert ("sync", str((path / name).parent)) in events[renamed:receipt], name
         assert events[receipt + 1] == ("sync", str(path / "receipts"))
@@ -221,7 +221,7 @@ def test_everything_is_synced_before_it_counts(tmp_path: Path, monkeypatch: pyte
 
 
 def hold_workspace(path: str, ready: Any, leave: Any) -> None:
-    with commit.workspace(Path(path)) as folder:
+    with atomic.workspace(Path(path)) as folder:
         (folder / "half").write_bytes(b"half a shard")
         ready.set()
         leave.wait(HANG)
@@ -232,12 +232,12 @@ def test_only_the_dead_are_cleaned_up_after(tmp_path: Path, processes: ForkServe
     process = processes.Process(target=hold_workspace, args=(str(tmp_path), ready, leave))
     process.start()
     assert ready.wait(HANG)
-    assert commit.remove_abandoned(tmp_path) == [], "its owner lives"
+    assert atomic.remove_abandoned(tmp_path) == [], "its owner lives"
     assert len(list((tmp_path / "tmp").rglob("half"))) == 1
     process.kill()
     process.join(HANG)
     assert len(list((tmp_path / "tmp").rglob("half"))) == 1
-    assert len(commit.remove_abandoned(tmp_path)) == 1
+    assert len(atomic.remove_abandoned(tmp_path)) == 1
     assert not (tmp_path / "tmp").exists()
 
 
@@ -247,7 +247,7 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr("fcntl.flock", flock)
     with pytest.raises(teacher_cache.CacheError, match="expected a file system with flock"):
-        commit.write_documents(tmp_path, {"note.json": b"{}"})
+        atomic.write_documents(tmp_path, {"note.json": b"{}"})
 
 
 def test_interrupted_replacement_leaves_a_shard_to_be_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +277,7 @@ def test_log_is_no_part_of_the_cache(tmp_path: Path) -> None:
     before = tree(tmp_path / "c")
     writer.log({"event": "shard", "shard": 0})
     writer.log({"event": "done"})
-    lines = [json.loads(line) for line in (tmp_path / "c" / layout.LOG).read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "c" / paths.LOG).read_text().splitlines()]
     assert [line["event"] for line in lines] == ["shard", "done"]
     assert abs(lines[0]["time"] - time.time()) < 60
     assert tree(tmp_path / "c") == before
@@ -288,7 +288,7 @@ def test_repair_of_a_shard_restores_its_bytes(tmp_path: Path) -> None:
     config = config_of("zarr")
     writer = build(tmp_path / "c", config, count=COUNT)
     before = tree(tmp_path / "c")
-    path = tmp_path / "c" / layout.shard_paths(config, 1)[1]
+    path = tmp_path / "c" / paths.shard_paths(config, 1)[1]
     damaged = bytearray(path.read_bytes())
     damaged[3] ^= 4
     path.write_bytes(damaged)

@@ -8,7 +8,7 @@ import zarr
 
 import teacher_cache
 from teacher_cache.config import CacheConfig
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from teacher_cache.testing import SMALL_SCHEMA, assert_same_record, build, make_record, tree
 
 CONFIG = CacheConfig(shapes_per_shard=4, features="int8")
@@ -119,5 +119,5 @@ def test_a_webdataset_has_no_metadata_to_spell(tmp_path: Path) -> None:
     config = CacheConfig(format="webdataset", shapes_per_shard=4)
     build(tmp_path, config, count=6)
     cache = teacher_cache.open(tmp_path)
-    assert layout.metadata_files(cache._manifest.description, 2) == {}
+    assert paths.metadata_files(cache._manifest.description, 2) == {}
     assert teacher_cache.verify(tmp_path) == []

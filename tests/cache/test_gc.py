@@ -14,9 +14,9 @@ import pytest
 import teacher_cache
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError, StorageError
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from teacher_cache.maintenance.gc import Abandoned, find_abandoned, gc
-from teacher_cache.storage import commit
+from teacher_cache.storage import atomic
 from teacher_cache.testing import SMALL_SCHEMA, build, make_recipe, make_record, tree
 from teacher_cache.writer import create_cache, write_shard
 from tests.support.limits import HANG
@@ -43,7 +43,7 @@ def leave_workspace(cache: Path, name: str = DEAD) -> None:
     (cache / "tmp" / f"{name}.lock").touch()
 
 
-def paths(cache: Path, **options: Any) -> list[tuple[str, str]]:
+def collected(cache: Path, **options: Any) -> list[tuple[str, str]]:
     return [(piece.kind, piece.path) for piece in find_abandoned(cache, **options).abandoned]
 
 
@@ -60,10 +60,10 @@ def test_workspaces_of_the_dead_and_files_without_a_receipt_go(tmp_path: Path, f
     whole = build(tmp_path / "c", config, count=7)
     before = tree(tmp_path / "c")
     write_shard(whole.handle, 3, [make_record(7)])
-    (tmp_path / "c" / layout.receipt_path(3)).unlink()  # as when a builder dies between its files and its receipt
+    (tmp_path / "c" / paths.receipt_path(3)).unlink()  # as when a builder dies between its files and its receipt
     leave_workspace(tmp_path / "c")
     findings = find_abandoned(tmp_path)
-    debris = sorted(layout.shard_paths(config, 3))
+    debris = sorted(paths.shard_paths(config, 3))
     assert [(piece.kind, piece.path, piece.shard) for piece in findings.abandoned] == [
         ("workspace", f"tmp/{DEAD}", None),
         *(("shard", path, 3) for path in debris),
@@ -95,7 +95,7 @@ def test_committed_shards_stay_in_an_unfinished_cache_and_while_one_grows(tmp_pa
 def test_files_of_a_shard_the_manifest_lists_stay_without_a_receipt(tmp_path: Path, format: str) -> None:
     """A lost receipt is damage, for repair or a copy of it to mend; the files may be all that is left."""
     build(tmp_path / "c", config_of(format), count=7)
-    (tmp_path / "c" / layout.receipt_path(1)).unlink()
+    (tmp_path / "c" / paths.receipt_path(1)).unlink()
     assert find_abandoned(tmp_path / "c", unknown=True).abandoned == ()
 
 
@@ -154,9 +154,9 @@ def test_a_builder_that_goes_on_after_the_look_keeps_its_shard(tmp_path: Path, p
     config = config_of("zarr")
     writer = create_cache(tmp_path / "c", make_recipe(config), SMALL_SCHEMA, config)
     write_shard(writer.handle, 0, [make_record(0)])
-    (tmp_path / "c" / layout.receipt_path(0)).unlink()
+    (tmp_path / "c" / paths.receipt_path(0)).unlink()
     found = find_abandoned(tmp_path / "c").abandoned
-    assert len(found) == len(layout.shard_paths(config, 0))
+    assert len(found) == len(paths.shard_paths(config, 0))
     write_shard(writer.handle, 0, [make_record(0)])
     assert gc(found) == ([], list(found))
     writer.finish()
@@ -200,7 +200,7 @@ def test_unknown_files_only_when_asked_for(tmp_path: Path) -> None:
     (tmp_path / "c" / "folder").symlink_to(elsewhere)
     (tmp_path / "c" / "tmp" / "kept").mkdir(parents=True)
     (tmp_path / "c" / "tmp" / "x.lock").write_text("no name of ours")
-    assert paths(tmp_path / "c") == []
+    assert collected(tmp_path / "c") == []
     found = find_abandoned(tmp_path / "c", unknown=True).abandoned
     names = ["tmp/kept", "tmp/x.lock", "link", "notes.txt", "features/c.9.0", "receipts/7.json"]
     assert sorted(piece.path for piece in found) == sorted(names)
@@ -238,7 +238,7 @@ def test_documents_that_cannot_be_read_protect_every_shard(tmp_path: Path, docum
     build(tmp_path / "sound", config_of("zarr"), count=3)
     leave_workspace(tmp_path / "c")
     leave_workspace(tmp_path / "sound")
-    (tmp_path / "c" / layout.receipt_path(0)).unlink()
+    (tmp_path / "c" / paths.receipt_path(0)).unlink()
     if document == "recipe.json":
         (tmp_path / "c" / "manifest.json").unlink()
     (tmp_path / "c" / document).write_text("{")
@@ -246,7 +246,7 @@ def test_documents_that_cannot_be_read_protect_every_shard(tmp_path: Path, docum
     assert [piece.path for piece in findings.abandoned] == [f"tmp/{DEAD}"] * 2
     [fault] = findings.faults
     assert document in str(fault)
-    assert "only abandoned workspaces are looked for" in str(fault)
+    assert "only abandoned workspaces are searched for" in str(fault)
 
 
 def test_where_there_is_nothing_to_look_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +306,7 @@ def test_what_a_killed_build_leaves_is_found_and_the_rest_completes(
     findings = find_abandoned(tmp_path)
     assert any(piece.kind == "workspace" for piece in findings.abandoned)
     gc(findings.abandoned)
-    assert not (tmp_path / "c" / commit.TEMPORARY).exists()
+    assert not (tmp_path / "c" / atomic.TEMPORARY).exists()
     assert set((tmp_path / "c").glob("receipts/*.json")) == committed
     assert find_abandoned(tmp_path, unknown=True).abandoned == ()
     build(tmp_path / "c", config_of("zarr"), count=4)

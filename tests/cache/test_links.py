@@ -13,9 +13,9 @@ import pytest
 import teacher_cache
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from teacher_cache.maintenance.gc import find_abandoned, gc
-from teacher_cache.storage import commit
+from teacher_cache.storage import atomic
 from teacher_cache.storage.opening import storage_at
 from teacher_cache.testing import SMALL_SCHEMA, build, make_recipe, make_record, tree
 from teacher_cache.writer import create_cache, write_shard
@@ -59,7 +59,7 @@ def collect(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [go_on, repair, collect])
-@pytest.mark.parametrize("folder", ["tmp", "logs", "features", layout.RECEIPTS])
+@pytest.mark.parametrize("folder", ["tmp", "logs", "features", paths.RECEIPTS])
 def test_nothing_behind_a_linked_folder_is_touched(tmp_path: Path, folder: str, command: Callable[[Path], Any]) -> None:
     build(tmp_path / "c", CONFIG, count=7)
     victim = victim_of(tmp_path)
@@ -109,7 +109,7 @@ def test_locks_with_names_that_are_not_ours_stay(tmp_path: Path) -> None:
     for name in ("uv", OURS):
         (tmp_path / "c" / "tmp" / name).mkdir(parents=True)
         (tmp_path / "c" / "tmp" / f"{name}.lock").touch()
-    assert commit.remove_abandoned(tmp_path / "c") == [OURS]
+    assert atomic.remove_abandoned(tmp_path / "c") == [OURS]
     assert sorted(os.listdir(tmp_path / "c" / "tmp")) == ["uv", "uv.lock"]
 
 
@@ -151,7 +151,7 @@ def test_a_folder_in_a_files_place_is_named(tmp_path: Path, name: str) -> None:
     path.unlink(missing_ok=True)
     path.mkdir(parents=True)
     with pytest.raises(CacheError, match=f"{name}: expected a file"):
-        commit.write_documents(tmp_path / "c", {name: b"x"})
+        atomic.write_documents(tmp_path / "c", {name: b"x"})
     assert not (tmp_path / "c" / "tmp").exists() or not os.listdir(tmp_path / "c" / "tmp")
 
 
@@ -179,7 +179,7 @@ def test_gc_neither_waits_for_a_manifest_that_is_no_file_nor_reads_it(
 def test_a_file_is_replaced_whole_and_its_link_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "other").write_bytes(b"precious")
     (tmp_path / "a.json").symlink_to(tmp_path / "other")
-    commit.replace_file(tmp_path / "a.json", b"new")
+    atomic.replace_file(tmp_path / "a.json", b"new")
     assert not (tmp_path / "a.json").is_symlink()
     assert (tmp_path / "other").read_bytes() == b"precious"
 
@@ -188,7 +188,7 @@ def test_a_file_is_replaced_whole_and_its_link_not_followed(tmp_path: Path, monk
 
     monkeypatch.setattr(os, "fsync", fails)
     with pytest.raises(OSError, match="No space left"):
-        commit.replace_file(tmp_path / "a.json", b"newer")
+        atomic.replace_file(tmp_path / "a.json", b"newer")
     assert sorted(os.listdir(tmp_path)) == ["a.json", "other"]
     assert (tmp_path / "a.json").read_bytes() == b"new"
 

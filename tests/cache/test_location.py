@@ -95,7 +95,7 @@ def test_a_cache_and_a_corpus_lie_where_the_url_says(tmp_path: Path) -> None:
 
 
 def test_a_corpus_at_a_store_is_refused_by_name() -> None:
-    with pytest.raises(CorpusError, match="expected a place on this machine, found the URL s3://bucket/meshes"):
+    with pytest.raises(CorpusError, match="expected a local path, found the URL s3://bucket/meshes"):
         open_corpus("folder:s3://bucket/meshes?split=all", points=64)
 
 

@@ -8,9 +8,9 @@ import pytest
 
 import teacher_cache
 from teacher_cache.config import CacheConfig
+from teacher_cache.documents import encode_document
 from teacher_cache.errors import ManifestError, RecipeMismatch, SchemaError
 from teacher_cache.format.manifest import Receipt
-from teacher_cache.sealed import seal
 from teacher_cache.testing import SMALL_SCHEMA, make_recipe, make_record
 from teacher_cache.writer import CacheWriter, create_cache, write_shard
 
@@ -51,7 +51,9 @@ def test_a_conversion_does_not_go_on_with_shards_of_before_a_change(tmp_path: Pa
     changed = [replace(make_record(2), label=1), make_record(3)]
     write_shard(writer.handle, 1, changed, shapes=[(IDS[2], "b" * 64), (IDS[3], "a" * 64)], replace=True)
     writer.finish()
-    with pytest.raises(RecipeMismatch, match=rf"before their corpus changed: 1 shapes differ, first '{IDS[2]}'"):
+    with pytest.raises(
+        RecipeMismatch, match=rf"before the corpus of its sources changed: 1 shapes differ, first '{IDS[2]}'"
+    ):
         teacher_cache.convert(cache, tmp_path / "out", format="webdataset")
 
 
@@ -61,12 +63,13 @@ def test_receipts_that_speak_of_other_shapes_are_damaged(tmp_path: Path, shapes:
     path = cache / "receipts" / "000000.json"
     document = json.loads(path.read_bytes())
     files = [file["path"] for file in document["files"]]
-    document["shapes"] = [{"id": id, "sha256": content} for id, content in shapes]
-    data = seal({key: value for key, value in document.items() if key not in ("format", "version", "sha256")})
-    with pytest.raises(ManifestError, match="expected each of its shapes once"):
+    document["shapes"] = [{"id": id, "sha256": digest} for id, digest in shapes]
+    content = {key: value for key, value in document.items() if key not in ("format", "version", "sha256")}
+    data = encode_document(content)
+    with pytest.raises(ManifestError, match="'shapes' lists a shape twice, or one that has no record"):
         Receipt.decode(data, "here", shard=0, paths=files)
 
 
 def test_shapes_that_are_not_of_the_shard_are_not_written(tmp_path: Path) -> None:
-    with pytest.raises(SchemaError, match=f"'{IDS[3]}' among `shapes` is neither a record nor in quarantine"):
+    with pytest.raises(SchemaError, match=f"'{IDS[3]}' in `shapes` is neither a record nor quarantined"):
         write_shard(writer_at(tmp_path / "c").handle, 0, [make_record(0)], shapes=[(IDS[3], "a" * 64)])

@@ -71,7 +71,9 @@ def test_steps_are_in_the_recipe_where_they_change_bytes() -> None:
     coarse = CacheConfig(features="int8", steps=28)
     assert make_recipe(coarse).hash != make_recipe(whole).hash
     assert CacheConfig.from_storage(coarse.storage()) == coarse
-    assert list(CacheConfig(steps=28).problems()) == ['steps = 28 is of int8 features, and features = "float16"']
+    assert list(CacheConfig(steps=28).problems()) == [
+        'steps = 28 applies to int8 features only, and features = "float16"'
+    ]
     assert list(CacheConfig(features="int8", steps=6).problems()) == ["steps = 6 is not in 7..127"]
     for storage in (whole.storage() | {"steps": 127}, CacheConfig().storage() | {"steps": 28}):
         with pytest.raises(ManifestError, match="steps"):
@@ -97,7 +99,7 @@ def test_half_first_is_of_int8_features_and_in_the_recipe() -> None:
     assert make_recipe(half).hash != make_recipe(CacheConfig(features="int8")).hash
     assert CacheConfig.from_storage(half.storage()) == half
     assert list(CacheConfig(half_first=True).problems()) == [
-        'half_first = true is of int8 features, and features = "float16"'
+        'half_first = true applies to int8 features only, and features = "float16"'
     ]
     for storage in (CacheConfig().storage() | {"half_first": True}, half.storage() | {"half_first": False}):
         with pytest.raises(ManifestError, match="half_first"):
@@ -111,9 +113,12 @@ def test_channels_and_their_sample_are_in_the_recipe_together() -> None:
     assert make_recipe(CacheConfig(channels=64, sample=32)).hash != make_recipe(own).hash
     assert CacheConfig.from_storage(own.storage()) == own
     for settings, said in (
-        ({"channels": -1}, "channels = -1 is not in 1..8192, nor 0 for the teacher's own"),
+        ({"channels": -1}, "channels = -1 is neither 0 (the teacher's own channels) nor in 1..8192"),
         ({"channels": 8, "sample": 0}, "sample = 0 is not in 1..1048576"),
-        ({"sample": 32}, "sample = 32 is what a basis is fitted on, and channels = 0 asks for none"),
+        (
+            {"sample": 32},
+            "sample = 32 is the number of shapes that a basis is fitted on, and channels = 0 uses no basis",
+        ),
     ):
         assert list(CacheConfig(**settings).problems()) == [said]  # type: ignore[arg-type]
     plain = CacheConfig().storage()

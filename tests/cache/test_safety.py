@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 import teacher_cache
 from teacher_cache.config import CacheConfig
+from teacher_cache.documents import canonical, encode_document
 from teacher_cache.errors import CacheError, ManifestError, SchemaError, ShardDamaged, UnsupportedVersion
-from teacher_cache.format import layout, tar_shards
+from teacher_cache.format import paths, tar_shards
 from teacher_cache.format.codecs import crc32c
-from teacher_cache.sealed import canonical, seal
 from teacher_cache.testing import assert_same_record, build, make_record, tree
 
 COUNT = 3
@@ -107,7 +107,7 @@ def test_bits_all_over_the_shards(sound: tuple[Path, CacheConfig]) -> None:
     """Not sampled: a flipped bit in every 41st byte of every shard file is refused, or lies where no value does."""
     path, config = sound
     for shard in (0, 1):
-        for name in layout.shard_paths(config, shard):
+        for name in paths.shard_paths(config, shard):
             original = (path / name).read_bytes()
             refused = 0
             places = range(shard, len(original), 41)
@@ -130,7 +130,7 @@ def test_bits_all_over_the_shards(sound: tuple[Path, CacheConfig]) -> None:
 def test_every_bit_of_a_tar_records_json(tmp_path: Path) -> None:
     config = CacheConfig(format="webdataset", compression="none", shapes_per_shard=2)
     build(tmp_path / "c", config, count=2)
-    path = tmp_path / "c" / layout.shard_paths(config, 0)[0]
+    path = tmp_path / "c" / paths.shard_paths(config, 0)[0]
     original = path.read_bytes()
     for place in range(512, 512 + int(original[124:135], 8)):
         changed = bytearray(original)
@@ -145,18 +145,18 @@ def test_a_receipt_sealed_again_is_not_the_manifests(cache: Path) -> None:
     document = json.loads(path.read_text())
     del document["sha256"]
     document["records"][0]["label"] = 4
-    path.write_bytes(seal(document))
-    with pytest.raises(ShardDamaged, match=r"receipts/000000\.json: its SHA-256 is not the one in the manifest"):
+    path.write_bytes(encode_document(document))
+    with pytest.raises(ShardDamaged, match=r"receipts/000000\.json: its SHA-256 differs from the one in the manifest"):
         _ = teacher_cache.open(cache).labels
     assert [problem.file for problem in teacher_cache.verify(cache)] == ["receipts/000000.json"]
 
 
 def forge(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change the manifest and seal it again, as someone who means harm would."""
+    """Change the manifest and write it with its new checksum, as an attacker would."""
     document = json.loads((path / "manifest.json").read_text())
     del document["sha256"]
     change(document)
-    (path / "manifest.json").write_bytes(seal(document))
+    (path / "manifest.json").write_bytes(encode_document(document))
 
 
 def rehash(document: dict[str, Any]) -> None:
@@ -183,16 +183,16 @@ def test_unknown_versions_are_refused(cache: Path) -> None:
     ("change", "error", "said"),
     [
         (lambda d: d["schema"].update(channels=10**9), ManifestError, "expected channels in 1..1048576"),
-        (lambda d: d["schema"].update(views=4096, image_side=32768), SchemaError, "numbers in an array of a record"),
+        (lambda d: d["schema"].update(views=4096, image_side=32768), SchemaError, "an array of a record has"),
         (lambda d: d["schema"].update(points="40"), ManifestError, "expected points to be an integer"),
         (lambda d: d.update(shards=[[]]), ManifestError, r"shards\[0\]: expected an object, found list"),
         (lambda d: d["shards"].reverse(), ManifestError, "ascending order"),
         (lambda d: d["shards"][0].update(records=10**12), ManifestError, "expected records in 0..2"),
         (lambda d: d["shards"][0].update(records=True), ManifestError, "expected records to be an integer"),
         (lambda d: d["shards"][0].update(receipt="../../x"), ManifestError, "SHA-256 in hexadecimal"),
-        (lambda d: d.update(records=17), ManifestError, "records is not the sum over the shards, 3"),
-        (lambda d: d.update(complete=False), ManifestError, "complete does not follow"),
-        (lambda d: d.update(recipe_hash="0" * 64), ManifestError, "recipe_hash is not the hash of recipe"),
+        (lambda d: d.update(records=17), ManifestError, "records differs from the sum over the shards, 3"),
+        (lambda d: d.update(complete=False), ManifestError, "complete contradicts planned"),
+        (lambda d: d.update(recipe_hash="0" * 64), ManifestError, "recipe_hash does not match the recipe"),
         (lambda d: d.update(label_names=[1]), ManifestError, "label_names to be a list of strings"),
         (lambda d: d.pop("schema"), ManifestError, "expected schema to be an object, found nothing"),
     ],
@@ -227,7 +227,7 @@ def test_receipts_name_no_files_outside(cache: Path) -> None:
     document = json.loads(path.read_text())
     del document["sha256"]
     document["files"][0]["path"] = "../../etc/passwd"
-    path.write_bytes(seal(document))
+    path.write_bytes(encode_document(document))
     (cache / "manifest.json").unlink()
     assert len(teacher_cache.open(cache, allow_incomplete=True)) == 1, "the forged shard counts as not built"
 
@@ -235,7 +235,7 @@ def test_receipts_name_no_files_outside(cache: Path) -> None:
 def tar_of(path: Path, change: Callable[[bytearray], None]) -> Path:
     config = CacheConfig(format="webdataset", compression="none", shapes_per_shard=2)
     build(path, config, count=2)
-    file = path / layout.shard_paths(config, 0)[0]
+    file = path / paths.shard_paths(config, 0)[0]
     data = bytearray(file.read_bytes())
     change(data)
     file.write_bytes(data)
@@ -305,7 +305,7 @@ def test_absurd_npy_headers(tmp_path: Path, text: bytes) -> None:
     [
         (2**63, 100, "the file ends at"),
         (0, 2**62, "can compress to"),
-        (2**64 - 1, 2**64 - 1, "this record is not there"),
+        (2**64 - 1, 2**64 - 1, "marks this record as missing"),
         (0, 2, "expected a checksum, found 2 bytes"),
         (0, 60, "do not match their CRC-32C"),
     ],
@@ -334,8 +334,8 @@ def test_damage_message_in_full(cache: Path) -> None:
         teacher_cache.open(cache).read([2])
     assert str(caught.value) == (
         "shard 1, saliency/c.1.0.0, record 0 of the shard: its bytes do not match their CRC-32C.\n"
-        "  Copy this file again from where the cache came from, or run `i2p cache repair` on the cache: it builds this "
-        "shard again, and no other."
+        "  Copy this file again from where the cache came from, or run `i2p cache repair` on the cache, which "
+        "rebuilds this shard and no other."
     )
 
 
@@ -351,9 +351,9 @@ def test_no_cache_here(tmp_path: Path) -> None:
 
 def test_arguments(cache: Path) -> None:
     opened = teacher_cache.open(cache)
-    with pytest.raises(IndexError, match="record 3 of 3"):
+    with pytest.raises(IndexError, match="record 3 does not exist; the number of records is 3"):
         opened.read([0, 3])
-    with pytest.raises(IndexError, match="record -4 of 3"):
+    with pytest.raises(IndexError, match="record -4 does not exist; the number of records is 3"):
         _ = opened[-4]
     with pytest.raises(TypeError, match="expected a list of integers"):
         opened.read([0.5])  # type: ignore[list-item]

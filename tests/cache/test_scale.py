@@ -15,7 +15,7 @@ import pytest
 import teacher_cache
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from teacher_cache.format.manifest import Description, Manifest
 from teacher_cache.storage.shard_files import ShardEntry
 from teacher_cache.testing import SMALL_SCHEMA, build, make_recipe, make_record
@@ -90,11 +90,11 @@ def test_progress_of_verify_counts_every_file_once(tmp_path: Path) -> None:
     """Of a shard whose receipt is lost, nothing can be checked: its files are done with."""
     config = CacheConfig(shapes_per_shard=2, depth="none")
     build(tmp_path, config, count=9)
-    (tmp_path / layout.receipt_path(3)).unlink()
+    (tmp_path / paths.receipt_path(3)).unlink()
     seen: list[tuple[int, int]] = []
     problems = teacher_cache.verify(tmp_path, on_progress=lambda done, total: seen.append((done, total)))
     assert [(problem.shard, problem.file) for problem in problems] == [(3, "receipts/000003.json")]
-    files = len(layout.shard_paths(config, 0))
+    files = len(paths.shard_paths(config, 0))
     assert seen[-1] == (5 * files, 5 * files)
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
     assert len(seen) == 4 * files + 1
@@ -116,7 +116,7 @@ def test_a_cache_of_many_shapes_opens_at_once(tmp_path: Path) -> None:
         ),
         quarantined=(),
     )
-    (tmp_path / layout.MANIFEST).write_bytes(manifest.encoded)
+    (tmp_path / paths.MANIFEST).write_bytes(manifest.encoded)
     assert 130 * shards < len(manifest.encoded) < 150 * shards  # docs/scaling.md: 142 bytes a shard
     calls = 0
 

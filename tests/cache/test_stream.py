@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import teacher_cache
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import ShardDamaged
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from teacher_cache.reading.order import epoch_order
 from teacher_cache.reading.read_ahead import read_ahead
 from teacher_cache.reading.stream import NothingSound, Stream, StreamBatch
@@ -126,7 +126,7 @@ def test_a_state_of_another_order_is_refused() -> None:
         "order_crc32c": batch.state["order_crc32c"], "start": 1,
     }  # fmt: skip
     teacher_cache.stream(Pretended([5, 5]), **batch.state)
-    with pytest.raises(ValueError, match=r"(?s)in another order .* a cache that has grown since begins a new epoch"):
+    with pytest.raises(ValueError, match=r"(?s)in another order .* after a cache has grown, begin a new epoch"):
         teacher_cache.stream(Pretended([5, 5, 1]), **batch.state)
     with pytest.raises(ValueError, match="in another order"):
         teacher_cache.stream(Pretended([5, 5]), **(batch.state | {"epoch": 2}))
@@ -248,7 +248,7 @@ def test_batches_hold_the_records_of_the_cache(tmp_path: Path, format: str, read
 def test_a_lost_shard_is_skipped_and_counted(tmp_path: Path, format: str) -> None:
     config = CacheConfig(format=format, shapes_per_shard=4)  # type: ignore[arg-type]
     build(tmp_path / "c", config, count=20)
-    (tmp_path / "c" / layout.shard_paths(config, 2)[0]).unlink()
+    (tmp_path / "c" / paths.shard_paths(config, 2)[0]).unlink()
     cache = teacher_cache.open(tmp_path / "c")
     batches = teacher_cache.stream(cache, batch_size=5, damaged="skip", readers=2)
     seen = [record for batch in batches for record in batch.records.tolist()]

@@ -22,7 +22,7 @@ class Smoke:
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Smoke:
     folder = tmp_path_factory.mktemp("smoke")
     run_dir = folder / "run"
-    arguments = ("pretrain", "smoke", "--set", f"cache.root={folder / 'caches'}", "--out", str(run_dir))
+    arguments = ("pretrain", "smoke", "--set", f"cache.root={folder / 'caches'}", "--out", str(run_dir), "--no-report")
     assert call(arguments) == 0
     [cache] = (folder / "caches").iterdir()
     return Smoke(folder, cache, run_dir, arguments)

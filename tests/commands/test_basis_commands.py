@@ -27,7 +27,7 @@ def settings(tmp_path):
 def test_build_says_that_it_fits_and_info_what_came_of_it(tmp_path, capsys, settings):
     built = run(capsys, "cache", "build", "smoke", *settings)
     assert built.code == 0
-    assert "fitting 32 channels to what the teacher says of 16 shapes" in built.err
+    assert "fitting 32 channels to the teacher's features of 16 shapes" in built.err
     path = Path(built.out.strip())
     told = run(capsys, "cache", "info", path).out
     assert "196 tokens of 32 channels" in told
@@ -62,4 +62,7 @@ def test_more_channels_than_the_teacher_has_end_without_a_traceback(capsys, sett
 def test_a_sample_without_channels_is_a_fault_of_the_settings(capsys):
     outcome = run(capsys, "cache", "build", "smoke", "--set", "cache.sample=16")
     assert outcome.code == 2
-    assert "cache.sample = 16 is what a basis is fitted on, and channels = 0 asks for none" in outcome.err
+    assert (
+        "cache.sample = 16 is the number of shapes that a basis is fitted on, and channels = 0 uses no basis"
+        in outcome.err
+    )

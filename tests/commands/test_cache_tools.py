@@ -47,7 +47,7 @@ def test_convert_writes_what_a_build_with_that_storage_writes(tmp_path: Path, sm
     assert "5 of 5 shards written: 23 records" in outcome.err
     again = run(capsys, "cache", "convert", small, "--format", "webdataset", "--root", tmp_path / "tar")
     assert again.code == 0
-    assert "complete already: 23 records" in again.err
+    assert "already complete: 23 records" in again.err
     beside = run(capsys, "cache", "convert", small, "--compression", "none")
     assert Path(beside.out.strip()).parent == small.parent
 
@@ -85,11 +85,11 @@ def test_a_converted_cache_is_repaired_by_the_experiment_it_carries(smoke, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        ((), 2, "name what is to change"),
+        ((), 2, "say what to change"),
         (("--format", "hdf5"), 2, "'hdf5' is not one of"),
-        (("--steps", "24"), 2, "--steps is a setting of --features int8"),
+        (("--steps", "24"), 2, "--steps applies to --features int8"),
         (("--level", "0"), 2, "0 is not in the range"),
-        (("--format", "zarr"), 1, "it is stored so already"),
+        (("--format", "zarr"), 1, "it already has these settings"),
         (("--features", "float32"), 1, 'features = "float16" cannot become "float32"'),
     ],
 )
@@ -167,7 +167,7 @@ def test_gc_asks_first(small: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(sys, "stdin", Terminal(said))
         outcome = run(capsys, "cache", "gc", small.parent)
         assert outcome.code == code
-        assert f"2.000 MB  {small}/tmp/{DEAD}  (work of a process that died)" in outcome.out
+        assert f"2.000 MB  {small}/tmp/{DEAD}  (unfinished work of a dead process)" in outcome.out
         assert "Remove these 1 pieces, 2.0 MB?" in outcome.err
         assert (small / "tmp" / DEAD).exists() is left
         assert ("nothing was removed" if left else "removed 1 pieces, 2.0 MB") in outcome.err
@@ -180,7 +180,7 @@ def test_gc_without_a_terminal_removes_only_when_told(small: Path, capsys, monke
     (small / "notes.txt").write_text("mine")
     outcome = run(capsys, "cache", "gc", small, "--unknown")
     assert outcome.code == 2
-    assert "no file of a cache" in outcome.out
+    assert "not a file of a cache" in outcome.out
     assert "give --yes to remove these" in outcome.err
     assert (small / "tmp" / DEAD / "half").exists()
     assert run(capsys, "cache", "gc", small, "--yes").code == 0
@@ -207,9 +207,9 @@ def test_gc_reports_what_it_cannot_read_and_refuses_urls(tmp_path: Path, capsys)
 
 
 def hold(cache: str, ready, leave) -> None:
-    from teacher_cache.storage import commit
+    from teacher_cache.storage import atomic
 
-    with commit.workspace(Path(cache)) as folder:
+    with atomic.workspace(Path(cache)) as folder:
         (folder / "half").write_bytes(b"half a shard")
         ready.set()
         leave.wait(60)
@@ -223,7 +223,7 @@ def test_gc_leaves_a_running_build_alone(small: Path, capsys) -> None:
     assert ready.wait(60)
     outcome = run(capsys, "cache", "gc", small, "--unknown", "--yes")
     assert outcome.code == 0
-    assert "left alone: 1 locks of builds that are running" in outcome.err
+    assert "1 locks of running builds were left alone" in outcome.err
     assert outcome.out == ""
     assert len(list((small / "tmp").rglob("half"))) == 1
     leave.set()
@@ -340,9 +340,9 @@ def test_repair_follows_no_setting_of_the_cache_but_places(smoke, tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "names no corpus.uri; name the experiment it was built from with --config"),
+        ("", "has no corpus.uri; give the experiment it was built from with --config"),
         ("\0", "cannot be read"),
-        ('[corpus]\nuri = 7\n', "names no corpus.uri"),
+        ('[corpus]\nuri = 7\n', "has no corpus.uri"),
         ('[corpus]\nuri = "synthetic:?count=5&seed=9"\n[teacher]\narchitecture = "i2p-vit-tiny-16"\n'
          'pretrained = "embedded"', "describes the cache"),
     ],

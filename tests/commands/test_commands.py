@@ -23,7 +23,7 @@ def test_pretrain_leaves_what_it_promises_and_prints_the_score(smoke, capsys):
     outcome = run(capsys, *smoke.arguments)
     assert outcome.code == 0
     assert "cache complete: 96 shapes" in outcome.err
-    assert "complete already: 2 epochs" in outcome.err
+    assert "already complete: 2 epochs" in outcome.err
     for row in ("always the largest class", "coordinate statistics", "untrained encoder", "trained encoder"):
         assert row in outcome.out
     assert f"encoder     {smoke.run_dir / 'checkpoints' / 'epoch-0002'}" in outcome.out
@@ -113,7 +113,7 @@ def test_cache_repair_builds_only_what_is_damaged(smoke, capsys, tmp_path):
     untouched = {path: path.stat().st_mtime_ns for path in (damaged / "receipts").iterdir()}
     outcome = run(capsys, "cache", "repair", damaged)
     assert outcome.code == 0, outcome.err
-    assert "building 2 shards again" in outcome.err
+    assert "rebuilding 2 shards" in outcome.err
     assert _tree(damaged) == before
     assert sum(path.stat().st_mtime_ns == stamp for path, stamp in untouched.items()) == len(untouched) - 2
     assert run(capsys, "cache", "repair", damaged).code == 0
@@ -139,7 +139,7 @@ def test_cache_repair_says_what_it_cannot_mend(smoke, capsys, tmp_path):
     assert "notes.txt: not a file of this cache" in outcome.out
     (strange / "logs" / "config.toml").unlink()
     (strange / "label" / "c.0").unlink()
-    assert "name the experiment it was built from" in run(capsys, "cache", "repair", strange).err
+    assert "give the experiment it was built from" in run(capsys, "cache", "repair", strange).err
 
 
 def test_cache_list_shows_all_under_a_root(smoke, capsys, tmp_path):
@@ -292,7 +292,7 @@ def test_an_interrupted_build_answers_130_and_goes_on(tmp_path):
     assert "run the same command again" in err
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "are there already" in done.stderr
+    assert "already exist" in done.stderr
     assert "0 of 96 shapes" not in done.stderr
 
 

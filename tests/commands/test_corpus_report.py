@@ -77,8 +77,8 @@ def test_the_whole_report(capsys, mixed, workers):
     ):
         assert line in said, line
     assert any(line.startswith("2 ") and line.endswith("in 1 shapes: test/box/b.obj") for line in said)
-    assert any(line.startswith("2 x has N points, N are asked for") for line in said)
-    assert any("d.npy: has 41 points, 64 are asked for" in line for line in said)
+    assert any(line.startswith("2 x has N points, N were requested") for line in said)
+    assert any("d.npy: has 41 points, 64 were requested" in line for line in said)
     assert "checking: 6/6 shapes" in outcome.err
     assert "refused 2" in outcome.err
     found = json.loads(
@@ -136,7 +136,7 @@ def test_modelnet_and_shapenet_are_reported(capsys, tmp_path):
     (net / "ShapeNet-55" / "train.txt").write_text("\n".join(names))
     outcome = run(capsys, "corpus", "info", f"shapenet55:{net}", "--points", 64, "--check")
     assert outcome.code == 1
-    assert "1 x is listed in train.txt, and is not there" in lines(outcome.out)
+    assert "1 x is listed in train.txt, but does not exist" in lines(outcome.out)
     assert "faces" not in outcome.out
 
 

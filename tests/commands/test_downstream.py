@@ -72,7 +72,7 @@ def test_fewshot_takes_stored_folds(capsys, tmp_path):
     (score,) = json.loads(outcome.out)["rows"]["coordinates"]["settings"]
     assert (len(score["scores"]), score["tested"]) == (2, 100)
     refused = run(capsys, "fewshot", "coordinates", *options, "--train", "npz:x")
-    assert (refused.code, "name one of --train and --stored" in refused.err) == (2, True)
+    assert (refused.code, "give one of --train and --stored" in refused.err) == (2, True)
 
 
 def test_embed_writes_features_that_load_encoder_gives(smoke, labelled, capsys, tmp_path):
@@ -110,7 +110,7 @@ def test_embed_writes_features_that_load_encoder_gives(smoke, labelled, capsys, 
     assert arrays["features"] == pytest.approx(expected, rel=1e-3, abs=1e-3)
     assert (tmp_path / "near.png").read_bytes()[:4] == b"\x89PNG"
     again = run(capsys, "embed", smoke.run_dir, uri, "--out", tmp_path / "out.npz", *points)
-    assert (again.code, "is there already" in again.err) == (2, True)
+    assert (again.code, "already exists" in again.err) == (2, True)
 
 
 def test_embed_takes_baselines_and_corpora_without_labels(capsys, tmp_path):
@@ -123,8 +123,11 @@ def test_embed_takes_baselines_and_corpora_without_labels(capsys, tmp_path):
     with np.load(tmp_path / "x.npz") as file:
         assert file["labels"].tolist() == [-1] * 5
     for arguments, said in (
-        (("embed", "nothing", "npz:x", "--out", tmp_path / "y.npz"), "nothing is no encoder; expected a run directory"),
-        (("embed", "point-nn", "npz:x", "--out", tmp_path / "y.txt"), "expected a name that ends in .npz or .zarr"),
+        (
+            ("embed", "nothing", "npz:x", "--out", tmp_path / "y.npz"),
+            "nothing is not an encoder; expected a run directory",
+        ),
+        (("embed", "point-nn", "npz:x", "--out", tmp_path / "y.txt"), "expected a name ending in .npz or .zarr"),
     ):
         refused = run(capsys, *arguments)
         assert (refused.code, said in refused.err) == (2, True), refused.err
@@ -256,19 +259,19 @@ def test_published_figures_stand_beside_the_same_set_and_task(capsys, tmp_path):
 def test_what_is_no_result_is_named(capsys, tmp_path):
     for name, content, said in (
         ("a.json", "[1]", "holds a list"),
-        ("b.json", "{", "no JSON"),
+        ("b.json", "{", "not valid JSON"),
         (
             "c.json",
             '{"task": "sleep"}',
             "task 'sleep' is none of few-shot, fine-tuning, part segmentation, vote",
         ),
-        ("d.json", '{"test": {}}', "a result that this version does not know (KeyError: 'uri')"),
+        ("d.json", '{"test": {}}', "a result of unknown form (KeyError: 'uri')"),
     ):
         (tmp_path / name).write_text(content)
         outcome = run(capsys, "results", tmp_path / name)
         assert (outcome.code, said in outcome.err) == (1, True), outcome.err
     (tmp_path / "run").mkdir()
-    assert "holds no result; expected a run" in run(capsys, "results", tmp_path / "run").err
+    assert "contains no result; expected a run" in run(capsys, "results", tmp_path / "run").err
 
 
 def test_evaluate_takes_the_runs_own_corpora_and_repeats_its_score(smoke, capsys):
@@ -282,7 +285,7 @@ def test_evaluate_takes_the_runs_own_corpora_and_repeats_its_score(smoke, capsys
     assert found["rows"] == recorded["evaluation"]["rows"]
     assert "evaluating: " in outcome.err
     refused = run(capsys, "evaluate", smoke.run_dir, "--train", "npz:x")
-    assert (refused.code, "name both --train and --test, or neither" in refused.err) == (2, True)
+    assert (refused.code, "give both --train and --test, or neither" in refused.err) == (2, True)
 
 
 def test_evaluate_scores_point_nn_and_logistic_regression_where_asked(smoke, labelled, capsys, tmp_path):
@@ -324,11 +327,11 @@ def test_finetune_goes_from_an_encoder_and_from_scratch_to_the_table(smoke, labe
     assert "| from scratch |" in table
     assert "full, best on the test split, 64 points" in table
     for arguments, code, said in (
-        (("--from", "nowhere"), 2, "--from nowhere: no such directory; name a run"),
-        (("--from", "none", "--sizes", "nowhere"), 2, "--sizes nowhere: no such directory; name a run"),
+        (("--from", "nowhere"), 2, "--from nowhere: no such directory; expected a run"),
+        (("--from", "none", "--sizes", "nowhere"), 2, "--sizes nowhere: no such directory; expected a run"),
         (("--from", "none", "--set", "model.architecture='flat'"), 2, "model.architecture = 'flat' is"),
-        (("--from", smoke.run_dir, "--sizes", smoke.run_dir), 2, "--sizes goes with --from none"),
-        (("--from", smoke.run_dir, "--set", "model.heads=2"), 2, "[model] is stated, and the sizes are those of"),
+        (("--from", smoke.run_dir, "--sizes", smoke.run_dir), 2, "--sizes needs --from none"),
+        (("--from", smoke.run_dir, "--set", "model.heads=2"), 2, "[model] is given, but the sizes are those of"),
         (("--from", smoke.run_dir, "--set", "classifier.classes=5"), 2, "classifier.classes = 5; npz:"),
         (("--from", smoke.run_dir, "--set", "finetune.epoch=5"), 2, "did you mean finetune.epochs?"),
     ):
@@ -375,7 +378,7 @@ def test_segment_goes_from_an_encoder_and_by_the_fields_habits_to_the_table(smok
     for arguments, said in (
         (("--from", smoke.run_dir, "--set", f"segmentation.parts={parts + 1}"), f"segmentation.parts = {parts + 1}"),
         (("--from", "none", "--set", "finetune.updates=3"), "updates = 3 is none of 1, 2"),
-        (("--from", smoke.run_dir, "--sizes", smoke.run_dir), "--sizes goes with --from none"),
+        (("--from", smoke.run_dir, "--sizes", smoke.run_dir), "--sizes needs --from none"),
     ):
         refused = run(capsys, "segment", recipe, *arguments, "--out", tmp_path / "c")
         assert (refused.code, said in refused.err) == (2, True), refused.err
@@ -415,7 +418,7 @@ def test_a_classifier_from_the_packages_own_encoder_is_voted_on_as_it_was_traine
     assert (voted["plain"], voted["plain_class"]) == (tuned["scores"][0], tuned["class_scores"][0])
     for arguments, code, said in (
         ((seed, "--points", 64), 2, "--points 64 is too few: the classifier needs at least 128"),
-        ((seed, "--stored-points", 140), 2, "--stored-points 140 is fewer than --points 150"),
+        ((seed, "--stored-points", 140), 2, "--stored-points 140 is less than --points 150"),
         (("embedded",), 1, "is of kind pretraining; expected a fine-tuned model"),
         ((tmp_path / "run",), 1, "neither a checkpoint"),
         ((seed, "--rotation", "none", "--up", "z"), 2, "--up z with --rotation none, which turns nothing"),
@@ -431,12 +434,12 @@ def test_a_classifier_from_the_packages_own_encoder_is_voted_on_as_it_was_traine
 
 def test_an_imported_classifier_does_not_say_what_it_was_tested_on(tuned, capsys):
     refused = run(capsys, "vote", tuned)
-    assert (refused.code, "does not say what it was tested on; name --test" in refused.err) == (2, True), refused.err
+    assert (refused.code, "does not record its test corpus; give --test" in refused.err) == (2, True), refused.err
 
 
 def test_fewshot_refuses_options_that_would_do_nothing(capsys):
     for arguments, said in (
-        (("--train", "npz:x", "--points", 64, "--stored-points", 40), "--stored-points 40 is fewer than --points 64"),
+        (("--train", "npz:x", "--points", 64, "--stored-points", 40), "--stored-points 40 is less than --points 64"),
         (("--stored", "folds", "--queries", 5), "--test and --queries go with --train"),
     ):
         refused = run(capsys, "fewshot", "coordinates", *arguments)

@@ -128,8 +128,8 @@ def test_class_miou_is_a_column_where_it_says_something_else():
 def test_what_cannot_be_taken_is_refused(smoke, capsys, tmp_path):
     for arguments, code, said in (
         ((tmp_path / "nothing",), 2, "has no config.toml; name the directory of a run of i2p pretrain"),
-        ((smoke.run_dir, "--points", 40), 2, "--points 40 is fewer than the 64 groups of the encoder"),
-        ((smoke.run_dir, "--points", 96, "--stored-points", 64), 2, "--stored-points 64 is fewer than --points 96"),
+        ((smoke.run_dir, "--points", 40), 2, "--points 40 is less than the 64 that the encoder needs"),
+        ((smoke.run_dir, "--points", 96, "--stored-points", 64), 2, "--stored-points 64 is less than --points 96"),
         ((smoke.run_dir, "--real", "mine"), 2, "expected NAME=TRAIN,TEST"),
         ((smoke.run_dir, "--report"), 1, "no cell of this suite has ended"),
     ):

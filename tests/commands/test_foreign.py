@@ -16,7 +16,7 @@ from trainer.checkpoints.reference.pth_file import read_reference
 from trainer.errors import CheckpointError
 
 NOT_WEIGHTS = {
-    "empty": (b"", "is empty; fetch it again"),
+    "empty": (b"", "is empty; download it again"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 598517440\n", "run `git lfs pull`"),
     "annex": (b"/annex/objects/SHA256E-s598517440--0.safetensors\n", "run `git annex get`"),
     "page": (b"\xef\xbb\xbf\r\n<!DOCTYPE html><html><head><title>Virus scan warning", "is a web page"),
@@ -90,9 +90,9 @@ def test_settings_are_read_as_editors_save_them(tmp_path, capsys, encoding, end)
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (TOML.encode("cp1252"), "line 2 is not in the encoding UTF-8: save the file as UTF-8"),
-        (TOML.encode("utf-16")[:-1], "is not in the encoding UTF-16"),
-        (TOML.encode() + b"\0" * 9, "holds zero bytes: the file is damaged"),
+        (TOML.encode("cp1252"), "line 2 is not valid UTF-8: save the file as UTF-8"),
+        (TOML.encode("utf-16")[:-1], "is not valid UTF-16"),
+        (TOML.encode() + b"\0" * 9, "contains NUL bytes: the file is damaged"),
         (bytes(99), "begins with zeros"),
         (b"<html><body>404</body></html>", "is a web page"),
         (NOT_WEIGHTS["lfs"][0], "Git LFS pointer"),
@@ -108,7 +108,7 @@ def test_settings_that_are_no_text_are_told_in_words(tmp_path, capsys, data, sai
 
 
 def test_text_says_which_line(tmp_path):
-    with pytest.raises(ValueError, match="line 3 holds zero bytes"):
+    with pytest.raises(ValueError, match="line 3 contains NUL bytes"):
         decode_text(b"a\nb\nc\0\n")
 
 

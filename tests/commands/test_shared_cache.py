@@ -61,15 +61,15 @@ def test_a_run_on_a_share_goes_on_with_that_share_alone(capsys: Any) -> None:
     more = trained(capsys, *share, "--set", "trainer.epochs=2")
     assert more.code == 0, more.err
     assert "5 shapes in" in more.err
-    assert "which holds 8 more" in more.err
-    assert "note: the experiment is about 5 of the 13 shapes in the cache" in more.err
+    assert "which contains 8 more" in more.err
+    assert "note: the experiment uses 5 of the 13 shapes in the cache" in more.err
     assert "resuming a student" in more.err
     again = run(capsys, "pretrain", "run/config.toml", "--out", "run")  # what the run says of itself repeats it
     assert again.code == 0, again.err
-    assert "complete already: 2 epochs" in again.err
+    assert "already complete: 2 epochs" in again.err
     named = trained(capsys, "--cache", cache, *share, "--set", "trainer.epochs=2")
     assert named.code == 0, named.err
-    assert "complete already" in named.err
+    assert "already complete" in named.err
 
 
 def test_a_selection_that_a_named_cache_lacks_is_refused(capsys: Any) -> None:
@@ -80,7 +80,7 @@ def test_a_selection_that_a_named_cache_lacks_is_refused(capsys: Any) -> None:
     assert not Path("run").exists()
     plain = trained(capsys, "--cache", cache)
     assert plain.code == 0, plain.err
-    assert "note: 7 of its 13 shapes are not in the cache; the experiment goes on without them" in plain.err
+    assert "note: 7 of its 13 shapes are not in the cache; the experiment continues without them" in plain.err
 
 
 def test_a_named_cache_is_stale_only_where_the_experiment_looks(capsys: Any) -> None:
@@ -91,7 +91,7 @@ def test_a_named_cache_is_stale_only_where_the_experiment_looks(capsys: Any) -> 
     stale = trained(capsys, "--cache", cache, "--set", "corpus.take=12")
     assert stale.code == 1
     assert "1 shape changed since the cache was built: '12.npy'" in stale.err
-    assert "1 shape is not in the corpus any more: '11.npy'" in stale.err
+    assert "1 shape is no longer in the corpus: '11.npy'" in stale.err
 
 
 def test_wrong_selections_are_told_at_once(capsys: Any) -> None:

@@ -52,7 +52,7 @@ def test_a_stale_cache_is_trained_on_only_when_asked_for(experiment: Path, capsy
         refused = run(capsys, "pretrain", "mine.toml", *arguments)
         assert refused.code == 1
         assert "1 shape changed since the cache was built: '3.npy'" in refused.err
-        assert "1 shape is not in the corpus any more: '5.npy'" in refused.err
+        assert "1 shape is no longer in the corpus: '5.npy'" in refused.err
         assert not Path("runs").exists()
     for number, arguments in enumerate((["--cache", experiment], [])):
         trained = run(capsys, "pretrain", "mine.toml", *arguments, "--stale-cache", "train", "--out", f"run{number}")
@@ -75,7 +75,7 @@ def test_a_cache_alone_is_enough_to_train_on(experiment: Path, capsys: pytest.Ca
     shutil.rmtree("shapes")
     trained = run(capsys, "pretrain", "mine.toml", "--cache", experiment)
     assert trained.code == 0, trained.err
-    assert "note: whether the corpus changed since the cache was built is not known" in trained.err
+    assert "note: whether the corpus changed since the cache was built is unknown" in trained.err
 
 
 def test_a_cache_of_another_corpus_is_not_compared(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +84,7 @@ def test_a_cache_of_another_corpus_is_not_compared(experiment: Path, capsys: pyt
         capsys, "pretrain", "mine.toml", "--cache", experiment, "--set", "corpus.uri='synthetic:?count=8'", "--out", "r"
     )
     assert other.code == 0, other.err
-    assert "note: the cache is of another corpus than the experiment names" in other.err
+    assert "note: the cache belongs to another corpus than the experiment's" in other.err
 
 
 def test_the_content_is_compared_when_asked_for(

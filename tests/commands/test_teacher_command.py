@@ -34,7 +34,7 @@ def test_train_then_eval(capsys, made):
     assert (out / "curve.png").stat().st_size > 1000
     again = run(capsys, "teacher", "train", made / "mine.toml", "--out", out)
     assert again.code == 0
-    assert "complete already" in again.err
+    assert "already complete" in again.err
     options = ["--architecture", made / "towers.json", "--weights", out / "clip.safetensors", "--shapes", 72]
     scored = run(capsys, "teacher", "eval", *options, "--points", 64, "--seeds", 2, "--json")
     assert scored.code == 0, scored.err
@@ -61,7 +61,7 @@ def test_all_faults_at_once(capsys, made):
 def test_the_embedded_weights_have_an_architecture(capsys):
     answer = run(capsys, "teacher", "eval", "--architecture", "ViT-B-16")
     assert answer.code == 1
-    assert "this package holds no weights of ViT-B-16" in answer.err
+    assert "this package has no weights of ViT-B-16" in answer.err
 
 
 def test_corpora_whose_uris_hold_commas_are_told_apart(capsys, made, tmp_path):

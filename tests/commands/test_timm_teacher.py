@@ -42,7 +42,7 @@ def test_sizes_that_do_not_fit_are_usage_errors(tmp_path: Path, capsys) -> None:
     root = "--set", f"cache.root={tmp_path}"
     outcome = run(capsys, "cache", "build", "smoke", *CORPUS, *TEACHER, *root, "--set", "projection.image_side=96")
     assert outcome.code != 0
-    assert "is not the 48 that teacher.architecture = timm:test_vit3 reads" in outcome.err
+    assert "is not the 48 that teacher.architecture = timm:test_vit3 takes" in outcome.err
 
 
 def test_a_timm_teacher_is_scored_beside_random_ones(capsys) -> None:
@@ -65,7 +65,7 @@ def test_images_are_normalised_as_asked_or_as_the_weights_know_them(tmp_path: Pa
     save_file(timm.create_model(name.removeprefix("timm:")).state_dict(), weights)
     unsaid = run(capsys, "teacher", "eval", *options, "--weights", weights)
     assert unsaid.code != 0
-    assert "imagenet or half, and a file does not say which it is of\n  Name it with --normalisation." in unsaid.err
+    assert "imagenet or half; the file does not say with which\n  Set it with --normalisation." in unsaid.err
     wrong = run(capsys, "teacher", "eval", *options, "--weights", weights, "--normalisation", "clip")
     assert wrong.code != 0
     assert "normalisation clip is not the imagenet or half that timm:vit_small_patch16_224 was trained" in wrong.err

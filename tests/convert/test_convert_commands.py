@@ -24,11 +24,11 @@ def test_in_out_and_a_look_at_it(tmp_path, capsys):
     outcome = run(capsys, "checkpoint", "import", tmp_path / "in.pth", "--out", tmp_path / "out", *SIZES)
     assert (outcome.code, outcome.err) == (0, "")
     for text in ("pretraining", "5 epochs", "3 views, 6 channels", "left out: the frozen teacher, 5 tensors",
-                 "assumed, since weights do not show it: masking.ratio = 0.8"):  # fmt: skip
+                 "assumed, because weights do not show it: masking.ratio = 0.8"):  # fmt: skip
         assert text in outcome.out
     outcome = run(capsys, "checkpoint", "info", tmp_path / "out")
     assert outcome.code == 0
-    for text in ("in.pth, sha256", "5 epochs, steps not known", "acc ", "groups = [48, 24, 8]"):
+    for text in ("in.pth, sha256", "5 epochs, steps unknown", "acc ", "groups = [48, 24, 8]"):
         assert text in outcome.out
     outcome = run(capsys, "checkpoint", "export", tmp_path / "out", "--out", tmp_path / "back.pth",
                   "--teacher", tmp_path / "in.pth", "--no-prefix")  # fmt: skip

@@ -112,7 +112,7 @@ def test_the_header_says_where_it_came_from_and_what_was_assumed(tmp_path):
     assert header.epoch == entries["epoch"] + 1  # the reference counts from 0
     told = {"model.groups", "model.neighbours", "model.heads", "model.drop_path", "masking.mode", "masking.ratio"}
     assert set(header.origin["assumed"]) == told
-    assert "assumed, since weights do not show it: model.groups = [512, 256, 64]" in converted.notes
+    assert "assumed, because weights do not show it: model.groups = [512, 256, 64]" in converted.notes
     frozen = sum("clip_model." in name for name in entries["base_model"])
     assert f"left out: the frozen teacher, {frozen} tensors under clip_model." in converted.notes
     stated = _import("pretrain", tmp_path)

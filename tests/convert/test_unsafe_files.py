@@ -47,7 +47,7 @@ def test_a_file_that_would_run_something_is_refused_by_what_it_names(zipped, tmp
 def test_a_bare_pickle_and_a_program_are_refused(tmp_path):
     path = tmp_path / "file.pth"
     path.write_bytes(pickle.dumps({"base_model": Touch(tmp_path / "touched")}, protocol=2))
-    with pytest.raises(CheckpointError, match=r"file.pth (needs posix.mkdir|is no sound PyTorch file)"):
+    with pytest.raises(CheckpointError, match=r"file.pth (needs posix.mkdir|is not a valid PyTorch file)"):
         read_reference(path)
     assert not (tmp_path / "touched").exists()
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))
@@ -94,18 +94,20 @@ def test_absent_empty_cut_and_other_files_are_described(tmp_path):
     with pytest.raises(CheckpointError, match="is not a file; expected a checkpoint of the reference"):
         read_reference(path)
     path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="is empty; fetch it again"):
+    with pytest.raises(CheckpointError, match="is empty; download it again"):
         read_reference(path)
     write_file(path, entries_of(tiny_model()))
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(CheckpointError, match=r"is cut short: a zip without its directory at the end\. Fetch it"):
+    with pytest.raises(
+        CheckpointError, match=r"is truncated: a zip archive without its directory at the end\. Download it"
+    ):
         read_reference(path)
     for content, text in (
-        ([1, 2], "holds a list; expected a dictionary"),
-        ({"epoch": 3}, "should be names and tensors; got epoch of other types"),
-        ({"base_model": {}}, "should be names and tensors; got nothing"),
-        ({"base_model": {3: torch.zeros(1)}}, "got 3 of other types"),
-        ({"base_model": {"a": torch.zeros(2).to_sparse()}}, "a are not dense tensors"),
+        ([1, 2], "contains a list; expected a dictionary"),
+        ({"epoch": 3}, "a state dict of names and tensors, found other types at epoch"),
+        ({"base_model": {}}, "a state dict of names and tensors, found an empty one"),
+        ({"base_model": {3: torch.zeros(1)}}, "found other types at 3"),
+        ({"base_model": {"a": torch.zeros(2).to_sparse()}}, "not dense CPU tensors: a"),
     ):
         torch.save(content, path)
         with pytest.raises(CheckpointError, match=text):
@@ -117,7 +119,7 @@ def test_a_zip_that_points_to_another_disk_is_damaged(sound):
     damaged = path.with_name("disks.pth")
     at = blob.index(b"PK\x06\x07") + 16  # the number of disks, in the locator of the directory
     damaged.write_bytes(blob[:at] + b"\x02" + blob[at + 1 :])
-    with pytest.raises(CheckpointError, match=r"disks\.pth is no sound PyTorch file"):
+    with pytest.raises(CheckpointError, match=r"disks\.pth is not a valid PyTorch file"):
         read_reference(damaged)
 
 
@@ -125,14 +127,14 @@ def test_a_tensor_larger_than_its_file_is_refused(tmp_path):
     entries = entries_of(tiny_model())
     entries["module.mask_token"] = torch.zeros(1).expand(2**20, 2**20)
     path = write_file(tmp_path / "file.pth", entries)
-    with pytest.raises(CheckpointError, match=r"describes tensors of \d{13} bytes but has \d+"):
+    with pytest.raises(CheckpointError, match=r"describes tensors of \d{13} bytes but holds \d+"):
         import_reference(path, tmp_path / "out", settings=STATED)
 
 
 def test_numbers_in_names_do_not_make_a_model_of_that_size(tmp_path):
     entries = entries_of(tiny_model())
     entries["module.h_encoder.encoder_blocks.999999999.blocks.999999999.norm1.bias"] = torch.zeros(1)
-    with pytest.raises(CheckpointError, match=r"of the model's settings cannot be"):
+    with pytest.raises(CheckpointError, match=r"settings of the model do not fit its weights"):
         import_reference(write_file(tmp_path / "file.pth", entries), tmp_path / "out", settings=STATED)
 
 
@@ -155,7 +157,9 @@ def test_the_teachers_file_is_read_as_carefully(tmp_path):
     with pytest.raises(CheckpointError, match=r"clip.pt needs posix.mkdir to be read"):
         read_teacher(path)
     torch.save({"visual.conv1.weight": torch.zeros(1)}, path)
-    with pytest.raises(CheckpointError, match=r"has no CLIP: visual.proj, text_projection not among its 1 tensors"):
+    with pytest.raises(
+        CheckpointError, match=r"holds no CLIP model: visual.proj, text_projection not among its 1 tensors"
+    ):
         read_teacher(path)
     path = path.with_suffix(".safetensors")
     path.write_bytes(b"\x10")

@@ -110,21 +110,21 @@ def test_instances_of_nodes_are_parts_and_what_the_scene_does_not_name_is_not_re
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (document(node(USE), scene=False), "has no scene; its libraries alone place nothing"),
-        (document(node("<instance_geometry url='b.dae#g'/>")), "wants 'b.dae#g', a part of another file"),
+        (document(node(USE), scene=False), "has no scene; its libraries by themselves place nothing"),
+        (document(node("<instance_geometry url='b.dae#g'/>")), "refers to 'b.dae#g', part of another file"),
         (document(node("<instance_geometry url='#none'/>")), "cannot be read by pycollada"),
-        (document(node(USE, "<skew>30 1 0 0 0 1 0</skew>")), "holds <skew>, which is not read here"),
+        (document(node(USE, "<skew>30 1 0 0 0 1 0</skew>")), "holds <skew>, which is not supported"),
         (document(node("<instance_controller url='#c'/>")), "holds <instance_controller>, which"),
         (
             document(node(USE), geometry(faces=POLYLIST.replace("4 3 4", "4 3 5"))),
-            r"cannot be read by pycollada|counts 12 corners",
+            r"cannot be read by pycollada|declares 12 polygon corners",
         ),
         (
             document(node(USE), geometry(faces=POLYLIST.replace("9 10<", "9 11<"))),
             r"cannot be read by pycollada|vertex 11; there",
         ),
-        (document(node("")), "holds no triangles"),
-        (document(node(USE))[:-40], "is no whole XML"),
+        (document(node("")), "has no triangles"),
+        (document(node(USE))[:-40], "is not complete XML"),
         (document(node(USE), before="<!DOCTYPE c [<!ENTITY a 'b'>]>"), "it declares a document type"),
     ],
 )
@@ -137,14 +137,14 @@ def test_the_axis_that_a_file_names_is_held_against_the_users(read):
     high = document(node(USE), up="Y_UP")
     assert read(high).notes == {"file that has y up, not turned (up=y turns it)": 1}
     assert read(high, up="y").notes == {}
-    with pytest.raises(ShapeError, match="says that y is up; up=z says that z is"):
+    with pytest.raises(ShapeError, match="declares y as up, but up=z declares z"):
         read(high, up="z")
     assert "x up" in next(iter(read(document(node(USE), up="X_UP")).notes))
 
 
 def test_other_bytes_and_a_missing_library_are_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "collada", None)
-    for data, reason in ((b"\0\1", "is no XML"), (b"<x/>", r"is a DAE file, and collada, .*pip install")):
+    for data, reason in ((b"\0\1", "is not XML"), (b"<x/>", r"is a DAE file, and collada, .*pip install")):
         (tmp_path / "a.dae").write_bytes(data)
         with pytest.raises(ShapeError, match=reason):
             read_geometry(tmp_path / "a.dae")

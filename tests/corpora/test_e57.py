@@ -111,11 +111,11 @@ def test_spherical_points_follow_the_standard():
 
 def test_damage_is_refused(made):
     whole = made()
-    with pytest.raises(Malformed, match=f"promises {len(whole)} bytes, the file has {len(whole) - 1024}"):
+    with pytest.raises(Malformed, match=f"declares {len(whole)} bytes, the file has {len(whole) - 1024}"):
         read(whole[:-1024])
     for at, value, reason in (
-        (24, 2**40, "promises .* bytes of XML at"),
-        (32, 9, "its XML is no whole XML"),
+        (24, 2**40, "declares .* bytes of XML at"),
+        (32, 9, "its XML is not complete XML"),
         (40, 0, "in pages of 0"),
     ):
         with pytest.raises(Malformed, match=reason):

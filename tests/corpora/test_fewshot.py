@@ -57,9 +57,9 @@ def test_larger_settings_contain_smaller_ones():
 
 
 def test_too_few_shapes_are_named():
-    with pytest.raises(CorpusError, match="13 classes are asked for; 12 of 12 have 10 to train and 20 to test on"):
+    with pytest.raises(CorpusError, match="13 classes were requested; 12 of 12 have 10 to train and 20 to test on"):
         draw_episode(pool(), pool(), way=13, shot=10, fold=0)
-    with pytest.raises(CorpusError, match="5 classes are asked for; 0 of 12 have 31 shapes"):
+    with pytest.raises(CorpusError, match="5 classes were requested; 0 of 12 have 31 shapes"):
         draw_episode(pool(), None, way=5, shot=11, fold=0)
     with pytest.raises(ValueError, match="way 1"):
         draw_episode(pool(), None, way=1, shot=11, fold=0)
@@ -163,16 +163,16 @@ class Evil:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (Evil(), r"names (posix|os|nt)\.mkdir, and only four names of NumPy are allowed"),
+        (Evil(), r"names (posix|os|nt)\.mkdir, but only four names of NumPy are allowed"),
         ({"train": [Evil()], "test": []}, "only four names of NumPy"),
         ({"train": [(np.array([print]), 0, 0)], "test": [1]}, "only four names of NumPy"),
         ({"train": [(np.array([None] * 99).reshape(33, 3), 0, 0)], "test": [1]}, "'train' 0 has no points"),
         ({"train": [(np.zeros((9, 2), "f4"), 0, 0)], "test": [1]}, "'train' 0 has no points"),
         ({"train": [(np.zeros((9, 3), "f4"), 0, 0)], "test": [1]}, r"x\.pkl: 'train' 0: holds 1 clouds of 9 points"),
-        ({"train": [(ball(64), 0.5, 0)], "test": [1]}, "label or class that is no whole number"),
-        ({"train": [(ball(64), 0)], "test": [1]}, r"'train' 0 is no \(points, label, class\)"),
-        ({"train": []}, "holds no dict of 'train' and 'test'"),
-        ({"train": {}, "test": []}, "'train' is no list of items"),
+        ({"train": [(ball(64), 0.5, 0)], "test": [1]}, "label or class that is not a whole number"),
+        ({"train": [(ball(64), 0)], "test": [1]}, r"'train' 0 is not \(points, label, class\)"),
+        ({"train": []}, "does not contain a dict of 'train' and 'test'"),
+        ({"train": {}, "test": []}, "'train' is not a list of items"),
         (bytearray(64), "it uses BYTEARRAY8|names builtins.bytearray"),
         ({1, 2}, "it uses EMPTY_SET|names"),
     ],
@@ -201,7 +201,7 @@ def test_damaged_folds_are_refused_everywhere(tmp_path):
             continue
     assert read  # a bit of a coordinate is a coordinate
     path.write_bytes(b"\x80\x04r\xff\xff\xff\x7f.")  # a memo of two thousand million entries
-    with pytest.raises(CorpusError, match=r"numbers object|no whole pickle"):
+    with pytest.raises(CorpusError, match=r"numbers object|not a complete pickle"):
         read_fold(path)
     path.write_bytes(b"\x80\x04" + b"]" * 10 + b"(" * 100_000 + b"t" * 100_000 + b".")
     with pytest.raises(CorpusError):
@@ -222,7 +222,7 @@ def test_a_fold_is_counted_and_its_labels_checked(tmp_path):
     mixed = fold_items(5, 10)
     mixed[7] = (mixed[7][0], mixed[7][1], np.int32(3))
     write_fold(tmp_path, fold=3, train=mixed)
-    with pytest.raises(CorpusError, match="label 2 stands for the classes 28 and 3"):
+    with pytest.raises(CorpusError, match="label 2 has the classes 28 and 3"):
         open_corpus(f"fewshot:{tmp_path}?fold=3", points=64)
     for uri, message in (
         ("fold=9", r"no .*5way_10shot/9\.pkl and no .*5way10shot/9\.pkl"),

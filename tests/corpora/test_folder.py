@@ -92,7 +92,7 @@ def test_links_are_followed_but_never_in_a_circle(tmp_path):
     (root / "broken.off").symlink_to(tmp_path / "gone")
     corpus = open_corpus(f"folder:{root}", points=64)
     assert [corpus.id(i) for i in range(len(corpus))] == ["broken.off", "chair/a.off"]
-    with pytest.raises(ShapeError, match=r"broken.off: is a link to '.*gone', which is not there"):
+    with pytest.raises(ShapeError, match=r"broken.off: is a link to '.*gone', which does not exist"):
         corpus[0]
 
 
@@ -132,7 +132,7 @@ def test_percent_escapes_reach_odd_paths(tmp_path):
     ("uri", "message"),
     [
         ("folder", "is not a corpus; expected kind:location"),
-        ("floder:x", "'floder' is not a kind of corpus; there are\n  synthetic:"),
+        ("floder:x", "'floder' is not a kind of corpus; the kinds are\n  synthetic:"),
         ("folder:", "no location; write folder:DIR"),
         ("folder:.?seed", "option 'seed' has no value"),
         ("folder:.?seed=1&seed=2", "option seed is given twice"),

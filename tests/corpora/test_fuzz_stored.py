@@ -123,7 +123,7 @@ def npz_bytes(draw: st.DrawFn) -> bytes:
                     times = 2
                 case "packing":
                     method = draw(st.sampled_from([zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]))
-            with warnings.catch_warnings(action="ignore"):  # of a name that stands twice
+            with warnings.catch_warnings(action="ignore"):  # of a name that occurs twice
                 for _ in range(times):
                     archive.writestr(f"{key}.npy", data, method)
     return draw(flipped(file.getvalue())) if odd is None else file.getvalue()

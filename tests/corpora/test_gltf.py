@@ -160,16 +160,16 @@ def test_morph_weights_of_a_node_come_before_those_of_its_mesh(tmp_path):
 @pytest.mark.parametrize(
     ("document", "reason"),
     [
-        ({"nodes": [{"children": [1]}, {"children": [0], "mesh": 0}], "scenes": [{"nodes": [0]}]}, "circle|twice"),
-        ({"nodes": [{"children": [0], "mesh": 0}], "scenes": [{"nodes": [0]}]}, "circle|twice|itself|parent"),
-        ({"nodes": [{"mesh": 3}]}, "names mesh 3; there are 1"),
-        ({"nodes": [{"mesh": True}]}, "names mesh True"),
+        ({"nodes": [{"children": [1]}, {"children": [0], "mesh": 0}], "scenes": [{"nodes": [0]}]}, "cycle|twice"),
+        ({"nodes": [{"children": [0], "mesh": 0}], "scenes": [{"nodes": [0]}]}, "cycle|twice|itself|parent"),
+        ({"nodes": [{"mesh": 3}]}, "refers to mesh 3; there are 1"),
+        ({"nodes": [{"mesh": True}]}, "refers to mesh True"),
         ({"nodes": [{"mesh": 0}], "scenes": [{"nodes": [5]}]}, "5"),
-        ({"nodes": [{"mesh": 0}], "scenes": [{"nodes": [0]}], "scene": 4}, "names scene 4; there are 1"),
+        ({"nodes": [{"mesh": 0}], "scenes": [{"nodes": [0]}], "scene": 4}, "refers to scene 4; there are 1"),
         ({"nodes": [{"mesh": 0, "scale": [1, 2]}]}, "scale"),
         ({"nodes": [{"mesh": 0, "matrix": [1] * 15}]}, "matrix"),
         ({"nodes": [{"mesh": 0, "skin": 0}], "extensionsRequired": ["VENDOR_thing"]}, "requires the extension VENDOR"),
-        ({"nodes": "all"}, "its nodes are no list"),
+        ({"nodes": "all"}, "its nodes must be a list"),
         ({"asset": {"version": "1.0"}, "nodes": []}, "is glTF '1.0'; version 2 is read"),
     ],
 )
@@ -264,8 +264,8 @@ def test_accessors_are_read_as_their_values(tmp_path):
         ({"count": -1}, "count is"),
         ({"count": 3.0}, "count is"),
         ({"byteOffset": 10**15}, "do not fit"),
-        ({"bufferView": 7}, "names buffer view 7"),
-        ({"bufferView": True}, "names buffer view True"),
+        ({"bufferView": 7}, "refers to buffer view 7"),
+        ({"bufferView": True}, "refers to buffer view True"),
         ({"type": "VEC2"}, "expected VEC3"),
         ({"componentType": 5124}, "components 5124"),
     ],
@@ -281,13 +281,13 @@ def test_zeros_without_bytes_are_not_made_by_the_thousand_million(tmp_path):
     writer = Writer(nodes=[{"mesh": 0}])
     writer.mesh()
     writer.document["accessors"][0] = {"componentType": 5126, "count": 10**9, "type": "VEC3"}
-    refused(writer, tmp_path, "promises 1000000000 items and has no bytes")
+    refused(writer, tmp_path, "declares 1000000000 items but has no bytes")
 
 
 def test_an_index_beyond_the_vertices_is_refused(tmp_path):
     writer = Writer(nodes=[{"mesh": 0}])
     writer.mesh(faces=[0, 1, 3])
-    refused(writer, tmp_path, "names vertex 3; there are 3")
+    refused(writer, tmp_path, "refers to vertex 3; there are 3")
 
 
 def test_degenerate_faces_are_left_out_and_counted(tmp_path):
@@ -309,7 +309,7 @@ def test_parts_are_nodes_or_materials_by_name(tmp_path):
     by_material = writer.read(tmp_path, parts="material")
     assert by_material.part_names == ("material 1", "oak")
     assert by_material.parts.tolist() == [0, 1, 0]
-    with pytest.raises(Malformed, match="parts=group is asked for"):
+    with pytest.raises(Malformed, match="parts=group was requested"):
         writer.read(tmp_path, parts="group")
 
 

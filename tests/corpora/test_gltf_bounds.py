@@ -122,8 +122,8 @@ def test_few_bytes_that_ask_for_much_are_refused_with_the_bound(tmp_path, ask):
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert str(told.value) == (
-        f"is drawn as more than {FREE + SHARE * size} {what}; its {size} bytes do not justify it "
-        "(1000000, and 64 a byte, are allowed)"
+        f"has more than {FREE + SHARE * size} {what}, too many for its {size} bytes "
+        "(1000000, plus 64 per byte, are allowed)"
     )
     assert most < ROOM * (FREE + SHARE * size)
     assert time.process_time() - began < SECONDS
@@ -274,7 +274,7 @@ def test_a_header_that_promises_much_is_refused_before_it_is_decoded(monkeypatch
     counts = [varint(triangles), varint(vertices)] if method == 0 else [b"\0", varint(vertices), varint(triangles)]
     data = b"DRACO\x02\x02\x01" + bytes([method]) + b"\0\0" + b"".join(counts) + bytes(99)
     what = "vertices" if vertices == 2**31 else "triangles"
-    with pytest.raises(Malformed, match=f"is drawn as more than 1006400 {what} of Draco; its 100 bytes do not justify"):
+    with pytest.raises(Malformed, match=f"has more than 1006400 {what} of Draco, too many for its 100 bytes"):
         decode_draco(data, Allowance(100))
 
 
@@ -282,7 +282,7 @@ def test_a_header_that_promises_much_is_refused_before_it_is_decoded(monkeypatch
     ("change", "reason"),
     [
         (lambda data: b"DRACQ" + data[5:], "does not start with DRACO"),
-        (lambda data: data[:5] + b"\x01" + data[6:], "of version 1.2; glTF has version 2.2"),
+        (lambda data: data[:5] + b"\x01" + data[6:], "of version 1.2; glTF requires version 2.2"),
         (lambda data: data[:7] + b"\0" + data[8:], "holds no triangle mesh"),
         (lambda data: data[:8] + b"\x07" + data[9:], "holds no triangle mesh"),
         (lambda data: data[:9], "9 bytes end within its header"),
@@ -308,5 +308,5 @@ def test_draco_holds_triangles_whatever_the_mode_says(tmp_path):
         if reads:
             assert len(writer.read(tmp_path).faces) == len(faces)
         else:
-            with pytest.raises(Malformed, match=f"has mode {mode} and KHR_draco_mesh_compression, which holds triang"):
+            with pytest.raises(Malformed, match=f"has mode {mode} and KHR_draco_mesh_compression, which is for triang"):
                 writer.read(tmp_path)

@@ -243,7 +243,7 @@ def test_a_skin_and_instances_on_one_node_are_refused(tmp_path):
     writer = skin()
     moved = writer.array(np.zeros((2, 3), np.float32))
     writer.document["nodes"][0]["extensions"] = {"EXT_mesh_gpu_instancing": {"attributes": {"TRANSLATION": moved}}}
-    with pytest.raises(Malformed, match="node 0 has both a skin and EXT_mesh_gpu_instancing, which is not read"):
+    with pytest.raises(Malformed, match="node 0 has both a skin and EXT_mesh_gpu_instancing, which is not supported"):
         writer.read(tmp_path)
 
 

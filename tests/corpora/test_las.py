@@ -96,13 +96,13 @@ def changed(data, at, value):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (las()[:-1], "promises 70 points of 20 bytes from byte 227; the file has 1626 bytes"),
+        (las()[:-1], "declares 70 points of 20 bytes from byte 227; the file has 1626 bytes"),
         (las()[:100], "of 100 bytes; it ends within its header"),
-        (las(count=2**32 - 1), "promises 4294967295 points"),
-        (las(4, 6, count=2**60), "promises 1152921504606846976 points"),
+        (las(count=2**32 - 1), "declares 4294967295 points"),
+        (las(4, 6, count=2**60), "declares 1152921504606846976 points"),
         (changed(las(), 25, b"\x05"), "is LAS 1.5; versions 1.0 to 1.4 are read"),
         (changed(las(), 96, struct.pack("<I", 10**6)), "points from byte 1000000; the file has 1627"),
-        (changed(las(), 100, struct.pack("<I", 2**31)), "promises 2147483648 records"),
+        (changed(las(), 100, struct.pack("<I", 2**31)), "declares 2147483648 records"),
         (changed(las(), 131, struct.pack("<d", float("nan"))), "scales .nan, 0.02, 0.5."),
         (changed(las(), 139, struct.pack("<d", 0.0)), "scales .0.01, 0.0, 0.5."),
         (changed(las(), 104, b"\x0b"), "cannot be read by laspy"),  # a point format that there is not
@@ -119,14 +119,14 @@ def test_packed_points_that_are_damaged_or_promised_are_refused():
     for length in range(len(whole) // 2, len(whole), 97):
         with pytest.raises(Malformed):
             read(whole[:length])
-    with pytest.raises(Malformed, match="no cloud packs so small"):
+    with pytest.raises(Malformed, match="a ratio that no point cloud has"):
         read(changed(whole, 107, struct.pack("<I", 10**8)))
-    with pytest.raises(Malformed, match=r"promises 75 points|cannot be read by laspy"):
+    with pytest.raises(Malformed, match=r"declares 75 points|cannot be read by laspy"):
         read(changed(whole, 107, struct.pack("<I", 75)))
 
 
 def test_parts_that_are_no_dimension_are_refused():
-    with pytest.raises(Malformed, match="parts=layer is asked for; its dimensions are X, Y, Z, intensity"):
+    with pytest.raises(Malformed, match="parts=layer was requested; its dimensions are X, Y, Z, intensity"):
         read(las(), parts="layer")
 
 

@@ -167,9 +167,9 @@ def test_parts_of_faces_of_clouds_and_of_corners():
     assert surface.parts.tolist() == expected
     assert surface.notes == {"triangles whose corners are of several parts": 8}
     for parts in ("vertex_indices", "lable"):
-        with pytest.raises(Malformed, match=f"parts={parts} is asked for; its properties are x, y, z"):
+        with pytest.raises(Malformed, match=f"parts={parts} was requested; its properties are x, y, z"):
             ply(made("big", [VERTEX, faces([INDICES])]), parts)
-    with pytest.raises(Malformed, match="column 'q', asked for as part labels, holds something else"):
+    with pytest.raises(Malformed, match="column 'q', requested as part labels, contains values other"):
         ply(made("ascii", [VERTEX, faces([INDICES, "float q"], lambda face: [face, 0.5])]), "q")
 
 
@@ -177,7 +177,7 @@ def test_bytes_behind_the_end_are_noted_or_refused():
     data = made("little", DIALECTS["plain"])
     assert ply(data + b"\r\n").notes == {}
     assert ply(data + b"tail").notes == {"bytes behind the last element": 4}
-    with pytest.raises(Malformed, match="90 bytes follow what its header promises"):
+    with pytest.raises(Malformed, match="90 bytes follow what its header declares"):
         ply(data + b"x" * 90)
 
 
@@ -203,42 +203,42 @@ def changed(old: str, new: str, name: str = "plain", form: str = "ascii") -> byt
         (ascii_ply(f"element vertex 1\n{AXES}element vertex 1\n{AXES}", "1 2 3\n1 2 3\n"), "two elements vertex"),
         (changed("vertex_indices", "corners"), "no list vertex_indices .or vertex_index.; it has corners"),
         (made("ascii", [VERTEX, faces([INDICES, "list int int vertex_index"], lambda f: [f, f])]), "two lists"),
-        (made("big", [VERTEX, ("edge", ["int vertex1"], [[1]] * 3)]), "holds 3 edges and no faces"),
+        (made("big", [VERTEX, ("edge", ["int vertex1"], [[1]] * 3)]), "has 3 edges and no faces"),
         (
             made("big", [VERTEX, faces([INDICES], of=[(0, 1), (2,)])]),
             "no triangles .2 faces of fewer than three corners",
         ),
-        (made("ascii", [*DIALECTS["strips"], faces([INDICES])]), "holds both face and tristrips"),
-        (made("big", [VERTEX, ("tristrips", [INDICES], [[[0, 1, 8]]])]), "a strip names vertex 8; there are 8"),
-        (changed("4 2 3 7 6\n", "4 2 3 8 6\n"), "names vertex 8; there are 8"),
+        (made("ascii", [*DIALECTS["strips"], faces([INDICES])]), "has both face and tristrips"),
+        (made("big", [VERTEX, ("tristrips", [INDICES], [[[0, 1, 8]]])]), "a strip refers to vertex 8; there are 8"),
+        (changed("4 2 3 7 6\n", "4 2 3 8 6\n"), "refers to vertex 8; there are 8"),
         (changed("4 2 3 7 6\n", "4 2 3 1e20 6\n"), "something that is not a whole number .1e.20"),
-        (changed("4 2 3 7 6\n", "4 2 3 -7 6\n"), "names vertex -7; there are 8"),
+        (changed("4 2 3 7 6\n", "4 2 3 -7 6\n"), "refers to vertex -7; there are 8"),
         (
             changed("4 2 3 7 6\n", "-4 2 3 7 6\n"),
             r"line 22 \('-4 2 3 7 6'\), face 4 \(from 0\) has a list whose length",
         ),
-        (changed("4 2 3 7 6\n", "3 2 3 7 6\n"), r"line 22 .* has not as many numbers as the header describes"),
+        (changed("4 2 3 7 6\n", "3 2 3 7 6\n"), r"line 22 .* does not have as many numbers as the header declares"),
         (changed("4 2 3 7 6\n", "9 2 3 7 6\n"), r"line 22 .* ends before its lists do"),
-        (changed("4 2 3 7 6\n", "4 2 3 7 6 255 0 0\n"), r"line 22 .* has not as many numbers"),
+        (changed("4 2 3 7 6\n", "4 2 3 7 6 255 0 0\n"), r"line 22 .* does not have as many numbers"),
         (changed("4 2 3 7 6\n", "4 2 3 7 1_0\n"), r"line 22 \('4 2 3 7 1_0'\) is not made of numbers"),
         (changed("4 2 3 7 6\n", "4 2 3 7,6\n"), "line 22"),
         (changed("1 2 0\n", "1 2,5 0\n"), r"line 16 \('1 2,5 0'\) is not made of numbers where a number"),
-        (changed("4 2 3 7 6\n", ""), "promises 15 lines, 14 follow; the file is truncated"),
-        (changed("4 2 3 7 6\n", "4 2 3 7 6\n1 2 3\n"), "more than promised|not as many|lists do"),
-        (changed("element vertex 8", "element vertex 999999999999999"), "promises 1000000000000006 lines, 15 follow"),
+        (changed("4 2 3 7 6\n", ""), "declares 15 lines, 14 follow; the file is truncated"),
+        (changed("4 2 3 7 6\n", "4 2 3 7 6\n1 2 3\n"), "more than declared|not have as many|lists do"),
+        (changed("element vertex 8", "element vertex 999999999999999"), "declares 1000000000000006 lines, 15 follow"),
         (
             changed("element face 7", "element face 999999999", form="little"),
-            "promises 999999999 of face, the file ends",
+            "declares 999999999 of face, the file ends",
         ),
-        (changed("element face 7", "element face 999999999", "lists around", "big"), "promises 999999999 of face"),
+        (changed("element face 7", "element face 999999999", "lists around", "big"), "declares 999999999 of face"),
         (changed("format ascii 1.0", "format binary 1.0"), "format is 'binary'; expected ascii"),
         (changed("list uchar int", "list uchar long"), "header line 'property list uchar long vertex_indices'"),
         (
             made("little", [VERTEX, faces(["list char int vertex_indices"])]).replace(b"\x04", b"\xfc"),
             "list of -4 entries",
         ),
-        (made("little", [VERTEX, faces([INDICES])])[:-1], "promises 7 of face, the file ends before"),
-        (made("little", [VERTEX, faces([INDICES], of=QUADS)])[:-1], "promises 6 of face, the file ends before"),
+        (made("little", [VERTEX, faces([INDICES])])[:-1], "declares 7 of face, the file ends before"),
+        (made("little", [VERTEX, faces([INDICES], of=QUADS)])[:-1], "declares 6 of face, the file ends before"),
         (b"ply\n" + b"comment x\n" * 200_000, "has no PLY header"),
         (b"ply end_header", "has no PLY header"),
         (b"", "has no PLY header"),

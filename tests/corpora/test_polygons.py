@@ -191,7 +191,7 @@ def test_work_on_concave_polygons_is_bounded_and_convex_ones_are_free(monkeypatc
 
 @pytest.mark.parametrize(("corners", "wrong"), [([0, 1, 3], 3), ([2, -1, 1], -1), ([0, 2**40, 2], 2**40)])
 def test_corners_that_are_no_vertices_are_named(corners, wrong):
-    with pytest.raises(Malformed, match=f"names vertex {wrong}; there are 3"):
+    with pytest.raises(Malformed, match=f"refers to vertex {wrong}; there are 3"):
         cut_polygons(np.eye(3), [np.array([corners])])
 
 

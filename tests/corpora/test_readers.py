@@ -143,11 +143,11 @@ def npy_header(descr: str, shape: str) -> bytes:
 OFF = cube_text("off")
 WRONG = {
     "empty.off": (b"", "the file is empty"),
-    "lies.off": (b"OFF\n2000000000 2000000000 0\n0 0 0\n", "promises 2000000000 vertices .* 1 lines follow"),
+    "lies.off": (b"OFF\n2000000000 2000000000 0\n0 0 0\n", "declares 2000000000 vertices .* 1 lines follow"),
     "short.off": (OFF[: len(OFF) // 2], "the file is truncated"),
     "word.off": (b"PLY\n1 2 3\n", "starts with 'PLY'; expected OFF"),
     "counts.off": (b"OFF\nmany few\n", "expected two whole numbers"),
-    "index.off": (OFF.replace(b"4 1 5 7 3", b"4 1 5 9 3"), "a face names vertex 9; there are 8"),
+    "index.off": (OFF.replace(b"4 1 5 7 3", b"4 1 5 9 3"), "a face refers to vertex 9; there are 8"),
     "fraction.off": (OFF.replace(b"4 1 5 7 3", b"4 1 5 1.5 3"), "not a whole number"),
     "letters.off": (OFF.replace(b"0 0 1", b"0 x 1"), r"line 4 \('0 x 1'\) is not made of numbers where a vertex"),
     "nan.off": (OFF.replace(b"0 0 1", b"0 nan 1"), "some vertices are not finite"),
@@ -155,10 +155,10 @@ WRONG = {
     "huge.off": (OFF.replace(b"0 0 1", b"0 0 1e300"), "some vertices are not finite in float32"),
     "lies.ply": (
         cube_ply().replace(b"element vertex 8", b"element vertex 2000000000"),
-        "promises 2000000000 of vertex, the file ends before",
+        "declares 2000000000 of vertex, the file ends before",
     ),
-    "short.ply": (cube_text("ply-ascii")[:-20], "promises 14 lines"),
-    "half.ply": (cube_ply()[:-3], "promises 6 of face, the file ends before"),
+    "short.ply": (cube_text("ply-ascii")[:-20], "declares 14 lines"),
+    "half.ply": (cube_ply()[:-3], "declares 6 of face, the file ends before"),
     "digits.ply": (
         cube_text("ply-ascii").replace(b"vertex 8", b"vertex " + b"9" * 5000),
         "header line 'element vertex 9",
@@ -171,22 +171,22 @@ WRONG = {
     "fraction.ply": (cube_text("ply-ascii").replace(b"4 0 1 3 2", b"4 0.5 1 3 2"), "not a whole number"),
     "none.ply": (b"solid", "has no PLY header"),
     "strips.ply": (cube_text("ply-ascii").replace(b"vertex_indices", b"vertex_strips"), "no list vertex_indices"),
-    "short.stl": (cube_stl()[:-1], r"promises 12 triangles \(684 bytes\), the file has 683"),
-    "short-ascii.stl": (cube_stl(ascii=True)[:-20], "neither a binary STL nor a whole ASCII one"),
+    "short.stl": (cube_stl()[:-1], r"declares 12 triangles \(684 bytes\), the file has 683"),
+    "short-ascii.stl": (cube_stl(ascii=True)[:-20], "neither a binary STL nor a complete ASCII one"),
     "binary.obj": (b"v 0 0\0", "is binary, not text"),
     "nothing.obj": (b"# nothing\n", "holds neither triangles nor points"),
-    "short.glb": (glb()[:-10], "the header promises"),
+    "short.glb": (glb()[:-10], "the header declares"),
     "wrong.glb": (b"PK\3\4" * 8, "does not start with glTF"),
     "escape.gltf": (
         b'{"asset":{"version":"2.0"},"buffers":[{"uri":"../../etc/passwd","byteLength":9}]}',
         "not a file beside it",
     ),
-    "json.gltf": (b"{", "cannot be parsed as JSON"),
+    "json.gltf": (b"{", "its JSON does not parse"),
     "raw.npy": (npy_header("|V4", "(6, 100)") + bytes(2400), "type .V4; expected numbers"),
     "object.npy": (npy_header("|O", "(64, 3)"), "type object; expected numbers"),
-    "lies.npy": (npy_header("<f4", "(2000000000, 3)"), "promises .* 0 bytes follow"),
+    "lies.npy": (npy_header("<f4", "(2000000000, 3)"), "declares .* 0 bytes follow"),
     "noise.npy": (bytes(range(256)), "does not start as a NPY file"),
-    "noise.npz": (bytes(range(256)), "not a whole NPZ file"),
+    "noise.npz": (bytes(range(256)), "not a complete NPZ file"),
     "noise.txt": (bytes(range(256)), "is binary, not text"),
     "two.xyz": (b"1 2\n3 4\n", "line 1 has 2 columns; expected at least 3"),
     "ragged.xyz": (b"1 2 3\n4 5\n", "line 2 has 2 columns, the first has 3"),
@@ -196,14 +196,14 @@ WRONG = {
     "size.pcd": (b"FIELDS x y z\nSIZE 4 4\nTYPE F F F\nPOINTS 9\nDATA ascii\n", "3 FIELDS, 2 SIZE"),
     "packed.pcd": (
         pcd(ball(40), "binary").replace(b"binary", b"binary_compressed"),
-        r"promises \d+ bytes that unpack to",
+        r"declares \d+ bytes that unpack to",
     ),
-    "short.pcd": (pcd(ball(40), "binary")[:-9], "promises 40 points, the file ends before"),
-    "few.pcd": (pcd(ball(40), "ascii")[:-60], "promises 40 points"),
+    "short.pcd": (pcd(ball(40), "binary")[:-9], "declares 40 points, the file ends before"),
+    "few.pcd": (pcd(ball(40), "ascii")[:-60], "declares 40 points"),
     **{f"noise.{name}": (bytes(range(256)), "starts neither as usda") for name in ("usd", "usda", "usdc", "usdz")},
     "noise.e57": (bytes(range(256)), "does not start with ASTM-E57"),
-    "noise.dae": (bytes(range(256)), "is no XML"),
-    "noise.3mf": (bytes(range(256)), "not a whole 3MF file"),
+    "noise.dae": (bytes(range(256)), "is not XML"),
+    "noise.3mf": (bytes(range(256)), "not a complete 3MF file"),
     "noise.las": (bytes(range(256)), "does not start with LASF"),
     "short.laz": (b"LASF" + bytes(96), "of 100 bytes; it ends within its header"),
 }
@@ -224,7 +224,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("points.npy", bytes(2**22))
     assert (tmp_path / "bomb.npz").stat().st_size < 2**13
-    with pytest.raises(ShapeError, match="'points' unpacks to 4194304 bytes; more than 1048576 is refused"):
+    with pytest.raises(ShapeError, match="'points' unpacks to 4194304 bytes, more than the 1048576 allowed"):
         open_corpus(f"folder:{tmp_path}", points=64)[0]
 
 

@@ -91,7 +91,7 @@ def test_all_numbers_of_a_folder(folder, processes):
 
     few, *others = report.refusals
     assert few.shapes == 2
-    assert few.reason.startswith("has N points, N are asked for")
+    assert few.reason.startswith("has N points, N were requested")
     assert [(Path(source).name, said.split(",")[0]) for source, said in few.examples] == [
         ("few.npy", "has 33 points"),
         ("less.npy", "has 41 points"),

@@ -49,14 +49,14 @@ def test_the_other_variant_in_the_folder_is_found_out(tmp_path):
     """The names are the same, so that only the mask tells OBJ-BG from OBJ-ONLY."""
     write_variant(tmp_path, "obj_bg")
     with pytest.raises(
-        CorpusError, match=r"mask holds background points, and OBJ-ONLY has none.*lies in main_split_nobg"
+        CorpusError, match=r"mask holds background points, but OBJ-ONLY has none.*lies in main_split_nobg"
     ):
         open_corpus(f"scanobjectnn:{tmp_path}/main_split?variant=obj_only&counts=any", points=64)
     with pytest.raises(CorpusError, match=r"OBJ-ONLY lacks training_objectdataset\.h5; looked in .*main_split_nobg"):
         open_corpus(f"scanobjectnn:{tmp_path}?variant=obj_only&counts=any", points=64)
     write_variant(tmp_path, "obj_only")
     (tmp_path / "main_split_nobg").rename(tmp_path / "copied")
-    with pytest.raises(CorpusError, match=r"mask holds no background points, and OBJ-BG has them.*lies in main_split$"):
+    with pytest.raises(CorpusError, match=r"mask holds no background points, but OBJ-BG has them.*lies in main_split$"):
         open_corpus(f"scanobjectnn:{tmp_path}/copied?variant=obj_bg&counts=any", points=64)
     assert len(open_corpus(f"scanobjectnn:{tmp_path}/copied?variant=obj_only&counts=any", points=64)) == 30
 
@@ -66,7 +66,7 @@ def test_the_other_variant_in_the_folder_is_found_out(tmp_path):
     [
         ({"label": np.full(30, 15, np.int32)}, r"label 15 of shape 0; expected 0\.\.14, the 15 classes"),
         ({"label": np.full(30, -1, np.int32)}, "label -1 of shape 0"),
-        ({"mask": None}, "no dataset 'mask', by which OBJ-BG and OBJ-ONLY are told apart"),
+        ({"mask": None}, "no dataset 'mask', which distinguishes OBJ-BG from OBJ-ONLY"),
         (
             {"mask": np.zeros((30, 3), np.int32)},
             r"'mask' has shape \(30, 3\) and type int32; expected whole numbers \(30,",
@@ -85,11 +85,12 @@ def test_a_set_that_is_not_whole_is_refused_with_how_to_get_it(tmp_path):
     with pytest.raises(CorpusError) as refused:
         open_corpus(f"scanobjectnn:{tmp_path}?variant=obj_bg&split=all", points=64)
     said = str(refused.value)
-    assert "holds ScanObjectNN OBJ-BG, and not as it was released" in said
+    assert f"the ScanObjectNN OBJ-BG in {tmp_path}" in said
+    assert "differs from the release" in said
     assert "train: 14 shapes, 2,309 in the release" in said
     assert "test: 15 shapes, 581 in the release" in said
     assert "train: no shape of toilet" in said
-    assert "comes after a form on https://hkust-vgd.github.io/scanobjectnn" in said
+    assert "is available through a form on https://hkust-vgd.github.io/scanobjectnn" in said
     with pytest.raises(CorpusError, match="no variant; add variant=obj_bg"):
         open_corpus(f"scanobjectnn:{tmp_path}", points=64)
 

@@ -76,7 +76,7 @@ def test_a_part_of_another_category_refuses_the_shape(release, tmp_path):
     for wrong, said in (
         (47, "44 to 47; a Skateboard has 44 to 46"),
         (50, r"expected 0\.\.49"),
-        (44.5, "something else than whole numbers"),
+        (44.5, "values other than whole numbers"),
     ):
         rows[7, 6] = wrong
         np.savetxt(path, rows, fmt="%.6f")
@@ -98,18 +98,18 @@ def test_lists_that_cannot_be_are_refused(release, tmp_path):
 
     one = "shape_data/02691156/0abc0"
     listing("train", [one, one])
-    refused("02691156/0abc0 stands twice in this list")
+    refused("02691156/0abc0 occurs twice in this list")
     listing("train", [one])
     listing("test", [one])
-    refused("02691156/0abc0 stands in the list of train too")
+    refused("02691156/0abc0 is in the list of train too")
     listing("test", ["shape_data/02691156/x", "shape_data/00000000/x"])
     refused("entry 1: 'shape_data/00000000/x'; expected shape_data/<synset>/<id>")
     listing("test", {"a": 1})
     refused("holds a dict; expected a list")
     (release / "train_test_split" / "shuffled_test_file_list.json").write_text("[")
-    refused("no list in JSON")
+    refused("not a JSON list")
     (release / "train_test_split" / "shuffled_test_file_list.json").unlink()
-    refused("expected this list, it is not there")
+    refused("this list is missing")
 
 
 def test_a_set_that_is_not_whole_is_refused(tmp_path):
@@ -151,7 +151,7 @@ def test_check_counts_shapes_without_a_file_and_allows_those_of_the_release(rele
     found = run(capsys, "corpus", "check", uri, "--points", 64, "--workers", 1)
     assert found.code == 1
     assert "1 shapes cannot be used" in found.out
-    assert "is listed in shuffled_train_file_list.json, and is not there" in found.out
+    assert "is listed in shuffled_train_file_list.json, but does not exist" in found.out
     monkeypatch.setattr(shapenetpart, "ABSENT", 1)
     found = run(capsys, "corpus", "check", uri, "--points", 64, "--workers", 1)
-    assert (found.code, "1 are listed by the release and in no copy of it" in found.out) == (0, True)
+    assert (found.code, "1 are listed by the release but exist in no copy of it" in found.out) == (0, True)

@@ -44,7 +44,7 @@ def test_one_bad_cloud_does_not_stop_an_npz(tmp_path):
     assert corpus[0].points.shape == corpus[2].points.shape == (64, 3)
     with pytest.raises(ShapeError, match=r"x\.npz row 1: 1 of 64 points are not finite"):
         corpus[1]
-    with pytest.raises(ShapeError, match="has 64 points, 128 are asked for"):
+    with pytest.raises(ShapeError, match="has 64 points, 128 were requested"):
         open_corpus(f"npz:{tmp_path}/x.npz", points=128)[0]
 
 
@@ -59,7 +59,7 @@ def test_one_bad_cloud_does_not_stop_an_npz(tmp_path):
         ({"label": np.zeros(3, int)}, r"'label' has shape \(3,\); expected \(6,\) for 6 clouds of 128 points"),
         ({"label": np.full(6, 2)}, "labels run from 2 to 2; there are 2 label names"),
         ({"label": np.zeros(6)}, "'label' is of type float64; expected integers"),
-        ({"ids": np.array(["same"] * 6)}, "id 'same' stands twice"),
+        ({"ids": np.array(["same"] * 6)}, "id 'same' occurs twice"),
         ({"part": np.zeros((6, 5), int)}, r"'part' has shape \(6, 5\); expected \(6, 128\)"),
         ({"split": np.arange(6)}, "'split': the array is of type int64; expected text"),
         (
@@ -143,7 +143,7 @@ def test_a_real_hdf5_file_is_read():
     assert corpus.label_names == tuple((folder / "shape_names.txt").read_text().split())
     for i in range(len(corpus)):
         assert corpus[i].points.shape == (2048, 3)
-    with pytest.raises(CorpusError, match=r"test_files\.txt: expected this list, .*Is the download complete\?"):
+    with pytest.raises(CorpusError, match=r"test_files\.txt: this list is missing.*Is the download complete\?"):
         open_corpus(f"modelnet40:{folder}?split=test", points=64)
 
 
@@ -166,11 +166,11 @@ def test_modelnet40_normal_resampled(tmp_path):
     assert len(open_corpus(f"modelnet40:{tmp_path}", points=64)) == 2
     (tmp_path / "night_stand" / "night_stand_0001.txt").unlink()
     with pytest.raises(
-        ShapeError, match=r"night_stand_0001\.txt: is listed in modelnet40_train\.txt, and is not there"
+        ShapeError, match=r"night_stand_0001\.txt: is listed in modelnet40_train\.txt, but does not exist"
     ):
         corpus[1]
     (tmp_path / "modelnet40_train.txt").write_text("zeppelin_0001\n")
-    with pytest.raises(CorpusError, match="'zeppelin_0001' is of no class in modelnet40_shape_names"):
+    with pytest.raises(CorpusError, match="'zeppelin_0001' has no class of modelnet40_shape_names"):
         open_corpus(f"modelnet40:{tmp_path}", points=64)
 
 
@@ -194,7 +194,7 @@ def test_shapenet55_is_found_where_people_keep_it(tmp_path, place):
     assert {p.tobytes() for p in corpus[1].points} <= {p.tobytes() for p in ball(256, 1)}
     test = open_corpus(f"shapenet55:{tmp_path}?split=test", points=200)
     assert (test.label(0), test.label_names) == (54, corpus.label_names)
-    with pytest.raises(ShapeError, match=r"04554684-cc\.npy: is listed in test\.txt, and is not there"):
+    with pytest.raises(ShapeError, match=r"04554684-cc\.npy: is listed in test\.txt, but does not exist"):
         test[0]
     assert (
         open_corpus(f"shapenet55:{base / 'ShapeNet-55'}", points=200)[0].points.tobytes() == corpus[0].points.tobytes()
@@ -209,7 +209,7 @@ def test_a_wrong_shapenet55_is_named(tmp_path):
         open_corpus(f"shapenet55:{tmp_path}", points=64)
     (tmp_path / "shapenet_pc").mkdir()
     with pytest.raises(
-        CorpusError, match=r"train\.txt line 2: '\.\./\.\./etc/passwd' came; expected <synset>-<hash>\.npy"
+        CorpusError, match=r"train\.txt line 2: found '\.\./\.\./etc/passwd'; expected <synset>-<hash>\.npy"
     ):
         open_corpus(f"shapenet55:{tmp_path}", points=64)
     assert len(SYNSETS) == 55
@@ -252,10 +252,11 @@ def test_modelnet40_is_counted(tmp_path, caplog):
     for folder, name, whole in (("text", "normal resampled", "9,843"), ("hdf5", "HDF5 of 2048 points", "9,840")):
         caplog.clear()
         open_corpus(f"modelnet40:{tmp_path / folder}", points=64)
-        assert f"holds not all of ModelNet40, {name}: train:" in caplog.text
+        assert f"does not contain all of ModelNet40, {name}: train:" in caplog.text
         assert f"{whole} in the release" in caplog.text
         with pytest.raises(
-            CorpusError, match=rf"(?s)holds ModelNet40, {name}, and not as.*test: .* 2,468 in the release"
+            CorpusError,
+            match=rf"(?s)the ModelNet40, {name} in .* differs from the release.*test: .* 2,468 in the release",
         ):
             open_corpus(f"modelnet40:{tmp_path / folder}?counts=official&split=all", points=64)
 
@@ -263,7 +264,7 @@ def test_modelnet40_is_counted(tmp_path, caplog):
 def test_a_listed_hdf5_file_that_is_absent_is_named(tmp_path):
     hdf5(tmp_path)
     (tmp_path / "ply_data_train1.h5").unlink()
-    with pytest.raises(CorpusError, match=r"ply_data_train1\.h5: is listed in train_files\.txt, and is not there"):
+    with pytest.raises(CorpusError, match=r"ply_data_train1\.h5: is listed in train_files\.txt, but missing"):
         open_corpus(f"modelnet40:{tmp_path}", points=64)
 
 
@@ -271,5 +272,5 @@ def test_pickled_caches_are_refused_with_what_to_read_instead(tmp_path):
     path = tmp_path / "modelnet40_test_8192pts_fps.dat"
     path.write_bytes(b"\x80\x04]q\x00.")
     for place in (path, tmp_path):
-        with pytest.raises(CorpusError, match=r"_fps\.dat is a pickled cache .*Name the text release"):
+        with pytest.raises(CorpusError, match=r"_fps\.dat is a pickled cache .*Use the text release"):
             open_corpus(f"modelnet40:{place}", points=64)

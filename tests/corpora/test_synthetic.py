@@ -165,7 +165,7 @@ GOLDEN: dict[int, tuple[float, float, float]] = {
             "synthetic:?cuont=5&seed=x",
             r"2 problem\(s\)\n  seed = 'x' is not a whole number\n  cuont is not an option; did you mean count\?",
         ),
-        ("synthetic:somewhere", r"has no location, 'somewhere' came"),
+        ("synthetic:somewhere", r"has no location, found 'somewhere'"),
     ],
 )
 def test_wrong_options_are_named(uri, message):

@@ -73,7 +73,7 @@ def test_polygons_of_mixed_sizes_and_parts_by_name(tmp_path):
     assert surface.notes == {"faces of fewer than three corners": 1, "lines": 1}
     assert read_obj(text.encode(), tmp_path / "a.obj", ReadOptions(parts="material")).part_names == ("oak",)
     assert read_obj(text.encode(), tmp_path / "a.obj", ReadOptions(parts="object")).part_names == ("none",)
-    with pytest.raises(Malformed, match="parts=node is asked for"):
+    with pytest.raises(Malformed, match="parts=node was requested"):
         read_obj(text.encode(), tmp_path / "a.obj", ReadOptions(parts="node"))
 
 
@@ -85,9 +85,9 @@ def test_names_are_the_text_that_every_text_format_is(tmp_path):
     kanji = text.replace("stühle\xa0été", "椅子")
     assert read_obj(kanji.encode(), tmp_path / "a.obj", ReadOptions(parts="group")).part_names == ("椅子",)
     for encoding in ("utf-16-le", "utf-16-be"):
-        with pytest.raises(Malformed, match="looks like UTF-16 without its mark; save it as UTF-8"):
+        with pytest.raises(Malformed, match="looks like UTF-16 without a byte order mark; save it as UTF-8"):
             read_obj(text.encode(encoding), tmp_path / "a.obj", ReadOptions())
-    with pytest.raises(Malformed, match="starts with the mark of utf-16 and is not"):
+    with pytest.raises(Malformed, match="starts with the byte order mark of utf-16, but is not"):
         read_obj(text.encode("utf-16")[:-1], tmp_path / "a.obj", ReadOptions())
 
 
@@ -139,14 +139,14 @@ def test_free_form_surfaces_are_refused_by_line_beside_faces_too(tmp_path, word)
         ("# a\nv 1,5 0 0\n", "line 2: .* is not three numbers"),
         ("v 1_0 0 0\n", "line 1"),
         ("v \u0663 0 0\n", "line 1: .* is not three numbers"),
-        ("v 0 0 0\nf 1 1 \u0661\n", "line 2: .* names a vertex that cannot be"),
-        ("v 0 0 0\nf 1 1 0\n", "line 2: .* names a vertex that cannot be"),
+        ("v 0 0 0\nf 1 1 \u0661\n", "line 2: .* refers to a vertex that cannot exist"),
+        ("v 0 0 0\nf 1 1 0\n", "line 2: .* refers to a vertex that cannot exist"),
         ("v 0 0 0\nf 1 1 -2\n", "line 2"),
         ("v 0 \\\n0 0\nv 0 0 0\nf 1 1 x\n", "line 4"),
         ("v 0 0 0\nf 1 1 1.5\n", "line 2"),
-        ("v 0 0 0\nf 1 1 2\n", "line 2 names vertex 2; there are 1"),
-        ("f 1 1 7\nv 0 0 0\nf 1 1 8\nf 1 1 8\nf 1 1 7\nv 1 1 1\n", "line 4 names vertex 8; there are 2"),
-        ("v 0 0 0\np 1\np 1 2\n", "line 3 names vertex 2; there are 1"),
+        ("v 0 0 0\nf 1 1 2\n", "line 2 refers to vertex 2; there are 1"),
+        ("f 1 1 7\nv 0 0 0\nf 1 1 8\nf 1 1 8\nf 1 1 7\nv 1 1 1\n", "line 4 refers to vertex 8; there are 2"),
+        ("v 0 0 0\np 1\np 1 2\n", "line 3 refers to vertex 2; there are 1"),
         ("v 0 0 0\nf 1 1 " + "9" * 5000, "line 2"),
         ("f 1 2 3\n", "there are 0"),
     ],
@@ -199,10 +199,10 @@ def test_spellings_of_one_stl(tmp_path, name):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (binary()[:-1], "promises 12 triangles .* the file has 683"),
-        (binary(count=11), "promises 11 triangles"),
-        (binary(count=13), "promises 13 triangles"),
-        (binary(tail=b"x" * 50), "promises 12 triangles"),
+        (binary()[:-1], "declares 12 triangles .* the file has 683"),
+        (binary(count=11), "declares 11 triangles"),
+        (binary(count=13), "declares 13 triangles"),
+        (binary(tail=b"x" * 50), "declares 12 triangles"),
         (ascii_stl().encode()[:-30], "truncated|neither"),
         (ascii_stl().replace("vertex 1 2 3", "vertex 1 2", 1).encode(), "facet . has|is not 3 numbers"),
         (ascii_stl().replace("vertex 1 2 3", "vertex 1 2,5 3", 1).encode(), "is not 3 numbers"),

@@ -123,13 +123,13 @@ ITEM = ['<item objectid="1"/>']
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (model([mesh(1)], []), "its build places nothing"),
+        (model([mesh(1)], []), "its build section places nothing"),
         (model([mesh(1)], ITEM, 'xmlns:q="http://example.com/q" requiredextensions="q"'), "requires an extension"),
         (model([mesh(1, inside=LATTICE)], ITEM, BEAMS), "object 1 is made of beams"),
         (model([mesh(1)], ['<item objectid="7"/>']), "cannot be read by lib3mf"),
         (model([mesh(1, faces=[(0, 1, 9)])], ITEM), "cannot be read by lib3mf"),
-        (model([mesh(1, 'type="support"')], ITEM), r"holds no triangles \(1 objects of type support\)"),
-        (model([mesh(1)], ITEM * 2)[:-30], "a.model' is no whole XML: unclosed token"),
+        (model([mesh(1, 'type="support"')], ITEM), r"has no triangles \(1 objects of type support\)"),
+        (model([mesh(1)], ITEM * 2)[:-30], "a.model' is not complete XML: unclosed token"),
         (model([mesh(1)], ITEM, before='<!DOCTYPE m [<!ENTITY a "3">]>'), "a.model' declares a document type"),
     ],
 )
@@ -156,16 +156,16 @@ def test_time_that_components_take_is_bounded(monkeypatch):
 
 def test_members_are_sized_before_they_are_unpacked(monkeypatch):
     monkeypatch.setattr(threemf, "MAX_BYTES", 2**20)
-    with pytest.raises(Malformed, match=r"as a whole unpacks to \d{7} bytes; more than 1048576 is refused"):
+    with pytest.raises(Malformed, match=r"as a whole unpacks to \d{7} bytes, more than the 1048576 allowed"):
         read(pack(model([mesh(1)], ITEM) + " " * 2**20))
     with pytest.raises(Malformed, match="is packed by method 14; expected deflate"):
         read(pack(model([mesh(1)], ITEM), zipfile.ZIP_LZMA))
 
 
 def test_other_files_and_parts_are_refused():
-    with pytest.raises(Malformed, match="not a whole 3MF file"):
+    with pytest.raises(Malformed, match="not a complete 3MF file"):
         read(struct.pack("<I", 7) * 9)
-    with pytest.raises(Malformed, match="parts=material is asked for; a 3MF file has parts by object"):
+    with pytest.raises(Malformed, match="parts=material was requested; a 3MF file has parts by object"):
         read(pack(model([mesh(1)], ITEM)), parts="material")
 
 

@@ -14,7 +14,7 @@ import pytest
 import teacher_cache
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from teacher_cache.testing import build, tree
 
 COUNT = 5
@@ -166,7 +166,7 @@ def test_every_file_replaced_by_a_folder(sound: Sound) -> None:
 
 
 def shard_files(sound: Sound, shard: int) -> list[str]:
-    return [*layout.shard_paths(sound.config, shard), layout.receipt_path(shard)]
+    return [*paths.shard_paths(sound.config, shard), paths.receipt_path(shard)]
 
 
 def pairs(sound: Sound) -> list[tuple[str, str]]:
@@ -198,7 +198,7 @@ def test_swapped_and_doubled_files(sound: Sound) -> None:
 def test_links_are_followed_only_to_regular_files(sound: Sound, tmp_path: Path) -> None:
     """A link to a file is that file; to a device, a pipe or itself it is no file, and nothing waits on it."""
     os.mkfifo(tmp_path / "pipe")
-    for name in [*layout.shard_paths(sound.config, 0), layout.receipt_path(0), "manifest.json"]:
+    for name in [*paths.shard_paths(sound.config, 0), paths.receipt_path(0), "manifest.json"]:
         for target in ("/dev/zero", tmp_path / "pipe", sound.path / name):
             (sound.path / name).unlink()
             (sound.path / name).symlink_to(target)
@@ -245,7 +245,7 @@ def test_a_cache_that_lost_recipe_and_manifest_says_so_and_is_left_alone(sound: 
         (sound.path / name).write_bytes(sound.files[name][:-9])
     before = tree(sound.path)
     with pytest.raises(
-        CacheError, match=r"both are damaged, so nothing says what this cache was\.\n  Copy one of them"
+        CacheError, match=r"both are damaged, so the recipe of this cache is unknown\.\n  Copy one of them"
     ):
         teacher_cache.withdraw(sound.path, teacher_cache.verify(sound.path))
     assert tree(sound.path) == before

@@ -58,6 +58,6 @@ def test_a_build_on_a_full_disk_says_so_although_its_log_is_full_too(
             small_build(tmp_path / "full")
     said = str(caught.value)
     assert "failed: OSError: [Errno 28] No space left on device" in said
-    assert "Its traceback could not be written to " in said
-    assert "run the build again to go on" in said
+    assert "The traceback could not be written to " in said
+    assert "run the build again to resume" in said
     assert tree(small_build(tmp_path / "full").path) == tree(small_build(tmp_path / "whole").path)

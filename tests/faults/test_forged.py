@@ -1,7 +1,7 @@
 """Caches whose checksums are all right and whose contents are not: only this package's errors may come out.
 
-Byte-level damage, which checksums stop, is in test_damage.py and tests/cache/test_safety.py. Here the documents are
-sealed again, and tar members and zarr chunks get new checksums, so that the checks behind are reached. A longer run:
+Byte-level damage, which checksums stop, is in test_damage.py and tests/cache/test_safety.py. Here documents, tar
+members and zarr chunks get new checksums, so that the checks behind are reached. A longer run:
 FUZZ_EXAMPLES=3000 python -m pytest tests/faults/test_forged.py --timeout 0
 """
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import teacher_cache
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import ManifestError, ShardDamaged
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from teacher_cache.format.codecs import pack
 from teacher_cache.testing import tree
 from tests.support.forge import (
@@ -58,7 +58,7 @@ def test_documents_with_one_odd_value_sealed_again(victim: Victim, data: st.Data
 def test_tar_shards_with_one_odd_part(victim: Victim, data: st.DataObject) -> None:
     if victim.config.format != "webdataset":
         return
-    name = layout.shard_paths(victim.config, 0)[0]
+    name = paths.shard_paths(victim.config, 0)[0]
     members = tar_members(victim.files[name])
     at = data.draw(st.integers(0, len(members) - 1))
     member, content = members[at]
@@ -137,7 +137,7 @@ def odd_arrays(draw: st.DrawFn, config: CacheConfig, stored: bytes) -> bytes:
 def test_zarr_shards_with_one_odd_part(victim: Victim, data: st.DataObject) -> None:
     if victim.config.format != "zarr":
         return
-    name = data.draw(st.sampled_from(layout.shard_paths(victim.config, 0)))
+    name = data.draw(st.sampled_from(paths.shard_paths(victim.config, 0)))
     try:
         (victim.path / name).write_bytes(data.draw(odd_zarr_files(victim.config, name, victim.files[name])))
         settle(victim.path)
@@ -191,7 +191,7 @@ def odd_zarr_files(draw: st.DrawFn, config: CacheConfig, name: str, sound: bytes
     ],
 )
 def test_words_that_json_has_not_and_keys_that_come_twice(victim: Victim, name: str, line: bytes) -> None:
-    """Refused, or read as what is sealed; and `verify` names the document in any case."""
+    """Refused, or read as what the document now holds; and `verify` names the document in any case."""
     data = victim.files[name]
     try:
         for changed in (data.replace(b"{\n", b"{\n" + line, 1), data.replace(b"\n}\n", b",\n" + line[:-2] + b"\n}\n")):
@@ -224,7 +224,7 @@ def test_a_receipt_that_disagrees_with_the_manifest(victim: Victim) -> None:
     try:
         forge(victim.path / "receipts" / "000001.json", fewer)
         settle(victim.path)
-        with pytest.raises(ManifestError, match=r"1 records, 0 in quarantine, \d+ bytes; the manifest says 1, 1 and"):
+        with pytest.raises(ManifestError, match=r"1 records, 0 quarantined, \d+ bytes; the manifest says 1, 1 and"):
             _ = teacher_cache.open(victim.path).ids
         assert "receipts/000001.json" in {problem.file for problem in teacher_cache.verify(victim.path)}
     finally:
@@ -235,7 +235,7 @@ def test_seals_of_the_forger_are_right(victim: Victim) -> None:
     """What is forged gets past the checksums: a cache that is settled without a change is the same cache."""
     settle(victim.path)
     assert tree(victim.path) == victim.files
-    name = layout.shard_paths(victim.config, 0)[0]
+    name = paths.shard_paths(victim.config, 0)[0]
     if victim.config.format == "webdataset":
         assert tar_bytes(tar_members(victim.files[name])) == victim.files[name]
     else:
@@ -256,7 +256,7 @@ def test_seals_of_the_forger_are_right(victim: Victim) -> None:
         (struct.pack("<II", R, 2**32 - 1) + b"abcd", "an id is cut short"),
         (struct.pack("<III", R, 0, 2) + b"\xff\xfe", "can't decode byte"),
         (struct.pack("<III", R + 1, 0, 0), "expected 2 ids"),
-        (struct.pack("<I", R), "expected at least 12 bytes, found 4"),
+        (struct.pack("<I", R), "expected at least 12 bytes uncompressed, its header declares 4"),
     ],
 )
 def test_zarr_ids_that_lie(victim: Victim, raw: bytes, said: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from teacher_cache.storage import commit
+from teacher_cache.storage import atomic
 from tests.support.faults import Scenario, builders, cache_of, check_finished, stages_of, start_builder
 from tests.support.limits import HANG
 
@@ -128,7 +128,7 @@ def test_two_that_clean_up_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(os, "listdir", vanishing)
-    assert commit.remove_abandoned(tmp_path) == []
+    assert atomic.remove_abandoned(tmp_path) == []
     assert not (tmp_path / "tmp").exists()
 
 
@@ -143,11 +143,11 @@ def test_a_folder_that_vanishes_while_it_is_made(tmp_path: Path, monkeypatch: py
         mkdir(path, *mode)
 
     monkeypatch.setattr(os, "mkdir", vanishing)
-    with commit.lock(tmp_path, "x"):
+    with atomic.lock(tmp_path, "x"):
         assert (tmp_path / "tmp" / "x.lock").exists()
     (tmp_path / "tmp").rmdir()
     (tmp_path / "tmp").write_text("no folder")
-    with pytest.raises(FileExistsError), commit.lock(tmp_path, "x"):
+    with pytest.raises(FileExistsError), atomic.lock(tmp_path, "x"):
         pass
 
 

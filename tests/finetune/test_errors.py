@@ -14,9 +14,9 @@ CATEGORY = torch.zeros(4, dtype=torch.long)
 
 
 def test_fewer_points_than_groups():
-    with pytest.raises(ValueError, match="clouds of 47 points for an encoder of 48 groups of 8; expected at least 48"):
+    with pytest.raises(ValueError, match="clouds have 47 points; 48 groups of 8 neighbours need at least 48"):
         tiny_classifier().eval()(tiny_clouds(points=47))
-    with pytest.raises(ValueError, match="clouds of 47 points for an encoder of 48 groups of 8; expected at least 48"):
+    with pytest.raises(ValueError, match="clouds have 47 points; 48 groups of 8 neighbours need at least 48"):
         tiny_segmenter().eval()(tiny_clouds(points=47), CATEGORY)
     with torch.no_grad():  # the fewest there may be
         assert tiny_classifier().eval()(tiny_clouds(points=48)).isfinite().all()
@@ -25,7 +25,7 @@ def test_fewer_points_than_groups():
 
 def test_fewer_points_than_neighbours():
     model = tiny_classifier(neighbours=(60, 4, 4)).eval()
-    with pytest.raises(ValueError, match="clouds of 50 points for an encoder of 48 groups of 60; expected at least 60"):
+    with pytest.raises(ValueError, match="clouds have 50 points; 48 groups of 60 neighbours need at least 60"):
         model(tiny_clouds(points=50))
 
 
@@ -46,7 +46,7 @@ def test_training_needs_draws_and_more_than_one_shape():
     ):
         model(tiny_clouds())
     with pytest.raises(
-        ValueError, match="a training batch of 1 shape; expected at least 2, because the head normalises"
+        ValueError, match="a training batch has 1 shape; expected at least 2, because the head normalises"
     ):
         model(tiny_clouds(batch=1), HeadDraws.for_records([0], TINY, seed=0, epoch=0))
     tiny_classifier(model={"drop_path": 0.0}, dropout=0.0).train()(tiny_clouds())
@@ -111,5 +111,5 @@ def test_a_segmenter_needs_three_tokens_to_interpolate_from():
         groups=(16, 8, 2), neighbours=(8, 8, 8), decoder_dims=(384,), decoder_depths=(1,), decoder_up_blocks=()
     )
     assert list(SegmentationConfig().conflicts(model)) == [
-        "model.groups[-1] = 2 is fewer than the 3 tokens a point is interpolated from"
+        "model.groups[-1] = 2 is less than the 3 tokens a point is interpolated from"
     ]

@@ -165,9 +165,9 @@ def test_the_encoder_is_taken_over_and_what_does_not_fit_is_refused(labelled, tm
     assert first.accuracy == second.accuracy
     with pytest.raises(CheckpointError, match="none of its 1 entries is one of the model's"):
         tune(labelled, tmp_path / "c", start=("x", {"other": torch.zeros(1)}))
-    with pytest.raises(CheckpointError, match=r"(?s)does not fit the model, nothing was loaded.*has shape"):
+    with pytest.raises(CheckpointError, match=r"(?s)does not fit the model, so nothing was loaded.*has shape"):
         tune(labelled, tmp_path / "d", start=(name, entries), model=tiny_sizes(embed_first=(16, 24)))
-    with pytest.raises(ValueError, match='"linear" trains a head on an encoder that has learnt nothing'):
+    with pytest.raises(ValueError, match='"linear" trains a head on an untrained encoder'):
         tune(labelled, tmp_path / "e", protocol="linear")
     assert not (tmp_path / "e").exists()
 
@@ -298,7 +298,14 @@ def test_every_recipe_is_sound_and_names_sets_that_exist(name):
     assert asked.select == "last"
     assert {uri.partition(":")[0] for uri in (asked.train, asked.test)} <= set(KINDS)
     assert asked.test == asked.train.replace("split=train", "split=test").replace("count=720", "count=480")
-    assert set(recipe_names()) == {"synthetic", "modelnet40", "obj-bg", "obj-only", "pb-t50-rs"}
+    of_both = {"synthetic", "modelnet40", "obj-bg", "obj-only", "pb-t50-rs"}
+    assert set(recipe_names()) == of_both | {f"plain-{name}" for name in of_both}
+    plain = name.startswith("plain-")
+    assert sections["model"].architecture == ("plain" if plain else "hierarchical")
+    other, _ = load_recipe(name.removeprefix("plain-") if plain else f"plain-{name}", [])
+    assert (asked.train, asked.test, asked.points) == (
+        other["finetune"].train, other["finetune"].test, other["finetune"].points,
+    )  # fmt: skip
 
 
 def test_recipes_of_scanobjectnn_are_the_fields():
@@ -322,18 +329,18 @@ def test_recipes_of_scanobjectnn_are_the_fields():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"train": ""}, "train = '' names no corpus"),
+        ({"train": ""}, "train = '' is not a corpus"),
         ({"points": 16}, "points = 16 is smaller than 32"),
-        ({"pool": 40}, "pool = 40 is fewer than points = 48"),
-        ({"stored_points": 50}, "stored_points = 50 is fewer than pool = 56"),
-        ({"frozen": "reference"}, 'frozen = "reference" with protocol = "full", which freezes nothing'),
+        ({"pool": 40}, "pool = 40 is less than points = 48"),
+        ({"stored_points": 50}, "stored_points = 50 is less than pool = 56"),
+        ({"frozen": "reference"}, 'frozen = "reference" has no effect with protocol = "full", which freezes nothing'),
         ({"protocol": "half"}, "protocol = 'half' is none of full, mlp-3, linear"),
-        ({"scale": (0.0, 1.0)}, "is no range of positive factors"),
-        ({"stored_points": 40}, "stored_points = 40 is fewer than points = 48"),
+        ({"scale": (0.0, 1.0)}, "is not an ascending range of positive factors"),
+        ({"stored_points": 40}, "stored_points = 40 is less than points = 48"),
         ({"accumulation": 3}, "batch_size = 8 is not a multiple of accumulation = 3"),
         ({"accumulation": 8}, "batch_size = 8 in accumulation = 8 parts leaves fewer than 2 shapes a part"),
         ({"batch_size": 1}, "batch_size = 1 in accumulation = 1 parts leaves fewer than 2 shapes a part"),
-        ({"checkpoint_steps": 5}, "checkpoint_steps = 5: fine-tuning has checkpoint_steps = 0 only"),
+        ({"checkpoint_steps": 5}, "checkpoint_steps = 5: fine-tuning supports only checkpoint_steps = 0"),
         ({"drop_path": 1.0}, "drop_path = 1.0 is outside"),
     ],
 )

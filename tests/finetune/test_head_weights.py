@@ -68,14 +68,14 @@ def test_a_checkpoint_without_any_encoder_weight_is_refused():
     with pytest.raises(
         ValueError,
         match=r"last\.pth: none of its \d+ entries is .* encoder weights; expected names such as "
-        r"h_encoder\.token_embed.*, got student\.mask_token, .* and \d+ more",
+        r"h_encoder\.token_embed.*, found student\.mask_token, .* and \d+ more",
     ):
         load_pretrained_encoder(model, entries, source="last.pth")
     assert untouched(model, before)
 
 
 def test_the_whole_file_instead_of_its_state_dict_is_refused():
-    with pytest.raises(ValueError, match=r"got base_model, epoch\. Pass the state dict itself"):
+    with pytest.raises(ValueError, match=r"found base_model, epoch\. Pass the state dict itself"):
         load_pretrained_encoder(tiny_classifier(), {"base_model": torch.ones(1), "epoch": torch.ones(1)}, source="f")
 
 
@@ -89,18 +89,18 @@ def test_missing_unexpected_and_misshapen_entries_are_named_together():
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - its text is checked in full
         load_pretrained_encoder(model, entries, source="last.pth")
     assert str(caught.value) == (
-        "last.pth: its encoder does not fit the model, nothing was loaded:\n"
+        "last.pth: its encoder does not fit the model, so nothing was loaded:\n"
         "  missing h_encoder.encoder_blocks.2.blocks.0.norm1.bias\n"
         "  unexpected h_encoder.encoder_blocks.0.blocks.1.norm1.bias\n"
         "  h_encoder.encoder_pos_embeds.1.0.bias has shape (7,), expected (20,)\n"
-        "Make the model with the [model] settings that the checkpoint was trained with."
+        "Create the model with the [model] settings that the checkpoint was trained with."
     )
     assert untouched(model, before)
 
 
 def test_a_name_with_and_without_the_prefix_is_refused():
     entries = tiny_model().state_dict()
-    with pytest.raises(ValueError, match=r"both are there: module\.mask_token; expected one of them"):
+    with pytest.raises(ValueError, match=r"with and without the prefix `module\.`: module\.mask_token"):
         load_pretrained_encoder(
             tiny_classifier(), {**entries, "module.mask_token": entries["mask_token"]}, source="last.pth"
         )

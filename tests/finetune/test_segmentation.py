@@ -295,9 +295,9 @@ def test_what_has_no_parts_or_wrong_ones_is_refused_before_training(shapes, tmp_
     other = arrays["part"].copy()
     other[4, 7] = 3
     refused("1 shapes have parts of another category, first .* of 'Ball'", part=other)
-    refused("part 'Cone/left' is of none of the categories", part_names=np.array(["Cone/left", *PART_NAMES[1:]]))
+    refused("part 'Cone/left' belongs to none of the categories", part_names=np.array(["Cone/left", *PART_NAMES[1:]]))
     boxless = (arrays["split"] == "test") & (arrays["label"] == 1)
-    refused("no shape of Box: the mean over categories is not defined",
+    refused("no shape of Box, so the mean over categories is undefined",
             split=np.where(boxless, "train", arrays["split"]))  # fmt: skip
     for name, value, said in (("parts", 6, "5 parts"), ("categories", 3, "2 categories")):
         with pytest.raises(ValueError, match=rf"segmentation\.{name} = {value}; npz:.* has {said}"):
@@ -315,7 +315,7 @@ def test_every_recipe_is_sound(name):
     asked = sections["finetune"]
     assert (asked.select, asked.updates, asked.sampling) == ("last", 1, "distinct")
     assert {uri.partition(":")[0] for uri in (asked.train, asked.test)} <= set(KINDS)
-    assert set(recipe_names(PARTS)) == {"labeled-psb", "shapenetpart", "synthetic"}
+    assert set(recipe_names(PARTS)) == {"labeled-psb", "plain-shapenetpart", "shapenetpart", "synthetic"}
 
 
 def test_the_recipe_of_shapenetpart_is_the_fields():

@@ -196,7 +196,7 @@ def test_no_queries():
             "maps must be float32, float16 or bfloat16, got torch",
         ),
         ({"maps": torch.zeros(1, 2, 196, 8)}, ValueError, r"maps must be \[B, V, T, C\] with B = 1 .* got \[1, 2, 196"),
-        ({"maps": torch.zeros(1, 3, 197, 8)}, ValueError, "T = 197 tokens a view, .* drop the class token"),
+        ({"maps": torch.zeros(1, 3, 197, 8)}, ValueError, "T = 197 tokens per view, .* drop the class token"),
         ({"maps": torch.zeros(1, 3, 25, 8)}, ValueError, "divides image_side = 224"),
         ({"points": torch.zeros(2, 4, 3)}, ValueError, r"geometry.lo must be \[2, 3, 2\] on cpu, got \[1, 3, 2\]"),
         ({"points": torch.zeros(1, 4, 3).half()}, TypeError, "points must be float32, got torch.float16"),
@@ -207,5 +207,7 @@ def test_wrong_arguments_are_named(change, error, message):
     arguments = {"maps": torch.zeros(1, 3, 196, 8), "points": torch.zeros(1, 4, 3)} | change
     with pytest.raises(error, match=f"backproject: .*{message}"):
         backproject(arguments["maps"], arguments["points"], geometry)
-    with pytest.raises(TypeError, match=r"geometry.offset must be torch.int32, got torch.int64; use what project"):
+    with pytest.raises(
+        TypeError, match=r"geometry.offset must be torch.int32, got torch.int64; pass the geometry that project"
+    ):
         pixels(torch.zeros(1, 4, 3), geometry._replace(offset=geometry.offset.long()))

@@ -98,7 +98,7 @@ def test_empty_batch():
     ("a", "b", "error", "message"),
     [
         (torch.zeros(1, 4, 3).bfloat16(), torch.zeros(1, 4, 3), TypeError, "a must be float32, got torch.bfloat16"),
-        (torch.zeros(1, 0, 3), torch.zeros(1, 4, 3), ValueError, r"a must hold at least one point .* \[1, 0, 3\]"),
+        (torch.zeros(1, 0, 3), torch.zeros(1, 4, 3), ValueError, r"a must have at least one point .* \[1, 0, 3\]"),
         (torch.zeros(3, 4, 3), torch.zeros(1, 4, 3), ValueError, "a has 3 clouds and b has 1"),
     ],
 )

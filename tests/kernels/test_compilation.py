@@ -56,7 +56,7 @@ def test_an_installation_and_a_home_that_cannot_be_written(installed, tmp_path):
     nowhere = {"HOME": str(tmp_path / "file"), "XDG_CACHE_HOME": str(tmp_path / "file"), "TMPDIR": str(tmp_path)}
     answer, hits, error = finish(start(installed, **nowhere))
     assert (answer, hits) == (ANSWER, 0)
-    assert "operators are compiled anew by each process; name a folder with NUMBA_CACHE_DIR" in error
+    assert "every process compiles the operators again; set NUMBA_CACHE_DIR to a writable folder" in error
     assert not list(tmp_path.glob("i2p-numba-*")), "it is removed at the end"
     named = nowhere | {"NUMBA_CACHE_DIR": str(tmp_path / "named")}
     assert finish(start(installed, **named))[:2] == (ANSWER, 0)

@@ -119,7 +119,7 @@ def test_strided_input_and_empty_batch():
         (np.zeros((1, 4, 3), np.float32), 2, TypeError, "must be a torch.Tensor .* got ndarray; .* torch.as_tensor"),
         (torch.zeros(4, 3), 2, ValueError, r"must be \[B, N, 3\], got \[4, 3\]; .* points\[None\]"),
         (torch.zeros(1, 4, 2), 2, ValueError, r"must be \[B, N, 3\], got \[1, 4, 2\]"),
-        (torch.zeros(1, 0, 3), 1, ValueError, r"at least one point a cloud, got \[1, 0, 3\]"),
+        (torch.zeros(1, 0, 3), 1, ValueError, r"at least one point per cloud, got \[1, 0, 3\]"),
         (torch.zeros(1, 4, 3), 5, ValueError, r"k = 5 is outside 1\.\.4 \(points in a cloud\); ask for fewer"),
         (torch.zeros(1, 4, 3), 0, ValueError, r"k = 0 is outside 1\.\.4"),
     ],

@@ -113,7 +113,7 @@ def test_any_shape_of_indices_strides_and_nothing_at_all():
 @pytest.mark.parametrize("bad", [-1, 3, 2**40])
 def test_an_index_outside_is_an_error_on_the_cpu_and_nan_from_the_kernel(bad):
     values, idx = torch.ones(2, 3, 4), torch.tensor([[0, 1], [2, bad]])
-    message = rf"idx holds {min(bad, 0)}\.\.{max(bad, 2)}, and the clouds have indices 0\.\.2; use indices into"
+    message = rf"idx has values in {min(bad, 0)}\.\.{max(bad, 2)}, but the clouds have points 0\.\.2; use indices into"
     with pytest.raises(IndexError, match=f"gather: {message}"):
         gather(values, idx)
     with pytest.raises(IndexError, match=f"group: {message}"):

@@ -108,7 +108,13 @@ def test_no_queries_and_no_clouds():
     [
         (torch.zeros(1, 4, 3), torch.zeros(1, 4, 3), 5, ValueError, r"k = 5 is outside 1\.\.4 \(points in a cloud\)"),
         (torch.zeros(1, 99, 3), torch.zeros(1, 4, 3), 65, ValueError, r"k = 65 is outside 1\.\.64 \(the most"),
-        (torch.zeros(2, 4, 3), torch.zeros(1, 4, 3), 1, ValueError, "points has 2 clouds and queries has 1; both need"),
+        (
+            torch.zeros(2, 4, 3),
+            torch.zeros(1, 4, 3),
+            1,
+            ValueError,
+            "points has 2 clouds and queries has 1; both must have the same batch size",
+        ),
         (torch.zeros(1, 4, 3), torch.zeros(1, 4, 3).half(), 1, TypeError, "queries must be float32, got torch.float16"),
         (
             torch.zeros(1, 4, 3),

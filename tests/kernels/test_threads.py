@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from cuda.fps import farthest_point_sample
 from cuda.knn import knn
 from cuda.project import project
-from cuda.twins import _threads
+from cuda.twins import threads
 from tests.support.kernels import cloud
 from tests.support.limits import HANG
 
@@ -41,8 +41,8 @@ def test_many_callers_at_once_get_what_one_gets():
 
 def test_any_number_of_threads_gives_the_same_bytes(monkeypatch):
     expected = everything()
-    for threads in (1, 2, 3, 16):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+    for count in (1, 2, 3, 16):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
         assert all(torch.equal(a, b) for a, b in zip(everything(), expected, strict=True))
 
 
@@ -53,7 +53,7 @@ def test_every_item_is_done_once(items):
     def kernel(begin: int, end: int, out: np.ndarray) -> None:
         out[begin:end] += 1
 
-    _threads.for_each(items, kernel, done)
+    threads.for_each(items, kernel, done)
     assert (done == 1).all()
 
 
@@ -62,23 +62,23 @@ def test_a_failing_item_raises_in_the_caller():
         raise MemoryError(f"item {begin}")
 
     with pytest.raises(MemoryError, match="item"):
-        _threads.for_each(10, kernel)
+        threads.for_each(10, kernel)
 
 
 def test_a_busy_pool_does_not_block():
     release = threading.Event()
-    _threads.for_each(2, lambda begin, end: None)
-    pool = _threads._threads(3)
+    threads.for_each(2, lambda begin, end: None)
+    pool = threads._executor(3)
     occupied = [pool.submit(release.wait, HANG) for _ in range(3)]
     try:
-        _threads.for_each(50, lambda begin, end: None)  # the caller does it all
+        threads.for_each(50, lambda begin, end: None)  # the caller does it all
         assert not any(task.done() for task in occupied)
     finally:
         release.set()
 
 
 def test_nested_use_ends():
-    _threads.for_each(8, lambda begin, end: _threads.for_each(8, lambda b, e: None))
+    threads.for_each(8, lambda begin, end: threads.for_each(8, lambda b, e: None))
 
 
 class _Sampled(torch.utils.data.Dataset):

@@ -16,8 +16,8 @@ from tests.support.training import SCHEMA, training_cache
 from trainer.config import AlignmentConfig
 from trainer.engine.ranks import Ranks
 from trainer.losses.alignment import Candidates, alignment_sum, targets
-from trainer.models.hierarchical.alignment_head import AlignmentHead
 from trainer.models.hierarchical.student import I2PMAE
+from trainer.models.layers.alignment_head import AlignmentHead
 from trainer.models.random_inputs import Draws
 from trainer.pretraining.alignment import Alignment, wholes_of
 
@@ -64,6 +64,27 @@ def test_the_loss_is_that_of_the_definition():
     sample = plain_targets(drawn(11, V, C, seed=3).numpy(), mean.numpy())
     expected = plain_sum(answers.numpy(), rows, [sample] * B)
     assert alignment_sum(answers, own, fixed, TEMPERATURE).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_views_are_contrasted_each_on_its_own():
+    """Every view with the same view of the other shapes; one that equals the mean has no target, and is none."""
+    wholes, mean, answers = drawn(B, V, C), drawn(V, C, seed=1), drawn(B, V * C, seed=2)
+    wholes[3, 1] = mean[1]
+    wholes[5, 2] = wholes[0, 2]
+    own = candidates(wholes, mean)
+    expected = 0.0
+    for v in range(V):
+        known = [i for i in range(B) if (i, v) != (3, 1)]
+        rows = {i: plain_targets(wholes[i : i + 1, v : v + 1].numpy(), mean[v : v + 1].numpy())[0] for i in known}
+        same = {(0, 5), (5, 0)} if v == 2 else set()
+        others = [[rows[j] for j in known if j != i and (i, j) not in same] for i in known]
+        expected += plain_sum(answers[known, v * C : (v + 1) * C].numpy(), [rows[i] for i in known], others) / V
+    found = alignment_sum(answers, own, own, TEMPERATURE, parts=V)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+    halves = [Candidates(*(one[rows] for one in own)) for rows in torch.arange(B).split(3)]
+    parts = zip(answers.split(3), halves, strict=True)
+    again = sum(alignment_sum(answer, half, own, TEMPERATURE, parts=V) for answer, half in parts)
+    torch.testing.assert_close(again, found)
 
 
 def test_two_shapes_by_hand():
@@ -213,7 +234,9 @@ def test_class_tokens_of_the_cache_and_what_stands_in_for_them(tmp_path, caplog)
     assert not caplog.records
     stand_in = Alignment.of_cache(config, plain, seed=0, device=CPU, skip_damaged=False)
     assert stand_in.source == "mean of the patch features that lookups read"
-    assert "holds no class tokens: in the global loss the mean of the patch features that lookups read" in caplog.text
+    assert (
+        "has no class tokens, so the global loss uses the mean of the patch features that lookups read" in caplog.text
+    )
     record, batch = plain[4], plain.read([4])
     np.testing.assert_array_equal(wholes_of(batch, SCHEMA.image_side, SCHEMA.patch_side)[0].shape, (3, SCHEMA.channels))
     assert record.class_token is None

@@ -28,12 +28,12 @@ def test_reference_differs_from_the_defaults_exactly_in_the_quirks():
     ("settings", "text"),
     [
         ({"groups": (64,)}, "groups = (64,) has fewer than 2 levels"),
-        ({"groups": (64, 64, 8)}, "groups = (64, 64, 8) does not shrink from level to level"),
+        ({"groups": (64, 64, 8)}, "groups = (64, 64, 8) does not decrease from level to level"),
         ({"groups": (64, 0, 8)}, "groups = (64, 0, 8) has 0, which is smaller than 1"),
         ({"neighbours": (16, 8)}, "neighbours = (16, 8) must have one value per level; groups = (512, 256, 64) has 3"),
         ({"neighbours": (65, 8, 8)}, "neighbours = (65, 8, 8) has 65, which is outside 1..64"),
         ({"groups": (32, 16, 4), "neighbours": (8, 33, 4)}, "neighbours[1] = 33 is more than groups[0] = 32"),
-        ({"groups": (32, 16, 2), "neighbours": (8, 8, 2)}, "groups[-1] = 2 is fewer than the 3 neighbours"),
+        ({"groups": (32, 16, 2), "neighbours": (8, 8, 2)}, "groups[-1] = 2 is less than the 3 neighbours"),
         ({"encoder_dims": (96, 192, 380)}, "encoder_dims has 380, which is not a multiple of heads = 6"),
         ({"decoder_dims": (192, 96)}, "decoder_dims[0] = 192 is not encoder_dims[-1] = 384"),
         ({"decoder_dims": (384, 192, 96)}, "decoder_dims = (384, 192, 96) has 3 stages; groups allow 1..2"),
@@ -90,14 +90,14 @@ def test_wrong_arguments_say_what_was_expected():
 
     refuses("points have shape (4, 96, 2); expected [B, N, 3]", points[..., :2], points, maps, draws)
     refuses(
-        "clouds of 40 points for a model of 48 groups of 8; expected at least 48. Use more points or",
+        "clouds have 40 points; a model of 48 groups of 8 neighbours needs at least 48. Use more points or",
         points[:, :40],
         points[:, :40],
         maps,
         draws,
     )
     refuses(
-        "points_canonical have shape (4, 95, 3); expected that of points, (4, 96, 3)",
+        "points_canonical have shape (4, 95, 3); expected the shape of points, (4, 96, 3)",
         points,
         points[:, 1:],
         maps,
@@ -120,5 +120,5 @@ def test_wrong_arguments_say_what_was_expected():
 
 
 def test_encode_refuses_too_few_points():
-    with pytest.raises(ValueError, match="clouds of 40 points for a model of 48 groups"):
+    with pytest.raises(ValueError, match="clouds have 40 points; a model of 48 groups"):
         tiny_model().eval().encode(torch.rand(1, 40, 3))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cuda.backproject import backproject
+from cuda.token_maps import TokenMaps
 from tests.support.golden_losses import PATH, training_losses
 from tests.support.models import assert_same, tiny_batch, tiny_model
 from trainer.losses.terms import Losses, weighted_sum
@@ -15,16 +16,15 @@ from trainer.models.config import MaskingConfig
 from trainer.models.hierarchical.student import I2PMAE
 from trainer.models.layers.pooling import FEATURES
 from trainer.models.random_inputs import Draws
-from trainer.models.tokens.maps import TeacherMaps
 
 
 def draws_for(model: I2PMAE, batch: int = 4, seed: int = 0) -> Draws:
     return Draws.for_records(range(batch), model.config, seed=seed, epoch=0)
 
 
-def part(maps: TeacherMaps, rows: Tensor) -> TeacherMaps:
+def part(maps: TokenMaps, rows: Tensor) -> TokenMaps:
     geometry = type(maps.geometry)(*(x[rows] for x in maps.geometry))
-    return TeacherMaps(maps.features[rows], maps.saliency[rows], geometry, maps.image_side)
+    return TokenMaps(maps.features[rows], maps.saliency[rows], geometry, maps.image_side)
 
 
 def numbers(losses: Losses) -> Tensor:

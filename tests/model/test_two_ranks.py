@@ -5,12 +5,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cuda.token_maps import TokenMaps
 from tests.support.models import assert_same, tiny_batch, tiny_model
 from tests.support.ranks import WORLD, on_two_ranks
 from trainer.losses.terms import weighted_sum
 from trainer.models.hierarchical.student import I2PMAE
 from trainer.models.random_inputs import Draws
-from trainer.models.tokens.maps import TeacherMaps
 
 VARIANTS = {
     "visible": {},
@@ -19,11 +19,11 @@ VARIANTS = {
 }
 
 
-def batch(part: slice) -> tuple[Tensor, TeacherMaps, Draws]:
+def batch(part: slice) -> tuple[Tensor, TokenMaps, Draws]:
     points, maps = tiny_batch(seed=5)
     draws = Draws.for_records(range(len(points)), tiny_model().config, seed=6, epoch=0)
     geometry = type(maps.geometry)(*(x[part] for x in maps.geometry))
-    maps = TeacherMaps(maps.features[part], maps.saliency[part], geometry, maps.image_side)
+    maps = TokenMaps(maps.features[part], maps.saliency[part], geometry, maps.image_side)
     return points[part], maps, Draws(draws.mask[part], draws.drop_path[part])
 
 

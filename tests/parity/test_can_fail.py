@@ -205,7 +205,7 @@ def test_an_array_of_an_unknown_name_is_shown(tmp_path, settings):
     ("file", "section", "whole"),
     [
         ("teacher.npz", "teacher", "not a whole .npz file"),
-        ("pretrain_ckpt.pth", "pretrain", "Fetch it again"),
+        ("pretrain_ckpt.pth", "pretrain", "Download it again"),
         ("config.json", "pretrain", "not JSON"),
         ("teacher_openai.pt", "teacher", "teacher_openai.pt is "),
     ],

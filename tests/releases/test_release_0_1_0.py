@@ -100,7 +100,7 @@ def test_a_run_resumes_and_ends_as_it_would_have(released, capsys):
     other = run(capsys, "pretrain", "small.toml", "--out", released / "runs" / "small")
     assert other.code == 1
     assert "alignment.weight was 0.0, is now 1.0" in other.err
-    assert "Use the settings it was started with" in other.err
+    assert "Use the settings that the run was started with" in other.err
     done = run(capsys, "pretrain", "small.toml", "--out", released / "runs" / "small", *AS_THEN)
     assert done.code == 0, done.err
     events = [json.loads(line) for line in (released / "runs/small/train.jsonl").read_text().splitlines()]

@@ -16,7 +16,7 @@ from s3fs import S3FileSystem
 import teacher_cache
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import ManifestError, ShardDamaged, StorageError
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from teacher_cache.storage import remote, remote_read
 from teacher_cache.storage.remote_read import HttpStatus, persist
 from teacher_cache.testing import build, make_record
@@ -69,7 +69,7 @@ def test_an_endless_document_is_refused_at_its_bound(tmp_path: Path) -> None:
     sent: list[int] = []
 
     def answer(request: Request) -> bool:
-        if request.path.endswith(layout.MANIFEST):
+        if request.path.endswith(paths.MANIFEST):
             sent.append(endless(request))
             return True
         return False
@@ -78,7 +78,7 @@ def test_an_endless_document_is_refused_at_its_bound(tmp_path: Path) -> None:
         with pytest.raises(ManifestError, match=r"manifest\.json: the store sends more than 1048576 bytes"):
             teacher_cache.open(url)
         (problem,) = teacher_cache.verify(url)
-        assert problem.file == layout.MANIFEST
+        assert problem.file == paths.MANIFEST
         until = time.monotonic() + HANG
         while len(sent) < 2 and time.monotonic() < until:
             time.sleep(0.01)
@@ -92,7 +92,7 @@ def test_a_small_answer_that_unpacks_to_a_large_one_is_refused_at_the_bound(tmp_
 
     def answer(request: Request) -> bool:
         asked.append(request.headers["Accept-Encoding"])
-        if not request.path.endswith(layout.MANIFEST):
+        if not request.path.endswith(paths.MANIFEST):
             return False
         head(request, 200, Content_Encoding="gzip", Content_Length=str(len(body)))
         request.wfile.write(body)
@@ -107,7 +107,7 @@ def test_a_small_answer_that_unpacks_to_a_large_one_is_refused_at_the_bound(tmp_
 def test_an_endless_shard_is_damage_and_takes_no_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
 ) -> None:
-    wanted = layout.shard_paths(CacheConfig(format=format), 1)[0]  # type: ignore[arg-type]
+    wanted = paths.shard_paths(CacheConfig(format=format), 1)[0]  # type: ignore[arg-type]
     most: list[int] = []
     real = os.write
 
@@ -127,7 +127,7 @@ def test_an_endless_shard_is_damage_and_takes_no_disk(
     with cache_behind(tmp_path, answer, format) as url:
         cache = teacher_cache.open(url)
         total = cache._manifest.shards[1].bytes
-        with pytest.raises(ShardDamaged, match=r"expected at most \d+ bytes, as the manifest says") as caught:
+        with pytest.raises(ShardDamaged, match=r"expected at most \d+ bytes, as in the manifest") as caught:
             cache.read([5])
         assert caught.value.file == wanted
         assert cache[0].id == make_record(0).id
@@ -157,11 +157,11 @@ def test_what_passes_is_tried_again(tmp_path: Path, status: int) -> None:
 )
 def test_only_a_404_is_a_missing_file(tmp_path: Path, status: int, times: int) -> None:
     asked: Counter[str] = Counter()
-    wanted = layout.shard_paths(CacheConfig(format="webdataset"), 0)[0]
+    wanted = paths.shard_paths(CacheConfig(format="webdataset"), 0)[0]
 
     def answer(request: Request) -> bool:
         asked[request.path] += 1
-        if request.path.endswith((layout.MANIFEST, wanted)) and answering:
+        if request.path.endswith((paths.MANIFEST, wanted)) and answering:
             head(request, status, Content_Length="0")
             return True
         return False
@@ -288,7 +288,7 @@ def test_an_s3_server_that_is_busy_is_tried_again_and_one_that_stays_so_is_named
         S3FileSystem.clear_instance_cache()
         cache = teacher_cache.open("s3://bucket/c")
         assert [record.id for record in cache] == [make_record(i).id for i in range(COUNT)]
-        with pytest.raises(StorageError, match=r"recipe\.json: the store did not do what was asked .*tried \d times"):
+        with pytest.raises(StorageError, match=r"recipe\.json: the request to the store failed .*tried \d times"):
             teacher_cache.verify("s3://bucket/c")
     S3FileSystem.clear_instance_cache()
 

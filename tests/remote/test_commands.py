@@ -62,7 +62,7 @@ def test_training_from_a_bucket_is_training_from_a_folder(
     losses = []
     for name, root in (("local", str(tmp_path / "caches")), ("remote", s3.folder())):
         outcome = run(
-            capsys, "pretrain", "smoke", "--out", str(tmp_path / name), "--set", f"cache.root={root}",
+            capsys, "pretrain", "smoke", "--no-report", "--out", str(tmp_path / name), "--set", f"cache.root={root}",
             "--set", "trainer.epochs=1", "--set", "evaluation.train=", "--set", "evaluation.test=",
         )  # fmt: skip
         assert outcome.code == 0, outcome.err
@@ -75,5 +75,5 @@ def test_training_from_a_bucket_is_training_from_a_folder(
 def test_a_missing_bucket_is_an_error_without_a_traceback(s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
     answer = run(capsys, "cache", "build", "smoke", "--set", "cache.root=s3://nowhere/caches")
     assert answer.code == 1
-    assert "Make the bucket" in answer.err
+    assert "Create the bucket" in answer.err
     assert "Traceback" not in answer.err

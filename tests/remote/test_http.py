@@ -11,7 +11,7 @@ import webdataset
 import teacher_cache
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import ManifestError, ShardDamaged, StorageError
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from teacher_cache.testing import SMALL_SCHEMA, assert_same_record, build, make_recipe, make_record
 from teacher_cache.writer import create_cache
 from tests.support.servers import http_server
@@ -34,11 +34,11 @@ def test_reads_and_verifies(tmp_path: Path, address: str, format: str) -> None:
     for i, record in enumerate(cache):
         assert_same_record(record, make_record(i), config)
     assert teacher_cache.verify(f"{address}/c") == []
-    path = tmp_path / "c" / layout.shard_paths(config, 1)[0]
+    path = tmp_path / "c" / paths.shard_paths(config, 1)[0]
     data = bytearray(path.read_bytes())
     data[len(data) // 3] ^= 1
     path.write_bytes(bytes(data))
-    assert [problem.file for problem in teacher_cache.verify(f"{address}/c")] == [layout.shard_paths(config, 1)[0]]
+    assert [problem.file for problem in teacher_cache.verify(f"{address}/c")] == [paths.shard_paths(config, 1)[0]]
     path.unlink()
     with pytest.raises(ShardDamaged, match="expected a file here, found none"):
         list(teacher_cache.open(f"{address}/c"))
@@ -48,10 +48,10 @@ def test_what_a_web_server_cannot_do(tmp_path: Path, address: str) -> None:
     config = CacheConfig(shapes_per_shard=4)
     with pytest.raises(ManifestError, match="expected a cache"):
         teacher_cache.open(f"{address}/nothing")
-    with pytest.raises(StorageError, match="expected a store that takes files"):
+    with pytest.raises(StorageError, match="expected a writable store"):
         create_cache(f"{address}/new", make_recipe(config), SMALL_SCHEMA, config)
     build(tmp_path / "c", config, count=COUNT)
-    (tmp_path / "c" / layout.MANIFEST).unlink()
+    (tmp_path / "c" / paths.MANIFEST).unlink()
     with pytest.raises(ManifestError, match="has not finished"):
         teacher_cache.open(f"{address}/c")
     with pytest.raises(StorageError, match="expected a store that lists its files"):

@@ -19,7 +19,7 @@ import pytest
 import teacher_cache
 from teacher_cache.config import CacheConfig
 from teacher_cache.errors import CacheError, ManifestError, RecipeMismatch, SchemaError, ShardDamaged, StorageError
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from teacher_cache.storage.remote import RemoteStorage
 from teacher_cache.testing import SMALL_SCHEMA, assert_same_record, build, make_recipe, make_record, tree
 from teacher_cache.writer import create_cache, write_shard
@@ -77,7 +77,7 @@ def test_no_temporary_file_is_left(tmp_path: Path, s3: S3, monkeypatch: pytest.M
     build(url, config_of("zarr"), count=COUNT)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert len(list(teacher_cache.open(url))) == COUNT
-    s3.delete(f"{url}/{layout.shard_paths(config_of('zarr'), 1)[0]}")
+    s3.delete(f"{url}/{paths.shard_paths(config_of('zarr'), 1)[0]}")
     with pytest.raises(ShardDamaged, match="expected a file here, found none"):
         list(teacher_cache.open(url))
     assert list(tmp_path.iterdir()) == []
@@ -142,7 +142,7 @@ def test_killed_after_any_upload(tmp_path: Path, s3: S3, format: str) -> None:
         os.kill(process.pid or 0, signal.SIGKILL)
         process.join(HANG)
         assert process.exitcode == -signal.SIGKILL
-        assert layout.MANIFEST not in s3.objects(url)
+        assert paths.MANIFEST not in s3.objects(url)
         for record in teacher_cache.open(url, allow_incomplete=True):
             assert_same_record(record, make_record(int(record.id[-5:])), config_of(format))
         build(url, config_of(format), count=COUNT)
@@ -175,7 +175,7 @@ def test_damage_is_found_withdrawn_and_built_again(s3: S3, format: str) -> None:
     build(url, config, count=COUNT)
     sound = s3.tree(url)
     rng = np.random.default_rng(2)
-    names = [layout.shard_paths(config, 0)[0], layout.shard_paths(config, 2)[-1], layout.receipt_path(1)]
+    names = [paths.shard_paths(config, 0)[0], paths.shard_paths(config, 2)[-1], paths.receipt_path(1)]
     for name in names[:2]:
         data = bytearray(sound[name])
         data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
@@ -242,9 +242,9 @@ def test_what_a_store_refuses_is_said_in_words(s3: S3, monkeypatch: pytest.Monke
     config = config_of("zarr")
     with pytest.raises(ManifestError, match=r"s3://nowhere/c: expected a cache"):
         teacher_cache.open("s3://nowhere/c")
-    with pytest.raises(StorageError, match="Make the bucket"):
+    with pytest.raises(StorageError, match="Create the bucket"):
         create_cache("s3://nowhere/c", make_recipe(config), SMALL_SCHEMA, config)
-    with pytest.raises(StorageError, match="no installed package speaks this protocol"):
+    with pytest.raises(StorageError, match="no installed package supports this protocol"):
         teacher_cache.open("gopher://hole/c")
     url = s3.folder()
     build(url, config_of("zarr", depth="none"), count=2)
@@ -260,7 +260,7 @@ def test_a_store_that_is_gone(s3: S3) -> None:
     done = subprocess.run(
         [sys.executable, "-c", program], env=os.environ | quick, capture_output=True, text=True, timeout=HANG
     )
-    assert "StorageError: s3://shapes/c/manifest.json: the store did not do what was asked" in done.stderr
+    assert "StorageError: s3://shapes/c/manifest.json: the request to the store failed" in done.stderr
     assert "docs/object-stores.md" in done.stderr
 
 
@@ -281,16 +281,16 @@ def test_what_comes_next_is_fetched_ahead(s3: S3, monkeypatch: pytest.MonkeyPatc
     with teacher_cache.stream(cache, batch_size=4, window=2, readers=2) as batches:
         ids = [id for batch in batches for id in batch.content.ids]
     assert sorted(ids) == [make_record(i).id for i in range(40)]
-    paths = [path for _, path in fetched]
-    assert len(paths) == len(set(paths)), "nothing is fetched twice"
+    files = [path for _, path in fetched]
+    assert len(files) == len(set(files)), "nothing is fetched twice"
     ahead = [path for thread, path in fetched if thread == "teacher-cache-fetch"]
-    assert len(ahead) > len(paths) // 2
+    assert len(ahead) > len(files) // 2
 
 
 def test_a_shard_that_cannot_be_prepared_raises_where_it_is_read(s3: S3) -> None:
     config, url = config_of("zarr"), s3.folder()
     build(url, config, count=12)
-    s3.delete(f"{url}/{layout.shard_paths(config, 1)[1]}")
+    s3.delete(f"{url}/{paths.shard_paths(config, 1)[1]}")
     cache = teacher_cache.open(url)
     cache.prepare(range(12))
     assert cache.read(range(4)).ids == [make_record(i).id for i in range(4)]

@@ -42,6 +42,24 @@ def test_means_spreads_and_paired_gains():
     assert top["sets"]["toys"]["gain"] == pytest.approx(np.mean(pairs) / 5)
 
 
+def test_gains_are_over_the_baseline_of_a_study_on_the_same_corpus():
+    shares = [
+        result(arm, "embedded", seed, accuracy) | {"corpus": corpus}
+        for corpus, more in (("a", 0.0), ("b", 0.2))
+        for seed, few, all_of_it in ((0, 0.5, 0.6 + more), (1, 0.4, 0.7 + more))
+        for arm, accuracy in (("share-0.1", few), ("share-1.0", all_of_it))
+    ] + [result("untrained", "none", 0, 0.3)]
+    rows = {(row["arm"], row["corpus"]): row["sets"]["toys"] for row in summarise(shares, "share-0.1")["rows"][::-1]}
+    assert rows["share-1.0", "a"]["gain"] == pytest.approx(np.mean([0.6 - 0.5, 0.7 - 0.4]))
+    assert rows["share-1.0", "b"]["gain"] == pytest.approx(np.mean([0.8 - 0.5, 0.9 - 0.4]))
+    assert rows["share-0.1", "a"]["gain"] is None
+    assert rows["untrained", ""]["gain"] == pytest.approx(0.3 - 0.5)
+    lines = markdown(summarise(shares, "share-0.1")).splitlines()
+    assert lines[0].startswith("| arm | teacher | trained on | seeds | feature | numbers | toys | gain |")
+    assert len({line.count("|") for line in lines}) == 1
+    assert "gain" not in markdown(summarise(shares))  # without the arm that gains are over, there are none
+
+
 def test_the_table_and_the_picture(tmp_path):
     summary = summarise(RESULTS)
     lines = markdown(summary).splitlines()

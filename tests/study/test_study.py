@@ -54,7 +54,7 @@ def test_a_study_runs_once_and_is_then_only_reported(capsys, tmp_path):
     assert "runs in" not in again.err
     changed = guidance(capsys, tmp_path, *only, "--set", "trainer.learning_rate=0.5")
     assert changed.code == 2
-    assert "holds a result of other settings" in changed.err
+    assert "has a result of other settings" in changed.err
     assert "trainer.learning_rate was 0.001, is now 0.5" in changed.err
     summary = json.loads((tmp_path / "study" / "study.json").read_text())
     assert summary["seconds"] > 0
@@ -64,7 +64,7 @@ def test_a_study_runs_once_and_is_then_only_reported(capsys, tmp_path):
     (tmp_path / "study" / "embedded" / "3d-saliency").mkdir()
     mixed = guidance(capsys, tmp_path, *only, "--only", "3d-saliency")
     assert mixed.code == 2
-    assert "its result is of the cache synthetic-of-another-teacher" in mixed.err
+    assert "its result belongs to the cache synthetic-of-another-teacher" in mixed.err
 
 
 def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path):
@@ -125,6 +125,7 @@ def test_a_scaling_study_trains_on_parts_of_one_cache(capsys, tmp_path):
         assert (found["records"], found["steps"]) == (records, steps)
         assert ("shapes" in found) == (records < 8)
     assert len(list((tmp_path / "caches").iterdir())) == 1
+    assert "gain" not in answer.out  # over a tenth, of which there is nothing
     assert "arms are share-0.1" in run(capsys, "study", "scaling", "--only", "full").err
 
 
@@ -220,11 +221,11 @@ def test_every_arm_is_planned_seed_by_seed(tmp_path):
     runs = plan(tmp_path)
     each = sum(arm.teachers == "each" for arm in ARMS)
     alone = len(ARMS) - each
-    late = sum(arm.seeds == 1 for arm in ARMS)  # arms that are too dear for a second seed
-    assert len(runs) == 2 * (1 + alone + each * len(TEACHERS)) - late
+    assert len(runs) == 2 * (1 + alone + each * len(TEACHERS))
     assert [run.seed for run in runs] == sorted(run.seed for run in runs)
     assert len({run.folder for run in runs}) == len(runs)
     assert len({run.settings for run in runs}) >= len(runs) - 2  # "untrained" has the settings of "full"
+    assert len(plan(tmp_path, only=["full:random", "live"])) == 2 * (1 + 2)
     assert {run.cache for run in runs} == {"embedded-1", "embedded-4", "random-1"}
     assert all(result_of(run) is None for run in runs)
 
@@ -233,7 +234,22 @@ def test_the_full_preset_is_sound_for_every_arm():
     assert plan_runs("study", [], teachers=TEACHERS, main="embedded", seeds=1, real=[], only=[], folder=Path("x"))
 
 
-@pytest.mark.parametrize(("options", "message"), [({"only": ["ful"]}, "arms are"), ({"main": "x"}, "teachers are")])
+BOTH = {"both": ("embedded+random", "teachers.weights_2d=[1, 0.5]")}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"only": ["ful"]}, "arms are"),
+        ({"main": "x"}, "teachers are"),
+        ({"only": ["full:x"]}, "full runs with random, embedded"),
+        ({"only": ["live:random"]}, "live runs with embedded"),
+        ({"teachers": TEACHERS | {"more": ("embedded+none",)}}, "'none' is no teacher of its own"),
+        ({"teachers": TEACHERS | BOTH | {"more": ("both+random",)}}, "'both' is no teacher of its own"),
+        ({"teachers": TEACHERS | {"more": ("random+random",)}}, "expected two teachers or more, each once"),
+        ({"teachers": TEACHERS | BOTH, "main": "both", "only": ["live"]}, r"live with the teacher both.*\n.*several"),
+    ],
+)
 def test_unknown_arms_and_teachers_are_refused(tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
         plan(tmp_path, **options)
@@ -242,4 +258,51 @@ def test_unknown_arms_and_teachers_are_refused(tmp_path, options, message):
 def test_the_options_are_checked(capsys):
     assert "NAME=TRAIN,TEST" in run(capsys, "study", "guidance", "--real", "x").err
     assert "NAME=key=value" in run(capsys, "study", "guidance", "--teacher", "x").err
+    assert "NAME=A+B" in run(capsys, "study", "guidance", "--teacher", "x=seed=1,y").err
+    assert "NAME=URI" in run(capsys, "study", "guidance", "--pretrain-on", "a/b=folder:x").err
+    assert "give both" in run(capsys, "study", "guidance", "--from", __file__).err
+    assert "is no JSON" in run(capsys, "study", "guidance", "--report", "--from", __file__).err
     assert "i2p study guidance" in run(capsys, "study", "guidance", "--help").out
+
+
+def test_teachers_together_and_corpora_in_turn(capsys, tmp_path):
+    """Two teachers in one run, on two corpora; measured, exported, and reported again from the export."""
+    overrides = [text for setting in settings(tmp_path) for text in ("--set", setting)]
+    overrides += ["--set", "trainer.epochs=1", "--set", "trainer.checkpoint_every=9"]
+    options = ["--out", tmp_path / "study", "--seeds", 1, "--workers", 1, *overrides]
+    options += ["--teacher", "both=embedded+random,teachers.weights_2d=[1, 0.5]"]
+    options += ["--pretrain-on", "eight=synthetic:?count=8&seed=0", "--pretrain-on", "five=synthetic:?count=5&seed=7"]
+    arms = ["--only", "3d-random", "--only", "full:both", "--only", "global-random:both"]
+    first = run(capsys, "study", "guidance", *options, *arms)
+    assert first.code == 0, first.err
+    assert "| arm | teacher | trained on | seeds |" in first.out
+    found = {}
+    for corpus, shapes in (("eight", 8), ("five", 5)):
+        folder = tmp_path / "study" / f"both@{corpus}" / "full" / "seed-0"
+        found[corpus] = json.loads((folder / "result.json").read_text())
+        assert (found[corpus]["records"], found[corpus]["corpus"]) == (shapes, corpus)
+        assert {"loss_2d_2", "loss_global_2"} <= set(found[corpus]["losses"])
+        [last] = sorted((folder / "checkpoints").iterdir())
+        assert read_header(last).config["teachers"] == {"weights_2d": [1, 0.5], "weights_global": [1, 1]}
+        other = json.loads((folder.parents[1] / "global-random" / "seed-0" / "result.json").read_text())
+        assert "loss_2d_2" not in other["losses"]
+        assert other["losses"]["loss_global_2"] > 0
+    assert len({*found["eight"]["further"], *found["five"]["further"], found["eight"]["cache"]}) == 3
+    assert json.loads(json.dumps(found["eight"]["settings"]["further"]))["2"]["teacher"]["pretrained"] == "random"
+    again = run(capsys, "study", "guidance", *options, *arms, "--report")
+    assert (again.code, again.out) == (0, first.out)
+    measured = tmp_path / "study" / "runs.json"
+    told = run(capsys, "study", "guidance", "--report", "--from", measured, "--from", measured)
+    assert (told.code, told.out) == (0, first.out)
+    content = json.loads(measured.read_text())
+    assert [one["arm"] for one in content["runs"]].count("full") == 2
+    assert content["runs"][0]["settings"]["trainer"]["seed"] == 0
+    content["runs"][0]["sets"]["synthetic"]["features"]["levels"]["accuracy"] = 0.125
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    refused = run(capsys, "study", "guidance", "--report", "--from", measured, "--from", tmp_path / "other.json")
+    assert refused.code == 2
+    assert "differently" in refused.err
+    del content["runs"][0]["seed"]
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    refused = run(capsys, "study", "guidance", "--report", "--from", tmp_path / "other.json")
+    assert "runs.0.seed: Field required" in refused.err

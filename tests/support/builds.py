@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.build.driver import BuildReport, build_cache
 from pipeline.config import BuildConfig, CorpusConfig
 from teacher_cache import CacheConfig
-from teacher_cache.format.layout import VOLATILE
+from teacher_cache.format.paths import VOLATILE
 from tests.support.teachers import TINY_PROJECTION, tiny_teacher
 
 COUNT = 23  # shapes: five shards of five, the last one partial

@@ -1,6 +1,7 @@
 """Small caches for tests of whoever reads them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import teacher_cache
@@ -25,11 +26,15 @@ def write_cache(
     schema: CacheSchema,
     *,
     label_names: Sequence[str] = (),
+    teacher: str = "",
     **settings: object,
 ) -> teacher_cache.Cache:
-    """A finished cache of the given records, opened."""
+    """A finished cache of the given records, opened; of the made-up teacher, or one of another name."""
     config = CacheConfig(**({"shapes_per_shard": 4} | settings))  # type: ignore[arg-type]
-    writer = create_cache(directory, make_recipe(config), schema, config, label_names=label_names)
+    recipe = make_recipe(config)
+    if teacher:
+        recipe = replace(recipe, teacher={"architecture": teacher})
+    writer = create_cache(directory, recipe, schema, config, label_names=label_names)
     size = config.shapes_per_shard
     for shard, start in enumerate(range(0, len(records), size)):
         write_shard(writer.handle, shard, records[start : start + size])

@@ -295,7 +295,7 @@ def check_unfinished(folder: Path, records: dict[str, Any]) -> int:
     records  of the undisturbed build, by id.
     """
     import teacher_cache
-    from teacher_cache.format.layout import RECIPE
+    from teacher_cache.format.paths import RECIPE
 
     path = cache_of(folder)
     if path is None or not (path / RECIPE).exists():

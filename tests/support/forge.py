@@ -14,8 +14,8 @@ from typing import Any
 import google_crc32c
 from hypothesis import strategies as st
 
+from teacher_cache.documents import canonical, encode_document
 from teacher_cache.format import tar_shards
-from teacher_cache.sealed import canonical, seal
 
 __all__ = [
     "forge",
@@ -33,14 +33,14 @@ Document = dict[str, Any]
 
 
 def forge(path: Path, change: Callable[[Document], Any]) -> None:
-    """Change a document and seal it again; the hash of a recipe in it is made right too, unless it was changed."""
+    """Change a document and renew its checksum, and the hash of a recipe in it unless that was changed."""
     document = json.loads(path.read_bytes())
     del document["sha256"]
     before = document.get("recipe_hash")
     change(document)
     if "recipe" in document and document.get("recipe_hash") == before:
         document["recipe_hash"] = hashlib.sha256(canonical(document["recipe"])).hexdigest()
-    path.write_bytes(seal(document))
+    path.write_bytes(encode_document(document))
 
 
 def settle(root: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.corpora.formats.geometry import Malformed, Surface
-from pipeline.corpora.formats.isolated import told
+from pipeline.corpora.formats.isolated import errors_of
 
 
 def memory(data, path, options):
@@ -51,7 +51,7 @@ def panic(data, path, options):
     class PanicException(BaseException):
         """What Rust's panics are in Python."""
 
-    with told("the library"):
+    with errors_of("the library"):
         raise PanicException("index out\nof bounds")
 
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from cuda.project import project
+from cuda.token_maps import TokenMaps
 from tests.support.reference import reference_json
 from trainer.models.config import MaskingConfig, ModelConfig
 from trainer.models.hierarchical.student import I2PMAE
-from trainer.models.tokens.maps import TeacherMaps
 
 TINY = ModelConfig(
     groups=(48, 24, 8),
@@ -59,7 +59,7 @@ def tiny_model(seed: int = 0, masking: MaskingConfig | None = None, **settings: 
     return model
 
 
-def tiny_batch(seed: int = 0, batch: int = 4, points: int = 96) -> tuple[Tensor, TeacherMaps]:
+def tiny_batch(seed: int = 0, batch: int = 4, points: int = 96) -> tuple[Tensor, TokenMaps]:
     """Random clouds in the unit ball and random smooth-sized teacher maps for them."""
     generator = torch.Generator().manual_seed(seed)
     cloud = torch.randn(batch, points, 3, generator=generator)
@@ -67,7 +67,7 @@ def tiny_batch(seed: int = 0, batch: int = 4, points: int = 96) -> tuple[Tensor,
     features = torch.randn(batch, 3, 16, TINY_CHANNELS, generator=generator)
     saliency = torch.rand(batch, 3, 16, generator=generator)
     _, geometry = project(cloud, image_side=64)
-    return cloud, TeacherMaps(features, saliency, geometry, 64)
+    return cloud, TokenMaps(features, saliency, geometry, 64)
 
 
 def assert_same(got: dict[str, Tensor], expected: dict[str, Tensor], *, rel: float = 2e-4, floor: float = 2e-5) -> None:

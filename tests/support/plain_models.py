@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cuda.backproject import backproject
+from cuda.token_maps import TokenMaps
 from trainer.models.tokens.grouping import Level, tokenise
-from trainer.models.tokens.maps import TeacherMaps
 
 __all__ = ["PlainEncoder", "plain_classifier", "plain_feature", "plain_losses", "plain_segmenter"]
 
@@ -170,7 +170,7 @@ def plain_feature(model: Any, points: Tensor, feature: str) -> Tensor:
 
 
 def plain_losses(
-    model: Any, points: Tensor, canonical: Tensor, maps: TeacherMaps, order: Tensor, drop_path: Tensor | None = None
+    model: Any, points: Tensor, canonical: Tensor, maps: TokenMaps, order: Tensor, drop_path: Tensor | None = None
 ) -> tuple[float, float]:
     """Both losses of a batch, in evaluation mode but for drop path.
 
@@ -222,7 +222,7 @@ def plain_losses(
                 distances += (dist2.min(1).values + dist2.min(0).values).tolist()
             else:
                 chosen = [int((cloud == below.centres[0, m]).all(1).nonzero()[0, 0]) for m in members]
-                one = TeacherMaps(
+                one = TokenMaps(
                     maps.features[b : b + 1], maps.saliency[b : b + 1],
                     type(maps.geometry)(*(part[b : b + 1] for part in maps.geometry)), maps.image_side,
                 )  # fmt: skip

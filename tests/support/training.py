@@ -19,6 +19,7 @@ from trainer.pretraining.loop import TrainReport, pretrain
 MODEL = TINY
 SCHEMA = CacheSchema(points=128, views=3, image_side=32, patch_side=8, channels=TINY_CHANNELS)
 MASKING = MaskingConfig(ratio=0.7)
+KNOWN = ("teacher", "on_event", "alignment", "further", "teachers")
 
 
 def trainer_config(**settings: Any) -> TrainerConfig:
@@ -79,7 +80,7 @@ def train(
     cache: Any, run_dir: Path, *, model: ModelConfig = MODEL, evaluation: Any = None, **settings: Any
 ) -> TrainReport:
     """`pretrain` with the tiny settings. Keyword arguments that pretrain knows go there, others to trainer_config."""
-    known = {name: settings.pop(name) for name in ("teacher", "on_event", "alignment") if name in settings}
+    known = {name: settings.pop(name) for name in KNOWN if name in settings}
     settings["teacher"] = "live" if "teacher" in known else "cached"
     return pretrain(
         cache,
@@ -97,11 +98,57 @@ def weights_of(report: TrainReport) -> bytes:
     return (report.checkpoint / "model.safetensors").read_bytes()
 
 
+OTHER = CacheSchema(points=SCHEMA.points, views=3, image_side=40, patch_side=8, channels=5)  # a further teacher's sizes
+
+
+def second_cache(
+    directory: Path,
+    count: int = 24,
+    *,
+    more: int = 5,
+    order: int = 3,
+    first: int = 0,
+    shapes: Any = None,
+    **settings: Any,
+) -> teacher_cache.Cache:
+    """Another teacher's cache of the shapes of `training_cache`, and of `more` others, mixed by `order` (0: in order).
+
+    first   number of the first shape, so that some are missing.
+    shapes  [count + more, points, 3]; other clouds under the same ids.
+    """
+    points = clouds(count) if shapes is None else shapes
+    points = np.concatenate((points, clouds(more, seed=91))) if more else points
+    _, geometry = project(torch.from_numpy(points), image_side=OTHER.image_side)
+    rng = np.random.default_rng(17)  # by the shape, whatever the order
+    records = []
+    for i in range(len(points)):
+        features = rng.normal(0, 1, OTHER.shapes["features"]) + points[i].std(axis=0).sum()
+        records.append(
+            TeacherRecord(
+                id=f"shape-{i:04d}" if i < count else f"other-{i}",
+                label=-1,
+                points=points[i],
+                lo=geometry.lo[i].numpy(),
+                cell=geometry.cell[i].numpy(),
+                offset=geometry.offset[i].numpy(),
+                depth=None,
+                features=features.astype(np.float16),
+                saliency=rng.random(OTHER.shapes["saliency"], np.float32),
+                class_token=rng.normal(0, 1, OTHER.class_shape).astype(np.float32),
+            )
+        )
+    mixed = np.random.default_rng(order).permutation(len(records)) if order else np.arange(len(records))
+    chosen = [records[i] for i in mixed.tolist() if i >= first]
+    stored = {"depth": "none", "shapes_per_shard": 7, "class_token": "float16", "teacher": "another"}
+    return write_cache(directory, chosen, OTHER, **{**stored, **settings})
+
+
 if __name__ == "__main__":
-    # python -m tests.support.training CACHE RUN EPOCHS [SCHEDULE_EPOCHS] [global]: a run in processes of its own
+    # python -m tests.support.training CACHE RUN EPOCHS [SCHEDULE_EPOCHS] [global] [and=CACHE]: in processes of its own
     torch.set_num_threads(1)
-    path, run, *numbers = sys.argv[1:]
+    path, run, *words = sys.argv[1:]
     names = ("epochs", "schedule_epochs")
-    alignment = AlignmentConfig(weight=float(numbers[-1] == "global"))
-    given = dict(zip(names, map(int, [text for text in numbers if text != "global"]), strict=False))
+    alignment = AlignmentConfig(weight=float("global" in words))
+    given: dict[str, Any] = dict(zip(names, map(int, filter(str.isdigit, words)), strict=False))
+    given["further"] = [teacher_cache.open(word.removeprefix("and=")) for word in words if word.startswith("and=")]
     train(teacher_cache.open(path), Path(run), alignment=alignment, **given)

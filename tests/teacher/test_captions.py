@@ -87,5 +87,5 @@ def test_tokens_start_end_and_are_cut():
 
 
 def test_a_table_too_small_for_its_words_is_refused():
-    with pytest.raises(ValueError, match="3 words for a table of 6"):
+    with pytest.raises(ValueError, match="3 words for a vocabulary of 6"):
         Vocabulary(["a", "b", "c"], size=6, length=5)

@@ -44,5 +44,5 @@ def test_it_knows_more_than_a_random_one():
 def test_other_architectures_have_no_embedded_weights():
     from pipeline.errors import TeacherError
 
-    with pytest.raises(TeacherError, match=r"holds no weights of ViT-B-16; it holds those of: i2p-vit-tiny-16"):
+    with pytest.raises(TeacherError, match=r"has no weights of ViT-B-16, only of: i2p-vit-tiny-16"):
         embedded_weights("ViT-B-16")

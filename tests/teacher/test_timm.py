@@ -89,7 +89,7 @@ def test_only_a_class_token_attends_to_itself(name):
     assert teacher.class_problem is None
     if name in POOLED:
         assert teacher.identity()["saliency"] == "attention pool"
-        with pytest.raises(TeacherError, match="pools by attention: no class token attends"):
+        with pytest.raises(TeacherError, match="pools by attention; it has no class token that attends"):
             teacher.encode_class(images(teacher))
         return
     assert teacher.identity()["saliency"] == "class token"
@@ -195,8 +195,8 @@ def test_what_does_not_fit_is_named_together(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"pos_embed": torch.ones(1, 49, 64)}, r"pos_embed has 49 places; timm:test_vit has 1 before those"),
-        ({"patch_embed.proj.weight": torch.ones(64, 3, 8, 8)}, r"patches of 8 x 8 pixels; those of .* are of 16 x 16"),
+        ({"pos_embed": torch.ones(1, 49, 64)}, r"pos_embed has 49 positions; timm:test_vit has 1 before those"),
+        ({"patch_embed.proj.weight": torch.ones(64, 3, 8, 8)}, r"patches of 8 x 8 pixels; .* has 16 x 16"),
         ({"pos_embed": None}, r"1 missing: pos_embed"),
     ],
 )  # fmt: skip
@@ -209,9 +209,9 @@ def test_files_of_other_grids_and_patches_are_refused(tmp_path, changes, said):
     ("name", "said"),
     [
         ("timm:test_vit2", "neither a class token nor an attention pool"),
-        ("timm:eva02_tiny_patch14_224", "its last norm stands behind the pooling"),
-        ("timm:resnet18", "none of timm's plain vision transformers"),
-        ("timm:flexivit_small", "resizes its positions by rules of their own"),
+        ("timm:eva02_tiny_patch14_224", "its last norm follows the pooling"),
+        ("timm:resnet18", "one of timm's plain vision transformers"),
+        ("timm:flexivit_small", "resizes its position embedding by other rules"),
         ("timm:vit_base_patch16_xp_224", "its blocks are ParallelScalingBlock"),
         ("timm:vit_smal_patch14_dinov2", "did you mean timm:vit_small_patch14_dinov2"),
         ("timm:", "is not a vision transformer of timm"),
@@ -252,15 +252,15 @@ def test_images_must_be_of_the_towers_side_and_moments():
     fitting = ProjectionConfig(image_side=224, patch_side=14)
     assert list(teacher_conflicts(replace(dinov2, image_side=224), fitting)) == []
     assert list(teacher_conflicts(dinov2, replace(fitting, normalisation="clip"))) == [
-        "projection.image_side = 224 is not the 518 that teacher.architecture = timm:vit_small_patch14_dinov2 reads",
+        "projection.image_side = 224 is not the 518 that teacher.architecture = timm:vit_small_patch14_dinov2 takes",
         "projection.normalisation = clip is not the imagenet that teacher.architecture = "
         "timm:vit_small_patch14_dinov2 was trained with",
     ]
     siglip = config("timm:vit_base_patch16_siglip_224", pretrained="v2_webli")
     assert list(teacher_conflicts(siglip, replace(fitting, patch_side=16, normalisation="half"))) == []
-    with pytest.raises(TeacherError, match=r"teacher.image_side = 225 is not a multiple of the 14 pixels"):
+    with pytest.raises(TeacherError, match=r"teacher.image_side = 225 is not a multiple of 14, the patch side"):
         load_teacher(replace(dinov2, image_side=225))
-    with pytest.raises(TeacherError, match=r"mean \(0.43, 0.411, 0.296\) .* which no projection.normalisation gives"):
+    with pytest.raises(TeacherError, match=r"mean \(0.43, 0.411, 0.296\) .* projection.normalisation supports only"):
         list(teacher_conflicts(config("timm:vit_large_patch16_dinov3", pretrained="sat493m"), fitting))
 
 
@@ -272,11 +272,11 @@ def test_a_loaded_teacher_says_which_moments_it_knows(tmp_path, caplog):
     wrong = next(word for word in ("imagenet", "half") if word not in teacher.normalisations)
     projection = ProjectionConfig(image_side=160, patch_side=16, normalisation=wrong)
     assert len(list(size_conflicts("it", 160, 16, projection, teacher.normalisations))) == 1
-    assert "does not say which it is of" not in caplog.text
+    assert "does not say with which" not in caplog.text
     name = "timm:vit_small_patch16_224"  # DINO's weights know ImageNet's moments, those of timm 0.5
     path = written(tmp_path, load_teacher(config(name, image_side=32)), "several.safetensors")
     assert load_teacher(config(name, image_side=32, weights=path)).normalisations == ("imagenet", "half")
-    assert "know images of projection.normalisation = imagenet or half" in caplog.text
+    assert "trained with projection.normalisation = imagenet or half" in caplog.text
 
 
 def test_moments_that_no_setting_gives_are_named(tmp_path, caplog, monkeypatch):
@@ -288,15 +288,17 @@ def test_moments_that_no_setting_gives_are_named(tmp_path, caplog, monkeypatch):
     }
     monkeypatch.setattr("pipeline.teacher.timm_tower._entries", lambda name: tags)
     assert load_teacher(config(weights=path)).normalisations == ("imagenet",)
-    assert "= imagenet or mean (0.43, 0.411, 0.296) and deviation (0.213, 0.156, 0.143), which no" in caplog.text
+    assert (
+        "= imagenet or mean (0.43, 0.411, 0.296) and standard deviation (0.213, 0.156, 0.143), which no" in caplog.text
+    )
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"architecture": "ViT-B-16", "image_side": 224}, "image_side = 224 is of timm's towers"),
+        ({"architecture": "ViT-B-16", "image_side": 224}, "image_side = 224 applies to timm's towers"),
         ({"image_side": -14}, "image_side = -14 is outside 0..4096"),
-        ({"quickgelu": "on"}, "quickgelu = 'on' is not timm's"),
+        ({"quickgelu": "on"}, "quickgelu = 'on' does not apply to timm's"),
     ],
 )
 def test_settings_that_would_do_nothing_are_refused(settings, said):
@@ -309,7 +311,7 @@ def test_a_version_that_computes_otherwise_is_refused(monkeypatch):
 
     forward = VisionTransformer.forward_features
     monkeypatch.setattr(VisionTransformer, "forward_features", lambda self, x: forward(self, x) * 1.01)
-    with pytest.raises(TeacherError, match="does not know how that version computes them"):
+    with pytest.raises(TeacherError, match="this version of timm is not supported"):
         load_teacher(config())
 
 

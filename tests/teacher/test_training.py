@@ -79,7 +79,7 @@ def test_every_kind_of_pose_and_reduction_is_drawn():
 
 
 def test_views_of_other_settings_are_not_mixed(drawn):
-    with pytest.raises(TeacherError, match=r"begun with other settings: views\.noise differ"):
+    with pytest.raises(TeacherError, match=r"started with other settings: views\.noise differ"):
         draw_views(replace(VIEWS, noise=0.1), drawn)
 
 
@@ -87,7 +87,7 @@ def test_a_damaged_block_is_named(tmp_path):
     draw_views(VIEWS, tmp_path)
     (block,) = tmp_path.glob("views-*.npz")
     block.write_bytes(block.read_bytes()[:1000])
-    with pytest.raises(TeacherError, match=r"views-00000\.npz: not a whole block"):
+    with pytest.raises(TeacherError, match=r"views-00000\.npz: not a complete block"):
         open_views(VIEWS, tmp_path)
 
 
@@ -205,5 +205,5 @@ def test_a_checkpoint_of_other_weights_is_named(tmp_path, drawn, learning):
 
 def test_a_note_of_settings_that_cannot_be_read_is_named(tmp_path, drawn, learning):
     (tmp_path / "settings.json").write_text("[1]")
-    with pytest.raises(TeacherError, match=r"settings\.json: not a note of settings"):
+    with pytest.raises(TeacherError, match=r"settings\.json: not a settings file"):
         train_clip(VIEWS, learning, tmp_path, views_folder=drawn)

@@ -76,7 +76,7 @@ def test_pruning_keeps_the_newest_and_the_milestones(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_is_never_overwritten(written: Path) -> None:
-    with pytest.raises(CheckpointError, match="epoch-0001 exists already; expected to write it now"):
+    with pytest.raises(CheckpointError, match="epoch-0001 already exists, although this run has not written it"):
         _write(written.parent.parent, 1)
 
 
@@ -87,7 +87,7 @@ def test_a_flipped_bit_is_found(written: Path, name: str, where: float) -> None:
     content = bytearray(file.read_bytes())
     content[int(where * len(content))] ^= 4
     file.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"does not have the sha256 .* Remove .*epoch-0001 to go on from"):
+    with pytest.raises(CheckpointError, match=r"does not match its sha256 .* Remove .*epoch-0001 to resume from"):
         checkpoint.read_tensors(written, checkpoint.read_header(written), name)
 
 
@@ -122,7 +122,7 @@ def test_a_file_that_is_no_safetensors_is_refused_even_with_a_right_hash(written
     [
         (lambda text: text[:40], "is not valid JSON"),
         (lambda text: "[" * 100_000, "is not valid JSON"),
-        (lambda text: "[]", "does not say that it is an i2p-checkpoint"),
+        (lambda text: "[]", "is not marked as an i2p-checkpoint"),
         (lambda text: text.replace('"version": 1', '"version": 9'), "has version 9; this program reads version 1"),
         (lambda text: text.replace('"epoch": 1', '"epoch": "1"'), "epoch is '1', not of the expected type"),
         (lambda text: text.replace('"step"', '"steps"'), r"missing or unknown entries \['step', 'steps'\]"),
@@ -140,12 +140,12 @@ def test_a_damaged_header_is_described(written: Path, change: Any, text: str) ->
 def test_a_header_that_was_changed_is_damaged(written: Path) -> None:
     path = written / checkpoint.HEADER
     path.write_text(path.read_text().replace('"epoch": 1', '"epoch": 7'))
-    with pytest.raises(CheckpointDamaged, match="does not have the sha256 that it gives"):
+    with pytest.raises(CheckpointDamaged, match="does not match the sha256 it contains"):
         checkpoint.read_header(written)
 
 
 def test_a_path_without_a_checkpoint_says_what_was_expected(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"is neither a checkpoint .* nor a run with one"):
+    with pytest.raises(CheckpointError, match=r"is neither a checkpoint .* nor a run with a checkpoint"):
         load_model(tmp_path)
 
 
@@ -154,7 +154,7 @@ def test_settings_and_weights_that_do_not_fit_are_refused(tmp_path: Path) -> Non
     settings = _header(1).config
     unknown = _header(1, config={**settings, "model": {**settings["model"], "colour": "red"}})
     path = checkpoint.write_checkpoint(tmp_path, unknown, state, {})
-    with pytest.raises(CheckpointError, match="unknown settings colour of ModelConfig; they are of another version"):
+    with pytest.raises(CheckpointError, match="unknown settings colour of ModelConfig; they belong to another version"):
         load_model(path)
     wider = _header(2, config={**settings, "model": {**settings["model"], "mlp_ratio": 2.0}})
     path = checkpoint.write_checkpoint(tmp_path, wider, state, {})
@@ -178,7 +178,7 @@ def test_the_optimiser_goes_out_and_comes_back(tmp_path: Path) -> None:
     checkpoint.restore_optimizer(other, other_names, {k: v + 1 for k, v in flat.items()}, tmp_path)
     again = checkpoint.flatten_optimizer(other, other_names)
     assert all(torch.equal(again[name], value + 1) for name, value in flat.items())
-    with pytest.raises(CheckpointError, match="exp_avg/nothing belongs to no parameter of this model"):
+    with pytest.raises(CheckpointError, match="exp_avg/nothing matches no parameter of this model"):
         checkpoint.restore_optimizer(one, names, {"exp_avg/nothing": torch.zeros(1)}, tmp_path)
     with pytest.raises(CheckpointError, match=r"exp_avg/bias has shape \[3\]; expected \[2\]"):
         checkpoint.restore_optimizer(one, names, {"exp_avg/bias": torch.zeros(3)}, tmp_path)
@@ -198,7 +198,7 @@ def test_only_settings_that_leave_the_course_alone_may_change() -> None:
         "cache.records was 24, is now 30",
         "model.heads was 2, is now 3",
         "trainer.learning_rate was 0.001, is now 0.5",
-        "trainer.epochs is 1, but 2 epochs are done already",
+        "trainer.epochs is 1, but 2 epochs are already done",
     ]
 
 
@@ -232,7 +232,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     assert again.resumed_from == 1
     assert weights_of(again) == weights_of(whole)
     assert f"{report.checkpoint / name}" in caplog.text
-    assert "goes on from the checkpoint before it" in caplog.text
+    assert "resumes from the checkpoint before it" in caplog.text
     aside = [path.name for path in report.checkpoint.parent.iterdir() if path.name.startswith("damaged-epoch-0002-")]
     assert len(aside) == 1
 
@@ -244,7 +244,7 @@ def test_a_run_without_a_sound_checkpoint_starts_anew(cache: Any, tmp_path: Path
     again = train(cache, tmp_path / "run", epochs=1)
     assert again.resumed_from == 0
     assert weights_of(again) == weights_of(whole)
-    assert "the run goes on from the beginning: no checkpoint is sound" in caplog.text
+    assert "the run resumes from the beginning, because no checkpoint is intact" in caplog.text
 
 
 def test_what_is_no_leftover_of_ours_stays(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 import teacher_cache
 from teacher_cache.errors import ShardDamaged
-from teacher_cache.format import layout
+from teacher_cache.format import paths
 from tests.support.models import TINY
 from tests.support.training import train, trainer_config, training_cache, weights_of
 from trainer.engine.events import EpochDone
@@ -26,8 +26,8 @@ def damaged(request: pytest.FixtureRequest, tmp_path: Path) -> teacher_cache.Cac
     """A cache whose middle shard is lost, and in whose last shard one record has a flipped bit."""
     cache = training_cache(tmp_path / "cache", 8 * SHARDS, format=request.param)
     storage = cache._manifest.description.storage
-    (cache.path / layout.shard_paths(storage, 1)[0]).unlink()
-    path = cache.path / layout.shard_paths(storage, 2)[0]
+    (cache.path / paths.shard_paths(storage, 1)[0]).unlink()
+    path = cache.path / paths.shard_paths(storage, 2)[0]
     data = bytearray(path.read_bytes())
     data[2000] ^= 16  # in a record's points: past the index, the headers and the JSON
     path.write_bytes(data)
@@ -116,6 +116,6 @@ def test_sound_caches_train_alike_under_both_policies(cache: Any, tmp_path: Path
 def test_nothing_but_damage_is_an_error(damaged: teacher_cache.Cache) -> None:
     storage = damaged._manifest.description.storage
     for shard in (0, 2):
-        (damaged.path / layout.shard_paths(storage, shard)[0]).unlink()
+        (damaged.path / paths.shard_paths(storage, shard)[0]).unlink()
     with pytest.raises(DataError, match="every record of the cache is damaged"):
         batches(teacher_cache.open(damaged.path))

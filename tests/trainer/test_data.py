@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import teacher_cache
+from cuda.token_maps import TokenMaps
 from tests.support.models import TINY
 from tests.support.training import trainer_config, training_cache
 from trainer.engine.augmentation import choose_points, renormalised, scale_and_shift
 from trainer.engine.ranks import Ranks
 from trainer.errors import DataError
-from trainer.models.tokens.maps import TeacherMaps
 from trainer.pretraining.data import Loader, Part
 
 
@@ -42,7 +42,7 @@ def test_without_augmentation_the_student_sees_the_stored_cloud_exactly(cache: A
     assert part.ids == stored.ids
     assert torch.equal(part.points, part.points_canonical)
     assert np.array_equal(part.points.numpy(), stored.points)
-    assert isinstance(part.maps, TeacherMaps)
+    assert isinstance(part.maps, TokenMaps)
     assert np.array_equal(part.maps.features.numpy(), stored.features)
     assert np.array_equal(part.maps.geometry.offset.numpy(), stored.offset)
 
@@ -141,7 +141,7 @@ def test_a_live_teacher_needs_no_maps(cache: Any) -> None:
         ({"batch_size": 32}, "the cache has 24 shapes, fewer than trainer.batch_size = 32"),
         ({"points": 2048}, "trainer.points = 2048 is more than the 128 points stored for each shape"),
         ({"points": 40}, r"40 points of each shape, and model.groups = \(48, 24, 8\) .* needs at least 48"),
-        ({"batch_size": 9}, "trainer.batch_size = 9 does not divide among 2 ranks times trainer.accumulation = 1"),
+        ({"batch_size": 9}, "trainer.batch_size = 9 is not divisible by 2 ranks times trainer.accumulation = 1"),
     ],
 )
 def test_a_cache_that_cannot_feed_the_run_is_refused(cache: Any, settings: dict[str, int], text: str) -> None:

@@ -40,7 +40,7 @@ def test_it_is_sound_small_and_of_finite_features() -> None:
 def test_the_settings_know_how_many_points_it_needs() -> None:
     assert load_encoder("embedded").config.groups[0] == EMBEDDED_POINTS
     assert load_experiment("quickstart").evaluation.embedded
-    with pytest.raises(ConfigError, match=r"evaluation.points = 127 is fewer than the 128 that embedded = true needs"):
+    with pytest.raises(ConfigError, match=r"evaluation.points = 127 is less than the 128 that embedded = true needs"):
         load_experiment("quickstart", ["evaluation.points=127"])
 
 
@@ -74,7 +74,7 @@ def test_a_slim_checkpoint_is_the_model_to_half_precision(tmp_path: Path, capsys
     kept, header = load_model(tmp_path / "small")
     assert torch.equal(kept.encode(clouds()), load_encoder("embedded").encode(clouds()))  # rounded already
     assert header.kind == "pretraining"
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(CheckpointError, match="already exists"):
         slim_checkpoint("embedded", tmp_path / "small")
 
 
@@ -91,5 +91,5 @@ def test_weights_that_half_precision_cannot_hold_are_named(tmp_path: Path) -> No
 
     assert _rounded("fine", torch.tensor([1.0, 1e-9])).dtype == torch.float16
     assert _rounded("counter", torch.tensor(7)).dtype == torch.int64
-    with pytest.raises(CheckpointError, match=r"large has numbers beyond float16"):
+    with pytest.raises(CheckpointError, match=r"large has values beyond float16"):
         _rounded("large", torch.tensor([1.0, 7e4]))

@@ -103,7 +103,7 @@ def test_corpora_that_cannot_serve_are_refused(labelled: Path, tmp_path: Path) -
         stored_points=128,
         points=64,
     )
-    with pytest.raises(EvaluationError, match=r"\['tall', 'upright'\] are in one only. Name two splits"):
+    with pytest.raises(EvaluationError, match=r"\['tall', 'upright'\] are in only one of them. Use two splits"):
         Evaluator(mixed)
     np.savez(tmp_path / "bare.npz", points=arrays["points"])
     with pytest.raises(EvaluationError, match=r"bare.npz has no labels; an evaluation needs a labelled corpus"):

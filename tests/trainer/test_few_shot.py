@@ -92,7 +92,7 @@ def test_a_summary_by_hand():
 def test_what_cannot_be_asked_is_refused(labelled):
     train, test = read(labelled, "train"), read(labelled, "test")
     with pytest.raises(
-        EvaluationError, match=r"set\.npz.*: 7 classes are asked for; 6 of 6 have 10 to train and 20 to test"
+        EvaluationError, match=r"set\.npz.*: 7 classes were requested; 6 of 6 have 10 to train and 20 to test"
     ):
         drawn_folds(train, test, FewShotConfig(way=7))
     with pytest.raises(EvaluationError, match="0 of 6 have 40 shapes"):
@@ -126,5 +126,5 @@ def test_clouds_can_stay_as_they_are_stored_and_go_without_labels(labelled, tmp_
     assert (set(stored.labels.tolist()), stored.part_labels, stored.ids[1]) == ({-1}, None, "bare/000001")
     with pytest.raises(EvaluationError, match="has no labels"):
         read_clouds(uri, points=64)
-    with pytest.raises(EvaluationError, match="has no part labels; name a corpus that has"):
+    with pytest.raises(EvaluationError, match="has no part labels; use a corpus that has them"):
         stored.draw_parts(8, 0)

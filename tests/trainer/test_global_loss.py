@@ -106,25 +106,32 @@ def test_checkpoints_of_runs_before_the_loss_load_and_go_on(whole_cache: Any, tm
     tensors = [
         checkpoint.read_tensors(first.checkpoint, header, name) for name in (checkpoint.MODEL, checkpoint.OPTIMIZER)
     ]
-    assert header.config.pop("alignment") == asdict(AlignmentConfig())
+    off = asdict(AlignmentConfig())
+    assert off.pop("contrast") == "joined"  # came later
+    assert header.config.pop("alignment") == off
     for file in first.checkpoint.iterdir():
         file.unlink()
     first.checkpoint.rmdir()
     checkpoint.write_checkpoint(tmp_path / "old", header, *tensors)
     assert load_encoder(tmp_path / "old").encode(torch.rand(1, 96, 3)).shape[0] == 1
     assert weights_of(train(whole_cache, tmp_path / "old", epochs=2)) == weights_of(whole)
+    views = train(whole_cache, tmp_path / "views", epochs=1, alignment=replace(ON, contrast="views"))
+    assert checkpoint.read_header(views.checkpoint).config["alignment"]["contrast"] == "views"
+    with pytest.raises(CheckpointError, match=r"alignment\.contrast was 'views', is now absent"):
+        train(whole_cache, tmp_path / "views", epochs=2, alignment=ON)
     with pytest.raises(CheckpointError, match=r"alignment\.weight was 0\.0, is now 0\.7"):
         train(whole_cache, tmp_path / "old", epochs=2, alignment=ON)
 
 
+@pytest.mark.parametrize("contrast", ["joined", "views"])
 @pytest.mark.parametrize("parts", [1, 2, 3])
-def test_parts_of_a_batch_add_up_to_its_loss(parts: int) -> None:
+def test_parts_of_a_batch_add_up_to_its_loss(parts: int, contrast: Any) -> None:
     generator = torch.Generator().manual_seed(3)
     wholes = torch.randn(6, 3, 5, generator=generator)
     wholes[2] = wholes[5]
     mean = torch.randn(3, 5, generator=generator)
     answers = torch.randn(6, 15, generator=generator)
-    alignment = Alignment(replace(ON, temperature=0.2), mean, None, "")
+    alignment = Alignment(replace(ON, temperature=0.2, contrast=contrast), mean, None, "")
     pieces = [
         Part([], np.empty(0), torch.empty(0), torch.empty(0), None, None, 0, wholes[rows], rows.numpy())  # type: ignore[arg-type]
         for rows in torch.arange(6).chunk(parts)
@@ -137,7 +144,7 @@ def test_parts_of_a_batch_add_up_to_its_loss(parts: int) -> None:
 
 
 def test_a_batch_of_one_is_refused_without_a_sample(whole_cache: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"batch_size = 1: a batch of one shape has no other .* set alignment.neg"):
+    with pytest.raises(ValueError, match=r"batch_size = 1: a batch of one shape has no negatives.* set alignment.neg"):
         train(whole_cache, tmp_path, epochs=1, batch_size=1, alignment=ON)
     report = train(whole_cache, tmp_path, epochs=1, batch_size=1, alignment=replace(ON, negatives=4))
     assert report.metrics["loss_global"] > 0

@@ -35,10 +35,10 @@ def test_places(environ: dict[str, str], place: Place) -> None:
 @pytest.mark.parametrize(
     ("environ", "text"),
     [
-        ({"RANK": "3"}, "RANK is '3' and WORLD_SIZE is not set"),
+        ({"RANK": "3"}, "RANK is '3', but WORLD_SIZE is not set"),
         ({"SLURM_STEP_NUM_TASKS": "8"}, "SLURM_STEP_NUM_TASKS is '8', so srun started several"),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "so mpirun started several"),
-        ({"WORLD_SIZE": "1", "RANK": "1"}, "RANK is '1' of WORLD_SIZE 1"),
+        ({"WORLD_SIZE": "1", "RANK": "1"}, "RANK is '1', but WORLD_SIZE is 1"),
         *(
             (WHOLE | {name: value}, f"{name} is {value!r}")
             for name in WHOLE

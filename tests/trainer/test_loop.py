@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cuda.project import project
+from cuda.token_maps import TokenMaps
 from tests.support.models import TINY, TINY_CHANNELS
 from tests.support.training import MASKING, SCHEMA, train, trainer_config, training_cache, weights_of
 from trainer.checkpoints import files as checkpoint
@@ -24,7 +25,6 @@ from trainer.errors import TrainingError
 from trainer.models.build import new_student
 from trainer.models.hierarchical.student import I2PMAE
 from trainer.models.layers.batch_norm import BatchNorm
-from trainer.models.tokens.maps import TeacherMaps
 from trainer.pretraining.data import Loader
 from trainer.pretraining.step import Stepper
 
@@ -41,7 +41,11 @@ def _lines(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def _timeless(line: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in line.items() if k not in ("seconds", "waited", "shapes_per_second", "path")}
+    return {
+        k: v
+        for k, v in line.items()
+        if k not in ("seconds", "waited", "shapes_per_second", "memory", "gpu_memory", "path")
+    }
 
 
 def test_training_lowers_both_losses(cache: Any, tmp_path: Path) -> None:
@@ -162,7 +166,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_batch(tmp_path: 
 def test_two_processes_do_not_train_in_one_directory(cache: Any, tmp_path: Path) -> None:
     with (
         owned(tmp_path, ALONE, lambda run_dir: None),
-        pytest.raises(TrainingError, match=r"another process is training in .*; expected to be the only one"),
+        pytest.raises(TrainingError, match=r"another process is training in .*Wait until it ends"),
     ):
         train(cache, tmp_path)
 
@@ -271,7 +275,7 @@ def test_float16_scales_its_loss_and_leaves_out_a_step_that_overflows(cache: Any
 
 def test_float16_without_a_gpu_is_refused(cache: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(TrainingError, match=r"needs a GPU, and trainer.device = 'auto' found none. Use \"float32\""):
+    with pytest.raises(TrainingError, match=r"needs a GPU, but trainer.device = 'auto' found none. Use \"float32\""):
         train(cache, tmp_path, precision="float16", device="auto")
     with pytest.raises(TrainingError, match=r"trainer.device = 'cuda', but torch .* finds no GPU"):
         train(cache, tmp_path, device="cuda")
@@ -296,11 +300,11 @@ class _CachedMapsAsLiveTeacher:
         self._records = cache.read(range(len(cache)))
         self._known = {cloud.tobytes(): i for i, cloud in enumerate(self._records.points)}
 
-    def __call__(self, points: Tensor) -> TeacherMaps:
+    def __call__(self, points: Tensor) -> TokenMaps:
         rows = [self._known[cloud.tobytes()] for cloud in points.numpy()]
         _, geometry = project(points, image_side=SCHEMA.image_side)
         features, saliency = (torch.from_numpy(x[rows]) for x in (self._records.features, self._records.saliency))
-        return TeacherMaps(features, saliency, geometry, SCHEMA.image_side)
+        return TokenMaps(features, saliency, geometry, SCHEMA.image_side)
 
 
 def test_a_live_teacher_that_says_what_is_cached_trains_the_same_student(cache: Any, tmp_path: Path) -> None:
@@ -316,11 +320,11 @@ def test_a_live_teacher_is_shown_the_augmented_cloud_and_looked_up_there(cache: 
     class Teacher:
         channels, views = TINY_CHANNELS, 3
 
-        def __call__(self, points: Tensor) -> TeacherMaps:
+        def __call__(self, points: Tensor) -> TokenMaps:
             shown.append(points)
             features = torch.arange(16.0)[:, None].expand(len(points), 3, 16, TINY_CHANNELS)
             _, geometry = project(points, image_side=SCHEMA.image_side)
-            return TeacherMaps(features, torch.zeros(len(points), 3, 16), geometry, SCHEMA.image_side)
+            return TokenMaps(features, torch.zeros(len(points), 3, 16), geometry, SCHEMA.image_side)
 
     config = trainer_config()
     stepper = Stepper(new_student(TINY, MASKING, TEACHER, seed=0), config, ALONE, Teacher())

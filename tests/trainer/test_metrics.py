@@ -67,7 +67,7 @@ def test_the_answer_lies_within_the_category():
 
 
 def test_what_cannot_be_scored_is_refused():
-    with pytest.raises(EvaluationError, match="no shape of Table: the mean over categories is not defined"):
+    with pytest.raises(EvaluationError, match="no shape of Table, so the mean over categories is undefined"):
         score([[0, 0]], [[0, 0]], [0])
     with pytest.raises(EvaluationError, match="shape 1 of category 'Table' has a predicted part of another"):
         score([[0, 0], [0, 3]], [[0, 0], [3, 3]], [0, 1])
@@ -75,7 +75,7 @@ def test_what_cannot_be_scored_is_refused():
         score([[0, 0], [3, 3]], [[0, 3], [3, 3]], [0, 1])
     with pytest.raises(ValueError, match=r"expected \[n, N\] twice, \[n\]"):
         score([[0, 0]], [[0]], [0])
-    with pytest.raises(EvaluationError, match="part 'Chair/0' is of none of the categories"):
+    with pytest.raises(EvaluationError, match="part 'Chair/0' belongs to none of the categories"):
         parts_of_categories(NAMES, ("Skateboard/0", "Chair/0"))
     with pytest.raises(EvaluationError, match="category 'Table' has no parts"):
         parts_of_categories(NAMES, ("Skateboard/0",))

@@ -20,7 +20,7 @@ from trainer.errors import CheckpointError
 from trainer.pretraining.data import Loader
 
 ALONE = Ranks(rank=0, size=1, device=torch.device("cpu"))
-TIMES = ("seconds", "waited", "shapes_per_second", "path")
+TIMES = ("seconds", "waited", "shapes_per_second", "memory", "gpu_memory", "path")
 
 
 class Stop(Exception):
@@ -112,7 +112,7 @@ def test_an_epoch_that_has_begun_is_not_given_up(cache: Any, tmp_path: Path) -> 
     with pytest.raises(Stop):
         train(cache, tmp_path, epochs=2, checkpoint_steps=1, on_event=stop_after(5))
     assert names(tmp_path)[-1] == "epoch-0001-step-000004"
-    with pytest.raises(CheckpointError, match=r"trainer\.epochs is 1, but epoch 2 has begun already"):
+    with pytest.raises(CheckpointError, match=r"trainer\.epochs is 1, but epoch 2 has already begun"):
         train(cache, tmp_path, epochs=1, checkpoint_steps=1)
 
 

@@ -51,5 +51,5 @@ def test_total_norm_is_over_all_gradients_and_skips_what_has_none() -> None:
     a, b, c = (nn.Parameter(torch.zeros(2)) for _ in range(3))
     a.grad, b.grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])
     assert total_gradient_norm([a, b, c]).item() == 5.0
-    with pytest.raises(ValueError, match="no parameter has a gradient; expected this after a backward pass"):
+    with pytest.raises(ValueError, match="no parameter has a gradient; call this after a backward pass"):
         total_gradient_norm([c])

@@ -73,9 +73,9 @@ def test_sines_of_the_coordinates():
     found = trigonometric(torch.tensor([[0.0, 0.5, -1.0]]), 12, alpha=4.0, beta=2.0)
     angles = [angle for x in (0.0, 0.5, -1.0) for angle in (2 * x, 2 * x / 2)]
     assert found[0].tolist() == pytest.approx([f(a) for a in angles for f in (math.sin, math.cos)])
-    with pytest.raises(ValueError, match="width = 10 is no multiple of 6"):
+    with pytest.raises(ValueError, match="width = 10 is not a multiple of 6"):
         trigonometric(torch.zeros(1, 3), 10, alpha=4.0, beta=2.0)
-    with pytest.raises(ValueError, match="clouds have 8 points; 4 stages halve them, so at least 16"):
+    with pytest.raises(ValueError, match="clouds have 8 points; with 4 stages, each of which halves them, at least 16"):
         PointNN()(np.zeros((1, 8, 3), np.float32))
 
 

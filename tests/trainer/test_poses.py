@@ -114,7 +114,10 @@ def test_poses_are_drawn_evenly_for_the_shape_alone() -> None:
 
 @pytest.mark.parametrize(
     ("poses", "text"),
-    [(0, "poses = 0 is not an integer in 1..64"), (4, "shard 0 has 6 records, not a multiple of its recipe's 4 poses")],
+    [
+        (0, "poses = 0 is not an integer in 1..64"),
+        (4, "shard 0 has 6 records, not a multiple of the 4 poses per shape"),
+    ],
 )
 def test_a_number_of_poses_that_cannot_be_is_refused(tmp_path: Path, poses: Any, text: str) -> None:
     cache = posed_cache(tmp_path / "cache", poses=poses, count=12)

@@ -60,7 +60,7 @@ def test_a_metrics_file_that_is_not_whole_is_written_anew(
     (tmp_path / "metrics.json").write_bytes(content)
     train(cache, tmp_path, epochs=1)
     assert (tmp_path / "metrics.json").read_bytes() == before
-    assert f"{tmp_path / 'metrics.json'} is not whole" in caplog.text
+    assert f"{tmp_path / 'metrics.json'} is incomplete" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_lines_that_are_no_events_are_dropped_and_told(cache: Any, tmp_path: Pat
     log.write_bytes(log.read_bytes() + line)
     train(cache, tmp_path, epochs=1)
     assert log.read_bytes().splitlines()[: len(before)] == before
-    assert "train.jsonl: 1 lines that are no events" in caplog.text
+    assert "train.jsonl: dropping 1 incomplete lines" in caplog.text
 
 
 PLANTED = [os.mkfifo, lambda path: os.symlink("/dev/zero", path)]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from tests.support.training import train, weights_of
 from trainer.checkpoints import files as checkpoint
 from trainer.checkpoints.models import load_encoder, load_model
 from trainer.config import AlignmentConfig, EvaluationConfig
+from trainer.downstream.inspection import inspect_shapes
 from trainer.engine.events import StepDone
 from trainer.errors import CheckpointError, DataError, EvaluationError
 from trainer.losses.terms import Losses, LossTerm
@@ -188,6 +190,17 @@ def test_it_is_evaluated_and_a_feature_it_lacks_is_refused_before_training(cache
     assert checkpoint.latest(tmp_path / "other") is None
 
 
+def test_what_it_does_not_show_is_said(cache: Any, tmp_path: Path) -> None:
+    report = train(cache, tmp_path, model=MODEL, epochs=1)
+    rows = np.array([0, 7])
+    found = inspect_shapes(load_encoder(report.checkpoint), cache.read(rows), rows, image_side=cache.schema.image_side)
+    assert found.reasons.keys() == {"levels", "groups", "features"}
+    assert all("the two-layer student does not say" in reason for reason in found.reasons.values())
+    for shape in found.shapes:
+        assert shape.levels is shape.groups is shape.features is None
+        assert shape.teacher.shape == (len(shape.points), cache.schema.channels)
+
+
 def test_its_least_points_are_its_own(cache: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"96 points of each shape, and model\.slots = 97 needs at least 97"):
         train(cache, tmp_path, model=replace(MODEL, slots=97))
@@ -203,9 +216,11 @@ def test_an_experiment_names_it() -> None:
     chosen = ["model.architecture=two-layer", "model.slots=50"]
     file = load_experiment("study", ["evaluation.feature=top"])
     assert isinstance(file.model, ModelConfig)
+    assert load_experiment("study", chosen).model == TwoLayerConfig(slots=50)  # nothing is left of the preset's [model]
     with pytest.raises(ConfigError, match=r"model\.groups is not a setting"):
-        load_experiment("study", chosen)  # whose [model] is the other student's
-    with pytest.raises(ConfigError, match=r"model\.architecture = 'three-layer' is none of hierarchical, two-layer"):
+        load_experiment("study", [*chosen, "model.groups=[9, 8]"])
+    known = "hierarchical, plain, two-layer"
+    with pytest.raises(ConfigError, match=rf"model\.architecture = 'three-layer' is none of {known}"):
         load_experiment("study", ["model.architecture=three-layer"])
 
 

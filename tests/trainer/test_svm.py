@@ -135,5 +135,5 @@ def test_what_cannot_be_fitted_is_described(change: Any, error: type[Exception],
 
 def test_folds_that_leave_one_class_are_refused() -> None:
     x, _ = _clusters(2, 2, noise=1.0)
-    with pytest.raises(EvaluationError, match="4 training shapes split into 4 folds leave a fit with one class"):
+    with pytest.raises(EvaluationError, match="4 training shapes in 4 folds leave a fold whose fit sees one class"):
         linear_svm(x, np.array([0, 0, 0, 1]), x, np.array([0, 0, 0, 1]), folds=4)

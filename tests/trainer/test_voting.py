@@ -120,7 +120,7 @@ def test_what_cannot_be_voted_on_is_refused():
     points = clouds(12, points=64)
     with pytest.raises(EvaluationError, match="clouds have 64 points; a vote needs 1024"):
         vote(spread_logits, points, LABELS, VoteConfig())
-    with pytest.raises(ValueError, match=r"rounds = 0 is smaller than 1; pool = 3 is fewer than points = 32"):
+    with pytest.raises(ValueError, match=r"rounds = 0 is smaller than 1; pool = 3 is less than points = 32"):
         vote(spread_logits, points, LABELS, VoteConfig(points=32, pool=3, rounds=0))
     with pytest.raises(EvaluationError, match="logits are not finite"):
         vote(lambda x: np.full((len(x), 3), np.nan), points, LABELS, VoteConfig(points=32))

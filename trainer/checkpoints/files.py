@@ -29,7 +29,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from teacher_cache.storage.commit import read_regular, write_file
+from teacher_cache.storage.atomic import read_regular, write_file
 from teacher_cache.system import sync_directory
 from trainer.checkpoints.under_way import is_under_way
 from trainer.errors import CheckpointDamaged, CheckpointError
@@ -73,8 +73,10 @@ class Header:
     epoch       epochs completed; step: optimiser steps taken
     config      section name -> settings, JSON types only
     cache       recipe (hash) and records of the cache that was trained on; basis (hash) if its channels are its own;
-                shapes (digest) if it was a selection of the cache's
-    teacher     channels and views of the teacher's maps, which shape the model's 2D head
+                shapes (digest) if it was a selection of the cache's; further (a list of recipe and basis) if there
+                were further teachers
+    teacher     channels and views of the teacher's maps, which shape the model's 2D head; further (a list of what
+                trainer.models.student.Further says) if there were further teachers
     metrics     of the epoch just completed
     loss_scale  state of float16 loss scaling, None for other precisions
     versions    of this package, torch, numpy and python
@@ -89,7 +91,7 @@ class Header:
     step: int
     config: dict[str, dict[str, Any]]
     cache: dict[str, Any]
-    teacher: dict[str, int]
+    teacher: dict[str, Any]
     metrics: dict[str, Any] = field(default_factory=dict)
     loss_scale: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
@@ -110,7 +112,9 @@ def write_checkpoint(
     """Write `RUN/checkpoints/<header.name>` atomically and return it; an existing one of that name is an error."""
     target = _folder(run_dir) / header.name
     if target.exists():
-        raise CheckpointError(f"{target} exists already; expected to write it now. Another run may be using {run_dir}.")
+        raise CheckpointError(
+            f"{target} already exists, although this run has not written it. Another run may be using {run_dir}."
+        )
     return write_checkpoint_at(target, header, model, optimizer)
 
 
@@ -173,8 +177,8 @@ def find_checkpoint(path: str | Path) -> Path:
     found = latest(path.parent if path.name == "checkpoints" else path)
     if found is None:
         raise CheckpointError(
-            f"{path} is neither a checkpoint (a folder with {HEADER}) nor a run with one in its folder 'checkpoints'. "
-            "Name a run directory, one of its checkpoints/epoch-NNNN, or embedded."
+            f"{path} is neither a checkpoint (a folder with {HEADER}) nor a run with a checkpoint in its folder "
+            "'checkpoints'. Give a run directory, one of its checkpoints/epoch-NNNN, or embedded."
         )
     return found
 
@@ -188,7 +192,8 @@ def read_header(path: Path) -> Header:
         data = read_regular(file, HEADER_LIMIT)
         if len(data) > HEADER_LIMIT:
             raise CheckpointError(
-                f"{file} has {file.stat().st_size} bytes; expected at most {HEADER_LIMIT}. It is no checkpoint header."
+                f"{file} has {file.stat().st_size} bytes; expected at most {HEADER_LIMIT}. It is not a checkpoint "
+                "header."
             )
         content = json.loads(data)
     except OSError as error:
@@ -198,13 +203,13 @@ def read_header(path: Path) -> Header:
     if file.name == CONFIG and isinstance(content, dict):
         content = content.get("checkpoint")
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-        raise CheckpointError(f"{file} does not say that it is an {FORMAT}. It was not written by this program.")
+        raise CheckpointError(f"{file} is not marked as an {FORMAT}. It was not written by this program.")
     sealed = content.pop("sha256", None)  # absent from the headers of 0.1.0
     version = content.pop("version", None)
     if version != VERSION:
         raise CheckpointError(f"{file} has version {version!r}; this program reads version {VERSION}.")
     if sealed is not None and sealed != _digest_of({"format": FORMAT, "version": version, **content}):
-        raise CheckpointDamaged(f"{file} does not have the sha256 that it gives: it is damaged. {_remedy(path)}")
+        raise CheckpointDamaged(f"{file} does not match the sha256 it contains: it is damaged. {_remedy(path)}")
     wanted = {f.name for f in fields(Header)}
     odd = sorted(set(content) ^ (wanted - (set(ADDED) - set(content))))
     if odd:
@@ -249,7 +254,7 @@ def read_tensors(path: Path, header: Header, name: str = MODEL) -> dict[str, Ten
     if size != entry.get("bytes") or len(blob) != size:
         raise CheckpointDamaged(f"{file} has {size} bytes; {HEADER} says {entry.get('bytes')}. {_remedy(path)}")
     if hashlib.sha256(blob).hexdigest() != entry.get("sha256"):
-        raise CheckpointDamaged(f"{file} does not have the sha256 that {HEADER} gives: it is damaged. {_remedy(path)}")
+        raise CheckpointDamaged(f"{file} does not match its sha256 in {HEADER}: it is damaged. {_remedy(path)}")
     try:
         return load_tensors(blob)
     except safetensors.SafetensorError as error:
@@ -274,7 +279,7 @@ def prune(run_dir: Path, *, keep: int, milestone_every: int) -> list[Path]:
         hidden = path.with_name(f".removing-{path.name}")
         path.rename(hidden)
         if hidden.is_symlink():
-            hidden.unlink()  # what it points to is somebody else's
+            hidden.unlink()  # its target belongs to someone else
         else:
             shutil.rmtree(hidden)
     return doomed
@@ -291,9 +296,9 @@ def clean_leftovers(run_dir: Path) -> None:
 
 
 def set_damaged_aside(run_dir: Path) -> None:
-    """Make the newest sound checkpoint the latest: damaged ones after it are renamed to damaged-NAME, and warned of.
+    """Make the newest intact checkpoint the latest: damaged ones after it are renamed to damaged-NAME, with a warning.
 
-    Only for the run that owns the directory. The steps after that checkpoint, or all if none is sound, are repeated
+    Only for the run that owns the directory. The steps after that checkpoint, or all if none is intact, are repeated
     with the same result.
 
     Raises CheckpointError for a checkpoint of another version, or one that cannot be read for other reasons.
@@ -309,10 +314,12 @@ def set_damaged_aside(run_dir: Path) -> None:
             break
         except CheckpointDamaged as error:
             damaged.append((path, error))
-    before = "the checkpoint before it" if len(damaged) < len(found) else "the beginning: no checkpoint is sound"
+    before = (
+        "the checkpoint before it" if len(damaged) < len(found) else ("the beginning, because no checkpoint is intact")
+    )
     for path, fault in damaged:
         aside = path.with_name(f"damaged-{path.name}-{secrets.token_hex(2)}")
-        logger.warning("%s\n  It is kept as %s; the run goes on from %s.", fault, aside.name, before)
+        logger.warning("%s\n  It is kept as %s; the run resumes from %s.", fault, aside.name, before)
         path.rename(aside)
     if damaged:
         sync_directory(folder)
@@ -366,7 +373,7 @@ def restore_optimizer(
         what, _, name = key.partition("/")
         parameter = by_name.get(name)
         if parameter is None:
-            raise CheckpointError(f"{where / OPTIMIZER}: {key} belongs to no parameter of this model. {_remedy(where)}")
+            raise CheckpointError(f"{where / OPTIMIZER}: {key} matches no parameter of this model. {_remedy(where)}")
         if value.ndim and value.shape != parameter.shape:
             raise CheckpointError(
                 f"{where / OPTIMIZER}: {key} has shape {list(value.shape)}; expected {list(parameter.shape)}. "
@@ -395,4 +402,4 @@ def _unreadable(file: Path, path: Path, error: OSError) -> CheckpointError:
 
 
 def _remedy(path: Path) -> str:
-    return f"Remove {path} to go on from the checkpoint before it."
+    return f"Remove {path} to resume from the checkpoint before it."

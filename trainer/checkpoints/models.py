@@ -12,13 +12,14 @@ from trainer.checkpoints.files import Header, find_checkpoint, read_header, read
 from trainer.config import AlignmentConfig
 from trainer.errors import CheckpointError
 from trainer.models.build import new_student
-from trainer.models.config import DEFAULT_ARCHITECTURE, MaskingConfig, ModelConfig, settings_class
-from trainer.models.heads.classifier import Classifier
-from trainer.models.heads.config import ClassifierConfig, SegmentationConfig
-from trainer.models.heads.part_segmenter import PartSegmenter
+from trainer.models.config import DEFAULT_ARCHITECTURE, MaskingConfig, settings_class
+from trainer.models.heads.build import new_classifier, new_segmenter
+from trainer.models.heads.config import CLASSIFIERS, SEGMENTATIONS
+from trainer.models.heads.fine_tuned import PointSegmenter, ShapeClassifier
 from trainer.models.student import Student
 
 __all__ = [
+    "LATER",
     "changed_settings",
     "load_encoder",
     "load_fine_tuned",
@@ -32,14 +33,17 @@ __all__ = [
 
 Section = TypeVar("Section")
 
-# Settings that leave the course of training as it is: bit for bit, but for those marked, which change rounding only.
+LATER = {("model", "architecture"): DEFAULT_ARCHITECTURE, ("alignment", "contrast"): AlignmentConfig().contrast}
+"""(section, setting) that came after the first checkpoints -> its default."""
+
+# Settings that do not change the course of training: to the bit, except those marked, which change rounding.
 _FREE = {
     "trainer.epochs",
     "trainer.cache",  # which records it holds is compared by its recipe, and those of a selection by their ids
     "trainer.stale_cache",
     "trainer.checkpoint_every",
     "trainer.checkpoint_steps",
-    "trainer.damaged",  # nothing, while the cache is sound
+    "trainer.damaged",  # no effect while the cache is intact
     "trainer.keep_checkpoints",
     "trainer.milestone_every",
     "trainer.tensorboard",
@@ -62,7 +66,7 @@ def load_model(path: str | Path) -> tuple[Student, Header]:
     if header.kind != "pretraining":
         raise CheckpointError(
             f"{path} is of kind {header.kind}; expected a pre-training model. Load it with "
-            "trainer.checkpoints.models.load_fine_tuned, or name a pre-training checkpoint."
+            "trainer.checkpoints.models.load_fine_tuned, or give a pre-training checkpoint."
         )
     try:
         model = section_from_json(settings_class(header.config["model"]), header.config["model"])
@@ -70,7 +74,7 @@ def load_model(path: str | Path) -> tuple[Student, Header]:
         alignment = section_from_json(AlignmentConfig, header.config.get("alignment", {}))  # runs before it had none
         network = new_student(model, masking, header.teacher, seed=0, whole=alignment.weight > 0)
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its settings make no model of this version: {error}") from None
+        raise CheckpointError(f"{path}: no model of this version has its settings: {error}") from None
     try:
         network.load_state_dict(read_tensors(path, header))
     except RuntimeError as error:
@@ -78,27 +82,29 @@ def load_model(path: str | Path) -> tuple[Student, Header]:
     return network.eval(), header
 
 
-def load_fine_tuned(path: str | Path) -> tuple[Classifier | PartSegmenter, Header]:
+def load_fine_tuned(path: str | Path) -> tuple[ShapeClassifier | PointSegmenter, Header]:
     """Load the classifier or part segmenter of a checkpoint, fine-tuned here or imported: on the CPU, to evaluate.
 
     Raises CheckpointError as load_model does.
     """
     path = find_checkpoint(path)
     header = read_header(path)
-    network: Classifier | PartSegmenter
+    network: ShapeClassifier | PointSegmenter
     if header.kind == "pretraining":
         raise CheckpointError(
             f"{path} is of kind pretraining; expected a fine-tuned model. "
             "Load it with trainer.checkpoints.models.load_model."
         )
     try:
-        model = section_from_json(ModelConfig, header.config["model"])
+        model = section_from_json(settings_class(header.config["model"]), header.config["model"])
         if header.kind == "classifier":
-            network = Classifier(model, section_from_json(ClassifierConfig, header.config["classifier"]))
+            head: Any = section_from_json(CLASSIFIERS[model.architecture], header.config["classifier"])
+            network = new_classifier(model, head)
         else:
-            network = PartSegmenter(model, section_from_json(SegmentationConfig, header.config["segmentation"]))
+            head = section_from_json(SEGMENTATIONS[model.architecture], header.config["segmentation"])
+            network = new_segmenter(model, head)
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its settings make no model of this version: {error}") from None
+        raise CheckpointError(f"{path}: no model of this version has its settings: {error}") from None
     try:
         network.load_state_dict(read_tensors(path, header))
     except RuntimeError as error:
@@ -114,11 +120,13 @@ def load_encoder(path: str | Path) -> Student:
 def sections_of(**sections: Any) -> dict[str, dict[str, Any]]:
     """Section name -> settings as JSON types, as a checkpoint holds them.
 
-    The default architecture is left out: a checkpoint without one has it, and older versions read such a checkpoint.
+    Settings of LATER are left out at their default: a checkpoint without one has it, and older versions read such a
+    checkpoint.
     """
     plain: dict[str, dict[str, Any]] = json.loads(json.dumps({name: asdict(part) for name, part in sections.items()}))
-    if plain.get("model", {}).get("architecture") == DEFAULT_ARCHITECTURE:
-        del plain["model"]["architecture"]
+    for (section, key), default in LATER.items():
+        if plain.get(section, {}).get(key) == default:
+            del plain[section][key]
     return plain
 
 
@@ -130,18 +138,18 @@ def section_from_json(cls: type[Section], settings: Mapping[str, Any]) -> Sectio
     known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(settings) - known)
     if unknown:
-        raise ValueError(f"unknown settings {', '.join(unknown)} of {cls.__name__}; they are of another version")
+        raise ValueError(f"unknown settings {', '.join(unknown)} of {cls.__name__}; they belong to another version")
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
 
 
 def resume_problems(
-    header: Header, sections: Mapping[str, Mapping[str, Any]], cache: Mapping[str, Any], teacher: Mapping[str, int]
+    header: Header, sections: Mapping[str, Mapping[str, Any]], cache: Mapping[str, Any], teacher: Mapping[str, Any]
 ) -> list[str]:
     """List the reasons why these settings cannot resume from a checkpoint, one line each.
 
     The evaluation may change at will, and so may settings that do not affect the course of training, `_FREE`.
     """
-    off = {"alignment": asdict(AlignmentConfig())}  # as in runs before there was such a section
+    off = sections_of(alignment=AlignmentConfig())  # as in runs before there was such a section
     now = off | {name: section for name, section in sections.items() if name != "evaluation"}
     then = off | {name: section for name, section in header.config.items() if name != "evaluation"}
     lines = changed_settings(
@@ -151,9 +159,9 @@ def resume_problems(
     )
     epochs = sections["trainer"]["epochs"]
     if header.under_way and epochs == header.epoch:
-        lines.append(f"trainer.epochs is {epochs}, but epoch {epochs + 1} has begun already")
+        lines.append(f"trainer.epochs is {epochs}, but epoch {epochs + 1} has already begun")
     if epochs < header.epoch:
-        lines.append(f"trainer.epochs is {epochs}, but {header.epoch} epochs are done already")
+        lines.append(f"trainer.epochs is {epochs}, but {header.epoch} epochs are already done")
     return lines
 
 
@@ -173,8 +181,9 @@ def refuse_other_run(path: Path, problems: Sequence[str]) -> None:
     if problems:
         lines = "\n  ".join(problems)
         raise CheckpointError(
-            f"{path} belongs to a run with other settings:\n  {lines}\n"
-            "Use the settings it was started with, or another run directory."
+            f"{path} belongs to a run with other settings:\n"
+            f"  {lines}\n"
+            "Use the settings that the run was started with, or another run directory."
         )
 
 

@@ -24,9 +24,9 @@ def slim_checkpoint(path: str | Path, out: Path, *, half: bool = False) -> tuple
     found = find_checkpoint(path)
     header = read_header(found)
     if header.under_way is not None:
-        raise CheckpointError(f"{found} was written within an epoch; expected one of a whole epoch.")
+        raise CheckpointError(f"{found} was written within an epoch; expected a checkpoint at the end of an epoch.")
     if out.exists():
-        raise CheckpointError(f"{out} exists already; expected to write it now.")
+        raise CheckpointError(f"{out} already exists. Remove it, or choose another name.")
     weights = read_tensors(found, header)
     if half:
         weights = {name: _rounded(name, value) for name, value in weights.items()}
@@ -39,5 +39,5 @@ def _rounded(name: str, value: Tensor) -> Tensor:
         return value
     small = value.half()
     if bool((small.isinf() & value.isfinite()).any()):
-        raise CheckpointError(f"{name} has numbers beyond float16's 65504; keep it in float32.")
+        raise CheckpointError(f"{name} has values beyond float16's 65504; keep it in float32.")
     return small

@@ -61,7 +61,7 @@ class LabelledClouds:
         """
         if self.part_labels is None:
             raise EvaluationError(
-                f"{self.uri} has no part labels; name a corpus that has, or say parts= (docs/corpora.md)"
+                f"{self.uri} has no part labels; use a corpus that has them, or set parts= (docs/corpora.md)"
             )
         return np.take_along_axis(self.part_labels, self._drawn(count, seed), axis=1)
 
@@ -84,7 +84,7 @@ def read_clouds(
     points    of each shape.
     frame     "canonical": centred, in the unit sphere; "stored": as the corpus has them, as ScanObjectNN is published.
     labelled  False: a corpus without labels will do, whose labels are then -1.
-    progress  is told 1 for every shape.
+    progress  is called with 1 for every shape.
 
     Raises EvaluationError where there is no label or no readable shape, and pipeline's CorpusError for a URI that does
     not open.
@@ -106,7 +106,7 @@ def read_clouds(
         labels.append(-1 if label is None else label)
         ids.append(corpus.id(index))
     for text in skipped:
-        logger.warning("not evaluated on: %s", text)
+        logger.warning("left out of the evaluation: %s", text)
     if not clouds:
         raise EvaluationError(f"{uri}: none of {len(corpus)} shapes can be used{'; ' + skipped[0] if skipped else ''}.")
     return LabelledClouds(
@@ -123,8 +123,8 @@ def read_clouds(
     )
 
 
-def check_corpora(train: str, test: str, *, points: int) -> None:
-    """Open both corpora without reading a shape, so that unusable ones are found before hours of training.
+def check_corpora(train: str, test: str, *, points: int) -> tuple[int, int]:
+    """Open both corpora without reading a shape, so that unusable ones are found before hours of training; -> sizes.
 
     Raises EvaluationError unless both are labelled and a label number means the same class in both, CorpusError for one
     that does not open.
@@ -133,12 +133,13 @@ def check_corpora(train: str, test: str, *, points: int) -> None:
     names = [corpus.label_names for corpus in corpora]
     if names[0] != names[1]:
         only = sorted(set(names[0]) ^ set(names[1]))
-        difference = f"{only} are in one only" if only else "their order differs"
+        difference = f"{only} are in only one of them" if only else "their order differs"
         raise EvaluationError(
-            f"the classes of {train} and {test} differ: {difference}. Name two splits of one labelled corpus."
+            f"the classes of {train} and {test} differ: {difference}. Use two splits of one labelled corpus."
         )
     known, asked = ({corpus.label(index) for index in range(len(corpus))} - {None} for corpus in corpora)
     _refuse_unknown([names[1][label] for label in sorted(asked - known)], train, test)  # type: ignore[type-var,index]
+    return len(corpora[0]), len(corpora[1])
 
 
 def check_classes(train: LabelledClouds, test: LabelledClouds) -> None:
@@ -151,15 +152,15 @@ def _refuse_unknown(classes: Sequence[str], train: str, test: str) -> None:
     if classes:
         more = f" and {len(classes) - 5} more" if len(classes) > 5 else ""
         raise EvaluationError(
-            f"{test} has shapes of {', '.join(map(repr, classes[:5]))}{more}, of which {train} has none: no fit could "
-            "ever name them. Add such shapes to the training split, or leave those classes out of both."
+            f"{test} has shapes of {', '.join(map(repr, classes[:5]))}{more}, of which {train} has none, so no "
+            "classifier could predict them. Add such shapes to the training split, or leave these classes out of both."
         )
 
 
 def _labelled(uri: str, points: int) -> Corpus:
     corpus = open_corpus(uri, points=points)
     if not corpus.label_names:
-        raise EvaluationError(f"{uri} has no labels; an evaluation needs a labelled corpus. Name another.")
+        raise EvaluationError(f"{uri} has no labels; an evaluation needs a labelled corpus.")
     return corpus
 
 

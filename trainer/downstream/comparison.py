@@ -19,7 +19,8 @@ from trainer.downstream.features import (
     model_encoder,
     settle_batch_norms,
 )
-from trainer.downstream.linear_svm import SvmScore, linear_svm, logistic_regression, majority_share
+from trainer.downstream.linear_svm import SvmScore, fits, linear_svm, logistic_regression, majority_share
+from trainer.engine.watching import Count, Watch
 from trainer.models.build import new_student
 from trainer.models.student import Student
 
@@ -77,12 +78,18 @@ class Comparison:
 class Evaluator:
     """The labelled clouds of a configuration, read once and used as often as needed."""
 
-    def __init__(self, config: EvaluationConfig):
-        """Read both corpora. Raises EvaluationError for unusable labels, CorpusError for one that does not open."""
-        check_corpora(config.train, config.test, points=config.stored_points)
+    def __init__(self, config: EvaluationConfig, *, watch: Watch | None = None):
+        """Read both corpora.
+
+        watch  told how far the reading is.
+
+        Raises EvaluationError for unusable labels, CorpusError for one that does not open.
+        """
+        sizes = check_corpora(config.train, config.test, points=config.stored_points)
         self.config = config
-        self.train = read_clouds(config.train, points=config.stored_points)
-        self.test = read_clouds(config.test, points=config.stored_points)
+        count = Count(watch, "reading", "shapes", sum(sizes))
+        self.train = read_clouds(config.train, points=config.stored_points, progress=count.add)
+        self.test = read_clouds(config.test, points=config.stored_points, progress=count.add)
         check_classes(self.train, self.test)  # a class may have lost its only shape to a broken file
 
     def rounds(self, seeds: int | None = None) -> int:
@@ -98,29 +105,44 @@ class Evaluator:
         *,
         seeds: int | None = None,
         logistic: bool = False,
-        progress: Callable[[int], None] | None = None,
+        watch: Watch | None = None,
+        keep: Callable[[str, int, np.ndarray, SvmScore], None] | None = None,
     ) -> Comparison:
         """Score every encoder on the same draws, `rounds(seeds)` times.
 
         logistic  fit logistic regression on the same features, too, its C cross-validated whatever the protocol.
-        progress  is told how many clouds each encoded batch had; in all rounds x encoders x (train + test).
+        watch     told how far it is: encoded clouds and fits, each counted as one step.
+        keep      given each score of the SVM as it is known: the encoder's name, the seed, its features of the test
+                  clouds [n, D] float32 and the score.
         """
         config = self.config
         count = self.rounds(seeds)
+        steps = len(self.train) + len(self.test) + fits(config.protocol, grid=config.grid, folds=config.folds)
+        if logistic:
+            steps += fits("cross-validated", grid=config.grid, folds=config.folds)
+        told = Count(watch, "evaluating", "steps", count * len(encoders) * steps)
         scores: dict[str, list[SvmScore]] = {name: [] for name in encoders}
         regressed: dict[str, list[SvmScore]] = {name: [] for name in encoders} if logistic else {}
         dimensions = {}
         for seed in range(count):
+            # One draw for all encoders: their scores then differ by the features alone.
             train, test = self._points(self.train, seed), self._points(self.test, seed)
-            for name, encoder in encoders.items():
-                features = encode(encoder, train, batch_size=config.batch_size, progress=progress)
-                asked = encode(encoder, test, batch_size=config.batch_size, progress=progress)
+            for place, (name, encoder) in enumerate(encoders.items()):
+                told.at((seed * len(encoders) + place) * steps, encoder=name, seed=f"{seed + 1}/{count}")
+                features = encode(encoder, train, batch_size=config.batch_size, progress=told.add)
+                asked = encode(encoder, test, batch_size=config.batch_size, progress=told.add)
                 given = features, self.train.labels, asked, self.test.labels
-                chosen: dict[str, Any] = {"grid": config.grid, "folds": config.folds, "seed": seed}
-                scores[name].append(linear_svm(*given, protocol=config.protocol, c=config.reference_c, **chosen))
+                chosen: dict[str, Any] = {
+                    "grid": config.grid, "folds": config.folds, "seed": seed, "progress": told.add
+                }  # fmt: skip
+                score = linear_svm(*given, protocol=config.protocol, c=config.reference_c, **chosen)
+                if keep is not None:
+                    keep(name, seed, asked, score)
+                scores[name].append(score)
                 if logistic:
                     regressed[name].append(logistic_regression(*given, **chosen))
                 dimensions[name] = features.shape[1]
+        told.at(count * len(encoders) * steps)
         rows, logistic_rows = (
             {name: _row(found, feature_name(encoders[name]), dimensions[name]) for name, found in each.items()}
             for each in (scores, regressed)

@@ -3,21 +3,19 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer.models.heads.classifier import Classifier
-from trainer.models.heads.part_segmenter import PartSegmenter
+from trainer.models.heads.fine_tuned import PointSegmenter, ShapeClassifier
 from trainer.models.layers.batch_norm import BatchNorm
 from trainer.models.layers.pooling import Feature
+from trainer.models.student import Student
 
 __all__ = [
     "ClassifierEncoder",
     "Encoder",
-    "EncodesPoints",
     "ModelEncoder",
     "classifier_logits",
     "encode",
@@ -30,22 +28,12 @@ Encoder = Callable[[np.ndarray], np.ndarray]
 """[B, N, 3] float32 -> [B, D] float32; row i depends on cloud i alone."""
 
 
-class EncodesPoints(Protocol):
-    """A module with evaluation features: points [B, N, 3] float32 -> [B, D]."""
-
-    training: bool
-
-    def encode(self, points: Tensor, feature: Feature = ...) -> Tensor: ...
-
-    def train(self, mode: bool = True) -> Any: ...
-
-
 def encode(
     encoder: Encoder, points: np.ndarray, *, batch_size: int, progress: Callable[[int], None] | None = None
 ) -> np.ndarray:
     """Features of all clouds [n, N, 3], `batch_size` at a time -> [n, D] float32.
 
-    progress  is told how many clouds each batch had.
+    progress  is called with how many clouds each batch had.
     """
     parts = []
     for start in range(0, len(points), batch_size):
@@ -59,7 +47,7 @@ def encode(
 class ModelEncoder:
     """A model's feature as an Encoder: in float32 and evaluation mode; the model's mode is restored afterwards."""
 
-    model: EncodesPoints
+    model: Student
     device: torch.device
     feature: Feature
 
@@ -70,16 +58,16 @@ class ModelEncoder:
         return features.float().cpu().numpy()
 
 
-def model_encoder(model: EncodesPoints, device: torch.device, feature: Feature = "levels") -> ModelEncoder:
+def model_encoder(model: Student, device: torch.device, feature: Feature = "levels") -> ModelEncoder:
     """Wrap the model's feature of that name as an Encoder."""
     return ModelEncoder(model, device, feature)
 
 
 @dataclass(frozen=True)
 class ClassifierEncoder:
-    """The pooled feature of a fine-tuned classifier, as an Encoder: [B, D of `Classifier.pooled`]."""
+    """The pooled feature of a fine-tuned classifier, as an Encoder: [B, D of `pooled`]."""
 
-    model: Classifier
+    model: ShapeClassifier
     device: torch.device
 
     @property
@@ -90,10 +78,10 @@ class ClassifierEncoder:
     def __call__(self, points: np.ndarray) -> np.ndarray:
         with _evaluating(self.model), torch.no_grad():
             cloud = torch.from_numpy(np.ascontiguousarray(points)).to(self.device)
-            return self.model.pooled(self.model.h_encoder.plan(cloud)).float().cpu().numpy()
+            return self.model.pooled(self.model.plan(cloud)).float().cpu().numpy()
 
 
-def classifier_logits(model: Classifier, device: torch.device) -> Callable[[np.ndarray], np.ndarray]:
+def classifier_logits(model: ShapeClassifier, device: torch.device) -> Callable[[np.ndarray], np.ndarray]:
     """Wrap a classifier as a function of clouds: [B, N, 3] float32 -> [B, classes] float32, in evaluation mode."""
 
     def logits(points: np.ndarray) -> np.ndarray:
@@ -105,7 +93,7 @@ def classifier_logits(model: Classifier, device: torch.device) -> Callable[[np.n
     return logits
 
 
-def part_scores_of(model: PartSegmenter, device: torch.device) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def part_scores_of(model: PointSegmenter, device: torch.device) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """Wrap a segmenter as a function of clouds and categories: [B, N, 3] float32, [B] int64 -> [B, N, parts] float32
     log-probabilities, in evaluation mode.
     """
@@ -120,7 +108,7 @@ def part_scores_of(model: PartSegmenter, device: torch.device) -> Callable[[np.n
 
 
 @contextmanager
-def _evaluating(model: EncodesPoints | nn.Module) -> Iterator[None]:
+def _evaluating(model: nn.Module) -> Iterator[None]:
     mode = model.training
     model.train(False)
     try:
@@ -134,7 +122,7 @@ def feature_name(encoder: Encoder) -> str:
     return str(getattr(encoder, "feature", None) or getattr(encoder, "__name__", type(encoder).__name__))
 
 
-def settle_batch_norms(model: nn.Module, points: np.ndarray, device: torch.device, feature: Feature = "levels") -> None:
+def settle_batch_norms(model: Student, points: np.ndarray, device: torch.device, feature: Feature = "levels") -> None:
     """Set the batch norm statistics of an untrained model from some clouds [B, N, 3], in one forward pass.
 
     Without it the running averages are those of initialisation, and a random encoder scores far below what its random
@@ -152,7 +140,7 @@ def settle_batch_norms(model: nn.Module, points: np.ndarray, device: torch.devic
     # Hooks instead of a pass in training mode, which would start a collective: the other ranks are not evaluating.
     hooks = [part.register_forward_pre_hook(settle) for part in model.modules() if isinstance(part, BatchNorm)]
     try:
-        model_encoder(cast(EncodesPoints, model), device, feature)(points)
+        model_encoder(model, device, feature)(points)
     finally:
         for hook in hooks:
             hook.remove()

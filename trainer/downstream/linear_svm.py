@@ -7,15 +7,15 @@ serves comparison with published numbers: raw features and a C that was once tun
 
 import logging
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from trainer.errors import EvaluationError
 
-__all__ = ["SvmScore", "fold_numbers", "linear_svm", "logistic_regression", "majority_share"]
+__all__ = ["SvmScore", "fits", "fold_numbers", "linear_svm", "logistic_regression", "majority_share"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +30,13 @@ class SvmScore:
     accuracy     share of the test shapes that are classified correctly, 0..1
     c            the C that was used
     validation   cross-validated accuracy on the training split at that C; None where C was given
+    predicted    [n] labels of the test shapes as the fit says them
     """
 
     accuracy: float
     c: float
     validation: float | None
+    predicted: np.ndarray = field(repr=False, compare=False)
 
 
 def linear_svm(
@@ -48,6 +50,7 @@ def linear_svm(
     folds: int = 3,
     seed: int = 0,
     c: float = 0.01,
+    progress: Callable[[int], None] | None = None,
 ) -> SvmScore:
     """Fit a linear SVM on the training split and score it on the test split.
 
@@ -55,18 +58,24 @@ def linear_svm(
     protocol    "cross-validated": features standardised by the training split and divided by sqrt(d), so that one grid
                 suits every d; C is the smallest with the best mean accuracy over `folds` stratified folds drawn by
                 `seed`. "reference": raw features and `c`. The other protocol's arguments are ignored.
+    progress    is called with 1 for every fit, `fits` of them in all.
 
     One-vs-one libsvm (scikit-learn's SVC), deterministic. Raises ValueError for shapes, EvaluationError for what cannot
     be fitted. Source of the second protocol: the reference's evaluation, SVC(kernel="linear", C).
     """
     x, y, x_test, y_test = _checked(train_features, train_labels, test_features, test_labels)
     if protocol == "reference":
-        model = _Svm(x, y)
-        return SvmScore(accuracy=model.accuracy(model.everything, c, x_test, y_test), c=c, validation=None)
+        model = _Svm(x, y, progress)
+        return _score(model.predict(model.everything, c, x_test), y_test, c, None)
     if protocol != "cross-validated":
         raise ValueError(f"protocol is {protocol!r}; expected 'cross-validated' or 'reference'")
     x, x_test = _standardised(x, x_test)
-    return _cross_validated(_Svm(x, y), x_test, y_test, grid, folds, seed)
+    return _cross_validated(_Svm(x, y, progress), x_test, y_test, grid, folds, seed)
+
+
+def fits(protocol: Literal["cross-validated", "reference"], *, grid: Sequence[float], folds: int) -> int:
+    """Return how many fits one call of `linear_svm` makes, at most."""
+    return 1 if protocol == "reference" else len(grid) * folds + 1
 
 
 def logistic_regression(
@@ -78,6 +87,7 @@ def logistic_regression(
     grid: Sequence[float] = (0.01, 0.1, 1.0, 10.0, 100.0),
     folds: int = 3,
     seed: int = 0,
+    progress: Callable[[int], None] | None = None,
 ) -> SvmScore:
     """Fit multinomial logistic regression with an L2 penalty, and score it: `linear_svm`'s first protocol, its C and
     arguments. scikit-learn's LogisticRegression, L-BFGS; deterministic. Raises as `linear_svm` does.
@@ -88,7 +98,7 @@ def logistic_regression(
         # The solution lies in the span of the training shapes: in coordinates of that span the problem is the same one.
         _, _, span = np.linalg.svd(x, full_matrices=False)
         x, x_test = x @ span.T, x_test @ span.T
-    return _cross_validated(_Logistic(x, y), x_test, y_test, grid, folds, seed)
+    return _cross_validated(_Logistic(x, y, progress), x_test, y_test, grid, folds, seed)
 
 
 def majority_share(train_labels: np.ndarray, test_labels: np.ndarray) -> float:
@@ -125,27 +135,33 @@ def _cross_validated(
     """Choose C on the training split, then fit on all of it."""
     validation = _cross_validate(model, model.y, grid, folds, seed)
     best = max(range(len(grid)), key=lambda i: (validation[i], -grid[i]))
-    accuracy = model.accuracy(model.everything, grid[best], x_test, y_test)
-    return SvmScore(accuracy=accuracy, c=grid[best], validation=validation[best])
+    return _score(model.predict(model.everything, grid[best], x_test), y_test, grid[best], validation[best])
 
 
 class _Fits:
     """Fits on parts of one training set."""
 
-    def __init__(self, x: np.ndarray, y: np.ndarray):
-        self.x, self.y = x, y
+    def __init__(self, x: np.ndarray, y: np.ndarray, progress: Callable[[int], None] | None):
+        self.x, self.y, self._progress = x, y, progress
         self.everything = np.arange(len(x))
 
     def accuracy(self, part: np.ndarray, c: float, x_test: np.ndarray, y_test: np.ndarray) -> float:
         """Return the accuracy on (x_test, y_test) of what is fitted on the rows `part`."""
-        return float(np.mean(self._predict(part, c, x_test) == y_test))
+        return float(np.mean(self.predict(part, c, x_test) == y_test))
 
-    def _predict(self, part: np.ndarray, c: float, x_test: np.ndarray) -> Any:
+    def predict(self, part: np.ndarray, c: float, x_test: np.ndarray) -> Any:
+        """Return what the fit on the rows `part` says of x_test."""
+        predicted = self._fit_and_predict(part, c, x_test)
+        if self._progress is not None:
+            self._progress(1)
+        return predicted
+
+    def _fit_and_predict(self, part: np.ndarray, c: float, x_test: np.ndarray) -> Any:
         raise NotImplementedError
 
 
 class _Logistic(_Fits):
-    def _predict(self, part: np.ndarray, c: float, x_test: np.ndarray) -> Any:
+    def _fit_and_predict(self, part: np.ndarray, c: float, x_test: np.ndarray) -> Any:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
@@ -160,11 +176,11 @@ class _Logistic(_Fits):
 class _Svm(_Fits):
     """They share one Gram matrix, which makes them 3 to 5 times faster."""
 
-    def __init__(self, x: np.ndarray, y: np.ndarray):
-        super().__init__(x, y)
+    def __init__(self, x: np.ndarray, y: np.ndarray, progress: Callable[[int], None] | None):
+        super().__init__(x, y, progress)
         self.gram = x @ x.T if len(x) <= GRAM_LIMIT else None
 
-    def _predict(self, part: np.ndarray, c: float, x_test: np.ndarray) -> Any:
+    def _fit_and_predict(self, part: np.ndarray, c: float, x_test: np.ndarray) -> Any:
         from sklearn.svm import SVC
 
         with warnings.catch_warnings():
@@ -174,6 +190,10 @@ class _Svm(_Fits):
                 return SVC(kernel="linear", C=c).fit(self.x[part], self.y[part]).predict(x_test)
             model = SVC(kernel="precomputed", C=c).fit(self.gram[np.ix_(part, part)], self.y[part])
         return model.predict(x_test @ self.x[part].T)
+
+
+def _score(predicted: np.ndarray, labels: np.ndarray, c: float, validation: float | None) -> SvmScore:
+    return SvmScore(accuracy=float(np.mean(predicted == labels)), c=c, validation=validation, predicted=predicted)
 
 
 def _cross_validate(model: _Fits, labels: np.ndarray, grid: Sequence[float], folds: int, seed: int) -> list[float]:
@@ -186,8 +206,8 @@ def _cross_validate(model: _Fits, labels: np.ndarray, grid: Sequence[float], fol
             continue
         if len(np.unique(labels[inside])) < 2:
             raise EvaluationError(
-                f"{len(labels)} training shapes split into {folds} folds leave a fit with one class; expected at least "
-                "two. Use more labelled shapes, or fewer folds (evaluation.folds)."
+                f"{len(labels)} training shapes in {folds} folds leave a fold whose fit sees one class; expected at "
+                "least two. Use more labelled shapes, or fewer folds (evaluation.folds)."
             )
         for i, c in enumerate(grid):
             right[i] += len(outside) * model.accuracy(inside, c, model.x[outside], labels[outside])
@@ -204,8 +224,8 @@ def _checked(*arrays: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, n
         bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
         if len(bad):
             raise EvaluationError(
-                f"features of {len(bad)} of {len(features)} {name} shapes are not finite, first that of shape "
-                f"{bad[0]}; expected finite numbers. The encoder's weights are likely not finite either."
+                f"features of {len(bad)} of {len(features)} {name} shapes are not finite, first those of shape "
+                f"{bad[0]}. The weights of the encoder are probably not finite either."
             )
     if x.shape[1] != x_test.shape[1]:
         raise ValueError(

@@ -38,8 +38,8 @@ class PartScores:
     instance    mean over shapes of the shape's IoU
     classes     mean over categories of the mean over their shapes
     categories  that mean of each category, by name
-    accuracy    share of points that are labelled rightly
-    part_recall  mean over the parts that occur of the share of their points that is found
+    accuracy    share of points that are labelled correctly
+    part_recall  mean recall of points over the parts that occur
     """
 
     instance: float
@@ -60,13 +60,13 @@ def parts_of_categories(label_names: Sequence[str], part_names: Sequence[str]) -
         category = name.rpartition("/")[0]
         if category not in owner:
             raise EvaluationError(
-                f"part {name!r} is of none of the categories {', '.join(label_names)[:80]}; parts are named "
+                f"part {name!r} belongs to none of the categories {', '.join(label_names)[:80]}; parts are named "
                 "category/part"
             )
         found[owner[category]].append(number)
     for name, numbers in zip(label_names, found, strict=True):
         if not numbers:
-            raise EvaluationError(f"category {name!r} has no parts; every category needs some named {name}/...")
+            raise EvaluationError(f"category {name!r} has no parts; every category needs parts named {name}/...")
     return [np.array(numbers) for numbers in found]
 
 
@@ -76,7 +76,8 @@ def check_categories(categories: np.ndarray, label_names: Sequence[str]) -> None
     empty = [name for label, name in enumerate(label_names) if label not in held]
     if empty:
         raise EvaluationError(
-            f"no shape of {', '.join(empty)}: the mean over categories is not defined. Score a split that has all."
+            f"no shape of {', '.join(empty)}, so the mean over categories is undefined. Score a split that has all "
+            "categories."
         )
 
 
@@ -119,7 +120,9 @@ def part_scores(
     for row, category in enumerate(categories.tolist()):
         for what, numbers in (("true", truth[row]), ("predicted", predicted[row])):
             if not np.isin(numbers, parts[category]).all():
-                raise EvaluationError(f"shape {row} of category {label_names[category]!r} has a {what} part of another")
+                raise EvaluationError(
+                    f"shape {row} of category {label_names[category]!r} has a {what} part of another category"
+                )
     whole = shape_ious(predicted, truth, categories, parts=parts)
     means = {name: float(whole[categories == label].mean()) for label, name in enumerate(label_names)}
     return PartScores(

@@ -13,7 +13,7 @@ class Neighbours(NamedTuple):
     """The nearest of each shape, most similar first.
 
     idx         [n, k] int64 of other shapes
-    similarity  [n, k] float32, cosine of the features after their mean was taken off, -1..1
+    similarity  [n, k] float32, cosine of the features after subtracting their mean, -1..1
     """
 
     idx: np.ndarray

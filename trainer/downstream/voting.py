@@ -1,7 +1,7 @@
 """Votes of a classifier: it sees several draws of a shape's points, and the mean of its logits is the answer.
 
-Published figures are the largest of many rounds of that. Here all rounds are reported, and the largest is called so: it
-is what luck adds, about two standard deviations of a round for fifty of them.
+Published figures are the best of many such rounds. Here all rounds are reported, and the best is labelled as such: over
+fifty rounds, chance alone adds about two standard deviations of a round.
 """
 
 from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ class VoteConfig:
     points      of a cloud that the classifier sees
     pool        farthest points, from point 0 of the stored order, of which they are drawn; 0: as `pool_of` has it
     draws       whose logits are averaged to one answer: one round
-    rounds      of that, each with its own draws
+    rounds      answers, each with its own draws
     scale, shift  augmentation of each draw, uniform per axis; (1, 1) and 0: none
     rotation    of each draw, about the axis `up`: "none", "cloud": each cloud its own angle, or "batch": one a batch
     sharing     "cloud": each cloud draws its own points; "batch" (reference): all clouds of a batch have the same ranks
@@ -63,9 +63,9 @@ class VoteConfig:
     def problems(self) -> Iterator[str]:
         yield from faults(self)
         if self.pool and self.pool < self.points:
-            yield f"pool = {self.pool} is fewer than points = {self.points}"
+            yield f"pool = {self.pool} is less than points = {self.points}"
         if not 0 < self.scale[0] <= self.scale[1]:
-            yield f"scale = {self.scale} is no range of positive factors"
+            yield f"scale = {self.scale} is not an ascending range of positive factors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ def vote(
 
     points    [n, N, 3] float32 in the stored order, in the frame that the classifier was trained in.
     labels    [n] int64.
-    progress  is told how many clouds each batch had; in all n (1 + rounds draws).
+    progress  is called with how many clouds each batch had; in all n (1 + rounds draws).
 
     The same arguments give the same scores: every draw follows from (seed, round, draw, shape). Raises ValueError for
     settings, EvaluationError for too few points and logits that are not finite. Source of the protocol: Point-MAE's
@@ -121,11 +121,11 @@ def vote(
     pool = config.pool or pool_of(config.points, N)
     if max(config.points, pool) > N:
         raise EvaluationError(
-            f"clouds have {N} points; a vote needs {max(config.points, pool)}. Read more of each shape."
+            f"clouds have {N} points; a vote needs {max(config.points, pool)}. Read more points of each shape."
         )
     farthest = farthest_points(points, pool)  # [n, pool, 3]
     plain = _answers(logits, lambda rows: farthest[rows, : config.points], n, config, progress)
-    total = np.zeros_like(plain, dtype=np.float64)
+    total = np.zeros_like(plain, dtype=np.float64)  # a sum over many draws must still separate close classes
     rounds = []
     for number in range(config.rounds):
         of_round = np.zeros_like(total)
@@ -164,6 +164,7 @@ def _draw(farthest: np.ndarray, rows: np.ndarray, config: VoteConfig, epoch: int
     """The clouds of one batch in one draw, [B, points, 3]."""
     records = np.full(len(rows), rows[0]) if config.sharing == "batch" else rows
     keys = record_uniforms(records, farthest.shape[1], seed=config.seed, epoch=epoch, purpose=Purpose.SUBSET)
+    # Stable, so that equal keys keep the order of points on every machine.
     ranks = np.argsort(keys, axis=1, kind="stable")[:, : config.points]
     clouds = np.take_along_axis(farthest[rows], ranks[:, :, None], axis=1)
     clouds = scale_and_shift(clouds, rows, scale=config.scale, shift=config.shift, seed=config.seed, epoch=epoch)
@@ -187,7 +188,7 @@ def _answers(
         rows = np.arange(start, min(start + config.batch_size, n))
         parts.append(logits(clouds(rows)))
         if not np.isfinite(parts[-1]).all():
-            raise EvaluationError("the classifier's logits are not finite; its weights are likely not finite either")
+            raise EvaluationError("the classifier's logits are not finite; its weights are probably not finite either")
         if progress is not None:
             progress(len(rows))
     return np.concatenate(parts)

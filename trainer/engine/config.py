@@ -89,7 +89,7 @@ class EngineConfig:
             yield f"batch_size = {self.batch_size} is not a multiple of accumulation = {self.accumulation}"
         if self.warmup_epochs >= self.horizon >= 1 and self.warmup_epochs > 0:
             name = "schedule_epochs" if self.schedule_epochs else "epochs"
-            yield f"warmup_epochs = {self.warmup_epochs} leaves nothing of {name} = {self.horizon} for the cosine"
+            yield f"warmup_epochs = {self.warmup_epochs} leaves no epoch of {name} = {self.horizon} for the cosine"
         yield from device_problems(self.device)
         if self.precision == "float16" and self.device == "cpu":
             yield 'precision = "float16" needs a GPU, and device = "cpu"; use float32 or bfloat16'
@@ -100,4 +100,4 @@ def absurd(section: Any) -> Iterator[str]:
     for name, value in vars(section).items():
         for number in value if isinstance(value, tuple) else (value,):
             if type(number) is int and name != "seed" and abs(number) > MOST:
-                yield f"{name} = {value} is beyond {MOST:,}"
+                yield f"{name} = {value} is more than {MOST:,}"

@@ -13,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from teacher_cache.storage.commit import open_log, replace_file
+from teacher_cache.storage.atomic import open_log, read_regular, replace_file
+from trainer.engine.watching import Watched
 from trainer.losses.terms import WHOLE
 
 __all__ = [
@@ -25,7 +26,9 @@ __all__ = [
     "RunEnded",
     "RunStarted",
     "StepDone",
+    "Working",
     "keep_lines",
+    "read_events",
 ]
 
 logger = logging.getLogger(__name__)
@@ -80,7 +83,8 @@ class StepDone(Event):
 class EpochDone(Event):
     """Means over the epoch's steps, and its wall time: of a resumed epoch, since it was resumed.
 
-    shapes_per_second  counts all ranks.   skipped  damaged records that others stood in for, in the whole epoch.
+    shapes_per_second  counts all ranks.   skipped  damaged records that others replaced, in the whole epoch.
+    memory, gpu_memory  as of `peak_memory`.
     """
 
     losses: Mapping[str, float]
@@ -90,15 +94,29 @@ class EpochDone(Event):
     waited: float
     shapes_per_second: float
     skipped: int = 0
+    memory: int = 0
+    gpu_memory: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated(Event):
-    """An evaluation and its result, as `trainer.downstream.comparison` reports it."""
+    """An evaluation and its result, as `trainer.downstream.comparison` reports it.
+
+    memory, gpu_memory  as of `peak_memory`.
+    """
 
     final: bool
     result: Mapping[str, Any]
     seconds: float
+    memory: int = 0
+    gpu_memory: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Working(Event):
+    """How far long work is that is not training, an evaluation for instance; passed on, and never logged."""
+
+    watched: Watched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +132,8 @@ class RunEnded(Event):
 
     seconds: float
 
+
+_MAX_LOG = 1 << 31  # bytes; a line a step takes some 250
 
 _NAMES: dict[type[Event], str] = {
     RunStarted: "start",
@@ -155,8 +175,12 @@ class EventLog:
 
     def __call__(self, event: Event) -> None:
         """Write one event and pass it on."""
+        if isinstance(event, Working):
+            if self._on_event is not None:
+                self._on_event(event)
+            return
         self._file.write(json.dumps({"event": _NAMES[type(event)], **_finite(_line(event))}) + "\n")
-        self._file.flush()
+        self._file.flush()  # a killed process loses no line; what a power cut leaves of one, `keep_lines` drops
         if self._board is not None:
             for tag, value in _scalars(event):
                 self._board.add_scalar(tag, value, event.step)
@@ -164,6 +188,18 @@ class EventLog:
                 self._board.flush()
         if self._on_event is not None:
             self._on_event(event)
+
+
+def read_events(run_dir: Path) -> list[dict[str, Any]]:
+    """Read the events of RUN/train.jsonl, oldest first, as their lines have them; [] where there is no such file.
+
+    Lines that are no events, as a crash leaves them, are passed over.
+    """
+    try:
+        data = read_regular(run_dir / "train.jsonl", _MAX_LOG)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [json.loads(line) for line in data.splitlines(keepends=True) if _step_of(line) is not None]
 
 
 def keep_lines(path: Path, step: int) -> None:
@@ -178,7 +214,7 @@ def keep_lines(path: Path, step: int) -> None:
     kept = [line for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
     damaged = sum(at is None for at in steps)
     if damaged:
-        logger.warning("%s: %d lines that are no events, left by a crash, are dropped", path, damaged)
+        logger.warning("%s: dropping %d incomplete lines left by a crash", path, damaged)
     if kept != lines:
         replace_file(path, b"".join(kept))
 

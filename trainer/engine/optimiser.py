@@ -50,7 +50,7 @@ def total_gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
     """Compute the L2 norm of all gradients together, [] float32 on their device; missing gradients are skipped."""
     gradients = [value.grad for value in parameters if value.grad is not None]
     if not gradients:
-        raise ValueError("no parameter has a gradient; expected this after a backward pass")
+        raise ValueError("no parameter has a gradient; call this after a backward pass")
     return torch.nn.utils.get_total_norm(gradients)
 
 

@@ -52,11 +52,11 @@ def place_in_launch(environ: Mapping[str, str] = os.environ) -> Place:
     given = {name: environ[name].strip() for name in environ if environ[name].strip()}
     if "WORLD_SIZE" not in given:
         if given.get("RANK", "0") != "0":
-            raise TrainingError(f"RANK is {given['RANK']!r} and WORLD_SIZE is not set. {LAUNCHER}, or unset RANK.")
+            raise TrainingError(f"RANK is {given['RANK']!r}, but WORLD_SIZE is not set. {LAUNCHER}, or unset RANK.")
         for name, launcher in OTHERS.items():
             if given.get(name, "1") not in ("0", "1"):
                 raise TrainingError(
-                    f"{name} is {given[name]!r}, so {launcher} started several processes, and WORLD_SIZE is not set: "
+                    f"{name} is {given[name]!r}, so {launcher} started several processes, but WORLD_SIZE is not set: "
                     f"each would train alone in one run directory. {LAUNCHER}."
                 )
         return Place(0, 1, None)
@@ -72,7 +72,7 @@ def place_in_launch(environ: Mapping[str, str] = os.environ) -> Place:
     size = number("WORLD_SIZE", 1, 10**6)
     if size == 1 and not problems:
         if given.get("RANK", "0") != "0":
-            problems.append(f"RANK is {given['RANK'][:40]!r} of WORLD_SIZE 1")
+            problems.append(f"RANK is {given['RANK'][:40]!r}, but WORLD_SIZE is 1")
         if not problems:
             return Place(0, 1, None)
     rank = number("RANK", 0, size - 1) if not problems else 0
@@ -82,9 +82,7 @@ def place_in_launch(environ: Mapping[str, str] = os.environ) -> Place:
         problems.append("MASTER_ADDR is not set")
     if problems:
         shown = given.get("WORLD_SIZE", "")[:40]
-        raise TrainingError(
-            f"WORLD_SIZE = {shown!r} asks for several processes, but {', '.join(problems)}. {LAUNCHER}."
-        )
+        raise TrainingError(f"WORLD_SIZE = {shown!r} means several processes, but {', '.join(problems)}. {LAUNCHER}.")
     return Place(rank, size, local)
 
 
@@ -189,8 +187,8 @@ class Ranks:
         except RuntimeError as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise TrainingError(
-                f"rank {self.rank} lost the other ranks: one of them stopped, and its own messages say why ({reason}). "
-                "Run the same command again to resume from the last checkpoint."
+                f"rank {self.rank} lost the other ranks: one of them stopped, for the reason in its own output "
+                f"({reason}). Run the same command again to resume from the last checkpoint."
             ) from error
 
 
@@ -244,18 +242,20 @@ def _device(name: str, local_rank: int | None) -> torch.device:
     index = int(name.partition(":")[2] or (local_rank if local_rank is not None else torch.cuda.current_device()))
     if index >= torch.cuda.device_count():
         raise TrainingError(
-            f"GPU {index} is asked for; there are {torch.cuda.device_count()}. Start fewer ranks, or name another."
+            f"GPU {index} was requested, but there are {torch.cuda.device_count()}. Start fewer ranks, or choose "
+            "another GPU."
         )
     return torch.device("cuda", index)
 
 
 @contextmanager
 def deterministic(wanted: bool, ranks: Ranks) -> Iterator[None]:
-    """Choose torch's deterministic operators on a GPU if wanted; the CPU operators in use always are."""
+    """Use torch's deterministic operators on a GPU if wanted; the CPU operators in use always are."""
     if not wanted or ranks.device.type != "cuda":
         yield
         return
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    # Only warns: some operators have no deterministic form on a GPU.
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from teacher_cache.storage.commit import read_regular, refuse_links, replace_file
+from teacher_cache.storage.atomic import read_regular, refuse_links, replace_file
 from teacher_cache.system import open_file, try_lock
 from trainer.engine.ranks import Ranks
 from trainer.errors import TrainingError
@@ -39,8 +39,7 @@ def owned(run_dir: Path, ranks: Ranks, prepare: Callable[[Path], None]) -> Itera
     with os.fdopen(_lock_file(run_dir / ".lock"), "r+") as lock:
         if not try_lock(lock.fileno(), wait=False):
             raise TrainingError(
-                f"another process is training in {run_dir}; expected to be the only one. "
-                "Wait for it to end, or use another directory."
+                f"another process is training in {run_dir}. Wait until it ends, or use another directory."
             )
         prepare(run_dir)
         ranks.wait()
@@ -82,6 +81,6 @@ def known_json(path: Path, what: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        logger.warning("%s is not whole, and written anew; %s is done again", path, what)
+        logger.warning("%s is incomplete and will be replaced; %s is repeated", path, what)
         return {}
     return content

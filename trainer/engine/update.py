@@ -35,7 +35,8 @@ class Updates:
         return torch.autocast(self._ranks.device.type, dtype=dtype, enabled=dtype is not None)
 
     def begin(self) -> None:
-        """Forget the gradients of the step before."""
+        """Discard the gradients of the previous step."""
+        # None, not zeros: AdamW skips a parameter without a gradient, but would decay one with a gradient of zero.
         self.optimizer.zero_grad(set_to_none=True)
 
     def backward(self, loss: Tensor) -> None:
@@ -70,14 +71,14 @@ class Updates:
         if self.scaler is None:
             self.optimizer.step()
         else:
-            self.scaler.step(self.optimizer)  # leaves a step out where the scaled gradient overflowed
+            self.scaler.step(self.optimizer)  # skips the step if the scaled gradient overflowed
             self.scaler.update()
         return norm
 
     def is_finite(self, losses: Iterable[float], gradient_norm: float) -> bool:
-        """Tell whether a step's numbers are finite: its losses, and its gradient unless the scaler looks after that.
+        """Tell whether a step's numbers are finite: its losses, and its gradient unless the scaler handles that.
 
-        A float16 gradient that overflows is a step left out, and a smaller scale for the next.
+        A float16 gradient that overflows skips its step and lowers the scale for the next.
         """
         values = [*losses, 0.0 if self.scaler is not None else gradient_norm]
         return all(abs(value) < float("inf") for value in values)

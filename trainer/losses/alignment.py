@@ -48,16 +48,23 @@ def targets(wholes: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     return F.normalize(views.flatten(1), dim=1), known
 
 
-def alignment_sum(answers: Tensor, own: Candidates, others: Candidates, temperature: float) -> Tensor:
+def alignment_sum(
+    answers: Tensor, own: Candidates, others: Candidates, temperature: float, *, parts: int = 1
+) -> Tensor:
     """Sum -log(e^own / (e^own + sum of e^other)) over shapes with a known target, [] float32.
 
     answers      [B, D] any float dtype; scaled to length 1.   own  their targets, row by row.
     others       the candidates, which may include the own targets. Unknown targets, targets of the same shape and equal
-                 targets are no negatives of a shape: duplicates in a corpus are not to be told apart.
+                 targets are not negatives: duplicates in a corpus must not be pushed apart.
     temperature  divides every cosine.
+    parts        of the D numbers, equal and contiguous, that are contrasted each on its own; a shape's loss is their
+                 mean, to which a part without a target adds 0. V for views, 1 for the whole.
 
     A shape without negatives has loss 0, and no gradient.
     """
+    if parts > 1:
+        slices = zip(answers.chunk(parts, 1), _split(own, parts), _split(others, parts), strict=True)
+        return torch.stack([alignment_sum(*one, temperature) for one in slices]).sum() / parts
     with torch.autocast(answers.device.type, enabled=False):  # half precision would round cosines before / temperature
         answers = F.normalize(answers.float(), dim=1)
         mine = (answers * own.targets).sum(1, keepdim=True) / temperature  # [B, 1]
@@ -68,3 +75,11 @@ def alignment_sum(answers: Tensor, own: Candidates, others: Candidates, temperat
         logits = torch.cat((mine, cosines.masked_fill(~negative, -torch.inf)), dim=1)
         each = logits.logsumexp(1) - mine[:, 0]
         return each.masked_fill(~own.known, 0).sum()
+
+
+def _split(candidates: Candidates, parts: int) -> list[Candidates]:
+    """Split targets into parts of length 1, or 0 where nothing of a part is known."""
+    return [
+        Candidates(F.normalize(part, dim=1), candidates.known & (part != 0).any(1), candidates.shapes)
+        for part in candidates.targets.chunk(parts, 1)
+    ]

@@ -5,7 +5,6 @@ Letters: B shapes, V views, C channels.
 
 import logging
 from collections.abc import Iterator
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,48 +13,19 @@ from torch import Tensor
 
 from cuda.geometry import ViewGeometry
 from cuda.untouched import untouched_tokens
-from teacher_cache import RecordBatch, ShardDamaged
+from teacher_cache import Cache, RecordBatch, Selection, ShardDamaged
 from trainer.config import AlignmentConfig
 from trainer.engine.ranks import Ranks
 from trainer.errors import TrainingError
 from trainer.losses.alignment import Candidates, targets
 
-__all__ = ["Alignment", "Wholes", "wholes_of"]
+__all__ = ["Alignment", "wholes_of"]
 
 logger = logging.getLogger(__name__)
 
 MEAN_OF = 4096  # records at most that the corpus' mean is taken over
 CHUNK = 64  # records read at once
 CLASS_TOKEN, STAND_IN = "class token", "mean of the patch features that lookups read"
-
-
-class Wholes(Protocol):
-    """The part of a cache that the global loss needs; `teacher_cache.Cache` has it."""
-
-    @property
-    def poses(self) -> int: ...
-
-    @property
-    def stores_class(self) -> bool: ...
-
-    @property
-    def schema(self) -> "Sizes": ...
-
-    def __len__(self) -> int: ...
-
-    def read(self, indices: NDArray[np.int64]) -> RecordBatch: ...
-
-    def class_tokens(self, indices: NDArray[np.int64]) -> NDArray[np.float16]: ...
-
-
-class Sizes(Protocol):
-    """Image sizes of a cache's records."""
-
-    @property
-    def image_side(self) -> int: ...
-
-    @property
-    def patch_side(self) -> int: ...
 
 
 def wholes_of(batch: RecordBatch, image_side: int, patch_side: int) -> NDArray[np.float32]:
@@ -86,7 +56,7 @@ class Alignment:
 
     @classmethod
     def of_cache(
-        cls, config: AlignmentConfig, cache: Wholes, *, seed: int, device: torch.device, skip_damaged: bool
+        cls, config: AlignmentConfig, cache: Cache | Selection, *, seed: int, device: torch.device, skip_damaged: bool
     ) -> "Alignment":
         """Read the targets from a cache; the same for the same cache and seed, whatever the rank.
 
@@ -97,15 +67,15 @@ class Alignment:
         source = CLASS_TOKEN if cache.stores_class else STAND_IN
         if not cache.stores_class:
             logger.warning(
-                "the cache holds no class tokens: in the global loss the %s of each view stands in. "
-                'A cache built with cache.class_token = "float16" has them.',
+                "the cache has no class tokens, so the global loss uses the %s of each view instead. A cache built "
+                'with cache.class_token = "float16" has them.',
                 STAND_IN,
             )
         total, count = np.zeros(1), 0
         for _, wholes in _read(cache, _drawn(len(cache), MEAN_OF, seed, 0), skip_damaged):
             total, count = total + wholes.sum(axis=0, dtype=np.float64), count + len(wholes)
         if not count:
-            raise TrainingError("no record of the cache can be read, so its corpus has no mean for the global loss")
+            raise TrainingError("no record of the cache can be read, so the mean for the global loss is undefined")
         mean = torch.from_numpy((total / count).astype(np.float32))
         fixed = None
         if config.negatives:
@@ -143,7 +113,7 @@ def _drawn(count: int, most: int, seed: int, purpose: int) -> NDArray[np.int64]:
 
 
 def _read(
-    cache: Wholes, records: NDArray[np.int64], skip_damaged: bool
+    cache: Cache | Selection, records: NDArray[np.int64], skip_damaged: bool
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Yield (records, their wholes [B, V, C]), a few at a time."""
 

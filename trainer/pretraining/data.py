@@ -12,16 +12,16 @@ A damaged record, where trainer.damaged is "skip", is replaced by the next sound
 around. That is a function of the order and of the damage alone; batches keep their size.
 """
 
-from collections.abc import Generator
-from typing import NamedTuple, Protocol
+from collections.abc import Generator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cuda.geometry import ViewGeometry
-from teacher_cache.format.records import CacheSchema, RecordBatch
+from cuda.token_maps import TokenMaps
+from teacher_cache import Cache, CacheSchema, RecordBatch, Selection
 from teacher_cache.reading.order import epoch_order
 from teacher_cache.reading.stream import NothingSound, Stream, StreamBatch
 from trainer.config import TrainerConfig
@@ -30,27 +30,17 @@ from trainer.engine.ranks import Ranks
 from trainer.errors import DataError
 from trainer.models.config import StudentConfig
 from trainer.models.random_inputs import Draws
-from trainer.models.tokens.maps import TeacherMaps
 from trainer.pretraining.alignment import wholes_of
+from trainer.pretraining.joined import FurtherCache, JoinedBatch, JoinedCaches
 
-__all__ = ["Loader", "Part", "Records"]
+__all__ = ["FurtherPart", "Loader", "Part"]
 
 
-class Records(Protocol):
-    """The part of a cache that training needs; `teacher_cache.Cache` has it. `read` must be thread-safe."""
+class FurtherPart(NamedTuple):
+    """What a further teacher says of a part: its maps and `whole` as in Part; None where they are not learnt from."""
 
-    @property
-    def schema(self) -> CacheSchema: ...
-
-    @property
-    def counts(self) -> NDArray[np.int64]: ...
-
-    @property
-    def poses(self) -> int: ...
-
-    def __len__(self) -> int: ...
-
-    def read(self, indices: NDArray[np.int64], *, depth: bool = ...) -> RecordBatch: ...
+    maps: TokenMaps | None
+    whole: Tensor | None
 
 
 class Part(NamedTuple):
@@ -64,17 +54,19 @@ class Part(NamedTuple):
     skipped           damaged records that others stand in for
     whole             [B, V, C] float32, the teacher's vector for each view as a whole; None without a global loss
     shapes            [B] int64, numbers of the shapes; records that are poses of one shape have the same
+    further           of each further teacher
     """
 
     ids: list[str]
     records: np.ndarray
     points: Tensor
     points_canonical: Tensor
-    maps: TeacherMaps | None
+    maps: TokenMaps | None
     draws: Draws
     skipped: int = 0
     whole: Tensor | None = None
     shapes: np.ndarray | None = None
+    further: tuple[FurtherPart, ...] = ()
 
     def to(self, device: torch.device) -> "Part":
         """Return the same part with a plan's inputs on another device; asynchronous if its memory is pinned.
@@ -86,21 +78,32 @@ class Part(NamedTuple):
             points_canonical=self.points_canonical.to(device, non_blocking=True),
             maps=None if self.maps is None else self.maps.to(device, non_blocking=True),
             draws=self.draws.to(device, non_blocking=True),
+            further=tuple(
+                said._replace(maps=None if said.maps is None else said.maps.to(device, non_blocking=True))
+                for said in self.further
+            ),
         )
 
     def pinned(self) -> "Part":
         """Return the same part in page-locked memory, from which a GPU copies asynchronously."""
-        maps = self.maps
-        if maps is not None:
-            geometry = ViewGeometry(*(part.pin_memory() for part in maps.geometry))
-            maps = TeacherMaps(maps.features.pin_memory(), maps.saliency.pin_memory(), geometry, maps.image_side)
         return self._replace(
             points=self.points.pin_memory(),
             points_canonical=self.points_canonical.pin_memory(),
-            maps=maps,
+            maps=_pinned_maps(self.maps),
             draws=Draws(*(part.pin_memory() for part in self.draws)),
             whole=None if self.whole is None else self.whole.pin_memory(),
+            further=tuple(
+                FurtherPart(_pinned_maps(said.maps), None if said.whole is None else said.whole.pin_memory())
+                for said in self.further
+            ),
         )
+
+
+def _pinned_maps(maps: TokenMaps | None) -> TokenMaps | None:
+    if maps is None:
+        return None
+    geometry = ViewGeometry(*(part.pin_memory() for part in maps.geometry))
+    return TokenMaps(maps.features.pin_memory(), maps.saliency.pin_memory(), geometry, maps.image_side)
 
 
 class Loader:
@@ -108,23 +111,26 @@ class Loader:
 
     def __init__(
         self,
-        cache: Records,
+        cache: Cache | Selection,
         model: StudentConfig,
         config: TrainerConfig,
         ranks: Ranks,
         *,
         live_teacher: bool = False,
         whole: bool = False,
+        further: Sequence[FurtherCache] = (),
     ):
         """Prepare to load from a cache.
 
         whole  parts carry the vectors that the global loss learns from; read from the cache, even with a live teacher.
+        further  caches of further teachers, joined to the first (`trainer.pretraining.joined`).
 
         Raises DataError where the cache is too small for a batch, its clouds have too few points, or the batch does
         not divide among ranks and accumulated parts.
         """
         self._cache, self._model, self._config, self._ranks = cache, model, config, ranks
-        self._live, self._whole = live_teacher, whole
+        self._live, self._whole, self._further = live_teacher, whole, tuple(further)
+        self._source = JoinedCaches(cache, self._further) if self._further else cache
         self._damaged: set[int] = set()  # records known to be damaged
         self.points = config.points or cache.schema.points
         shapes = len(cache) // cache.poses
@@ -132,7 +138,7 @@ class Loader:
         parts = ranks.size * config.accumulation
         if config.batch_size % parts:
             raise DataError(
-                f"trainer.batch_size = {config.batch_size} does not divide among {ranks.size} ranks times "
+                f"trainer.batch_size = {config.batch_size} is not divisible by {ranks.size} ranks times "
                 f"trainer.accumulation = {config.accumulation}; choose a multiple of {parts}."
             )
         if self.steps_per_epoch == 0:
@@ -158,7 +164,7 @@ class Loader:
         """
         config = self._config
         batches = Stream(
-            self._cache,
+            self._source,
             self._order(epoch),
             batch_size=config.batch_size,
             rank=self._ranks.rank,
@@ -211,18 +217,32 @@ class Loader:
             maps=None if self._live else _maps(batch, rows, self._cache.schema.image_side),
             draws=Draws.for_records(records, self._model, seed=seed, epoch=epoch),
             skipped=skipped,
-            whole=self._wholes(batch, rows) if self._whole else None,
+            whole=_wholes(batch, rows, self._cache.schema) if self._whole else None,
             shapes=records // self._cache.poses,
+            further=tuple(_further(cache, said, rows) for cache, said in zip(self._further, _said(batch), strict=True)),
         )
 
-    def _wholes(self, batch: RecordBatch, rows: slice) -> Tensor:
-        schema = self._cache.schema
-        kept = {
-            name: getattr(batch, name)[rows]
-            for name in ("ids", "label", "points", "lo", "cell", "offset", "features", "saliency")
-        }
-        token = None if batch.class_token is None else batch.class_token[rows]
-        return torch.from_numpy(wholes_of(RecordBatch(**kept, class_token=token), schema.image_side, schema.patch_side))
+
+def _said(batch: RecordBatch) -> tuple[RecordBatch | np.ndarray | None, ...]:
+    return batch.further if isinstance(batch, JoinedBatch) else ()
+
+
+def _further(cache: FurtherCache, said: RecordBatch | np.ndarray | None, rows: slice) -> FurtherPart:
+    """Take some rows of what a further teacher says of a batch."""
+    if not isinstance(said, RecordBatch):
+        return FurtherPart(None, None if said is None else torch.from_numpy(said[rows].astype(np.float32)))
+    schema = cache.records.schema
+    maps = _maps(said, rows, schema.image_side) if cache.features else None
+    return FurtherPart(maps, _wholes(said, rows, schema) if cache.whole else None)
+
+
+def _wholes(batch: RecordBatch, rows: slice, schema: CacheSchema) -> Tensor:
+    kept = {
+        name: getattr(batch, name)[rows]
+        for name in ("ids", "label", "points", "lo", "cell", "offset", "features", "saliency")
+    }
+    token = None if batch.class_token is None else batch.class_token[rows]
+    return torch.from_numpy(wholes_of(RecordBatch(**kept, class_token=token), schema.image_side, schema.patch_side))
 
 
 def _closing(batches: Stream) -> Generator[list[Part], None, None]:
@@ -234,8 +254,8 @@ def _closing(batches: Stream) -> Generator[list[Part], None, None]:
             raise DataError(str(error)) from error
 
 
-def _maps(batch: RecordBatch, rows: slice, image_side: int) -> TeacherMaps:
+def _maps(batch: RecordBatch, rows: slice, image_side: int) -> TokenMaps:
     geometry = ViewGeometry(*(torch.from_numpy(array[rows]) for array in (batch.lo, batch.cell, batch.offset)))
-    return TeacherMaps(
+    return TokenMaps(
         torch.from_numpy(batch.features[rows]), torch.from_numpy(batch.saliency[rows]), geometry, image_side
     )

@@ -3,15 +3,22 @@
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from trainer.config import EvaluationConfig
-from trainer.engine.events import Evaluated, Event
+from trainer.engine.events import Evaluated, Event, Working
+from trainer.engine.memory import peak_memory
 from trainer.engine.ranks import Ranks
 from trainer.engine.run_directory import known_json, write_json
+from trainer.engine.watching import Watched
 from trainer.errors import EvaluationError
 from trainer.models.student import Student
 from trainer.pretraining.progress import Progress
+
+if TYPE_CHECKING:
+    from trainer.downstream.linear_svm import SvmScore
 
 __all__ = ["Evaluations", "check_evaluation"]
 
@@ -90,16 +97,32 @@ class Evaluations:
     def _compare(self, progress: Progress, emit: Callable[[Event], None], *, final: bool) -> Mapping[str, Any]:
         """Score the model in its current state; after the last epoch with all seeds and with the baselines."""
         from trainer.downstream.comparison import Evaluator
+        from trainer.downstream.embedding import EMBEDDING, Embedding, embedding_of, write_embedding
         from trainer.downstream.features import Encoder, model_encoder
 
         began = time.perf_counter()
+
+        def watch(watched: Watched) -> None:
+            emit(Working(epoch=progress.epoch, step=progress.step, watched=watched))
+
         if self._evaluator is None:
-            self._evaluator = Evaluator(self._config)
+            self._evaluator = Evaluator(self._config, watch=watch)
         encoders: dict[str, Encoder] = {}
         if final and self._config.baselines:
             encoders |= self._evaluator.baselines(self._model, seed=self._seed, device=self._ranks.device)
         encoders["trained"] = model_encoder(self._model, self._ranks.device, self._config.model_feature)
-        result: Mapping[str, Any] = self._evaluator.compare(encoders, seeds=None if final else 1).to_json()
-        seconds = time.perf_counter() - began
-        emit(Evaluated(epoch=progress.epoch, step=progress.step, final=final, result=result, seconds=seconds))
+        kept: list[Embedding] = []
+
+        def keep(name: str, seed: int, features: np.ndarray, score: "SvmScore") -> None:
+            if final and name == "trained" and seed == 0:
+                clouds, points = self._evaluator.test, self._config.points
+                kept.append(embedding_of(clouds, features, score, epoch=progress.epoch, points=points))
+
+        result: Mapping[str, Any] = self._evaluator.compare(
+            encoders, seeds=None if final else 1, watch=watch, keep=keep
+        ).to_json()
+        for embedding in kept:  # before metrics.json, whose result says that nothing is left to do
+            write_embedding(self._file.with_name(EMBEDDING), embedding)
+        seconds, peak = time.perf_counter() - began, peak_memory(self._ranks.device)
+        emit(Evaluated(epoch=progress.epoch, step=progress.step, final=final, result=result, seconds=seconds, **peak))
         return result

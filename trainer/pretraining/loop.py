@@ -8,19 +8,26 @@ under way, so a run stopped anywhere resumes from its last checkpoint with the s
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
-from teacher_cache.reading.selection import Selection
+from teacher_cache import Cache, Selection
 from trainer.checkpoints import files as checkpoint
 from trainer.checkpoints.files import Header
 from trainer.checkpoints.models import refuse_other_run, resume_problems, sections_of, software_versions
-from trainer.config import AlignmentConfig, EvaluationConfig, TrainerConfig, alignment_conflicts
+from trainer.config import (
+    AlignmentConfig,
+    EvaluationConfig,
+    TeachersConfig,
+    TrainerConfig,
+    alignment_conflicts,
+    teachers_conflicts,
+)
 from trainer.engine.events import (
     CheckpointWritten,
     EpochDone,
@@ -30,32 +37,25 @@ from trainer.engine.events import (
     RunStarted,
     StepDone,
 )
+from trainer.engine.memory import peak_memory
 from trainer.engine.ranks import Ranks, deterministic, joined
 from trainer.engine.run_directory import owned
 from trainer.engine.schedule import learning_rate
 from trainer.errors import TrainingError
 from trainer.models.build import new_student
 from trainer.models.config import MaskingConfig, StudentConfig
-from trainer.pretraining.alignment import Alignment, Wholes
-from trainer.pretraining.data import Loader, Records
+from trainer.models.student import Further
+from trainer.pretraining.alignment import Alignment
+from trainer.pretraining.data import Loader
 from trainer.pretraining.evaluation import Evaluations, check_evaluation
 from trainer.pretraining.failure import not_finite
+from trainer.pretraining.joined import FurtherCache, join
 from trainer.pretraining.progress import Progress
-from trainer.pretraining.step import LiveTeacher, Stepper
+from trainer.pretraining.step import LiveTeacher, Stepper, TeacherTargets
 
-__all__ = ["TrainReport", "TrainingCache", "TrainingError", "pretrain"]
+__all__ = ["TrainReport", "TrainingError", "pretrain"]
 
 logger = logging.getLogger(__name__)
-
-
-class TrainingCache(Records, Wholes, Protocol):
-    """A cache that can be trained on: `teacher_cache.Cache`."""
-
-    @property
-    def recipe(self) -> Any: ...
-
-    @property
-    def basis(self) -> Any: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class TrainReport:
 
 
 def pretrain(
-    cache: TrainingCache,
+    cache: Cache | Selection,
     run_dir: str | Path,
     *,
     model: StudentConfig,
@@ -88,6 +88,8 @@ def pretrain(
     evaluation: EvaluationConfig | None = None,
     alignment: AlignmentConfig | None = None,
     teacher: LiveTeacher | None = None,
+    further: Sequence[Cache] = (),
+    teachers: TeachersConfig | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> TrainReport:
     """Train a student on a cache, or resume the run in `run_dir`.
@@ -99,6 +101,9 @@ def pretrain(
     run_dir    made if absent. Receives train.jsonl, metrics.json, tensorboard/ and checkpoints/.
     teacher    encodes the student's augmented cloud in every step, as the reference does: given exactly where
                trainer.teacher is "live"; None: the cached maps.
+    further    open caches of further teachers, of the same shapes and points, in any order and beside any others: they
+               give targets, each with a head of its own; everything else is the first cache's.
+    teachers   factors of every teacher's losses; its `caches` are those of `further`, and not opened here.
     on_event   called with every event, in rank 0's process.
 
     Under torchrun every rank calls this with the same arguments; ranks read checkpoints from `run_dir`, which several
@@ -107,24 +112,29 @@ def pretrain(
     Raises CheckpointError where the directory holds a run with other settings or a damaged checkpoint, DataError where
     the cache cannot feed the run, TrainingError where the loss stops being finite or another process trains in the
     directory, ValueError for settings with problems; EvaluationError and CorpusError for corpora to evaluate on that
-    cannot serve, before training begins.
+    cannot serve, before training begins. DataError too for further caches that do not hold the same points.
     """
     evaluation, alignment = evaluation or EvaluationConfig(), alignment or AlignmentConfig()
-    _check_settings(trainer=trainer, evaluation=evaluation, alignment=alignment)
-    for fault in alignment_conflicts(alignment, trainer):
+    teachers = teachers or TeachersConfig()
+    _check_settings(trainer=trainer, evaluation=evaluation, alignment=alignment, teachers=teachers)
+    for fault in (*alignment_conflicts(alignment, trainer), *teachers_conflicts(teachers, trainer, 1 + len(further))):
         raise ValueError(fault)
     if (teacher is not None) != (trainer.teacher == "live"):
-        fault = "needs a live teacher, none was given" if teacher is None else "takes no live teacher, one was given"
-        raise ValueError(f'trainer.teacher = "{trainer.teacher}" {fault}; pass `teacher` with "live" only')
+        fault = (
+            ("needs a live teacher, but none was given")
+            if teacher is None
+            else "takes no live teacher, but one was given"
+        )
+        raise ValueError(f'trainer.teacher = "{trainer.teacher}" {fault}; pass `teacher` if and only if it is "live"')
     run_dir = Path(run_dir)
     with joined(trainer.device) as ranks, deterministic(trainer.deterministic, ranks), owned(run_dir, ranks, _settle):
         if trainer.precision == "float16" and ranks.device.type == "cpu":
             raise TrainingError(
-                f'trainer.precision = "float16" needs a GPU, and trainer.device = {trainer.device!r} found none. '
-                'Use "float32" or "bfloat16".'
+                f'trainer.precision = "float16" needs a GPU, but trainer.device = {trainer.device!r} found none. Use '
+                '"float32" or "bfloat16".'
             )
         check_evaluation(evaluation, ranks)
-        run = _Run(cache, run_dir, model, masking, trainer, evaluation, alignment, teacher, ranks)
+        run = _Run(cache, run_dir, model, masking, trainer, evaluation, alignment, teacher, further, teachers, ranks)
         return run.go(on_event)
 
 
@@ -133,7 +143,7 @@ class _Run:
 
     def __init__(
         self,
-        cache: TrainingCache,
+        cache: Cache | Selection,
         run_dir: Path,
         model: StudentConfig,
         masking: MaskingConfig,
@@ -141,6 +151,8 @@ class _Run:
         evaluation: EvaluationConfig,
         alignment: AlignmentConfig,
         teacher: LiveTeacher | None,
+        further: Sequence[Cache],
+        teachers: TeachersConfig,
         ranks: Ranks,
     ):
         self.run_dir, self.config, self.ranks = run_dir, trainer, ranks
@@ -149,25 +161,45 @@ class _Run:
         self.sections = sections_of(
             model=model, masking=masking, alignment=alignment, trainer=noted, evaluation=evaluation
         )
-        self.identity = {"recipe": cache.recipe.hash, "records": len(cache)}
-        if cache.basis is not None:  # not part of the recipe, but the 2D head's outputs are in this basis
-            self.identity["basis"] = cache.basis.sha256
+        weights_2d, weights_global = teachers.factors(1 + len(further))
+        factors = list(zip(weights_2d, weights_global, strict=True))
+        if len(factors) > 1 or factors[0] != (1, 1):  # absent otherwise, as in runs before there were several
+            self.sections["teachers"] = {"weights_2d": list(weights_2d), "weights_global": list(weights_global)}
+        self.identity: dict[str, Any] = {**_identity(cache), "records": len(cache)}
         if isinstance(cache, Selection) and cache.digest is not None:  # which of the cache's shapes, in which order
             self.identity["shapes"] = cache.digest
         maker = cache.schema if teacher is None else teacher
-        self.teacher_shape = {"channels": maker.channels, "views": maker.views}
+        self.teacher_shape: dict[str, Any] = {"channels": maker.channels, "views": maker.views}
         whole = alignment.weight > 0
-        self.loader = Loader(cache, model, trainer, ranks, live_teacher=teacher is not None, whole=whole)
+        wanted = [
+            (model.predicts_features and for_2d > 0, whole and for_whole > 0) for for_2d, for_whole in factors[1:]
+        ]
+        joined = join(cache, further, wanted) if further else ()
+        if joined:
+            self.identity["further"] = [_identity(one.records) for one in joined]
+            self.teacher_shape["further"] = [_heads(one)._asdict() for one in joined]
+        self.loader = Loader(
+            cache, model, trainer, ranks, live_teacher=teacher is not None, whole=whole, further=joined
+        )
         fresh = new_student(model, masking, self.teacher_shape, seed=trainer.seed, whole=whole)
         self.model = fresh.to(ranks.device)
-        stands_for = 1.0 if cache.basis is None else cache.basis.teacher_channels / cache.basis.channels
-        targets = None
-        if whole:
-            targets = Alignment.of_cache(
-                alignment, cache, seed=trainer.seed, device=ranks.device, skip_damaged=trainer.damaged == "skip"
-            )
-        self.global_target = "" if targets is None else targets.source
-        self.stepper = Stepper(self.model, trainer, ranks, teacher, stands_for=stands_for, alignment=targets)
+        skip = trainer.damaged == "skip"
+
+        def targets_of(source: Cache | Selection, wanted: bool) -> Alignment | None:
+            if not wanted:
+                return None
+            return Alignment.of_cache(alignment, source, seed=trainer.seed, device=ranks.device, skip_damaged=skip)
+
+        targets = [targets_of(cache, whole), *(targets_of(one.records, one.whole) for one in joined)]
+        self.global_target = "; ".join(found.source for found in targets if found is not None)
+        others = [
+            TeacherTargets(_stands_for(one.records), found, *factor)
+            for one, found, factor in zip(joined, targets[1:], factors[1:], strict=True)
+        ]
+        self.stepper = Stepper(
+            self.model, trainer, ranks, teacher,
+            stands_for=_stands_for(cache), alignment=targets[0], factors=factors[0], further=others,
+        )  # fmt: skip
         self.updates = self.stepper.updates
         facts = {"global_target": self.global_target} if self.global_target else {}
         if "shapes" in self.identity:
@@ -244,7 +276,7 @@ class _Run:
         refuse_other_run(found, resume_problems(header, self.sections, self.identity, self.teacher_shape))
         checkpoint.restore_training(found, header, self.model, self.updates.optimizer, self.updates.scaler)
         self.progress.resume(header)
-        logger.info("going on from %s, %d of %d epochs done", found, header.epoch, self.config.epochs)
+        logger.info("resuming from %s, %d of %d epochs done", found, header.epoch, self.config.epochs)
         return True
 
     def _train_epoch(self, emit: Callable[[Event], None]) -> None:
@@ -282,7 +314,7 @@ class _Run:
         if config.damaged == "skip":
             metrics["skipped"] = skipped
         progress.end_epoch(metrics)
-        seconds = time.perf_counter() - began
+        seconds, peak = time.perf_counter() - began, peak_memory(self.ranks.device)
         emit(
             EpochDone(
                 epoch=progress.epoch,
@@ -293,6 +325,8 @@ class _Run:
                 waited=waited_in_all,
                 shapes_per_second=(steps - first) * config.batch_size / seconds,
                 skipped=skipped,
+                memory=peak["memory"],
+                gpu_memory=peak["gpu_memory"],
             )
         )
 
@@ -328,6 +362,24 @@ class _Run:
         board = self.config.tensorboard
         with EventLog(self.run_dir, step=self.progress.step, tensorboard=board, on_event=on_event) as log:
             yield log
+
+
+def _identity(cache: Any) -> dict[str, Any]:
+    """What a checkpoint says of a cache, whichever of its records are trained on."""
+    said = {"recipe": cache.recipe.hash}
+    if cache.basis is not None:  # not part of the recipe, but the 2D head's outputs are in this basis
+        said["basis"] = cache.basis.sha256
+    return said
+
+
+def _heads(cache: FurtherCache) -> Further:
+    schema = cache.records.schema
+    return Further(schema.channels, schema.views, cache.features, cache.whole)
+
+
+def _stands_for(cache: Any) -> float:
+    """Channels of the teacher for each channel of a cache."""
+    return 1.0 if cache.basis is None else float(cache.basis.teacher_channels / cache.basis.channels)
 
 
 def _check_settings(**sections: Any) -> None:

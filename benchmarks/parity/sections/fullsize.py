@@ -11,10 +11,10 @@ from benchmarks.parity.compare import Row
 from benchmarks.parity.models import FULL_CLASSIFIERS, Filled, full_classifier, full_student, full_teacher
 from benchmarks.parity.recorded import Arrays
 from benchmarks.parity.section import Part, Section
+from cuda.token_maps import TokenMaps
 from pipeline.teacher.live import LiveTeacher
-from trainer.models.hierarchical.student import top_saliency
-from trainer.models.tokens.maps import TeacherMaps
 from trainer.models.tokens.masking import weight_logits
+from trainer.models.tokens.saliency import top_saliency
 
 __all__ = ["Fullsize"]
 
@@ -42,13 +42,13 @@ class Fullsize(Section):
         return full_student(self.recorded, self.settings, self.device)
 
     @cached_property
-    def _seen(self) -> tuple[TeacherMaps, float]:
+    def _seen(self) -> tuple[TokenMaps, float]:
         """The maps, and the checksum of the teacher, which is then let go."""
         teacher, checksum = full_teacher(self.recorded, self.device)
         config = replace(
             self.settings.projection, image_side=teacher.image_side, patch_side=teacher.patch_side, points=0
         )
-        return TeacherMaps(*LiveTeacher(config, teacher)(self._points)), checksum
+        return LiveTeacher(config, teacher)(self._points), checksum
 
     @torch.no_grad()
     def _feature(self) -> Iterator[Row]:

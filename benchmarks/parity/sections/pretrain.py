@@ -14,13 +14,14 @@ from benchmarks.parity.models import small_student, small_teacher
 from benchmarks.parity.quantities import by_gradient, doubled, gradient_norms, names_of, settled
 from benchmarks.parity.recorded import Arrays
 from benchmarks.parity.section import Part, Section
+from cuda.token_maps import TokenMaps
 from pipeline.teacher.live import LiveTeacher
 from pipeline.views import render_views
 from trainer.engine.optimiser import build_optimizer
 from trainer.losses.terms import weighted_sum
-from trainer.models.hierarchical.student import I2PMAE, Plan, top_saliency
-from trainer.models.tokens.maps import TeacherMaps
+from trainer.models.hierarchical.student import I2PMAE, Plan
 from trainer.models.tokens.masking import propagate, weight_logits
+from trainer.models.tokens.saliency import top_saliency
 from trainer.models.tokens.visible import Tokens
 
 __all__ = ["Pretrain"]
@@ -36,7 +37,7 @@ _FIRST_NORM = "h_encoder.token_embed.0.first_conv.1"
 class Seen(NamedTuple):
     """Our teacher's view of the recorded clouds: its maps, and the moments of the images it saw, [B, V, 2]."""
 
-    maps: TeacherMaps
+    maps: TokenMaps
     moments: Tensor
 
 
@@ -70,7 +71,7 @@ class Pretrain(Section):
             self.settings.projection, image_side=teacher.image_side, patch_side=teacher.patch_side, points=0
         )
         images = render_views(self._points, config).images.unflatten(0, (len(self._points), -1)).flatten(2)
-        maps = TeacherMaps(*LiveTeacher(config, teacher)(self._points))
+        maps = LiveTeacher(config, teacher)(self._points)
         return Seen(maps, torch.stack((images.mean(2), images.std(2)), dim=2))
 
     def _model(self) -> I2PMAE:

@@ -26,6 +26,6 @@ class Allowance:
         most = FREE + SHARE * self.size
         if total > most:
             raise Malformed(
-                f"is drawn as more than {most} {what}; its {self.size} bytes do not justify it ({FREE}, and {SHARE} a "
-                "byte, are allowed)"
+                f"has more than {most} {what}, too many for its {self.size} bytes ({FREE}, plus {SHARE} per byte, are "
+                "allowed)"
             )

@@ -13,7 +13,7 @@ from pipeline.corpora.formats.geometry import Malformed
 
 __all__ = ["REMEDY", "chosen_columns", "named_columns", "part_column", "sure_columns", "whole_parts"]
 
-REMEDY = "say which columns are x, y and z with columns=, by number (columns=2,3,4) or by the header's names"
+REMEDY = "name the columns of x, y and z with columns=, by number (columns=2,3,4) or by the names in the header"
 COUNTING = 32  # rows from which a column that counts up by one is a row number and no coordinate
 
 _UNIT = re.compile(r"\s*[\[(].*?[\])]\s*$")
@@ -63,10 +63,10 @@ def _position(column: str, names: Sequence[str] | None, width: int, option: str)
         return list(names).index(column)
     if column.isascii() and column.isdecimal() and len(column) < 7:
         if not 1 <= int(column) <= width:
-            raise Malformed(f"{option}= asks for column {column}; the file has columns 1 to {width}")
+            raise Malformed(f"{option}= has column {column}; the file has columns 1 to {width}")
         return int(column) - 1
     held = "no header" if names is None else f"a header of {', '.join(names)[:80]}"
-    raise Malformed(f"{option}= asks for a column {column!r}; the file has {held}")
+    raise Malformed(f"{option}= has the column {column!r}; the file has {held}")
 
 
 def sure_columns(first_four: np.ndarray, width: int, whole: Sequence[bool]) -> tuple[tuple[int, int, int], int]:
@@ -98,6 +98,6 @@ def whole_parts(values: np.ndarray, name: str) -> np.ndarray:
     """Convert a float64 column to part labels [n] int64. Raises Malformed unless all are whole and fit in 16 bits."""
     if not (np.isfinite(values).all() and (values == np.floor(values)).all() and np.abs(values).max(initial=0) < 2**15):
         raise Malformed(
-            f"column {name!r}, asked for as part labels, holds something else than whole numbers below 32768"
+            f"column {name!r}, requested as part labels, contains values other than whole numbers below 32768"
         )
     return values.astype(np.int64)

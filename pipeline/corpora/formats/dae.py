@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions, Surface
 from pipeline.corpora.formats.isolated import decode as decode_apart
-from pipeline.corpora.formats.isolated import need, told
+from pipeline.corpora.formats.isolated import errors_of, need
 from pipeline.corpora.formats.placed import Placed
 from pipeline.corpora.formats.polygons import cut_polygons
 from pipeline.corpora.formats.xml_text import check_xml
@@ -33,9 +33,9 @@ def read_dae(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
     refused. ``parts=node`` gives the nodes' names.
     """
     if options.parts not in ("", "node"):
-        raise Malformed(f"parts={options.parts} is asked for; a DAE file has parts by node")
+        raise Malformed(f"parts={options.parts} was requested; a DAE file has parts by node")
     if not data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") and data[:2] not in (b"\xff\xfe", b"\xfe\xff"):
-        raise Malformed("is no XML")
+        raise Malformed("is not XML")
     need("collada", "is a DAE file")
     return decode_apart(__name__, data, path, options)
 
@@ -51,14 +51,14 @@ def decode(data: bytes, path: Path, options: ReadOptions) -> Surface:
 
     check_xml(data, "it")
     _check_elements(ElementTree.fromstring(data))
-    with told("pycollada"):
+    with errors_of("pycollada"):
         document = collada.Collada(io.BytesIO(data), aux_file_loader=lambda name: None)  # opens no texture
         if document.scene is None:
-            raise Malformed("has no scene; its libraries alone place nothing")
+            raise Malformed("has no scene; its libraries by themselves place nothing")
         placed = Placed(parts=bool(options.parts))
         axis = _AXES.get(document.assetInfo.upaxis, "y")
         if options.up in ("y", "z") and options.up != axis:
-            raise Malformed(f"says that {axis} is up; up={options.up} says that {options.up} is")
+            raise Malformed(f"declares {axis} as up, but up={options.up} declares {options.up}")
         if axis != "z" and options.up not in ("y", "z"):
             turn = "up=y turns it" if axis == "y" else "turn it in the program that made it"
             placed.note(f"file that has {axis} up, not turned ({turn})", 1)
@@ -73,9 +73,9 @@ def _check_elements(root: Any) -> None:
         name = element.tag.rsplit("}", 1)[-1] if isinstance(element.tag, str) else ""
         url = element.get("url", "")
         if name in _UNREAD:
-            raise Malformed(f"holds <{name}>, which is not read here; {REMEDY}")
+            raise Malformed(f"holds <{name}>, which is not supported; {REMEDY}")
         if name in ("instance_geometry", "instance_node") and not url.startswith("#"):
-            raise Malformed(f"wants {url[:120]!r}, a part of another file, which is not read here; {REMEDY}")
+            raise Malformed(f"refers to {url[:120]!r}, part of another file, which is not supported; {REMEDY}")
 
 
 class _Scene:
@@ -90,7 +90,7 @@ class _Scene:
         from collada.scene import CameraNode, ExtraNode, GeometryNode, LightNode, Node
 
         if depth > MAX_DEPTH:
-            raise Malformed(f"its nodes lie more than {MAX_DEPTH} deep, or hold themselves")
+            raise Malformed(f"its nodes are nested more than {MAX_DEPTH} deep, or contain themselves")
         if isinstance(thing, Node):  # instances of nodes too
             inner = matrix @ np.asarray(thing.matrix, np.float64)
             name = (thing.xmlnode.get("name") if thing.xmlnode is not None else None) or thing.id or "node"
@@ -100,7 +100,7 @@ class _Scene:
             for primitive in thing.geometry.primitives:
                 self._primitive(primitive, matrix, owner)
         elif not isinstance(thing, CameraNode | LightNode | ExtraNode):
-            raise Malformed(f"places a {type(thing).__name__}, which is not read here; {REMEDY}")
+            raise Malformed(f"places a {type(thing).__name__}, which is not supported; {REMEDY}")
 
     def _primitive(self, primitive: Any, matrix: np.ndarray, owner: str) -> None:
         kind = type(primitive).__name__
@@ -123,10 +123,10 @@ class _Scene:
         if kind == "TriangleSet":
             return vertices, corners.reshape(-1, 3)
         if kind not in ("Polylist", "Polygons"):
-            raise Malformed(f"holds a {kind}, which is not read here; {REMEDY}")
+            raise Malformed(f"holds a {kind}, which is not supported; {REMEDY}")
         counts = np.asarray(primitive.vcounts, np.int64).reshape(-1)
         if (counts < 0).any() or counts.sum() != len(corners):
-            raise Malformed(f"counts {counts.sum()} corners of polygons and names {len(corners)}")
+            raise Malformed(f"declares {counts.sum()} polygon corners and lists {len(corners)}")
         starts = np.cumsum(counts) - counts
         groups = [corners[starts[counts == k][:, None] + np.arange(k)] for k in np.unique(counts).tolist()]
         cut = cut_polygons(vertices, groups)

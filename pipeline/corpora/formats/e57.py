@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.corpora.entrance import unpacking_fault
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions, Surface
 from pipeline.corpora.formats.isolated import decode as decode_apart
-from pipeline.corpora.formats.isolated import need, told
+from pipeline.corpora.formats.isolated import errors_of, need
 from pipeline.corpora.formats.xml_text import check_xml
 
 __all__ = ["decode", "prepare", "read_e57"]
@@ -22,10 +22,10 @@ _CHECKSUM = 4  # bytes at the end of each page
 def read_e57(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
     """Read Cartesian or spherical points of every scan in the file's common frame, in metres, float64.
 
-    Points that are marked invalid are left out and counted; images are not looked at. ``parts=scan`` numbers the scans.
+    Points that are marked invalid are left out and counted; images are ignored. ``parts=scan`` numbers the scans.
     """
     if options.parts not in ("", "scan"):
-        raise Malformed(f"parts={options.parts} is asked for; an E57 file has parts by scan")
+        raise Malformed(f"parts={options.parts} was requested; an E57 file has parts by scan")
     _check_header(data)
     need("pye57", "is an E57 file")
     return decode_apart(__name__, data, path, options)
@@ -38,9 +38,9 @@ def _check_header(data: bytes) -> None:
         raise Malformed(f"is an E57 file of {len(data)} bytes; it ends within its header")
     size, offset, length, page = struct.unpack_from("<QQQQ", data, 16)
     if size != len(data):
-        raise Malformed(f"promises {size} bytes, the file has {len(data)}")
+        raise Malformed(f"declares {size} bytes, the file has {len(data)}")
     if not 64 <= page <= 2**20 or not 48 <= offset < size or length > size:
-        raise Malformed(f"promises {length} bytes of XML at {offset}, in pages of {page}; the file has {size}")
+        raise Malformed(f"declares {length} bytes of XML at {offset}, in pages of {page}; the file has {size}")
     # The XML runs on over the checksum at the end of each page.
     begin, text = offset // page * page, bytearray()
     for at in range(begin, size, page):
@@ -66,12 +66,12 @@ def decode(data: bytes, path: Path, options: ReadOptions) -> Cloud:
             held.write(data)
         name = f"/proc/self/fd/{file}"
     clouds, parts, invalid = [], [], 0
-    with told("pye57"):
+    with errors_of("pye57"):
         scans = pye57.E57(name)
         counts = [scans.get_header(k).point_count for k in range(scans.scan_count)]
         fault = unpacking_fault(sum(counts) * _POINT, len(data), MAX_BYTES)
         if fault:
-            raise Malformed(f"promises {sum(counts)} points, which {fault}")
+            raise Malformed(f"declares {sum(counts)} points, which {fault}")
         for k, count in enumerate(counts):
             fields = scans.get_header(k).point_fields
             if not ({"cartesianX", "cartesianY", "cartesianZ"} <= set(fields) or "sphericalRange" in fields):

@@ -51,7 +51,7 @@ class Cloud:
     points      [M, 3], any number type, finite or not.
     parts       [M] int64 index into part_names (or a label as stored, when part_names is empty), or None.
     part_names  names of the parts of this file.
-    notes       what was passed over or mended while reading, by reason, counted: {"points that are NaN": 12}.
+    notes       what was skipped or repaired while reading, by reason, counted: {"points that are NaN": 12}.
     """
 
     points: np.ndarray
@@ -64,11 +64,11 @@ class Cloud:
 class Surface:
     """Triangles.
 
-    vertices    [M, 3] float64; those that no triangle names may be anything, and are never looked at.
+    vertices    [M, 3] float64; those that no triangle uses may be anything, and are never examined.
     faces       [F, 3] int64 into vertices.
     parts       [F] int64 index into part_names (or a label as stored, when part_names is empty), or None.
     part_names  names of the parts of this file.
-    notes       what was passed over or mended while reading, by reason, counted: {"degenerate faces": 3}.
+    notes       what was skipped or repaired while reading, by reason, counted: {"degenerate faces": 3}.
     """
 
     vertices: np.ndarray
@@ -85,7 +85,7 @@ class Format:
     read      takes the file's bytes, its path (to find files beside it) and options; returns a geometry or raises
               Malformed with a reason, whatever the bytes; never takes memory or time that they do not justify.
     name      of the reader; readers of several suffixes share one.
-    version   raised whenever the same bytes come out as another geometry: it enters the identity of what was read.
+    version   incremented whenever the same bytes would give another geometry: it enters the identity of what was read.
     beside    files that a file names and that belong to the shape, such as the buffers of a glTF, by its path; opens it
               and reads no more of it than it has to. Raises Malformed, ShapeError and MachineFault.
     """
@@ -128,7 +128,7 @@ def sample_geometry(
     if len(faces) == 0 or len(vertices) == 0:
         raise ShapeError(source, "the mesh has no triangles")
     if faces.min() < 0 or faces.max() >= len(vertices):
-        raise ShapeError(source, f"a face names vertex {int(faces.max())}; there are {len(vertices)}")
+        raise ShapeError(source, f"a face refers to vertex {int(faces.max())}; there are {len(vertices)} vertices")
     used = np.abs(vertices[faces]).max()
     if not used < np.finfo(np.float32).max:
         raise ShapeError(source, "some vertices are not finite in float32")

@@ -1,7 +1,7 @@
 """glTF 2.0, GLB and GLTF: the triangles of the default scene, placed, in the pose that the file stores.
 
-The document is walked here and not by a library, because libraries leave out what they do not know without a word.
-Whatever would change geometry is applied, or refused by its name. Source: the glTF 2.0 specification (Khronos Group).
+The document is walked here and not by a library, because libraries silently leave out what they do not know. Whatever
+would change geometry is applied, or refused by its name. Source: the glTF 2.0 specification (Khronos Group).
 """
 
 import json
@@ -60,7 +60,7 @@ def read_gltf(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
     file stores them. Lines are counted, not read.
     """
     if options.parts not in ("", "node", "material"):
-        raise Malformed(f"parts={options.parts} is asked for; a glTF file has parts by node and by material")
+        raise Malformed(f"parts={options.parts} was requested; a glTF file has parts by node and by material")
     document, blob = _document(data, path)
     _check_extensions(document)
     external_files(document, path)  # a buffer that is not beside the file is refused, used or not
@@ -93,7 +93,7 @@ def beside_gltf(path: Path) -> Sequence[Path]:
         length = int.from_bytes(head[12:16], "little")
         text = read_file(path, first=20 + length)[20:]
         if head[16:] != b"JSON" or len(text) != length:
-            raise Malformed("its first chunk is not JSON, or is cut short")
+            raise Malformed("its first chunk is not JSON, or is truncated")
         return external_files(_parsed(text.rstrip(b"\0 ")), path)
     return external_files(_document(head if path.suffix.lower() == ".glb" else read_file(path), path)[0], path)
 
@@ -116,9 +116,9 @@ def _parsed(text: bytes) -> dict[str, Any]:
     try:
         document = json.loads(text.decode("utf-8-sig"), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
-        raise Malformed(f"cannot be parsed as JSON: {error}"[:200]) from error
+        raise Malformed(f"its JSON does not parse: {error}"[:200]) from error
     if not isinstance(document, dict):
-        raise Malformed("is JSON, and no glTF object")
+        raise Malformed("is JSON, but not a glTF object")
     asset = object_of(document, "asset", "the document")
     for version in (asset.get("version"), asset.get("minVersion", "2.0")):
         if not isinstance(version, str) or not version.startswith("2."):
@@ -127,7 +127,7 @@ def _parsed(text: bytes) -> dict[str, Any]:
 
 
 def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _chunks(data: bytes) -> tuple[bytes, bytes | None]:
@@ -137,13 +137,13 @@ def _chunks(data: bytes) -> tuple[bytes, bytes | None]:
     if version != 2:
         raise Malformed(f"is a GLB of version {version}; version 2 is read. Convert it (gltf-pipeline does)")
     if size != len(data):
-        raise Malformed(f"the header promises {size} bytes, the file has {len(data)}")
+        raise Malformed(f"the header declares {size} bytes, the file has {len(data)}")
     found: list[tuple[bytes, bytes]] = []
     at = 12
     while at + 8 <= size:
         length, kind = int.from_bytes(data[at : at + 4], "little"), data[at + 4 : at + 8]
         if at + 8 + length > size:
-            raise Malformed(f"a chunk promises {length} bytes, {size - at - 8} are left")
+            raise Malformed(f"a chunk declares {length} bytes, {size - at - 8} are left")
         found.append((kind, data[at + 8 : at + 8 + length]))
         at += 8 + length
     if not found or found[0][0] != b"JSON":
@@ -156,20 +156,20 @@ def _check_extensions(document: dict[str, Any]) -> None:
     """Refuse, by name, extensions that affect geometry and are not supported."""
     for name in listed(document, "extensionsRequired", "the document"):
         if isinstance(name, str) and "meshopt" in name:
-            raise Malformed(f"is compressed by the extension {name[:60]}, which is not read here; {UNPACK}")
+            raise Malformed(f"is compressed by the extension {name[:60]}, which is not supported; {UNPACK}")
         if not isinstance(name, str) or (name not in APPLIED and not name.startswith(HARMLESS)):
-            raise Malformed(f"requires the extension {str(name)[:60]}, which is not read here; {REMEDY}")
+            raise Malformed(f"requires the extension {str(name)[:60]}, which is not supported; {REMEDY}")
     for index, node in enumerate(items(document, "nodes")):
         extensions = object_of(node, "extensions", f"node {index}")
         hidden = object_of(extensions, "KHR_node_visibility", f"node {index}")
         if not flag(hidden, "visible", f"node {index}", True):
-            raise Malformed(f"hides a node by the extension KHR_node_visibility, which is not read here; {REMEDY}")
+            raise Malformed(f"hides a node by the extension KHR_node_visibility, which is not supported; {REMEDY}")
     buffers = items(document, "buffers")
     for index, view in enumerate(items(document, "bufferViews")):
         for name in object_of(view, "extensions", f"buffer view {index}"):
             # A file that does not require it holds the same view unpacked, in the buffer that the view itself names.
             if "meshopt" in name and not _has_bytes(view.get("buffer"), buffers):
-                raise Malformed(f"is compressed by the extension {name[:60]}, which is not read here; {UNPACK}")
+                raise Malformed(f"is compressed by the extension {name[:60]}, which is not supported; {UNPACK}")
 
 
 def _has_bytes(number: Any, buffers: list[dict[str, Any]]) -> bool:
@@ -220,7 +220,7 @@ class _Scene:
         weights, owner = (node, f"node {index}") if "weights" in node else (mesh, f"mesh {number}")
         instances = instance_matrices(node, index, self.accessors, self.allowance)
         if instances is not None and "skin" in node:
-            raise Malformed(f"node {index} has both a skin and {INSTANCING}, which is not read here; {REMEDY}")
+            raise Malformed(f"node {index} has both a skin and {INSTANCING}, which is not supported; {REMEDY}")
         world = self.nodes.world(index)
         with np.errstate(over="ignore", invalid="ignore"):
             matrices = world[None] if instances is None else world @ instances
@@ -288,7 +288,7 @@ class _Scene:
                 continue
             moves = self.accessors.count(target["POSITION"], primitive.owner)
             if moves != primitive.count:
-                raise Malformed(f"a morph target moves {moves} vertices; there are {primitive.count}")
+                raise Malformed(f"a morph target has {moves} vertices; the primitive has {primitive.count}")
             self.allowance.spend("moved vertices", len(positions))
             moved = self.accessors.floats(target["POSITION"], "VEC3", primitive.owner, primitive.rows)
             with np.errstate(over="ignore", invalid="ignore"):
@@ -309,15 +309,15 @@ def _primitive(
     extensions = object_of(primitive, "extensions", what)
     for name in extensions:
         if name.startswith("KHR_gaussian_splatting"):
-            raise Malformed(f"holds splats by the extension {name[:60]}, which are no surface; {REMEDY}")
+            raise Malformed(f"contains Gaussian splats by the extension {name[:60]}, which have no surface; {REMEDY}")
     if mode in LINES:
         notes["primitives of lines"] = 1
         return None
     if DRACO in extensions:
         if items(primitive, "targets") or "JOINTS_0" in attributes:
-            raise Malformed(f"a skinned or morphing mesh is compressed by {DRACO}, which is not read here; {REMEDY}")
+            raise Malformed(f"a skinned or morphing mesh is compressed by {DRACO}, which is not supported; {REMEDY}")
         if mode not in (TRIANGLES, STRIP):  # a strip is what a decoder may make of the triangles that are stored
-            raise Malformed(f"{what} has mode {mode} and {DRACO}, which holds triangles alone")
+            raise Malformed(f"{what} has mode {mode} and {DRACO}, which is for triangles only")
         positions, faces = accessors.draco(object_of(extensions, DRACO, what), what)
         _check_indices(faces, len(positions), what)
         return _used(what, faces, len(positions), lambda rows: positions[rows])
@@ -344,7 +344,7 @@ def _primitive(
 
 def _check_indices(index: np.ndarray, count: int, what: str) -> None:
     if index.size and index.max() >= count:
-        raise Malformed(f"{what} names vertex {int(index.max())}; there are {count}")
+        raise Malformed(f"{what} refers to vertex {int(index.max())}; there are {count} vertices")
 
 
 def _used(what: str, faces: np.ndarray, count: int, read: Callable[[np.ndarray], np.ndarray]) -> _Primitive:

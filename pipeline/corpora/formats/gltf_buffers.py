@@ -35,7 +35,7 @@ def _beside(uri: Any, path: Path) -> Path:
     if not isinstance(uri, str) or not uri:
         raise Malformed(f"a buffer has the uri {shown(uri)}")
     name = unquote(uri)
-    refused = Malformed(f"wants {name[:120]!r}, which is not a file beside it")
+    refused = Malformed(f"refers to {name[:120]!r}, which is not a file beside it")
     if "://" in name or name.startswith(("/", "\\")) or "\0" in name or ":" in name.split("/")[0]:
         raise refused
     try:
@@ -74,7 +74,7 @@ class Buffers:
             data = self._content(buffer, number)
             size = whole(buffer, "byteLength", f"buffer {number}", least=1)
             if size > len(data):
-                raise Malformed(f"buffer {number} promises {size} bytes, {len(data)} are there; it is truncated")
+                raise Malformed(f"buffer {number} declares {size} bytes, but has {len(data)}; it is truncated")
             self._read[number] = memoryview(data)[:size]
         return self._read[number]
 
@@ -126,7 +126,7 @@ class Accessors:
         if not flag(accessor, "normalized", what, False):
             return values.astype(np.float64)
         if code not in FULL:
-            raise Malformed(f"{what} is normalised and not of small integers")
+            raise Malformed(f"{what} is normalised but not made of 8- or 16-bit integers")
         return np.maximum(values.astype(np.float64) / FULL[code], -1.0)
 
     def indices(self, number: Any, owner: str) -> np.ndarray:
@@ -169,7 +169,7 @@ class Accessors:
         if "bufferView" in accessor:
             return self._strided(accessor["bufferView"], offset, count, dtype, columns, what)
         if count > FREE_ITEMS + self._allowance.size:
-            raise Malformed(f"{what} promises {count} items and has no bytes for them")
+            raise Malformed(f"{what} declares {count} items but has no bytes for them")
         return np.broadcast_to(np.zeros(1, dtype), (count, columns))
 
     def _replaced(
@@ -186,7 +186,7 @@ class Accessors:
         offset = whole(where, "byteOffset", what, 0)
         at = self._strided(where.get("bufferView"), offset, some, np.dtype(code), 1, what)[:, 0].astype(np.int64)
         if (np.diff(at) <= 0).any() or at[-1] >= count:
-            raise Malformed(f"{what} has sparse indices that do not rise below {count}")
+            raise Malformed(f"{what} has sparse indices that do not ascend below {count}")
         offset = whole(instead, "byteOffset", what, 0)
         others = self._strided(instead.get("bufferView"), offset, some, values.dtype, values.shape[1], what)
         values = values.copy()

@@ -37,7 +37,9 @@ def decode_draco(data: bytes, allowance: Allowance) -> tuple[np.ndarray, np.ndar
     if points.ndim != 2 or points.shape[1] != 3 or faces.ndim != 2 or faces.shape[1] != 3:
         raise Malformed("its Draco data holds no triangle mesh")
     if len(faces) != triangles:
-        raise Malformed(f"its Draco data cannot be decoded: {triangles} triangles are promised, {len(faces)} come out")
+        raise Malformed(
+            f"its Draco data cannot be decoded: the file declares {triangles} triangles, the data has {len(faces)}"
+        )
     return points, faces
 
 
@@ -48,7 +50,7 @@ def _promised(data: bytes) -> tuple[int, int]:
         if magic != b"DRACO":
             raise Malformed("its Draco data cannot be decoded: it does not start with DRACO")
         if (major, minor) != (2, 2):
-            raise Malformed(f"holds Draco data of version {major}.{minor}; glTF has version 2.2")
+            raise Malformed(f"has Draco data of version {major}.{minor}; glTF requires version 2.2")
         if kind != _MESH or method not in (_SEQUENTIAL, _EDGEBREAKER):
             raise Malformed("its Draco data holds no triangle mesh")
         at = 11

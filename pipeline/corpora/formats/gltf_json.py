@@ -10,7 +10,7 @@ from pipeline.corpora.formats.geometry import Malformed
 
 __all__ = ["flag", "items", "listed", "named", "numbers", "object_of", "shown", "title", "whole", "word"]
 
-MAX_WHOLE = 2**53  # beyond it JSON's numbers are not whole for everybody
+MAX_WHOLE = 2**53  # beyond it not every JSON parser keeps whole numbers exact
 MAX_NUMBER = 1e300
 
 
@@ -23,7 +23,7 @@ def items(owner: dict[str, Any], key: str) -> list[dict[str, Any]]:
     """Return a list of objects, empty if absent. Raises Malformed for anything else."""
     found = owner.get(key, [])
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
-        raise Malformed(f"its {key} are no list of objects")
+        raise Malformed(f"its {key} must be a list of objects")
     return found
 
 
@@ -46,7 +46,7 @@ def object_of(owner: dict[str, Any], key: str, what: str) -> dict[str, Any]:
 def named(value: Any, among: Sized, what: str, owner: str) -> int:
     """Return the number of one of ``among``. Raises Malformed for anything else."""
     if type(value) is not int or not 0 <= value < len(among):
-        raise Malformed(f"{owner} names {what} {shown(value)}; there are {len(among)}")
+        raise Malformed(f"{owner} refers to {what} {shown(value)}; there are {len(among)}")
     return value
 
 

@@ -44,7 +44,7 @@ class Nodes:
         while stack:
             index = stack.pop()
             if index in seen:
-                raise Malformed(f"node {index} is drawn twice in its scene")
+                raise Malformed(f"node {index} occurs twice in its scene")
             seen.add(index)
             yield index
             stack += reversed(self._children(index))
@@ -55,7 +55,7 @@ class Nodes:
         while chain[-1] not in self._worlds and self._parents[chain[-1]] is not None:
             chain.append(self._parents[chain[-1]])  # type: ignore[arg-type]
             if len(chain) > MAX_DEPTH:
-                raise Malformed(f"its nodes lie more than {MAX_DEPTH} deep, or in a circle")
+                raise Malformed(f"its nodes are nested more than {MAX_DEPTH} deep, or in a cycle")
         for node in reversed(chain):
             if node not in self._worlds:
                 parent = self._parents[node]
@@ -95,7 +95,9 @@ class Nodes:
                 share = shares[:, column]
                 used = share != 0
                 if used.any() and joints[used, column].max() >= len(matrices):
-                    raise Malformed(f"a vertex names joint {int(joints[used, column].max())} of {len(matrices)}")
+                    raise Malformed(
+                        f"a vertex refers to joint {int(joints[used, column].max())}; there are {len(matrices)}"
+                    )
                 place = matrices[np.where(used, joints[:, column], 0)]  # [R, 4, 4]
                 with np.errstate(over="ignore", invalid="ignore"):
                     moved += share[:, None] * (np.einsum("nij,nj->ni", place[:, :3, :3], positions) + place[:, :3, 3])

@@ -26,9 +26,9 @@ import numpy as np
 
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReaderMissing, ReadOptions, Surface
 
-__all__ = ["MAX_MESSAGE", "call", "decode", "need", "told"]
+__all__ = ["MAX_MESSAGE", "call", "decode", "errors_of", "need"]
 
-FREE_MEMORY = 2**30  # bytes that any file may take beyond what its decoder takes to start
+FREE_MEMORY = 2**30  # bytes that any file may use beyond what its decoder needs to start
 MEMORY_SHARE = 64  # more bytes for each byte of the file, as for what is packed elsewhere (entrance.unpacking_fault)
 FREE_SECONDS = 30  # of processor time
 BYTES_A_SECOND = 200_000  # what the slowest of the decoders gets through, ten times over
@@ -47,13 +47,13 @@ def need(module: str, what: str) -> None:
 
 
 @contextmanager
-def told(library: str) -> Iterator[None]:
-    """Convert what a library raises to Malformed: this is how it reports a faulty file."""
+def errors_of(library: str) -> Iterator[None]:
+    """Convert whatever a library raises to Malformed: that is how it reports a faulty file."""
     try:
         yield
     except (Malformed, MemoryError, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # Rust's panics are no Exceptions
+    except BaseException as error:  # a panic of Rust code is not an Exception
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise Malformed(f"cannot be read by {library}: {said}"[:MAX_MESSAGE]) from error
 
@@ -104,17 +104,17 @@ def call(module: str, function: str, data: bytes, path: Path, options: ReadOptio
             timeout=PATIENCE * seconds,
         )
     except subprocess.TimeoutExpired as error:  # the process is gone: run kills it
-        said = f"the process that read the file had not used {seconds} s of a core within {error.timeout:.0f} s"
+        said = f"the process that read the file did not get {seconds} s of processor time within {error.timeout:.0f} s"
         raise OSError(errno.ETIMEDOUT, said) from None
     if done.returncode == _MEMORY:
-        raise Malformed(f"takes more than {head['memory']} bytes of memory; its {len(data)} bytes do not justify it")
+        raise Malformed(f"takes more than {head['memory']} bytes of memory, too much for a file of {len(data)} bytes")
     if done.returncode == -getattr(signal, "SIGXCPU", 0) != 0:
-        raise Malformed(f"takes more than {seconds} s to read; its {len(data)} bytes do not justify it")
+        raise Malformed(f"takes more than {seconds} s to read, too long for a file of {len(data)} bytes")
     if done.returncode == -getattr(signal, "SIGKILL", 0) != 0:
         raise MemoryError("the process that read the file was killed")
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        raise Malformed(f"ends the library that reads it with {name}; it is damaged, or too large for its size")
+        raise Malformed(f"crashes the library that reads it ({name}); it is damaged, or expands too much")
     if done.returncode:
         said = done.stderr.decode("utf-8", "replace")[-4000:]
         raise RuntimeError(f"reading {path} in a process of its own failed with exit {done.returncode}\n{said}")
@@ -218,4 +218,4 @@ def _limit(memory: int, seconds: int) -> None:
 if __name__ == "__main__":
     status = _main(int(sys.argv[1]))
     sys.stderr.flush()
-    os._exit(status)  # libraries that were stopped half way crash when they are unloaded
+    os._exit(status)  # libraries that were interrupted crash when they are unloaded

@@ -14,7 +14,7 @@ from pipeline.corpora.entrance import unpacking_fault
 from pipeline.corpora.formats.columns import whole_parts
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions, Surface
 from pipeline.corpora.formats.isolated import decode as decode_apart
-from pipeline.corpora.formats.isolated import need, told
+from pipeline.corpora.formats.isolated import errors_of, need
 
 __all__ = ["decode", "prepare", "read_las"]
 
@@ -49,19 +49,19 @@ def _check_header(data: bytes, path: Path) -> None:
     form, length, count = struct.unpack_from("<BHI", data, 104)
     if minor == 4:
         if len(data) < 375 or head < 375:
-            raise Malformed(f"is LAS 1.4 with a header of {min(head, len(data))} bytes; it has 375")
+            raise Malformed(f"is LAS 1.4 with a header of {min(head, len(data))} bytes; LAS 1.4 has 375")
         count = struct.unpack_from("<Q", data, 247)[0] or count
     if not head <= start <= len(data) or head + records * _RECORD > start:
         raise Malformed(
-            f"its header of {head} bytes promises {records} records and points from byte {start}; the file has "
+            f"its header of {head} bytes declares {records} records and points from byte {start}; the file has "
             f"{len(data)}"
         )
     packed = bool(form & _PACKED)
     if not packed and start + count * length > len(data):
-        raise Malformed(f"promises {count} points of {length} bytes from byte {start}; the file has {len(data)} bytes")
+        raise Malformed(f"declares {count} points of {length} bytes from byte {start}; the file has {len(data)} bytes")
     fault = unpacking_fault(count * length, len(data) - start, MAX_BYTES) if packed else ""
     if fault:
-        raise Malformed(f"promises {count} points of {length} bytes, which {fault}")
+        raise Malformed(f"declares {count} points of {length} bytes, which {fault}")
     scales = struct.unpack_from("<6d", data, 131)
     if not (np.isfinite(scales).all() and all(scales[:3])):
         raise Malformed(f"its header has the scales {scales[:3]} and offsets {scales[3:]}; expected finite numbers")
@@ -76,17 +76,17 @@ def decode(data: bytes, path: Path, options: ReadOptions) -> Cloud:
     """Decode a cloud from bytes whose header was checked."""
     import laspy
 
-    with told("laspy"):
+    with errors_of("laspy"):
         # One thread: many files are read at once.
         stored = laspy.read(io.BytesIO(data), laz_backend=laspy.LazBackend.Lazrs)
         promised = int(stored.header.point_count)
         if len(stored.points) != promised:
-            raise Malformed(f"promises {promised} points and holds {len(stored.points)}; it is truncated")
+            raise Malformed(f"declares {promised} points and holds {len(stored.points)}; it is truncated")
         points = np.stack([np.asarray(stored[axis], np.float64) for axis in "xyz"], axis=-1)
         names = list(stored.point_format.dimension_names)
         withheld = np.asarray(stored["withheld"], bool) if "withheld" in names else np.zeros(promised, bool)
         if options.parts and options.parts not in names:
-            raise Malformed(f"parts={options.parts} is asked for; its dimensions are {', '.join(names)}"[:300])
+            raise Malformed(f"parts={options.parts} was requested; its dimensions are {', '.join(names)}"[:300])
         parts = whole_parts(_numbers(stored[options.parts], options.parts), options.parts) if options.parts else None
     notes = {"points marked as withheld": int(withheld.sum())} if withheld.any() else {}
     return Cloud(points[~withheld], parts=None if parts is None else parts[~withheld], notes=notes)
@@ -95,5 +95,5 @@ def decode(data: bytes, path: Path, options: ReadOptions) -> Cloud:
 def _numbers(values: Any, name: str) -> np.ndarray:
     array = np.asarray(values)
     if array.ndim != 1 or array.dtype.kind not in "biuf":
-        raise Malformed(f"its dimension {name!r} holds no whole numbers")
+        raise Malformed(f"its dimension {name!r} does not contain whole numbers")
     return array.astype(np.float64)

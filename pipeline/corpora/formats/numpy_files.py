@@ -81,7 +81,7 @@ def array_from_npy(data: bytes, *, kinds: str = "fiu") -> np.ndarray:
     body = data[start + length :]
     if count * dtype.itemsize != len(body):
         raise Malformed(
-            f"the header promises {shape} of {dtype} ({count * dtype.itemsize} bytes), {len(body)} bytes follow"
+            f"the header declares {shape} of {dtype} ({count * dtype.itemsize} bytes), {len(body)} bytes follow"
         )
     flat = np.frombuffer(body, dtype=dtype)
     return flat.reshape(shape, order="F" if fortran else "C")
@@ -106,7 +106,7 @@ def member_bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo, held: int, mos
     with archive.open(info) as member:
         data = member.read(info.file_size + 1)  # the directory may lie about the size
     if len(data) != info.file_size:
-        raise Malformed(f"{what} does not unpack to the {info.file_size} bytes that the directory promises")
+        raise Malformed(f"{what} does not unpack to the {info.file_size} bytes that the directory declares")
     return data
 
 
@@ -119,8 +119,8 @@ def read_npz(data: bytes, path: Path, options: ReadOptions) -> Cloud:
             field = next((name for name in names if name.removesuffix(".npy").lower() in OFF_SURFACE), None)
             if field is not None:
                 raise Malformed(
-                    f"holds query points with {field.removesuffix('.npy')}, which lie off the surface, and no cloud "
-                    f"({held})"
+                    f"contains query points with {field.removesuffix('.npy')}, which lie off the surface, and no "
+                    f"cloud ({held})"
                 )
             if names.count("points.npy") > 1:
                 raise Malformed("holds two arrays 'points'")
@@ -129,7 +129,7 @@ def read_npz(data: bytes, path: Path, options: ReadOptions) -> Cloud:
             name = "points.npy" if "points.npy" in names else names[0]
             unpacked = member_bytes(archive, archive.getinfo(name), len(data), MAX_ARRAY_BYTES)
     except ZIP_ERRORS as error:
-        raise Malformed(f"not a whole NPZ file: {error}") from error
+        raise Malformed(f"not a complete NPZ file: {error}") from error
     return _cloud(array_from_npy(unpacked, kinds="fiuV"), options)
 
 
@@ -172,6 +172,6 @@ def _records(array: np.ndarray, names: list[str]) -> np.ndarray:
     odd = [name for name in names if array.dtype[name].kind not in "fiu" or array.dtype[name].subdtype is not None]
     if odd or array.ndim != 1:
         raise Malformed(
-            f"its records {'have fields that are no numbers: ' + ', '.join(odd)[:60] if odd else array.shape}"
+            f"its records {'have fields that are not numbers: ' + ', '.join(odd)[:60] if odd else array.shape}"
         )
     return np.stack([array[name].astype(np.float64) for name in names], axis=-1)

@@ -43,7 +43,7 @@ def read_obj(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
     are counted. Free-form surfaces are refused, and files of nothing but lines.
     """
     if options.parts not in ("", *_PARTS):
-        raise Malformed(f"parts={options.parts} is asked for; an OBJ has parts by object, group and material")
+        raise Malformed(f"parts={options.parts} was requested; an OBJ has parts by object, group and material")
     found = _elements(_text(data), _PARTS.get(options.parts, ""))
     if not len(found.sizes):
         if not len(found.xyz) or (found.notes and not len(found.points)):
@@ -124,7 +124,7 @@ def _elements(text: str, part_word: str) -> _Elements:
             elif word == part_word:
                 owner = " ".join(words[1:]) or "none"
         except (ValueError, OverflowError):
-            what = "is not three numbers" if word == "v" else "names a vertex that cannot be"
+            what = "is not three numbers" if word == "v" else "refers to a vertex that cannot exist"
             raise Malformed(f"line {number}: {line.strip()[:60]!r} {what}") from None
 
     for block in line_blocks(text):
@@ -139,7 +139,7 @@ def _elements(text: str, part_word: str) -> _Elements:
             for number, line in enumerate(block.text.split("\n"), block.first):
                 take(number, line)
     if last[0] > len(vertices) // 3:
-        raise Malformed(f"line {last[1]} names vertex {last[0]}; there are {len(vertices) // 3}")
+        raise Malformed(f"line {last[1]} refers to vertex {last[0]}; there are {len(vertices) // 3} vertices")
     return _Elements(
         np.array(vertices, np.float64).reshape(-1, 3),
         np.array(sizes, np.int64),

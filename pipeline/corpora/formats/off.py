@@ -47,11 +47,11 @@ def read_off(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
     The keyword is OFF with ST, C, N before it, also directly before the counts as in ModelNet. A file without faces is
     a cloud.
 
-    Where every vertex and face is a line of its own, lines tell where a face ends and its colour begins, which is not
-    looked at. Elsewhere the file has to be of one meaning to its last number, with or without such colours.
+    Where every vertex and face is a line of its own, lines show where a face ends and its colour begins, which is
+    ignored. Elsewhere the file must have only one reading, to its last number, with or without such colours.
     """
     if options.parts:
-        raise Malformed(f"parts={options.parts} is asked for; an OFF has none")
+        raise Malformed(f"parts={options.parts} was requested; an OFF has none")
     data = _plain(data)
     leading = _LEADING.match(data)
     start = leading.end() if leading else 0
@@ -82,14 +82,14 @@ def _head(word: str) -> _Head:
     if len(set(before)) < len(before):
         raise Malformed(f"starts with {word[:20]!r}; expected OFF with ST, C, N, 4 and n at most once before it")
     if "4" in before:
-        raise Malformed(f"{word} has vertices of four numbers in space; expected three")
+        raise Malformed(f"{word} has vertices of four coordinates; expected three")
     width = 3 + 2 * ("ST" in before) + 3 * ("N" in before)
     return _Head(word, (width + 4, width + 3) if "C" in before else (width,), 1 if "n" in before else 0)
 
 
 def _check_dimension(head: _Head, dimension: float) -> None:
     if dimension != 3:
-        raise Malformed(f"{head.word} has vertices of {dimension:g} numbers in space; expected 3")
+        raise Malformed(f"{head.word} has vertices of {dimension:g} coordinates; expected 3")
 
 
 def _read_binary(data: bytes, at: int, head: _Head) -> _Found:
@@ -129,13 +129,13 @@ def _read_text(tokens: Tokens, head: _Head) -> _Found:
             meanings.append(found)
     if len(meanings) > 1:
         raise Malformed(
-            "can be read in more than one way, as its lines do not tell where faces end and colours begin; write every "
-            "vertex and every face on a line of its own"
+            "is ambiguous, because its lines do not show where faces end and colours begin; write every vertex and "
+            "every face on a line of its own"
         )
     if meanings:
         return meanings[0]
     if lines < M + F:
-        raise Malformed(f"the header promises {M} vertices and {F} faces, {lines} lines follow; the file is truncated")
+        raise Malformed(f"the header declares {M} vertices and {F} faces, {lines} lines follow; the file is truncated")
     raise reasons[-1] if reasons else Malformed(f"its numbers are not {M} vertices and {F} faces, and nothing else")
 
 
@@ -164,7 +164,7 @@ def _counts(tokens: Tokens, head: _Head) -> tuple[int, int, list[int]]:
         after = [at + 2]
     if n < 3 * M + F:  # before anything is made as large as they say
         lines = len(tokens.firsts) - int(np.searchsorted(tokens.firsts, after[-1]))
-        raise Malformed(f"the header promises {M} vertices and {F} faces, {lines} lines follow; the file is truncated")
+        raise Malformed(f"the header declares {M} vertices and {F} faces, {lines} lines follow; the file is truncated")
     return M, F, after
 
 
@@ -172,7 +172,7 @@ def _by_lines(tokens: Tokens, start: int, M: int, F: int, head: _Head) -> _Found
     """Read every vertex and face from a line of its own. Raises Malformed, naming the line, where that fails."""
     firsts = tokens.firsts[np.searchsorted(tokens.firsts, start) :]
     if len(firsts) != M + F:
-        raise Malformed(f"the header promises {M} vertices and {F} faces, {len(firsts)} lines follow")
+        raise Malformed(f"the header declares {M} vertices and {F} faces, {len(firsts)} lines follow")
     widths = np.diff(firsts, append=len(tokens.values))
     usual = max(int(widths[0]), 3) if M else 3
     wrong = np.flatnonzero(widths[:M] != usual)

@@ -56,7 +56,7 @@ def read_pcd(data: bytes, path: Path, options: ReadOptions) -> Cloud:
     wanted = [*where, *([part_column(options.parts, names, len(names))] if options.parts else [])]
     for k in wanted:
         if header.counts[k] != 1:
-            raise Malformed(f"its field {names[k]!r} holds {header.counts[k]} numbers a point; expected one")
+            raise Malformed(f"its field {names[k]!r} has {header.counts[k]} numbers per point; expected one")
     match header.form:
         case "ascii":
             table = _ascii(data, header, wanted)
@@ -103,7 +103,7 @@ def _header(data: bytes) -> _Header:
         if kind not in _KINDS or size not in _KINDS[kind][1] or count < 1:
             raise Malformed(f"its field {name[:30]!r} has type {kind[:10]}, size {size}, count {count}")
     if sum(size * count for size, count in zip(sizes, counts, strict=True)) > _MAX_RECORD:
-        raise Malformed("its header describes points of over a megabyte each")
+        raise Malformed("its header declares points of more than a megabyte each")
     form = " ".join(entries["DATA"]).lower()
     if form not in ("ascii", "binary", "binary_compressed"):
         raise Malformed(f"DATA is {form[:30]!r}; expected ascii, binary or binary_compressed")
@@ -112,7 +112,7 @@ def _header(data: bytes) -> _Header:
     )
     promised = _integers(entries.get("POINTS", []), "POINTS", _MAX_POINTS)
     if len(grid) == 2 and promised and grid[0] * grid[1] != promised[0]:
-        raise Malformed(f"its header promises WIDTH x HEIGHT = {grid[0]} x {grid[1]} and POINTS = {promised[0]}")
+        raise Malformed(f"its header declares WIDTH x HEIGHT = {grid[0]} x {grid[1]} and POINTS = {promised[0]}")
     if not promised and len(grid) != 2:
         raise Malformed("its header has neither POINTS nor WIDTH")
     points = promised[0] if promised else grid[0] * grid[1]
@@ -136,12 +136,12 @@ def _ascii(data: bytes, header: _Header, wanted: list[int]) -> np.ndarray:
     lines = [line for line in data[header.body :].decode("latin-1").splitlines() if line.strip()]
     if len(lines) != header.points:
         what = "; the file is truncated" if len(lines) < header.points else ""
-        raise Malformed(f"the header promises {header.points} points, {len(lines)} lines follow{what}")
+        raise Malformed(f"the header declares {header.points} points, {len(lines)} lines follow{what}")
     if not lines:
         return np.empty((0, len(wanted)))
     for number, line in enumerate(lines, start=1):
         if len(line.split()) != width:
-            raise Malformed(f"point {number} has {len(line.split())} numbers; the header promises {width}")
+            raise Malformed(f"point {number} has {len(line.split())} numbers; the header declares {width}")
     try:
         return np.loadtxt(lines, usecols=columns, ndmin=2, comments=None)
     except ValueError as error:
@@ -151,7 +151,7 @@ def _ascii(data: bytes, header: _Header, wanted: list[int]) -> np.ndarray:
 def _binary(data: bytes, header: _Header, wanted: list[int]) -> np.ndarray:
     record = header.record
     if header.body + header.points * record.itemsize > len(data):
-        raise Malformed(f"the header promises {header.points} points, the file ends before; it is truncated")
+        raise Malformed(f"the header declares {header.points} points, the file ends before; it is truncated")
     table = np.frombuffer(data, dtype=record, count=header.points, offset=header.body)
     return _columns([table[f"f{k}"][:, 0] for k in wanted])
 
@@ -165,7 +165,7 @@ def _compressed(data: bytes, header: _Header, wanted: list[int]) -> np.ndarray:
     expected = header.points * header.record.itemsize
     if len(body) != packed or size != expected or size > _LZF_RATIO * packed:
         raise Malformed(
-            f"promises {packed} bytes that unpack to {size}; {len(body)} follow, {header.points} points take {expected}"
+            f"declares {packed} bytes that unpack to {size}; {len(body)} follow, {header.points} points take {expected}"
         )
     if not size:
         return np.empty((0, len(wanted)))

@@ -40,7 +40,9 @@ class Placed:
         if self._triangles > MAX_TRIANGLES or len(self._faces) >= MAX_PLACED:
             raise Malformed(f"places more than {MAX_TRIANGLES} triangles or {MAX_PLACED} meshes")
         if faces.size and (faces.min() < 0 or faces.max() >= len(vertices)):
-            raise Malformed(f"a face of {owner!r} names vertex {int(faces.max())}; there are {len(vertices)}"[:200])
+            raise Malformed(
+                (f"a face of {owner!r} refers to vertex {int(faces.max())}; there are {len(vertices)} vertices")[:200]
+            )
         self._vertices.append(vertices)
         self._faces.append(faces + self._count)
         self._owners.append((owner, len(faces)))
@@ -50,7 +52,7 @@ class Placed:
         """Return the joined surface. Raises Malformed if it is empty."""
         if not self._triangles:
             only = ", ".join(f"{count} {reason}" for reason, count in self.notes.items())
-            raise Malformed(f"what it shows holds no triangles{f' ({only})' if only else ''}")
+            raise Malformed(f"its visible scene has no triangles{f' ({only})' if only else ''}")
         names = tuple(dict.fromkeys(name for name, _ in self._owners)) if self.parts else ()
         number = {name: k for k, name in enumerate(names)}
         return Surface(

@@ -54,7 +54,9 @@ def read_ply(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
     if "vertex" not in elements:
         raise Malformed(f"has no vertex element; it has {', '.join(elements)[:80] or 'none at all'}")
     if len(faces) > 1:
-        raise Malformed("holds both face and tristrips, which may be one surface twice; save it with one of them")
+        raise Malformed(
+            "has both face and tristrips, which may describe the same surface twice; save it with one of them"
+        )
     axes = [_only(elements["vertex"], axis) for axis in "xyz"]
     corners = [_corner_list(element) for element in faces]
     where, notes = _find(data, header, wanted={"vertex", *(element.name for element in faces)})
@@ -62,7 +64,7 @@ def read_ply(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
     if not faces:
         edges = elements.get("edge")
         if edges and edges.rows:
-            raise Malformed(f"holds {edges.rows} edges and no faces; its vertices are their ends and no cloud")
+            raise Malformed(f"has {edges.rows} edges and no faces; its vertices are ends of edges, not a cloud")
         return Cloud(vertices, parts=_labels(where["vertex"], options.parts), notes=notes)
     rows = where[faces[0].name]
     triangles, owners, found = (_polygons if faces[0].name == "face" else _strips)(vertices, rows, corners[0])
@@ -155,7 +157,7 @@ def _find(data: bytes, header: _Header, wanted: set[str]) -> tuple[dict[str, Row
         promised = sum(element.rows for element in header.elements if element.properties)
         source = Words(tokens, by_lines=promised == len(tokens.firsts))
         if promised > source.end:  # no row is less than a number
-            raise Malformed(f"the header promises {promised} lines, {len(tokens.firsts)} follow; the file is truncated")
+            raise Malformed(f"the header declares {promised} lines, {len(tokens.firsts)} follow; the file is truncated")
         at = 0
     else:
         source = Binary(data, "<" if header.form == "binary_little_endian" else ">")
@@ -171,14 +173,14 @@ def _find(data: bytes, header: _Header, wanted: set[str]) -> tuple[dict[str, Row
     except Malformed as error:
         if header.form == "ascii" and promised > len(tokens.firsts):
             raise Malformed(
-                f"the header promises {promised} lines, {len(tokens.firsts)} follow; the file is truncated"
+                f"the header declares {promised} lines, {len(tokens.firsts)} follow; the file is truncated"
             ) from error
         raise
     if header.form == "ascii" and at < source.end:
-        raise Malformed(f"{source.where(at, header.elements[-1], header.elements[-1].rows)}: more than promised")
+        raise Malformed(f"{source.where(at, header.elements[-1], header.elements[-1].rows)}: more than declared")
     rest = data[at:] if header.form != "ascii" else b""
     if len(rest) >= _LOOSE and rest.strip(b"\0 \r\n\t"):
-        raise Malformed(f"{len(rest)} bytes follow what its header promises")
+        raise Malformed(f"{len(rest)} bytes follow what its header declares")
     return found, {"bytes behind the last element": len(rest)} if rest.strip() else {}
 
 
@@ -200,7 +202,7 @@ def _strips(vertices: np.ndarray, rows: Rows, corners: int) -> tuple[np.ndarray,
     owners = np.repeat(order, lengths + 1)
     wrong = sequence[(sequence < -1) | (sequence >= len(vertices))]
     if len(wrong):
-        raise Malformed(f"a strip names vertex {wrong[0]}; there are {len(vertices)}")
+        raise Malformed(f"a strip refers to vertex {wrong[0]}; there are {len(vertices)} vertices")
     places = np.arange(len(sequence))
     begins = np.maximum.accumulate(np.where(sequence == -1, places + 1, 0))  # of the strip that each corner is in
     triples = np.stack([sequence[:-2], sequence[1:-1], sequence[2:]], axis=1)
@@ -220,7 +222,7 @@ def _labels(rows: Rows, parts: str, beside: Element | None = None) -> np.ndarray
     names = [prop.name for prop in rows.element.properties if prop.length is None]
     if names.count(parts) != 1:
         held = names + [prop.name for prop in beside.properties if prop.length is None] if beside else names
-        raise Malformed(f"parts={parts} is asked for; its properties are {', '.join(held)[:80]}")
+        raise Malformed(f"parts={parts} was requested; its properties are {', '.join(held)[:80]}")
     return whole_parts(rows.column(_only(rows.element, parts)), parts)
 
 

@@ -49,7 +49,7 @@ def cut_polygons(vertices: np.ndarray, groups: Sequence[np.ndarray]) -> Cut:
             raise Malformed(f"a face has {k} corners; at most {MAX_CORNERS} are cut")
         if polygons.size and (polygons.min() < 0 or polygons.max() >= len(vertices)):
             wrong = polygons[(polygons < 0) | (polygons >= len(vertices))][0]
-            raise Malformed(f"a face names vertex {wrong}; there are {len(vertices)}")
+            raise Malformed(f"a face refers to vertex {wrong}; there are {len(vertices)} vertices")
         numbers = np.arange(begin, begin + count)
         begin += count
         if k < 3:
@@ -74,8 +74,8 @@ def cut_polygons(vertices: np.ndarray, groups: Sequence[np.ndarray]) -> Cut:
             owners.append(np.full(len(cut), numbers[at]))
     if crossing > _CROSSING * area:
         raise Malformed(
-            f"{notes['faces that cross themselves']} of its faces cross themselves, {crossing / area:.0%} of its area; "
-            "triangulate it in the program that made it"
+            f"{notes['faces that cross themselves']} of its faces cross themselves, {crossing / area:.0%} of its "
+            "area; triangulate it in the program that exported it"
         )
     return Cut(np.concatenate(faces), np.concatenate(owners), notes)
 

@@ -159,7 +159,7 @@ def whole(numbers: np.ndarray) -> np.ndarray:
     elif numbers.dtype.itemsize == 8:
         fits = (numbers < 2**53) & (numbers > -(2**53) if numbers.dtype.kind == "i" else True)
     if not fits.all():
-        raise Malformed(f"a face names a vertex by something that is not a whole number ({numbers[~fits][0]})")
+        raise Malformed(f"a face refers to a vertex by something that is not a whole number ({numbers[~fits][0]})")
     return numbers.astype(np.int64)
 
 
@@ -207,7 +207,7 @@ def _plain_end(source: Source, at: int, element: Element) -> int:
 
 
 def _truncated(element: Element) -> Malformed:
-    return Malformed(f"the header promises {element.rows} of {element.name}, the file ends before; it is truncated")
+    return Malformed(f"the header declares {element.rows} of {element.name}, the file ends before; it is truncated")
 
 
 def _counts(rows: Rows, k: int) -> np.ndarray:
@@ -238,7 +238,7 @@ def _by_lines(source: Source, at: int, element: Element, firsts: np.ndarray) -> 
         check(counts <= ends - starts, "ends before its lists do")
         lengths[:, column] = counts
     widths = _fixed(source, element.properties) + lengths.sum(axis=1)
-    check(widths == ends - starts, "has not as many numbers as the header describes")
+    check(widths == ends - starts, "does not have as many numbers as the header declares")
     return rows
 
 

@@ -23,7 +23,7 @@ _VERTEX = re.compile(r"\bvertex\s+(\S+)\s+(\S+)\s+(\S+)")
 def read_stl(data: bytes, path: Path, options: ReadOptions) -> Surface:
     """Read the triangles of a binary file, or of all solids of an ASCII one, regardless of line breaks."""
     if options.parts:
-        raise Malformed(f"parts={options.parts} is asked for; an STL has none")
+        raise Malformed(f"parts={options.parts} was requested; an STL has none")
     if len(data) >= 84:
         count = int.from_bytes(data[80:84], "little")
         if len(data) == 84 + 50 * count and count:
@@ -32,13 +32,13 @@ def read_stl(data: bytes, path: Path, options: ReadOptions) -> Surface:
     if text[:5].lower() == b"solid" and b"facet" in text.lower() and b"\0" not in text:
         return _ascii(text.decode("latin-1").lower())
     if len(data) < 84:
-        raise Malformed("neither a binary STL nor a whole ASCII one (solid ... endsolid)")
+        raise Malformed("neither a binary STL nor a complete ASCII one (solid ... endsolid)")
     if count in _UNKNOWN and len(data) > 84 and (len(data) - 84) % 50 == 0:
         return _binary(data, (len(data) - 84) // 50, {"counts of triangles not filled in": 1})
     rest = data[84 + 50 * count :]
     if count and rest and (len(rest) < 50 or not rest.strip(b"\0 \r\n\t")):
         return _binary(data, count, {"bytes behind the last triangle": len(rest)})
-    raise Malformed(f"the header promises {count} triangles ({84 + 50 * count} bytes), the file has {len(data)} bytes")
+    raise Malformed(f"the header declares {count} triangles ({84 + 50 * count} bytes), the file has {len(data)} bytes")
 
 
 def _binary(data: bytes, count: int, notes: dict[str, int]) -> Surface:
@@ -50,7 +50,7 @@ def _binary(data: bytes, count: int, notes: dict[str, int]) -> Surface:
 
 def _ascii(text: str) -> Surface:
     if "endsolid" not in text:
-        raise Malformed("neither a binary STL nor a whole ASCII one (solid ... endsolid)")
+        raise Malformed("neither a binary STL nor a complete ASCII one (solid ... endsolid)")
     # names of solids may be any words, vertex and facet among them
     text = _without_solids(text)
     vertices = _plain(text)

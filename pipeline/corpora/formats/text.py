@@ -67,17 +67,21 @@ def decode_text(data: bytes) -> str:
         try:
             text = data.decode(name)
         except UnicodeDecodeError as error:
-            raise Malformed(f"starts with the mark of {name} and is not: {error.reason}; save it as UTF-8") from error
+            raise Malformed(
+                f"starts with the byte order mark of {name}, but is not valid: {error.reason}; save it as UTF-8"
+            ) from error
     else:
         if b"\0" in data:
             alike = data[1::2].count(0) > len(data) // 4 or data[::2].count(0) > len(data) // 4
-            raise Malformed("looks like UTF-16 without its mark; save it as UTF-8" if alike else "is binary, not text")
+            raise Malformed(
+                "looks like UTF-16 without a byte order mark; save it as UTF-8" if alike else "is binary, not text"
+            )
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError:
             text = data.decode("latin-1")
     if "\0" in text:
-        raise Malformed("holds zero bytes, as a file does that was cut off by a power failure")
+        raise Malformed("contains NUL bytes, as a file does that a power failure truncated")
     return text
 
 
@@ -227,7 +231,7 @@ def _table(lines: list[_Line]) -> _Table:
         for field in line.text.split():
             if "," in field and not (_DECIMAL_COMMA.fullmatch(field)):
                 raise Malformed(
-                    f"line {line.number} mixes commas and blanks: {line.text[:60]!r}; separate by one of them"
+                    f"line {line.number} mixes commas and blanks: {line.text[:60]!r}; use one of them as separator"
                 )
     return _Table(lines, None, True)
 
@@ -248,7 +252,7 @@ def _without_quotes(lines: list[_Line]) -> list[_Line]:
         try:
             (fields,) = csv.reader([text], delimiter=separator, skipinitialspace=True, strict=True)
         except (csv.Error, ValueError) as error:
-            raise Malformed(f"line {number} has quotes that do not pair up: {text[:60]!r}") from error
+            raise Malformed(f"line {number} has unbalanced quotes: {text[:60]!r}") from error
         rows.append((number, separator, [field.strip() for field in fields]))
     commas = any("," in field for _, _, fields in rows for field in fields)
     return [_Line(number, (";" if commas else separator).join(fields)) for number, separator, fields in rows]
@@ -368,7 +372,7 @@ def _numbers(table: _Table, where: Sequence[int]) -> np.ndarray:
                 if not _DECIMAL_COMMA.fullmatch(fields[k]) or not fields[k]:
                     raise Malformed(
                         f"line {line.number} has {fields[k][:30]!r} in column {k + 1}; the file has commas as decimal "
-                        "signs, and this is no such number"
+                        "signs, and this is not such a number"
                     )
         texts = [text.replace(",", ".") for text in texts]
     try:
@@ -380,7 +384,7 @@ def _numbers(table: _Table, where: Sequence[int]) -> np.ndarray:
         for k in where:
             if not _NUMBER.fullmatch(fields[k]):
                 raise Malformed(
-                    f"line {line.number} has {fields[k][:30]!r} in column {k + 1}, which is no number"
+                    f"line {line.number} has {fields[k][:30]!r} in column {k + 1}, which is not a number"
                     + ("" if fields[k] else ": the field is empty")
                 )
     raise Malformed("its lines are not made of numbers")

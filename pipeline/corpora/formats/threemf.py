@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.corpora.entrance import unpacking_fault
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions, Surface
 from pipeline.corpora.formats.isolated import decode as decode_apart
-from pipeline.corpora.formats.isolated import need, told
+from pipeline.corpora.formats.isolated import errors_of, need
 from pipeline.corpora.formats.numpy_files import ZIP_ERRORS
 from pipeline.corpora.formats.placed import MAX_PLACED, MAX_TRIANGLES, Placed
 from pipeline.corpora.formats.xml_text import check_xml
@@ -33,7 +33,7 @@ def read_3mf(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
     mesh, and required extensions that lib3mf does not know are refused. ``parts=object`` gives the objects' names.
     """
     if options.parts not in ("", "object"):
-        raise Malformed(f"parts={options.parts} is asked for; a 3MF file has parts by object")
+        raise Malformed(f"parts={options.parts} was requested; a 3MF file has parts by object")
     _check_archive(data)
     need("lib3mf", "is a 3MF file")
     return decode_apart(__name__, data, path, options)
@@ -45,7 +45,7 @@ def _check_archive(data: bytes) -> None:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = archive.infolist()
     except ZIP_ERRORS as error:
-        raise Malformed(f"not a whole 3MF file: {error}") from error
+        raise Malformed(f"not a complete 3MF file: {error}") from error
     for info in members:
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise Malformed(f"{info.filename[:60]!a} is packed by method {info.compress_type}; expected deflate")
@@ -73,7 +73,7 @@ def decode(data: bytes, path: Path, options: ReadOptions) -> Surface:
                 except ZIP_ERRORS as error:
                     raise Malformed(f"{info.filename[:60]!a} cannot be unpacked: {error}") from error
                 check_xml(text, ascii(info.filename[:60]))
-    with told("lib3mf"):
+    with errors_of("lib3mf"):
         model = lib3mf.get_wrapper().CreateModel()
         reader = model.QueryReader("3mf")
         reader.SetStrictModeActive(False)
@@ -87,7 +87,7 @@ def decode(data: bytes, path: Path, options: ReadOptions) -> Surface:
         scene = _Scene(placed)
         items = model.GetBuildItems()
         if not items.Count():
-            raise Malformed("its build places nothing; only its resources hold objects")
+            raise Malformed("its build section places nothing; only its resources contain objects")
         roots = []
         while items.MoveNext():
             item = items.GetCurrent()
@@ -112,7 +112,7 @@ class _Scene:
         """Count the objects and triangles one object places, without placing them: few bytes can mean 2^60."""
         number = thing.GetUniqueResourceID()
         if number in above or len(above) > 100:
-            raise Malformed("its components hold themselves, or lie more than 100 deep")
+            raise Malformed("its components contain themselves, or are nested more than 100 deep")
         if number not in self._counts:
             if thing.IsMeshObject():
                 found = 1, thing.GetTriangleCount()
@@ -120,7 +120,7 @@ class _Scene:
                 below = [self.count(part.GetObjectResource(), (*above, number)) for part in _components(thing)]
                 found = 1 + sum(n for n, _ in below), sum(n for _, n in below)
             else:
-                raise Malformed(f"places object {thing.GetResourceID()}, which is no mesh (a level set?); {REMEDY}")
+                raise Malformed(f"places object {thing.GetResourceID()}, which is not a mesh (a level set?); {REMEDY}")
             self._counts[number] = found
         return self._counts[number]
 
@@ -143,9 +143,9 @@ class _Scene:
         number = thing.GetUniqueResourceID()
         if number not in self._meshes:
             if thing.BeamLattice().GetBeamCount():
-                raise Malformed(f"object {thing.GetResourceID()} is made of beams, which are not read here; {REMEDY}")
+                raise Malformed(f"object {thing.GetResourceID()} is made of beams, which are not supported; {REMEDY}")
             if thing.HasSlices(False) and int(thing.GetSlicesMeshResolution()) != 0:
-                raise Malformed(f"object {thing.GetResourceID()} is made of slices, which are not read here; {REMEDY}")
+                raise Malformed(f"object {thing.GetResourceID()} is made of slices, which are not supported; {REMEDY}")
             vertices = np.array([p.Coordinates[:] for p in thing.GetVertices()], np.float64).reshape(-1, 3)
             faces = np.array([t.Indices[:] for t in thing.GetTriangleIndices()], np.int64).reshape(-1, 3)
             self._meshes[number] = vertices, faces

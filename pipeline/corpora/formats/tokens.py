@@ -91,7 +91,7 @@ def _cut(text: bytes, at: int) -> int:
         return len(text)
     end = 1 + max(text.rfind(blank, at, end) for blank in (b"\n", b"\r", b" ", b"\t"))
     if end <= at:
-        raise Malformed("holds a word of megabytes; it is no text")
+        raise Malformed("holds a word of megabytes; it is not text")
     return end + 1 if text[end - 1 : end + 1] == b"\r\n" else end
 
 

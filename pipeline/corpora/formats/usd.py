@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.corpora.faults import read_file
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions, Surface
-from pipeline.corpora.formats.isolated import MAX_MESSAGE, call, need, told
+from pipeline.corpora.formats.isolated import MAX_MESSAGE, call, errors_of, need
 from pipeline.corpora.formats.isolated import decode as decode_apart
 from pipeline.corpora.formats.numpy_files import ZIP_ERRORS
 from pipeline.corpora.formats.placed import Placed
@@ -42,7 +42,7 @@ def read_usd(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
     subdivision surface is read as its control mesh, which is noted. ``parts=node`` gives the prims' paths.
     """
     if options.parts not in ("", "node"):
-        raise Malformed(f"parts={options.parts} is asked for; a USD file has parts by node")
+        raise Malformed(f"parts={options.parts} was requested; a USD file has parts by node")
     _check_start(data)
     need("pxr", "is a USD file")
     return decode_apart(__name__, data, path, options)
@@ -66,9 +66,9 @@ def _check_start(data: bytes) -> None:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
         except ZIP_ERRORS as error:
-            raise Malformed(f"not a whole USDZ file: {error}") from error
+            raise Malformed(f"not a complete USDZ file: {error}") from error
         if packed:
-            raise Malformed(f"{packed[0][:60]!a} in it is compressed; USDZ stores files as they are")
+            raise Malformed(f"{packed[0][:60]!a} in it is compressed; USDZ stores files uncompressed")
 
 
 def prepare() -> None:
@@ -84,7 +84,7 @@ def _told() -> Iterator[None]:
     """Convert OpenUSD's exceptions to Malformed, without the source locations at the start of its messages."""
     from pxr import Tf
 
-    with told("OpenUSD"):
+    with errors_of("OpenUSD"):
         try:
             yield
         except Tf.ErrorException as error:
@@ -117,10 +117,10 @@ def _layers(path: Path) -> tuple[list[Any], list[Path]]:
             outer = Ar.SplitPackageRelativePathOuter(name)[0] if Ar.IsPackageRelativePath(name) else name
             target = Path(outer).resolve()
             if "://" in asset or not target.is_relative_to(folder) or not target.is_file():
-                raise Malformed(f"wants the layer {asset[:120]!r}, which is not a file beside it")
+                raise Malformed(f"refers to the layer {asset[:120]!r}, which is not a file beside it")
             opened = Sdf.Layer.FindOrOpen(name)
             if opened is None:
-                raise Malformed(f"wants the layer {asset[:120]!r}, which OpenUSD cannot open")
+                raise Malformed(f"refers to the layer {asset[:120]!r}, which OpenUSD cannot open")
             if opened.identifier in seen:
                 continue
             seen.add(opened.identifier)
@@ -146,7 +146,7 @@ def decode(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
         stage = Usd.Stage.Open(held[0], Usd.Stage.LoadAll)
         errors = stage.GetCompositionErrors()
         if errors:
-            raise Malformed(f"its layers cannot be put together: {errors[0]}"[:300])
+            raise Malformed(f"its layers cannot be composed: {errors[0]}"[:300])
         scene = _Scene(stage, options)
         scene.note_axis(str(UsdGeom.GetStageUpAxis(stage)).lower(), options.up)
         scene.draw(stage.GetPseudoRoot(), None, 0)
@@ -168,7 +168,7 @@ class _Scene:
     def note_axis(self, stated: str, wanted: str) -> None:
         """Compare the stage's axis with the user's option. Raises Malformed where they differ."""
         if wanted in ("y", "z") and wanted != stated:
-            raise Malformed(f"says that {stated} is up; up={wanted} says that {wanted} is")
+            raise Malformed(f"declares {stated} as up, but up={wanted} declares {wanted}")
         if stated == "y" and wanted not in ("y", "z"):
             self._placed.note("stage that has y up, not turned (up=y turns it)", 1)
 
@@ -188,7 +188,7 @@ class _Scene:
         walk = iter(Usd.PrimRange(root, Usd.TraverseInstanceProxies(prims)))
         for prim in walk:
             if prim.HasMetadata("clips"):
-                raise Malformed(f"{prim.GetPath()} takes values from clips, which are not read here; {REMEDY}")
+                raise Malformed(f"{prim.GetPath()} takes values from clips, which are not supported; {REMEDY}")
             if not prim.IsA(UsdGeom.Imageable):
                 continue
             shape = UsdGeom.Imageable(prim)
@@ -222,7 +222,7 @@ class _Scene:
         targets = instancer.GetPrototypesRel().GetForwardedTargets()
         for index in set(indices or ()):
             if not 0 <= index < len(targets) or not stage.GetPrimAtPath(targets[index]):
-                raise Malformed(f"{instancer.GetPath()} names prototype {index}; there are {len(targets)}")
+                raise Malformed(f"{instancer.GetPath()} refers to prototype {index}; there are {len(targets)}")
         # The prototype's own transform is part of each; what is not shown is masked out below.
         matrices = instancer.ComputeInstanceTransformsAtTime(
             self._time, self._time, instancer.IncludeProtoXform, instancer.IgnoreMask
@@ -251,7 +251,7 @@ class _Scene:
             vertices, faces = self._cut[path]
             self._placed.add(_apply(vertices, matrix), faces, path.lstrip("/"))
         else:
-            raise Malformed(f"shows {prim.GetPath()} of type {kind}, which is not read here; {REMEDY}")
+            raise Malformed(f"shows {prim.GetPath()} of type {kind}, which is not supported; {REMEDY}")
 
     def _cube(self, prim: Any) -> tuple[np.ndarray, np.ndarray]:
         from pxr import UsdGeom
@@ -265,13 +265,13 @@ class _Scene:
 
         joints = UsdGeom.PrimvarsAPI(prim).FindPrimvarWithInheritance("skel:jointIndices")
         if joints.HasAuthoredValue() or prim.GetAttribute("skel:blendShapes").HasAuthoredValue():
-            raise Malformed(f"{prim.GetPath()} is posed by a skeleton (UsdSkel), which is not read here; {REMEDY}")
+            raise Malformed(f"{prim.GetPath()} is posed by a skeleton (UsdSkel), which is not supported; {REMEDY}")
         mesh = UsdGeom.Mesh(prim)
         vertices = _array(mesh.GetPointsAttr().Get(self._time), np.float64, 3)
         counts = _array(mesh.GetFaceVertexCountsAttr().Get(self._time), np.int64, 1)[:, 0]
         corners = _array(mesh.GetFaceVertexIndicesAttr().Get(self._time), np.int64, 1)[:, 0]
         if (counts < 0).any() or counts.sum() != len(corners):
-            raise Malformed(f"{prim.GetPath()} counts {counts.sum()} corners of faces and names {len(corners)}")
+            raise Malformed(f"{prim.GetPath()} declares {counts.sum()} face corners and lists {len(corners)}")
         if mesh.GetPointsAttr().ValueMightBeTimeVarying():
             self._placed.note("meshes that move, read at their earliest time", 1)
         if mesh.GetSubdivisionSchemeAttr().Get() != "none":

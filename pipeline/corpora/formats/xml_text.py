@@ -16,10 +16,10 @@ def check_xml(data: bytes, what: str) -> None:
     parser = expat.ParserCreate()
 
     def doctype(*_: object) -> None:
-        raise Malformed(f"{what} declares a document type, which can hold entities; such XML is refused")
+        raise Malformed(f"{what} declares a document type, which can define entities; such XML is refused")
 
     parser.StartDoctypeDeclHandler = doctype
     try:
         parser.Parse(data, True)
     except expat.ExpatError as error:
-        raise Malformed(f"{what} is no whole XML: {error}") from error
+        raise Malformed(f"{what} is not complete XML: {error}") from error

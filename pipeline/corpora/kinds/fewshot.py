@@ -98,7 +98,7 @@ def open_episode(train: Corpus, test: Corpus | None, options: Options, points: i
         }
         if shared:
             raise CorpusError(
-                f"{options.uri}: {len(shared)} shapes are in train= and in test=, {min(shared)} for one. Name two "
+                f"{options.uri}: {len(shared)} shapes are in train= and in test=, for instance {min(shared)}. Use two "
                 "splits, or leave test= out to draw both from one corpus."
             )
     episode = draw_episode(

@@ -29,7 +29,7 @@ __all__ = ["FOLDS", "open_fold", "read_fold"]
 FOLDS = 10
 GET = (
     "The folds (ModelNetFewshot) are linked in DATASET.md of https://github.com/lulutang0608/Point-BERT; folds that "
-    "its generator makes anew are another benchmark."
+    "its generator makes again are another benchmark."
 )
 MAX_BYTES = 2**31  # the largest of the release has 79 MB
 MODULES = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")  # the last by NumPy 2
@@ -121,15 +121,15 @@ def read_fold(path: Path) -> dict[str, list[Item]]:
         _check_opcodes(data)
         content = _Reader(io.BytesIO(data)).load()
         if not isinstance(content, dict) or set(content) != {"train", "test"}:
-            raise _Refused("holds no dict of 'train' and 'test'")
+            raise _Refused("does not contain a dict of 'train' and 'test'")
         return {split: [_item(item, split, row) for row, item in enumerate(_list(content, split))] for split in content}
     except _Refused as error:
-        raise CorpusError(f"{path}: no fold of few-shot clouds: {error}. {GET}") from None
+        raise CorpusError(f"{path}: not a fold of few-shot clouds: {error}. {GET}") from None
     except CorpusError as error:  # of a cloud that is too small
         raise CorpusError(f"{path}: {error}") from error
     except Exception as error:  # of a pickle that is no program at all: pickle promises no set of exceptions
         raise CorpusError(
-            f"{path}: no whole pickle of a fold ({type(error).__name__}: {error}). Is the download complete?"
+            f"{path}: not a complete pickle of a fold ({type(error).__name__}: {error}). Is the download complete?"
         ) from error
 
 
@@ -164,7 +164,7 @@ class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         home = "numpy" if name in ("ndarray", "dtype") else "multiarray"
         if name not in _NAMES or module not in MODULES or not module.endswith(home):
-            raise _Refused(f"it names {module[:60]}.{name[:60]}, and only four names of NumPy are allowed")
+            raise _Refused(f"it names {module[:60]}.{name[:60]}, but only four names of NumPy are allowed")
         return _NAMES[name]
 
     def persistent_load(self, pid: Any) -> Any:
@@ -175,7 +175,7 @@ def _check_opcodes(data: bytes) -> None:
     """Walk the program without running it. Raises _Refused, or what pickletools does for one that is cut."""
     for count, (opcode, argument, _) in enumerate(pickletools.genops(data), 1):
         if opcode.name not in OPCODES:
-            raise _Refused(f"it uses {opcode.name}, which arrays and numbers do not need")
+            raise _Refused(f"it uses {opcode.name}, which arrays and numbers never need")
         # The memo is an array as long as its largest index: 4 bytes could claim gigabytes.
         if opcode.name in ("BINPUT", "LONG_BINPUT") and (argument or 0) > count:
             raise _Refused(f"it numbers object {argument} among {count}")
@@ -184,20 +184,20 @@ def _check_opcodes(data: bytes) -> None:
 def _list(content: dict[Any, Any], split: str) -> list[Any]:
     found = content[split]
     if not isinstance(found, list) or not found:
-        raise _Refused(f"'{split}' is no list of items")
+        raise _Refused(f"'{split}' is not a list of items")
     return found
 
 
 def _item(item: Any, split: str, row: int) -> Item:
     if not isinstance(item, tuple) or len(item) != 3:
-        raise _Refused(f"'{split}' {row} is no (points, label, class)")
+        raise _Refused(f"'{split}' {row} is not (points, label, class)")
     points = _array(item[0])
     if points is None or points.ndim != 2 or points.shape[1] < 3 or points.dtype.kind != "f":
         raise _Refused(f"'{split}' {row} has no points [n, 3 or more] of float32 or float64")
     check_size(1, points.shape[0], f"'{split}' {row}")
     label, original = _whole(item[1]), _whole(item[2])
     if label is None or original is None:
-        raise _Refused(f"'{split}' {row} has a label or class that is no whole number")
+        raise _Refused(f"'{split}' {row} has a label or class that is not a whole number")
     return Item(points, label, original)
 
 
@@ -241,7 +241,7 @@ def _from_bytes(shape: tuple[Any, ...], dtype: Any, data: Any, *, fortran: bool 
 
 def _path(root: Path, way: int, shot: int, fold: int, uri: str) -> Path:
     if root.is_file():
-        raise CorpusError(f"{uri}: {root} is a file; name the folder that holds {way}way_{shot}shot/{fold}.pkl")
+        raise CorpusError(f"{uri}: {root} is a file; give the folder that contains {way}way_{shot}shot/{fold}.pkl")
     # The loaders of the field say it with an underscore, its instructions without.
     places = [root / f"{way}way_{shot}shot" / f"{fold}.pkl", root / f"{way}way{shot}shot" / f"{fold}.pkl"]
     found = next((place for place in places if place.is_file()), None)
@@ -258,10 +258,10 @@ def _classes(items: list[Item], way: int, path: Path, split: str) -> dict[int, s
             raise CorpusError(f"{path}: label {item.label} of {split} {row}; expected 0..{way - 1} for {way} ways")
         if found.setdefault(item.label, item.original) != item.original:
             raise CorpusError(
-                f"{path}: label {item.label} stands for the classes {found[item.label]} and {item.original}"
+                f"{path}: label {item.label} has the classes {found[item.label]} and {item.original}; expected one"
             )
     if len(set(found.values())) < len(found):
-        raise CorpusError(f"{path}: two labels of {split} stand for one class")
+        raise CorpusError(f"{path}: two labels of {split} have the same class")
     return {label: f"class {original}" for label, original in found.items()}
 
 

@@ -31,12 +31,12 @@ SPLIT_FOLDERS = {
     "validation": "val",
 }
 MAX_DEPTH = 64  # folders within folders
-MAX_VISITS = 1000  # ways by which links may lead to one folder
+MAX_VISITS = 1000  # paths by which links may lead to one folder
 SHOWN = 3
 TABLES = frozenset({".npy", ".npz", ".xyz", ".pts", ".txt", ".csv", ".pcd"})  # where `columns=` means something
 _NOWHERE = {
-    errno.ENOENT: "which is not there",
-    errno.ENOTDIR: "a path through what is no folder",
+    errno.ENOENT: "which does not exist",
+    errno.ENOTDIR: "a path through something that is not a folder",
     errno.ELOOP: "which leads back to itself",
     errno.ENAMETOOLONG: "a name too long for this disk",
     errno.EACCES: "which this user may not enter",
@@ -102,7 +102,7 @@ def open_folder(root: Path, options: Options, points: int) -> FileCorpus:
         different = len(set(reading.columns) - {""})
         raise CorpusError(f"{options.uri}: columns={columns} names {different} columns; expected x, y and z")
     if named and not parts:
-        raise CorpusError(f"{options.uri}: part_names= names parts, and parts= does not say where they are")
+        raise CorpusError(f"{options.uri}: part_names= is given without parts=, which says where the parts are")
     wanted = {f".{name}" for name in formats}
     found, ignored, lost, nameless = _select(root, wanted, _patterns(match), _patterns(exclude), options.uri)
     if not found:
@@ -113,8 +113,8 @@ def open_folder(root: Path, options: Options, points: int) -> FileCorpus:
     tables = sorted(wanted & TABLES)
     if columns and not any(item.suffix in TABLES for item in found):
         raise CorpusError(
-            f"{options.uri}: columns={columns} says which columns are x, y and z; none of the files is "
-            f"a table ({' '.join(tables) or 'formats= leaves them out'})"
+            f"{options.uri}: columns={columns} selects the columns of x, y and z, but none of the files is a table "
+            f"({' '.join(tables) or 'formats= leaves them out'})"
         )
     at = _split_level(found, level, options.uri)
     shapes = [(item, *_meaning(item, at, rule)) for item in found]
@@ -127,7 +127,7 @@ def open_folder(root: Path, options: Options, points: int) -> FileCorpus:
     ]
     entries = [entry for entry in everything if split in ("all", entry.split)]
     if not entries:
-        how = "" if at is not None else "; no level of folders is one of splits, split_level= can say which is"
+        how = "" if at is not None else "; no level of folders names splits, set split_level= if one does"
         raise CorpusError(
             f"{options.uri}: none of the {len(found)} shapes in {root} lies in a folder named {split}{how}"
         )
@@ -135,8 +135,8 @@ def open_folder(root: Path, options: Options, points: int) -> FileCorpus:
     if ignored:
         logger.info("%s: %d files ignored (hidden, of another kind, or left out by a pattern)", options.uri, ignored)
     for names, what in (
-        (lost, "links lead nowhere and are no shapes by their names"),
-        (nameless, "files are left out, for their names are not valid UTF-8"),
+        (lost, "links are broken, and their names are not those of shapes"),
+        (nameless, "files are skipped, because their names are not valid UTF-8"),
     ):
         if names:
             shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
@@ -241,7 +241,7 @@ def _walk(root: Path, uri: str) -> Iterator[tuple[tuple[str, ...], list[tuple[st
         folder, above = stack.pop()
         path = root.joinpath(*folder)
         if len(folder) > MAX_DEPTH:
-            raise CorpusError(f"{uri}: folders lie more than {MAX_DEPTH} deep, first {'/'.join(folder)[:120]}")
+            raise CorpusError(f"{uri}: folders are nested more than {MAX_DEPTH} deep, first {'/'.join(folder)[:120]}")
         try:
             status, entries = patiently(lambda path=path: (os.stat(path), _entries(path)), str(path))  # type: ignore[misc]
         except (_Closed, OSError) as error:  # OSErrors that are the machine's came as MachineFault
@@ -255,7 +255,7 @@ def _walk(root: Path, uri: str) -> Iterator[tuple[tuple[str, ...], list[tuple[st
             continue
         visits[key] += 1
         if visits[key] > MAX_VISITS:
-            raise CorpusError(f"{uri}: links lead to {'/'.join(folder)} in more than {MAX_VISITS} ways; remove some")
+            raise CorpusError(f"{uri}: links lead to {'/'.join(folder)} on more than {MAX_VISITS} paths; remove some")
         files = []
         below = []
         for name, is_folder, fault in entries:
@@ -278,7 +278,7 @@ def _entries(path: Path) -> list[tuple[str, bool, str | None]]:
     try:
         with os.scandir(path) as entries:
             for entry in entries:
-                # A link is looked at by itself: where it leads says nothing about the folder that it lies in.
+                # A link is examined by itself: its target says nothing about the folder that contains it.
                 is_folder, fault = _behind_link(entry.path) if entry.is_symlink() else (entry.is_dir(), None)
                 found.append((entry.name, is_folder, fault))
     except PermissionError as error:
@@ -330,7 +330,7 @@ def _split_level(found: Sequence[_Found], wanted: str, uri: str) -> int | None:
         if not any(name.lower() in SPLIT_FOLDERS for name in names):
             held = f"are {', '.join(sorted(names)[:SHOWN])}" if names else "do not exist"
             raise CorpusError(
-                f"{uri}: split_level={level} says that the folders of level {level} name splits; they {held}. "
+                f"{uri}: with split_level={level} the folders of level {level} must name splits; they {held}. "
                 f"Expected {', '.join(sorted(SPLIT_FOLDERS))}; the topmost level is 0."
             )
         return level
@@ -344,15 +344,15 @@ def _split_level(found: Sequence[_Found], wanted: str, uri: str) -> int | None:
         elif len({SPLIT_FOLDERS[name] for name in splits}) > 1:
             doubt = doubt or (
                 f"{uri}: the folders of level {level} are {', '.join(sorted(splits))} and others "
-                f"({', '.join(sorted(names - splits)[:SHOWN])}); splits, or classes of these names? "
-                f"Say split_level={level} or split_level=none."
+                f"({', '.join(sorted(names - splits)[:SHOWN])}); splits, or classes of these names? Set "
+                f"split_level={level} or split_level=none."
             )
     if doubt and not levels:  # beside a level that is certain, such names are classes
         raise CorpusError(doubt)
     if len(levels) > 1:
         raise CorpusError(
-            f"{uri}: folders of the levels {' and '.join(map(str, levels))} are named like splits; say which level "
-            f"names the split, split_level={levels[0]} for instance, and the others are classes."
+            f"{uri}: folders of the levels {' and '.join(map(str, levels))} are named like splits; set the level that "
+            f"names the split, for instance split_level={levels[0]}; the others are then classes."
         )
     return levels[0] if levels else None
 

@@ -38,18 +38,20 @@ def stored_dataset(file: Any, name: str, path: Path, most: int) -> Any:
     found = file.get(name) if isinstance(link, h5py.HardLink) else None
     what = f"dataset '{name}'"
     if link is not None and found is None:
-        raise CorpusError(
-            f"{path}: '{name}' is a link, to elsewhere perhaps; it is not followed. Copy the data into it."
-        )
+        raise CorpusError(f"{path}: '{name}' is a link, which is not followed. Copy the data into the file.")
     if not isinstance(found, h5py.Dataset):
         raise CorpusError(f"{path}: holds {held_names(file) or 'nothing'}; expected the datasets 'data' and 'label'")
     if found.external or found.is_virtual:
-        raise CorpusError(f"{path}: '{name}' is stored in other files, which are not read. Copy the data into it.")
+        raise CorpusError(
+            f"{path}: '{name}' is stored in other files, which are not read. Copy the data into the file."
+        )
     if found.dtype.kind not in "fiu" or found.shape is None:
         raise CorpusError(f"{path}: {what} has shape {found.shape} and type {found.dtype}; expected numbers")
     filters = _filters(found)
     if not set(filters) <= {DEFLATE, SHUFFLE, FLETCHER32, LZF} or len({DEFLATE, LZF} & set(filters)) > 1:
-        raise CorpusError(f"{path}: {what} is packed by the filters {filters}; pack it with `h5repack -f GZIP=4`")
+        raise CorpusError(
+            f"{path}: {what} is compressed with the filters {filters}; compress it with `h5repack -f GZIP=4`"
+        )
     packed = min(found.id.get_storage_size(), path.stat().st_size)  # the file's own tables may claim any number
     check_unpacked(found.nbytes, packed, what, str(path), most)
     if found.chunks is not None:
@@ -83,8 +85,8 @@ def check_chunks(dataset: Any, path: Path) -> None:
                 continue  # HDF5 says so of what it reads
             if grown > most:
                 raise CorpusError(
-                    f"{path}: a chunk of '{dataset.name[1:]}' inflates to more than its {most} bytes; it is damaged, "
-                    "or made to fill the memory"
+                    f"{path}: a chunk of '{dataset.name[1:]}' inflates to more than its {most} bytes; it is damaged "
+                    "or malicious"
                 )
 
 
@@ -160,7 +162,9 @@ class CloudFile:
                     raise ShapeError(str(self.path), f"dataset 'data' cannot be read: {error}") from error
                 if file_stamp(self.path) != self.stamp:  # points of one file under labels and hashes of another
                     self._points = None
-                    raise MachineFault(str(self.path), "it was written anew since it was opened", "Let it be finished.")
+                    raise MachineFault(
+                        str(self.path), "it was rewritten since it was opened", "Wait until it is complete."
+                    )
         return self._points[row]
 
 

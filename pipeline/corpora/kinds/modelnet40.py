@@ -79,8 +79,10 @@ def _pickled(root: Path) -> str:
     if not found:
         return ""
     return (
-        f".\n  {found[0].name} is a pickled cache of other projects, which is not read: a pickle runs code, and its "
-        f"points were drawn from a start that nobody can repeat. Name the text release it was made from. {GET_TEXT}"
+        ".\n"
+        f"  {found[0].name} is a pickled cache of other projects, which is not read: a pickle runs code, and its "
+        "points come from a random start that cannot be reproduced. Use the text release that it was made from. "
+        f"{GET_TEXT}"
     )
 
 
@@ -89,14 +91,14 @@ def _settled(release: Release, asked: _Asked) -> Release:
     if asked.common.official:
         release.check(asked.uri)
     for problem in release.problems():
-        logger.warning("%s holds not all of %s: %s", release.folder, release.name, problem)
+        logger.warning("%s does not contain all of %s: %s", release.folder, release.name, problem)
     return release
 
 
 def _lines(path: Path) -> list[str]:
     """Read the non-empty lines of a list file."""
     if not path.exists():
-        raise CorpusError(f"{path}: expected this list, it is not there. Is the download complete?")
+        raise CorpusError(f"{path}: this list is missing. Is the download complete?")
     try:
         return [line.strip() for line in decode_text(read_file(path)).splitlines() if line.strip()]
     except (ShapeError, ValueError) as error:
@@ -116,7 +118,7 @@ def _open_text(folder: Path, asked: _Asked) -> FileCorpus:
             kind = name.rpartition("_")[0]
             if kind not in number or Path(name).name != name:
                 raise CorpusError(
-                    f"{folder / f'modelnet40_{split}.txt'}: {name!r} is of no class in modelnet40_shape_names.txt"
+                    f"{folder / f'modelnet40_{split}.txt'}: {name!r} has no class of modelnet40_shape_names.txt"
                 )
             entries.append(Entry(f"{kind}/{name}", folder / kind / f"{name}.txt", number[kind], split))
             listed.append(name)
@@ -146,7 +148,7 @@ def _open_hdf5(folder: Path, asked: _Asked) -> RowCorpus:
         for line in _lines(folder / f"{split}_files.txt"):
             path = folder / Path(line).name
             if not path.exists():
-                raise CorpusError(f"{path}: is listed in {split}_files.txt, and is not there. {GET_HDF5}")
+                raise CorpusError(f"{path}: is listed in {split}_files.txt, but missing. {GET_HDF5}")
             file = CloudFile(path)
             files.append(file)
             for row, label in enumerate(file.labels.tolist()):

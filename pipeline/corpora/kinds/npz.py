@@ -133,7 +133,7 @@ def _load(path: Path) -> tuple[dict[str, np.ndarray], str]:
                     raise CorpusError(f"{path}: {error}") from error
                 arrays[key] = array_from_npy(data, kinds="U" if key in TEXT_KEYS else "fiu")
     except ZIP_ERRORS as error:
-        raise CorpusError(f"{path}: not a whole NPZ file: {error}") from error
+        raise CorpusError(f"{path}: not a complete NPZ file: {error}") from error
     except Malformed as error:
         raise CorpusError(f"{path}: '{key}': {error}") from error
     return arrays, content.hexdigest()

@@ -35,8 +35,8 @@ BACKGROUND = -1
 ROWS = 512  # of the mask read at a time
 ARCHIVE = Archive("h5_files.zip", 13_099_259_542, "md5", "36876af479f9ad39abad5ebcd89038dd")
 GET = (
-    "h5_files.zip comes after a form on https://hkust-vgd.github.io/scanobjectnn; unpack it, and name the folder that "
-    "holds h5_files."
+    "h5_files.zip is available through a form on https://hkust-vgd.github.io/scanobjectnn; unpack it, and give the "
+    "folder that contains h5_files."
 )
 
 
@@ -48,7 +48,8 @@ def open_scanobjectnn(root: Path, options: Options, points: int) -> RowCorpus:
     options.finish()
     if not variant:
         raise CorpusError(
-            f"{options.uri}: no variant; add variant=obj_bg, variant=obj_only or variant=pb_t50_rs, scored apart"
+            f"{options.uri}: no variant; add variant=obj_bg, variant=obj_only or variant=pb_t50_rs, which are "
+            "separate benchmarks"
         )
     title, named, stem, counts = VARIANTS[variant]
     wanted = tuple(SPLITS) if split == "all" else (split,)
@@ -126,8 +127,8 @@ def _check_file(file: CloudFile, title: str, named: str) -> None:
     if background != (named == "main_split"):
         holds, lacks = ("holds", "none") if background else ("holds no", "them")
         raise CorpusError(
-            f"{file.path}: its mask {holds} background points, and {title} has {lacks}. The file names of OBJ-BG "
-            f"and OBJ-ONLY are the same: {title} lies in {named}"
+            f"{file.path}: its mask {holds} background points, but {title} has {lacks}. OBJ-BG and OBJ-ONLY have the "
+            f"same file names: {title} lies in {named}"
         )
 
 
@@ -139,8 +140,8 @@ def _has_background(file: CloudFile) -> bool:
         with h5py.File(file.path, "r") as opened:
             if "mask" not in opened:
                 raise CorpusError(
-                    f"{file.path}: no dataset 'mask', by which OBJ-BG and OBJ-ONLY are told apart. Is it the release "
-                    "of the authors?"
+                    f"{file.path}: no dataset 'mask', which distinguishes OBJ-BG from OBJ-ONLY. Is it the release of "
+                    "the authors?"
                 )
             mask = stored_dataset(opened, "mask", file.path, MAX_BYTES)
             if mask.shape != file.shape[:2] or mask.dtype.kind not in "iu":

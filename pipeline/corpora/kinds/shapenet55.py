@@ -98,8 +98,8 @@ def open_shapenet55(root: Path, options: Options, points: int) -> FileCorpus:
             synset, _, rest = stem.partition("-")
             if synset not in number or not rest or Path(line).name != line:
                 raise CorpusError(
-                    f"{path} line {at}: {line[:80]!r} came; "
-                    f"expected <synset>-<hash>.npy with one of the {len(SYNSETS)} synsets of ShapeNet-55"
+                    f"{path} line {at}: found {line[:80]!r}; expected <synset>-<hash>.npy with one of the "
+                    f"{len(SYNSETS)} synsets of ShapeNet-55"
                 )
             entries.append(Entry(f"{synset}/{rest}", clouds / f"{stem}.npy", number[synset], name))
             digest.update(f"{name} {stem}\n".encode())

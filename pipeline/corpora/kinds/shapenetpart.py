@@ -45,8 +45,8 @@ LISTED = {"train": 12137, "val": 1870, "test": 2874}
 ABSENT = 9  # of the listed shapes to train and validate on: 13,998 of 14,007 have a file
 FOLDER = "shapenetcore_partanno_segmentation_benchmark_v0_normal"
 GET = (
-    f"{FOLDER}.zip is at https://shapenet.cs.stanford.edu/media; unpack it, and name the folder that it makes or the "
-    "one above."
+    f"{FOLDER}.zip is at https://shapenet.cs.stanford.edu/media; unpack it, and give the folder that it contains or "
+    "the one above."
 )
 
 
@@ -64,7 +64,7 @@ def open_shapenetpart(root: Path, options: Options, points: int) -> FileCorpus:
         for id in ids:
             if id in place:
                 raise CorpusError(
-                    f"{_list_path(folder, name)}: {id} stands in the list of {place[id]} too; a shape is in one split"
+                    f"{_list_path(folder, name)}: {id} is in the list of {place[id]} too; a shape is in one split"
                 )
             place[id] = name
     number = {synset: label for label, (synset, _) in enumerate(CATEGORIES.values())}
@@ -123,7 +123,7 @@ def _folder(root: Path, uri: str) -> Path:
         other = others.get(path.name) or (others["points_label"] if (path / "points_label").is_dir() else "")
         if other:
             raise CorpusError(
-                f"{uri}: {path.parent} holds {other}, which has other points. Use the one with normals: {GET}"
+                f"{uri}: {path.parent} contains {other}, which has other points. Use the one with normals: {GET}"
             )
     raise CorpusError(
         f"{uri}: no ShapeNetPart in {root}; expected synsetoffset2category.txt and train_test_split/ there or in "
@@ -141,13 +141,13 @@ def _table_faults(folder: Path) -> list[str]:
             continue
         if name not in CATEGORIES or CATEGORIES[name][0] != synset:
             raise CorpusError(
-                f"{path} line {at}: {line[:60]!r} is none of the 16 categories of ShapeNetPart, whose labels and parts "
-                "are a table"
+                f"{path} line {at}: {line[:60]!r} is none of the 16 categories of ShapeNetPart, whose labels and "
+                "parts are fixed"
             )
         found[name] = at
     order = [name for name in CATEGORIES if name in found]
     if order != list(found):
-        raise CorpusError(f"{path}: its lines are in another order, and the order numbers the labels. Fetch it again")
+        raise CorpusError(f"{path}: its lines are in another order, which numbers the labels. Download it again")
     lost = [name for name in CATEGORIES if name not in found]
     return [f"{path.name}: without {', '.join(lost)}"] if lost else []
 
@@ -160,18 +160,18 @@ def _listed(folder: Path, name: str) -> list[str]:
     """<synset>/<id> of a split's shapes. Raises CorpusError for a list that is none, or names what cannot be."""
     path = _list_path(folder, name)
     if not path.is_file():
-        raise CorpusError(f"{path}: expected this list, it is not there. {GET}")
+        raise CorpusError(f"{path}: this list is missing. {GET}")
     try:
         lines = json.loads(_text(path))
     except (ValueError, RecursionError) as error:
-        raise CorpusError(f"{path}: no list in JSON: {error}. Is the download complete?") from error
+        raise CorpusError(f"{path}: not a JSON list: {error}. Is the download complete?") from error
     if not isinstance(lines, list):
         raise CorpusError(f"{path}: holds a {type(lines).__name__}; expected a list of shape_data/<synset>/<id>")
     synsets = {synset for synset, _ in CATEGORIES.values()}
     ids = []
     for at, line in enumerate(lines):
         words = line.split("/") if isinstance(line, str) else []
-        # Ids are of several lengths and alphabets, so nothing but the form of the path is looked at.
+        # Ids have several lengths and alphabets, so only the form of the path is checked.
         if len(words) != 3 or words[0] != "shape_data" or words[1] not in synsets or words[2] in ("", ".", ".."):
             raise CorpusError(
                 f"{path} entry {at}: {str(line)[:80]!r}; expected shape_data/<synset>/<id> of the 16 synsets"
@@ -179,7 +179,7 @@ def _listed(folder: Path, name: str) -> list[str]:
         ids.append(f"{words[1]}/{words[2]}")
     twice = [id for id, times in Counter(ids).items() if times > 1]
     if twice:
-        raise CorpusError(f"{path}: {twice[0]} stands twice in this list; a shape counts once")
+        raise CorpusError(f"{path}: {twice[0]} occurs twice in this list; a shape counts once")
     return ids
 
 

@@ -1,7 +1,7 @@
 """Captions for views of synthetic objects, and their vocabulary.
 
 A caption always names the category, and mentions some further facts: the side it is seen from, proportions, counts of
-parts, style. The choice is drawn anew every time an image is shown, so that no single sentence belongs to an image.
+parts, style. The choice is drawn again every time an image is shown, so that no single sentence belongs to an image.
 """
 
 import re
@@ -127,7 +127,9 @@ class Vocabulary:
 
     def __init__(self, words: Sequence[str], *, size: int, length: int) -> None:
         if len(set(words)) != len(words) or len(words) > size - self.FIRST - 1:
-            raise ValueError(f"{len(words)} words for a table of {size}; expected distinct ones, 4 fewer at least")
+            raise ValueError(
+                f"{len(words)} words for a vocabulary of {size}; expected distinct words, at most {size - 4}"
+            )
         self.words, self.size, self.length = tuple(words), size, length
         self._number = {word: self.FIRST + k for k, word in enumerate(words)}
 

@@ -47,9 +47,9 @@ class ViewsConfig:
     def problems(self) -> Iterator[str]:
         yield from faults(self)
         if self.points[0] > self.points[1]:
-            yield f"points = {self.points} is not a range, smaller one first"
+            yield f"points = {self.points} is not an ascending range"
         if self.upright + self.yaw > 1:
-            yield f"upright = {self.upright} and yaw = {self.yaw} add up to more than 1"
+            yield f"upright = {self.upright} and yaw = {self.yaw} sum to more than 1"
         if self.image_side % 2:
             yield f"image_side = {self.image_side} is not an even number"
         if self.patch_side > 0 and self.image_side % self.patch_side:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pipeline.errors import TeacherError
 from pipeline.teacher.tiny_clip.captions import Vocabulary
 from pipeline.teacher.tiny_clip.towers import plain_state
-from teacher_cache.storage.commit import replace_file
+from teacher_cache.storage.atomic import replace_file
 
 __all__ = ["load_clip", "read_checkpoint", "read_clip_header", "save_clip", "write_checkpoint"]
 
@@ -40,11 +40,11 @@ def read_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
             step = int(file.metadata()["step"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise TeacherError(f"{path}: not a whole checkpoint ({error}).\n  Delete it to start anew.") from error
+        raise TeacherError(f"{path}: not a complete checkpoint ({error}).\n  Delete it to start over.") from error
     try:
         model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
     except RuntimeError as error:
-        raise TeacherError(f"{path}: weights of another architecture ({error}).\n  Delete it to start anew.") from error
+        raise TeacherError(f"{path}: weights of another architecture ({error}).\n  Delete it to start over.") from error
     states: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
@@ -75,7 +75,7 @@ def read_clip_header(path: Path) -> tuple[dict[str, Any], Vocabulary] | None:
         architecture, text = content["architecture"], content["architecture"]["text_cfg"]
         words = Vocabulary(content["words"], size=text["vocab_size"], length=text["context_length"])
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise TeacherError(f"{path}: not a whole file of a tiny CLIP ({error}).") from error
+        raise TeacherError(f"{path}: not a complete tiny CLIP file ({error}).") from error
     return architecture, words
 
 

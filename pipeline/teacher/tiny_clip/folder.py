@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import TeacherError
-from teacher_cache.storage.commit import replace_file
+from teacher_cache.storage.atomic import replace_file
 
 __all__ = ["claim"]
 
@@ -29,9 +29,9 @@ def claim(path: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
             if known.get(section, {}).get(key) != values.get(key)
         ]
     except (ValueError, AttributeError, TypeError) as error:
-        raise TeacherError(f"{path}: not a note of settings ({error}).\n  Delete the folder to start anew.") from error
+        raise TeacherError(f"{path}: not a settings file ({error}).\n  Delete the folder to start over.") from error
     if differ:
         raise TeacherError(
-            f"{path.parent} was begun with other settings: {', '.join(differ)} differ.\n"
-            "  Use the settings it was begun with, or another folder."
+            f"{path.parent} was started with other settings: {', '.join(differ)} differ.\n"
+            "  Use the original settings, or another folder."
         )

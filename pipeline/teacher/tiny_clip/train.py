@@ -33,7 +33,7 @@ from pipeline.teacher.tiny_clip.towers import new_towers
 from pipeline.teacher.tiny_clip.views import LEVELS, ViewSet, objects, open_views, settings_of
 from pipeline.teacher.tower import describe_architecture, resolve_device
 from pipeline.views import VIEWS, normalise_depth
-from teacher_cache.storage.commit import open_log, refuse_links, replace_file
+from teacher_cache.storage.atomic import open_log, refuse_links, replace_file
 
 __all__ = ["CLIP_FILE", "Batch", "StepReport", "check_sizes", "train_clip"]
 
@@ -42,7 +42,7 @@ LARGEST_SCALE = 100.0  # of the logits, as in CLIP
 BETAS = (0.9, 0.98)
 EPSILON = 1e-6
 _AHEAD = 3
-_PATIENCE = 0.5  # seconds between looks at whether batches are still wanted
+_PATIENCE = 0.5  # seconds between checks whether batches are still needed
 _FREE = {"device", "threads", "checkpoint_every"}
 
 
@@ -126,7 +126,7 @@ def train_clip(
             if not math.isfinite(report.loss):
                 raise TeacherError(
                     f"the loss is not finite in step {step + 1}; lower learning.learning_rate, or use float32.\n"
-                    f"  The last checkpoint in {folder} is not touched."
+                    f"  The last checkpoint in {folder} is intact."
                 )
             log.write(json.dumps(report._asdict()) + "\n")
             if report.step % learning.checkpoint_every == 0 or report.step == learning.all_steps:
@@ -155,7 +155,7 @@ def _step(
         model.ln_final.at = words.argmax(dim=1)  # the end token is the largest number
         text = model.encode_text(words)
         patches = patches @ visual.proj
-    # The products of the loss are small, and its softmax of a hundredfold cosine is not for eight bits of mantissa.
+    # The products of the loss are small, and a softmax of cosines times 100 needs more than eight bits of mantissa.
     image, text, patches = (nn.functional.normalize(value.float(), dim=-1) for value in (image, text, patches))
     text, part_text = text[: len(image)], text[len(image) :]
     scale = model.logit_scale.exp()
@@ -190,17 +190,15 @@ def check_sizes(views: ViewsConfig, learning: LearningConfig) -> None:
     for key, wanted in (("image_side", vision["image_size"]), ("patch_side", vision["patch_size"])):
         if getattr(views, key) != wanted:
             raise TeacherError(
-                f"views.{key} = {getattr(views, key)} is not the {wanted} that learning.architecture = {name} reads; "
-                f"set views.{key} = {wanted} and draw the views again."
+                f"views.{key} = {getattr(views, key)} is not the {wanted} that learning.architecture = {name} takes; "
+                f"set views.{key} = {wanted} and render the views again."
             )
 
 
 def _vocabulary(described: list[Attributes], architecture: dict[str, Any], name: str) -> Vocabulary:
     text = architecture.get("text_cfg", {})
     if "vocab_size" not in text or "context_length" not in text:
-        raise TeacherError(
-            f"learning.architecture = {name} describes no text tower (text_cfg: vocab_size, context_length)"
-        )
+        raise TeacherError(f"learning.architecture = {name} has no text tower (text_cfg: vocab_size, context_length)")
     return Vocabulary.of(described, size=text["vocab_size"], length=text["context_length"])
 
 
@@ -270,7 +268,7 @@ def _ahead(source: _Source, first: int) -> Iterator[Batch]:
     steps = range(first, source.learning.all_steps)
 
     def hand_over(item: Batch | BaseException) -> None:
-        while not stop.is_set():  # nobody reads a queue that was closed: this thread must not wait there for ever
+        while not stop.is_set():  # nobody reads a closed queue, so this thread must not wait on it for ever
             with suppress(Full):
                 queue.put(item, timeout=_PATIENCE)
                 return
@@ -281,7 +279,7 @@ def _ahead(source: _Source, first: int) -> Iterator[Batch]:
                 if stop.is_set():
                     return
                 hand_over(source.batch(step))
-        except BaseException as error:  # handed to the reader of the queue, who would wait for ever
+        except BaseException as error:  # passed to the reader of the queue, which would wait for ever
             hand_over(error)
 
     threading.Thread(target=fill, daemon=True).start()

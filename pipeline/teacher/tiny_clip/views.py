@@ -20,14 +20,14 @@ from pipeline.teacher.tiny_clip.captions import Pose
 from pipeline.teacher.tiny_clip.config import ViewsConfig
 from pipeline.teacher.tiny_clip.folder import claim
 from pipeline.views import VIEWS, render_views
-from teacher_cache.storage.commit import replace_file
+from teacher_cache.storage.atomic import replace_file
 
 __all__ = ["LEVELS", "ViewSet", "draw_cloud", "draw_views", "objects", "open_views", "settings_of"]
 
 LEVELS = 254  # an even number, so that the sigmoid's 0.5 of an empty pixel is stored exactly
 BLOCK = 96  # shapes in one file
 KINDS = ("upright", "yaw", "tumbled")
-_POSE = 71  # this module's stream of random numbers, beside the corpus' own
+_POSE = 71  # this module's stream of random numbers, apart from the corpus' own
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class ViewSet:
     """Views in memory.
 
     images  [n, V, S, S] uint8, the sigmoid's 0..1 as 0..LEVELS
-    parts   [n, V, T] int16, the part most points of a patch belong to, into the corpus' part_names; -1 where none fell
+    parts   [n, V, T] int16, the part most points of a patch belong to, into the corpus' part_names; -1 for a patch
+            without points
     poses   of each shape
     """
 
@@ -131,7 +132,7 @@ def open_views(config: ViewsConfig, folder: Path) -> ViewSet:
                 poses += [Pose(KINDS[k], float(d)) for k, d in zip(arrays["kind"], arrays["degrees"], strict=True)]
         except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile, EOFError) as error:
             raise TeacherError(
-                f"{path}: not a whole block of views ({error}).\n  Delete it and run the same command again."
+                f"{path}: not a complete block of views ({error}).\n  Delete it and run the same command again."
             ) from error
     return ViewSet(images, parts, poses)
 

@@ -23,8 +23,8 @@ def class_directions(clip: Any, vocabulary: Vocabulary, names: Sequence[str]) ->
     """Compute the direction of each class in the embedding.
 
     clip    an open_clip CLIP, frozen, on the CPU.
-    ->      directions [K, C] float32, of length 1: the mean over CLASS_PROMPTS; and the K indices of the names all of
-            whose words the vocabulary knows. The others cannot be named.
+    ->      directions [K, C] float32, of length 1: the mean over CLASS_PROMPTS; and the K indices of the names whose
+            words are all in the vocabulary. The others cannot be scored.
     """
     known = [index for index, name in enumerate(names) if vocabulary.knows(readable(name))]
     if not known:

@@ -35,7 +35,7 @@ def optimizer_from_reference(
     """
     try:
         if state is None:
-            raise _Unfit("there is none")
+            raise _Unfit("the file has none")
         return *_named(state, entries, teacher), ""
     except _Unfit as reason:
         return {}, [], str(reason)
@@ -86,14 +86,14 @@ def _named(
     expected[1] = len(order) - expected[0]
     found = [group.get("params") for group in groups]
     if [len(ids) if isinstance(ids, list) else -1 for ids in found] != expected:
-        raise _Unfit(f"its groups are not of {expected[0]} parameters without weight decay and {expected[1]} with it")
+        raise _Unfit(f"its groups are not {expected[0]} parameters without weight decay and {expected[1]} with it")
     names = dict(zip([i for ids in found for i in ids], order, strict=True))
     shapes = {name: value.shape for name, value in entries.items()}
     flat: dict[str, Tensor] = {}
     for index, values in held.items():
         name = names.get(index, "")
         if not isinstance(values, dict) or name not in shapes:
-            raise _Unfit(f"its state {index!r} belongs to no parameter of the model")
+            raise _Unfit(f"its state {index!r} matches no parameter of the model")
         for what, value in values.items():
             if what not in STATE or not isinstance(value, Tensor | int | float):
                 raise _Unfit(f"it is not AdamW's: {what} of {name}")
@@ -106,6 +106,7 @@ def _named(
 
 def _order(entries: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> list[str]:
     """Return every parameter's name by position: those without weight decay, then the others."""
+    # torch stores state by position, so this has to be the order in which the reference builds its groups.
     spared = _spared(entries, teacher)
     return [*spared, *(name for name in _parameters(entries, teacher) if name not in set(spared))]
 

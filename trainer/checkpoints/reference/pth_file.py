@@ -104,7 +104,7 @@ def read_teacher(path: str | Path) -> dict[str, Tensor]:
         except TeacherError as error:
             raise CheckpointError(str(error)) from None
         except (safetensors.SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} cannot be read as safetensors ({error}). Fetch it again.") from None
+            raise CheckpointError(f"{path} cannot be read as safetensors ({error}). Download it again.") from None
     else:
         content = _load(path)
         # OpenAI's own archives carry three numbers beside the weights, which the reference's model does not hold
@@ -116,8 +116,10 @@ def read_teacher(path: str | Path) -> dict[str, Tensor]:
     absent = [name for name in ("visual.conv1.weight", "visual.proj", "text_projection") if name not in teacher]
     if absent:
         raise CheckpointError(
-            f"{path} has no CLIP: {some(absent)} not among its {len(found)} tensors ({some(found)}). Expected a state "
-            "dict in OpenAI's layout, image and text tower, or a pre-training checkpoint of the reference."
+            f"{path} holds no CLIP model: {first_few(absent)} not among its {len(found)} tensors "
+            f"({first_few(found)}).\n"
+            "  Expected a state dict in OpenAI's layout with image and text tower, or a pre-training checkpoint of the "
+            "reference."
         )
     return teacher
 
@@ -126,9 +128,9 @@ def write_reference(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write a `.pth` file atomically. Raises CheckpointError if something already exists at `path`."""
     path = Path(path)
     if path.exists():
-        raise CheckpointError(f"{path} exists already; nothing was written. Remove it, or choose another name.")
+        raise CheckpointError(f"{path} already exists; nothing was written. Remove it, or choose another name.")
     if not path.parent.is_dir():
-        raise CheckpointError(f"{path.parent} is no folder; expected one to write {path.name} into. Make it first.")
+        raise CheckpointError(f"{path.parent} is not a directory, so {path.name} cannot be written. Create it first.")
     temporary = path.with_name(f".writing-{path.name}-{os.getpid()}")
     try:
         with temporary.open("xb") as stream:  # an open file, because torch writes the name of a path into the archive
@@ -140,7 +142,7 @@ def write_reference(path: str | Path, content: Mapping[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def some(names: Any) -> str:
+def first_few(names: Any) -> str:
     """Format the first few of several names, and how many more there are."""
     names = [str(name) for name in names]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
@@ -156,7 +158,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise CheckpointError(str(error)) from None
     if not isinstance(content, dict):
         raise CheckpointError(
-            f"{path} holds a {type(content).__name__}; expected a dictionary with the weights under one of "
+            f"{path} contains a {type(content).__name__}; expected a dictionary with the weights under one of "
             f"{', '.join(WEIGHTS)}, or a bare state dict."
         )
     return own_items(content)
@@ -167,16 +169,20 @@ def _state(state: dict[Any, Any], path: Path) -> tuple[str, dict[str, Tensor]]:
     state = own_items(state)
     odd = [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if odd or not state:
+        found = f"other types at {first_few(odd)}" if odd else "an empty one"
         raise CheckpointError(
-            f"{path}: its weights should be names and tensors; got {some(odd)} of other types. Expected the weights "
-            f"under one of {', '.join(WEIGHTS)}, or a bare state dict."
+            f"{path}: expected a state dict of names and tensors, found {found}.\n"
+            f"  The weights must stand under one of {', '.join(WEIGHTS)}, or be a bare state dict."
         )
     prefix = without_wrappers(list(state))
     bare = prefix or PREFIX  # if only some names have it: stripped too, collisions are refused below
     plain = {name.removeprefix(bare): value.detach() for name, value in state.items()}
     if len(plain) < len(state):
         double = [name for name in state if name.startswith(bare) and name.removeprefix(bare) in state]
-        raise CheckpointError(f"{path}: with and without `{bare}`, both are there: {some(double)}. Expected one.")
+        raise CheckpointError(
+            f"{path}: names occur both with and without the prefix `{bare}`: {first_few(double)}. Expected one of the "
+            "two."
+        )
     _check_storage(plain, path)
     return prefix, plain
 
@@ -187,11 +193,14 @@ def _check_storage(state: Mapping[str, Tensor], path: Path) -> None:
         name for name, value in state.items() if value.layout != torch.strided or value.device.type != "cpu"
     ]  # fmt: skip
     if odd:
-        raise CheckpointError(f"{path}: {some(odd)} are not dense tensors. It was not written by the reference.")
+        raise CheckpointError(
+            f"{path}: not dense CPU tensors: {first_few(odd)}. The reference does not write such files."
+        )
     described, held = sum(value.nbytes for value in state.values()), path.stat().st_size
     if described > held:
         raise CheckpointError(
-            f"{path} describes tensors of {described} bytes but has {held}. It was not written by the reference."
+            f"{path} describes tensors of {described} bytes but holds {held} bytes. The reference does not write such "
+            "files."
         )
 
 

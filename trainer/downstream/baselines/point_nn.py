@@ -48,7 +48,8 @@ class PointNN:
         _, N, _ = points.shape
         if 2**self.stages > N:
             raise ValueError(
-                f"clouds have {N} points; {self.stages} stages halve them, so at least {2**self.stages} are needed"
+                f"clouds have {N} points; with {self.stages} stages, each of which halves them, at least "
+                f"{2**self.stages} are needed"
             )
         cloud = torch.from_numpy(np.ascontiguousarray(points, dtype=np.float32))
         with torch.no_grad():
@@ -81,7 +82,7 @@ class PointNN:
 def trigonometric(points: Tensor, width: int, *, alpha: float, beta: float) -> Tensor:
     """Sines and cosines of each coordinate at width / 6 wavelengths: [..., 3] float32 -> [..., width]."""
     if width % 6:
-        raise ValueError(f"width = {width} is no multiple of 6: a sine and a cosine for each of three coordinates")
+        raise ValueError(f"width = {width} is not a multiple of 6: a sine and a cosine for each of three coordinates")
     frequencies = width // 6
     wavelength = alpha ** (torch.arange(frequencies, dtype=torch.float32) / frequencies)
     angle = beta * points[..., None] / wavelength  # [..., 3, F]

@@ -49,11 +49,11 @@ class TuningConfig(EngineConfig):
         yield from super().problems()
         for name in ("train", "test"):
             if ":" not in getattr(self, name):
-                yield f"{name} = {getattr(self, name)!r} names no corpus; write kind:location"
+                yield f"{name} = {getattr(self, name)!r} is not a corpus; expected KIND:LOCATION"
         if self.stored_points < self.points:
-            yield f"stored_points = {self.stored_points} is fewer than points = {self.points}"
+            yield f"stored_points = {self.stored_points} is less than points = {self.points}"
         if not 0 < self.scale[0] <= self.scale[1]:
-            yield f"scale = {self.scale} is no range of positive factors"
+            yield f"scale = {self.scale} is not an ascending range of positive factors"
         if 1 <= self.accumulation <= self.batch_size < 2 * self.accumulation:
             yield (
                 f"batch_size = {self.batch_size} in accumulation = {self.accumulation} parts leaves fewer than 2 "
@@ -61,7 +61,7 @@ class TuningConfig(EngineConfig):
             )
         for name, value in (("checkpoint_steps", 0), ("compile", False)):
             if getattr(self, name) != value:
-                yield f"{name} = {getattr(self, name)}: fine-tuning has {name} = {value} only"
+                yield f"{name} = {getattr(self, name)}: fine-tuning supports only {name} = {value}"
 
     def augmentation(self) -> str:
         """What tables say of it: figures of other augmentations are up to three points apart."""
@@ -95,11 +95,11 @@ class FinetuneConfig(TuningConfig):
     def problems(self) -> Iterator[str]:
         yield from super().problems()
         if self.pool > self.stored_points:
-            yield f"stored_points = {self.stored_points} is fewer than pool = {self.pool}"
+            yield f"stored_points = {self.stored_points} is less than pool = {self.pool}"
         if self.pool and self.pool < self.points:
-            yield f"pool = {self.pool} is fewer than points = {self.points}"
+            yield f"pool = {self.pool} is less than points = {self.points}"
         if self.protocol == "full" and self.frozen != "still":
-            yield f'frozen = "{self.frozen}" with protocol = "full", which freezes nothing'
+            yield f'frozen = "{self.frozen}" has no effect with protocol = "full", which freezes nothing'
 
 
 @dataclass(frozen=True, kw_only=True)

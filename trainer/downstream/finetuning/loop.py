@@ -34,8 +34,8 @@ from trainer.engine.run_directory import owned, write_json
 from trainer.engine.schedule import learning_rate
 from trainer.engine.update import Updates
 from trainer.errors import CheckpointError, EvaluationError, TrainingError
-from trainer.models.config import ModelConfig
-from trainer.models.heads.config import ClassifierConfig, SegmentationConfig
+from trainer.models.config import StudentConfig
+from trainer.models.heads.fine_tuned import HeadConfig
 from trainer.models.heads.random_inputs import HeadDraws
 
 __all__ = ["FinetuneReport", "SegmentReport", "Sets", "finetune", "read_sets", "segment", "settings_problems"]
@@ -43,7 +43,7 @@ __all__ = ["FinetuneReport", "SegmentReport", "Sets", "finetune", "read_sets", "
 logger = logging.getLogger(__name__)
 
 BEST = "best"  # folder of the weights that `select` chose so far
-# Settings that a run may go on with other values of.
+# Settings that may change when a run resumes.
 _FREE = {
     f"finetune.{name}"
     for name in ("device", "checkpoint_every", "keep_checkpoints", "milestone_every", "tensorboard", "deterministic")
@@ -98,20 +98,20 @@ class SegmentReport:
     seconds: float
 
 
-def settings_problems(
-    config: TuningConfig, head: ClassifierConfig | SegmentationConfig, model: ModelConfig, *, scratch: bool
-) -> list[str]:
+def settings_problems(config: TuningConfig, head: HeadConfig, model: StudentConfig, *, scratch: bool) -> list[str]:
     """List what is wrong with a run's settings, corpora's classes and parts included; no shape is read.
 
     Raises CorpusError for a corpus that does not open.
     """
-    section = "classifier" if isinstance(head, ClassifierConfig) else "segmentation"
+    section = "segmentation" if isinstance(config, SegmentConfig) else "classifier"
     problems = [f"finetune.{text}" for text in config.problems()]
     problems += [f"{section}.{text}" for text in (*head.problems(), *head.conflicts(model))]
-    if model.groups and model.groups[0] > config.points:
-        problems.append(f"finetune.points = {config.points} is fewer than the {model.groups[0]} groups of the encoder")
+    if not problems and head.least_points(model) > config.points:
+        problems.append(
+            f"finetune.points = {config.points} is less than the {head.least_points(model)} that the encoder needs"
+        )
     if scratch and isinstance(config, FinetuneConfig) and config.protocol != "full":
-        problems.append(f'finetune.protocol = "{config.protocol}" trains a head on an encoder that has learnt nothing')
+        problems.append(f'finetune.protocol = "{config.protocol}" trains a head on an untrained encoder')
     return problems or list(size_problems(config, head))
 
 
@@ -119,17 +119,17 @@ def finetune(
     sets: Sets,
     run_dir: str | Path,
     *,
-    model: ModelConfig,
-    classifier: ClassifierConfig,
+    model: StudentConfig,
+    classifier: Any,
     config: FinetuneConfig,
     start: tuple[str, Mapping[str, Tensor]] | None,
     source: str = "",
     on_event: Callable[[Event], None] | None = None,
 ) -> FinetuneReport:
-    """Fine-tune a classifier, or go on with the run that lies in `run_dir`.
+    """Fine-tune a classifier, or resume the run in `run_dir`.
 
     sets    of `read_sets(config)`.
-    model   sizes of the encoder; its drop path is replaced by config.drop_path.
+    model   sizes of the encoder; its drop path is replaced by config.drop_path.   classifier  of its architecture.
     start   (hash of the weights' file, its tensors) of a checkpoint whose encoder is taken over; None: from scratch,
             all weights drawn from config.seed.
     source  where `start` came from, for messages.
@@ -165,8 +165,8 @@ def segment(
     sets: Sets,
     run_dir: str | Path,
     *,
-    model: ModelConfig,
-    segmentation: SegmentationConfig,
+    model: StudentConfig,
+    segmentation: Any,
     config: SegmentConfig,
     start: tuple[str, Mapping[str, Tensor]] | None,
     source: str = "",
@@ -271,7 +271,7 @@ class _Run:
         if not self.steps or (config.select == "validation" and not len(self.held_out)):
             raise EvaluationError(
                 f"{config.train} has {len(self.rows)} shapes to train on and {len(self.held_out)} held out; expected "
-                f"at least one batch of {config.batch_size}, and one shape held out where finetune.select asks for it"
+                f"at least one batch of {config.batch_size}, and one held-out shape where finetune.select needs it"
             )
         self.epoch = 0
         self.metrics: dict[str, Any] = {}
@@ -342,7 +342,7 @@ class _Run:
         checkpoint.restore_training(found, header, self.model, self.updates.optimizer, self.updates.scaler)
         self.epoch, self.metrics = header.epoch, dict(header.metrics)
         self._forget_others()
-        logger.info("going on from %s, %d of %d epochs done", found, header.epoch, self.config.epochs)
+        logger.info("resuming from %s, %d of %d epochs done", found, header.epoch, self.config.epochs)
 
     def _train_epoch(self, emit: Callable[[Event], None]) -> None:
         config, began = self.config, time.perf_counter()
@@ -358,9 +358,8 @@ class _Run:
             if not self.updates.is_finite([loss], norm):
                 ids = ", ".join(self.sets.train.ids[row] for row in batch.rows[:4])
                 raise TrainingError(
-                    f"the loss is {loss}, its gradient's norm {norm}, in step {index + 1} of epoch {self.epoch + 1} "
-                    f"at learning rate {rate:.3g}; shapes {ids}, ... "
-                    "Lower finetune.learning_rate."
+                    f"the loss is {loss}, the gradient norm {norm}, in step {index + 1} of epoch {self.epoch + 1} at "
+                    f"learning rate {rate:.3g}; shapes {ids}, ... Lower finetune.learning_rate."
                 )
             totals += loss, norm
             waited_in_all += waited

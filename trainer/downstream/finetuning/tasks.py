@@ -29,10 +29,10 @@ from trainer.downstream.metrics import (
 )
 from trainer.downstream.voting import farthest_points
 from trainer.errors import EvaluationError
-from trainer.models.config import ModelConfig
-from trainer.models.heads.classifier import Classifier, classification_loss
-from trainer.models.heads.config import ClassifierConfig, SegmentationConfig
-from trainer.models.heads.part_segmenter import PartSegmenter, segmentation_loss
+from trainer.models.config import StudentConfig
+from trainer.models.heads.build import new_classifier, new_segmenter
+from trainer.models.heads.classifier import classification_loss
+from trainer.models.heads.part_segmenter import segmentation_loss
 from trainer.models.heads.random_inputs import HeadDraws
 from trainer.randomness import Purpose
 
@@ -107,21 +107,21 @@ class Classification(Task):
 
     kind, section, loss_name, at_a_time, later = "classifier", "classifier", "classification", 64, False
 
-    def __init__(self, model: ModelConfig, head: ClassifierConfig, config: FinetuneConfig):
+    def __init__(self, model: StudentConfig, head: Any, config: FinetuneConfig):
         self.config = config
         self.head = replace(head, hidden=()) if config.protocol == "linear" else head
-        self.model = Classifier(replace(model, drop_path=config.drop_path), self.head)
+        self.model = new_classifier(replace(model, drop_path=config.drop_path), self.head)  # type: ignore[call-arg]
         self.model.initialise(torch.Generator().manual_seed(config.seed))
 
     def prepare(self, model: Any) -> None:
         if self.config.protocol != "full":
             for name, value in model.named_parameters():
-                value.requires_grad_(name.startswith("cls_head_finetune."))
+                value.requires_grad_(model.in_head(name))
 
     def train_mode(self, model: Any) -> None:
         model.train()
         if self.config.protocol != "full" and self.config.frozen == "still":
-            model.h_encoder.eval()  # no batch statistics, no paths dropped
+            model.hold_still()
 
     def loss(self, batch: Batch, draws: HeadDraws, device: torch.device) -> Tensor:
         logits = self.model(torch.from_numpy(batch.points).to(device), draws)
@@ -151,15 +151,15 @@ class Parts(Task):
 
     def __init__(
         self,
-        model: ModelConfig,
-        head: SegmentationConfig,
+        model: StudentConfig,
+        head: Any,
         config: SegmentConfig,
         label_names: tuple[str, ...],
         part_names: tuple[str, ...],
     ):
         self.config, self.head, self.label_names = config, head, label_names
         self.parts = parts_of_categories(label_names, part_names)
-        self.model = PartSegmenter(replace(model, drop_path=config.drop_path), head)
+        self.model = new_segmenter(replace(model, drop_path=config.drop_path), head)  # type: ignore[call-arg]
         self.model.initialise(torch.Generator().manual_seed(config.seed))
 
     def loss(self, batch: Batch, draws: HeadDraws, device: torch.device) -> Tensor:
@@ -195,7 +195,7 @@ class Parts(Task):
 def size_problems(config: TuningConfig, head: Any) -> Iterator[str]:
     """Yield what the corpora's classes and parts contradict in the head's settings, without reading a shape."""
     corpus = open_corpus(config.train, points=config.stored_points)
-    if isinstance(head, ClassifierConfig):
+    if isinstance(config, FinetuneConfig):
         asked: Mapping[str, tuple[str, int]] = {"classes": ("classes", len(corpus.label_names))}
         section = "classifier"
     else:

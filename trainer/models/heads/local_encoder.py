@@ -1,6 +1,6 @@
 """The encoder for fine-tuning: nothing masked, every token attends to its neighbourhood only."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -9,12 +9,15 @@ from torch import Tensor, nn
 
 from trainer.models.config import ModelConfig
 from trainer.models.heads.config import ClassifierConfig, SegmentationConfig
+from trainer.models.heads.fine_tuned import Sought
 from trainer.models.heads.radius import within_radius
 from trainer.models.heads.random_inputs import HeadDraws
 from trainer.models.hierarchical.encoder import Encoder
 from trainer.models.tokens.grouping import Level, gather, neighbourhoods, tokenise
 
-__all__ = ["LocalEncoder", "LocalPlan", "step_draws"]
+__all__ = ["LocalEncoder", "LocalPlan", "sought_by_name", "step_draws"]
+
+ENCODER, NORMS = "h_encoder.", "h_encoder.encoder_norms."
 
 
 class LocalPlan(NamedTuple):
@@ -68,7 +71,7 @@ class LocalEncoder(nn.Module):
         groups, K = self.config.groups[0], self.config.neighbours[0]
         if points.shape[1] < max(groups, K):
             raise ValueError(
-                f"clouds of {points.shape[1]} points for an encoder of {groups} groups of {K}; expected at least "
+                f"clouds have {points.shape[1]} points; {groups} groups of {K} neighbours need at least "
                 f"{max(groups, K)}. Use more points, or fewer groups or neighbours."
             )
         levels, _ = tokenise(points, self.config)
@@ -99,6 +102,16 @@ class LocalEncoder(nn.Module):
         return encoded
 
 
+def sought_by_name(model: nn.Module, entries: Collection[str]) -> Sought:
+    """What a model on a LocalEncoder takes: its encoder, under the same names.
+
+    Level norms alone, which a classifier has no use for, may be left over.
+    """
+    names = {name: name for name in model.state_dict() if name.startswith(ENCODER)}
+    strange = [n for n in entries if n.startswith(ENCODER) and n not in names and not n.startswith(NORMS)]
+    return Sought(names, (), strange)
+
+
 def step_draws(model: nn.Module, draws: HeadDraws | None, batch: int, *, needed: bool) -> HeadDraws | None:
     """Return the draws that a forward pass of a fine-tuning model uses: none outside training mode.
 
@@ -109,8 +122,8 @@ def step_draws(model: nn.Module, draws: HeadDraws | None, batch: int, *, needed:
         return None
     if batch < 2 and not _many_ranks():
         raise ValueError(
-            f"a training batch of {batch} shape; expected at least 2, because the head normalises over the shapes of a "
-            "batch. Use larger batches and drop the last incomplete one."
+            f"a training batch has {batch} shape; expected at least 2, because the head normalises over the shapes of "
+            "a batch. Use larger batches and drop the last incomplete one."
         )
     if draws is None and needed:
         raise ValueError("no draws in training mode; expected HeadDraws, or a model with drop path and dropout at 0")

@@ -5,27 +5,30 @@ be predicted; no gradient, and the only place where the host may have to wait fo
 learnt; given a plan it contains no data-dependent control flow.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from cuda.backproject import backproject
+from cuda.token_maps import TokenMaps
 from trainer.losses.reconstruction import chamfer_sum, squared_error_sum
-from trainer.losses.terms import COORDINATES, FEATURES, Losses, LossTerm
+from trainer.losses.terms import COORDINATES, FEATURES, Losses, LossTerm, of_further
 from trainer.models.config import MaskingConfig, ModelConfig
-from trainer.models.hierarchical.alignment_head import AlignmentHead
+from trainer.models.further_heads import FurtherHeads
 from trainer.models.hierarchical.decoder import Propagation, interpolation_weights
 from trainer.models.hierarchical.encoder import Encoder
+from trainer.models.layers.alignment_head import AlignmentHead
 from trainer.models.layers.initialisation import initialise
 from trainer.models.layers.pooling import FEATURES as FEATURE_NAMES
 from trainer.models.layers.pooling import Feature, feature_width, pooled_feature
 from trainer.models.layers.transformer import Blocks, Pointwise, PositionEmbedding, drop_path_chances
 from trainer.models.random_inputs import Draws
-from trainer.models.student import Student
+from trainer.models.student import Further, HiddenGroups, PointFeatures, Said, Shown, Student, TokenLevel
 from trainer.models.tokens.grouping import Level, gather, neighbourhoods, tokenise
-from trainer.models.tokens.maps import TeacherMaps
-from trainer.models.tokens.masking import draw_order, propagate, top_visible, weight_logits
+from trainer.models.tokens.masking import block_order, draw_order, propagate, top_visible, weight_logits
+from trainer.models.tokens.saliency import top_saliency
 from trainer.models.tokens.visible import Tokens, everything, hidden_rows, lay_out, pad, select, spread
 
 __all__ = ["I2PMAE", "Plan", "Prediction"]
@@ -42,6 +45,7 @@ class Plan(NamedTuple):
     hidden_weight  trainer.models.tokens.visible.hidden_rows; None when the 3D target is off
     target_3d      [H, K, 3] float32, the hidden tokens' neighbourhoods; None when off
     target_2d      [M, K * V * C] float32, the teacher's features at the members of visible tokens; None when off
+    further_2d     the same of each further teacher
     """
 
     points: Tensor
@@ -52,6 +56,7 @@ class Plan(NamedTuple):
     hidden_weight: Tensor | None
     target_3d: Tensor | None
     target_2d: Tensor | None
+    further_2d: tuple[Tensor | None, ...] = ()
 
 
 class Prediction(NamedTuple):
@@ -62,6 +67,7 @@ class Prediction(NamedTuple):
     rec_3d   [H, K, 3] coordinates of hidden tokens' members relative to their centres; None when the target is off
     rec_2d   [M, K * V * C] features of visible tokens' members, views one after the other; None when off
     whole    [B, V * C] the answer of the global loss, not scaled; None without its head
+    further  rec_2d and whole of each further teacher
     """
 
     encoded: list[Tensor]
@@ -69,6 +75,7 @@ class Prediction(NamedTuple):
     rec_3d: Tensor | None
     rec_2d: Tensor | None
     whole: Tensor | None = None
+    further: tuple[Said, ...] = ()
 
 
 class I2PMAE(Student):
@@ -79,6 +86,8 @@ class I2PMAE(Student):
     teacher_channels  C, the width of the teacher's features.
     views             V.
     whole             with the head of the global loss (trainer.losses.alignment).
+    further           teachers beside that one, each with heads of its own; geometry, masking and everything else is of
+                      the first.
 
     A head whose target is off does not exist. Parameters that no loss reaches (the norms of levels the decoder does not
     read) do not require a gradient, so that DistributedDataParallel does not wait for one.
@@ -86,8 +95,17 @@ class I2PMAE(Student):
     Raises ValueError listing what is wrong with the settings. Source: I2P-MAE (Zhang et al. 2023, arXiv 2212.06785).
     """
 
+    several_teachers: ClassVar[bool] = True
+
     def __init__(
-        self, model: ModelConfig, masking: MaskingConfig, *, teacher_channels: int, views: int = 3, whole: bool = False
+        self,
+        model: ModelConfig,
+        masking: MaskingConfig,
+        *,
+        teacher_channels: int,
+        views: int = 3,
+        whole: bool = False,
+        further: Sequence[Further] = (),
     ):
         super().__init__(model, masking, teacher_channels=teacher_channels, views=views, whole=whole)
         problems = [f"model.{text}" for text in model.problems()] + [f"masking.{text}" for text in masking.problems()]
@@ -97,6 +115,7 @@ class I2PMAE(Student):
         self.masking = masking
         self.teacher_channels = teacher_channels
         self.views = views
+        self.further = tuple(further)
         widths = model.decoder_dims
         chances = drop_path_chances(model.decoder_depths, model.drop_path)
         self.mask_token = nn.Parameter(torch.zeros(1, widths[0]))
@@ -116,6 +135,12 @@ class I2PMAE(Student):
         if model.targets != "3d":
             self.rec_head_2d = Pointwise(widths[-1], K * views * teacher_channels)
         self.align_head = AlignmentHead(model.encoder_dims[-1], views * teacher_channels) if whole else None
+        self.further_heads = nn.ModuleList(
+            FurtherHeads(
+                teacher, decoded=widths[-1], members=K, top=model.encoder_dims[-1], features=model.predicts_features
+            )
+            for teacher in self.further
+        )
         if model.merge_input == "raw":
             self.h_encoder.encoder_norms[: model.target_level].requires_grad_(False)
         self.initialise()
@@ -126,15 +151,16 @@ class I2PMAE(Student):
         return {name: feature_width(self.config.encoder_dims, name) for name in FEATURE_NAMES}
 
     def initialise(self, generator: torch.Generator | None = None) -> None:
-        """Draw all weights anew by the configured rule, from `generator` (None: torch's global one)."""
+        """Reinitialise all weights by the configured rule, from `generator` (None: torch's global one)."""
         initialise(self, self.config.initialisation, generator)
 
     def forward(
         self,
         points: Tensor,
         points_canonical: Tensor,
-        maps: TeacherMaps | None,
+        maps: TokenMaps | None,
         draws: Draws | None,
+        further: Sequence[TokenMaps | None] = (),
         *,
         mask_order: Tensor | None = None,
     ) -> Losses:
@@ -145,11 +171,13 @@ class I2PMAE(Student):
         maps              the teacher's maps; may be None if neither the masking nor a target needs them.
         draws             random numbers for the masking and drop path; may be None where `mask_order` is given and drop
                           path is off (evaluation mode, or chance 0).
+        further           the maps of each further teacher, in the frame of points_canonical; None for one whose
+                          features are no target.
         mask_order        [B, G] int64, the order in which top-level tokens are drawn, instead of drawing them.
 
         Raises ValueError for a missing argument, a shape, or a cloud with fewer points than groups.
         """
-        plan = self.plan(points, points_canonical, maps, draws, mask_order=mask_order)
+        plan = self.plan(points, points_canonical, maps, draws, further, mask_order=mask_order)
         return self.losses(plan, self.network(plan, None if draws is None else draws.drop_path))
 
     def encode(self, points: Tensor, feature: Feature = "levels") -> Tensor:
@@ -157,7 +185,7 @@ class I2PMAE(Student):
 
         points   [B, N, 3] float32, N at least groups[0].
         feature  "levels": maximum, mean and standard deviation of each channel over the tokens of every level, finest
-                 level first; "top": the maximum over the top level's, which published numbers are of.
+                 level first; "top": the maximum over the top level's, which published numbers use.
         ->       [B, 3 * sum(encoder_dims)] or [B, encoder_dims[-1]] float32. Row i depends on cloud i alone, in
                  evaluation mode; batch norms and drop path follow the module's mode.
 
@@ -187,8 +215,9 @@ class I2PMAE(Student):
         self,
         points: Tensor,
         points_canonical: Tensor,
-        maps: TeacherMaps | None,
+        maps: TokenMaps | None,
         draws: Draws | None,
+        further: Sequence[TokenMaps | None] = (),
         *,
         mask_order: Tensor | None = None,
     ) -> Plan:
@@ -196,12 +225,16 @@ class I2PMAE(Student):
         config = self.config
         self._check_points(points)
         self._check_arguments(points, points_canonical, maps, draws, mask_order)
+        self._check_further(further, points.shape[0])
         levels, chosen = tokenise(points, config)
         centres_canonical = gather(points_canonical, chosen)  # [B, groups[0], 3]
         order = mask_order
         if order is None:
             assert draws is not None
-            order = draw_order(self._logits(centres_canonical, maps), draws.mask)
+            if self.masking.mode == "block":
+                order = block_order(levels[-1].centres, draws.mask)
+            else:
+                order = draw_order(self._logits(centres_canonical, maps), draws.mask)
         visible = top_visible(order, self.masking.visible(config.groups[-1]))
         tokens = lay_out(propagate(visible, levels, token0_leak=config.token0_leak), packed=config.layout == "packed")
         stages = range(1, len(config.decoder_dims))
@@ -220,7 +253,13 @@ class I2PMAE(Student):
         if config.targets != "3d":
             assert maps is not None
             target_2d = self._teacher_targets(maps, centres_canonical, levels[target], here, below)
-        return Plan(points, levels, tokens, interpolation, hidden, hidden_weight, target_3d, target_2d)
+        further_2d = tuple(
+            None
+            if said is None or not self._predicts_features(index)
+            else self._teacher_targets(said, centres_canonical, levels[target], here, below)
+            for index, said in enumerate(further)
+        )
+        return Plan(points, levels, tokens, interpolation, hidden, hidden_weight, target_3d, target_2d, further_2d)
 
     def network(self, plan: Plan, drop_path: Tensor | None) -> Prediction:
         """Encode, decode, predict. drop_path [B, R] uniform numbers; ignored outside training mode."""
@@ -237,31 +276,42 @@ class I2PMAE(Student):
             rec_3d = self.rec_head_3d(select(decoded, plan.hidden)).view(plan.target_3d.shape)
         if plan.target_2d is not None:
             rec_2d = self.rec_head_2d(select(decoded, plan.tokens[target].rows))
-        whole = None
-        if self.align_head is not None:
-            top = plan.tokens[-1]
-            whole = self.align_head(encoded[-1], top.valid if top.uneven else None)
-        return Prediction(encoded, decoded, rec_3d, rec_2d, whole)
+        top = plan.tokens[-1]
+        valid = top.valid if top.uneven else None
+        whole = None if self.align_head is None else self.align_head(encoded[-1], valid)
+        further: tuple[Said, ...] = ()
+        if self.further:
+            seen = select(decoded, plan.tokens[target].rows)
+            further = tuple(heads(seen, encoded[-1], valid) for heads in self.further_heads)
+        return Prediction(encoded, decoded, rec_3d, rec_2d, whole, further)
 
     def losses(self, plan: Plan, prediction: Prediction) -> Losses:
-        """Compare a prediction with the plan's targets: "3d" and "2d", both always; the counts are of loss_counts."""
+        """Compare a prediction with the plan's targets: "3d" and "2d", both always, and those of further teachers.
+
+        The counts are of loss_counts.
+        """
         sum_3d = sum_2d = prediction.decoded.new_zeros((), dtype=torch.float32)
         if plan.target_3d is not None and prediction.rec_3d is not None:
             sum_3d = chamfer_sum(prediction.rec_3d, plan.target_3d, plan.hidden_weight)
+        weight = plan.tokens[self.config.target_level].weight
         if plan.target_2d is not None and prediction.rec_2d is not None:
-            weight = plan.tokens[self.config.target_level].weight
             sum_2d = squared_error_sum(prediction.rec_2d, plan.target_2d, weight)
         counts = self.loss_counts(plan)
-        return {
+        losses = {
             COORDINATES: LossTerm(sum_3d, counts[COORDINATES]),
             FEATURES: LossTerm(sum_2d, counts[FEATURES]),
         }
+        for index, (target, said) in enumerate(zip(plan.further_2d, prediction.further, strict=True)):
+            if target is not None and said.features is not None:
+                name = of_further(FEATURES, index)
+                losses[name] = LossTerm(squared_error_sum(said.features, target, weight), counts[name])
+        return losses
 
     def loss_counts(self, plan: Plan) -> dict[str, Tensor]:
         """Count what the losses of a plan will be sums over, [] float32 each, before anything is computed.
 
         "3d"  points of hidden tokens' neighbourhoods: hidden tokens x K, one way.
-        "2d"  predicted numbers: visible tokens x K x V x C.
+        "2d"  predicted numbers: visible tokens x K x V x C; "2d_2" and so on of further teachers' features.
         """
         level = self.config.target_level
         K = self.config.neighbours[level]
@@ -269,7 +319,51 @@ class I2PMAE(Student):
         seen = visible.sum().float()
         hidden = (visible.numel() - seen) * K if plan.target_3d is not None else torch.zeros_like(seen)
         values = seen * plan.target_2d.shape[1] if plan.target_2d is not None else torch.zeros_like(seen)
-        return {COORDINATES: hidden, FEATURES: values}
+        counts = {COORDINATES: hidden, FEATURES: values}
+        for index, target in enumerate(plan.further_2d):
+            if target is not None:
+                counts[of_further(FEATURES, index)] = seen * target.shape[1]
+        return counts
+
+    @torch.no_grad()
+    def show(self, plan: Plan, prediction: Prediction) -> Shown:
+        """Return every level's tokens, the hidden neighbourhoods of the target level and the features of visible
+        tokens' members, each beside its prediction."""
+        levels = [
+            TokenLevel(level.centres, tokens.visible) for level, tokens in zip(plan.levels, plan.tokens, strict=True)
+        ]
+        level, tokens = plan.levels[self.config.target_level], plan.tokens[self.config.target_level]
+        B, G, _ = level.centres.shape
+        off = f"model.targets = {self.config.targets!r}"
+        reasons = {}
+        groups = features = None
+        if plan.target_3d is None or prediction.rec_3d is None:
+            reasons["groups"] = f"no coordinates are predicted: {off}"
+        else:
+            rows = torch.nonzero(~tokens.visible.reshape(-1))[:, 0]
+            centres = level.centres.reshape(B * G, 1, 3)[rows]
+            kept = rows if plan.hidden is None else slice(None)  # the static layout computes every token
+            groups = HiddenGroups(
+                torch.div(rows, G, rounding_mode="floor"),
+                centres + plan.target_3d[kept],
+                centres + prediction.rec_3d.float()[kept],
+            )
+        if plan.target_2d is None or prediction.rec_2d is None:
+            reasons["features"] = f"no features are predicted: {off}"
+        else:
+            rows = torch.nonzero(tokens.visible.reshape(-1))[:, 0]
+            kept = rows if tokens.rows is None else slice(None)
+            sample = torch.div(rows, G, rounding_mode="floor")
+            members = level.members.reshape(B * G, -1)[rows]  # [M, K] into the level below
+            below = plan.levels[self.config.target_level - 1].centres
+            wide = (-1, self.views, self.teacher_channels)
+            features = PointFeatures(
+                sample.repeat_interleave(members.shape[1]),
+                below[sample[:, None], members].flatten(0, 1),
+                plan.target_2d[kept].reshape(wide),
+                prediction.rec_2d.float()[kept].reshape(wide),
+            )
+        return Shown(levels, groups, features, reasons)
 
     def _decode(self, plan: Plan, encoded: list[Tensor], drop_path: Tensor | None) -> Tensor:
         # Tokens keep their index order; the reference's [visible; hidden] gives the same up to the order of sums.
@@ -286,7 +380,7 @@ class I2PMAE(Student):
             first = last
         return self.decoder_norm(x)
 
-    def _logits(self, centres_canonical: Tensor, maps: TeacherMaps | None) -> Tensor:
+    def _logits(self, centres_canonical: Tensor, maps: TokenMaps | None) -> Tensor:
         top = centres_canonical[:, : self.config.groups[-1]]
         if self.masking.mode == "random":
             return top.new_zeros(top.shape[:2])
@@ -294,7 +388,7 @@ class I2PMAE(Student):
         return weight_logits(top_saliency(maps, top), self.masking)
 
     def _teacher_targets(
-        self, maps: TeacherMaps, centres_canonical: Tensor, level: Level, here: Tokens, below: Tokens
+        self, maps: TokenMaps, centres_canonical: Tensor, level: Level, here: Tokens, below: Tokens
     ) -> Tensor:
         # Members of visible tokens are visible below, many of them shared, so features are looked up there once.
         G = below.visible.shape[1]
@@ -313,23 +407,24 @@ class I2PMAE(Student):
         needed = self.config.least_points
         if points.shape[1] < needed:
             raise ValueError(
-                f"clouds of {points.shape[1]} points for a model of {self.config.groups[0]} groups of "
-                f"{self.config.neighbours[0]}; expected at least {needed}. Use more points or smaller model.groups."
+                f"clouds have {points.shape[1]} points; a model of {self.config.groups[0]} groups of "
+                f"{self.config.neighbours[0]} neighbours needs at least {needed}. Use more points or smaller "
+                "model.groups."
             )
 
     def _check_arguments(
         self,
         points: Tensor,
         points_canonical: Tensor,
-        maps: TeacherMaps | None,
+        maps: TokenMaps | None,
         draws: Draws | None,
         mask_order: Tensor | None,
     ) -> None:
         B, G = points.shape[0], self.config.groups[-1]
         if points_canonical.shape != points.shape:
             raise ValueError(
-                f"points_canonical have shape {tuple(points_canonical.shape)}; expected that of points, "
-                f"{tuple(points.shape)}: the same points in the teacher's frame"
+                f"points_canonical have shape {tuple(points_canonical.shape)}; expected the shape of points, "
+                f"{tuple(points.shape)}: they are the same points in the teacher's frame"
             )
         if maps is None and (self.config.targets != "3d" or (mask_order is None and self.masking.mode == "saliency")):
             raise ValueError(
@@ -340,16 +435,27 @@ class I2PMAE(Student):
             got = (maps.features.shape[0], maps.features.shape[1], maps.features.shape[3])
             if got != (B, self.views, self.teacher_channels):
                 raise ValueError(
-                    f"teacher features are of {got[0]} shapes, {got[1]} views, {got[2]} channels; expected "
-                    f"{B}, {self.views}, {self.teacher_channels}. The model must be made for the cache it reads."
+                    f"teacher features have {got[0]} shapes, {got[1]} views, {got[2]} channels; expected {B}, "
+                    f"{self.views}, {self.teacher_channels}. Create the model for the cache that it reads."
                 )
         if draws is None and (mask_order is None or (self.training and self.config.drop_path > 0)):
             raise ValueError("no draws; expected Draws, or mask_order with drop path off (evaluation mode or chance 0)")
         if mask_order is not None and mask_order.shape != (B, G):
             raise ValueError(f"mask_order has shape {tuple(mask_order.shape)}; expected [{B}, {G}]")
 
+    def _predicts_features(self, index: int) -> bool:
+        return self.config.predicts_features and self.further[index].features
 
-def top_saliency(maps: TeacherMaps, centres_canonical: Tensor) -> Tensor:
-    """Look up the teacher's attention at centres [B, G, 3], mean over views, [B, G] float32."""
-    at = backproject(maps.saliency[..., None], centres_canonical, maps.geometry, image_side=maps.image_side)
-    return at[..., 0].mean(2)
+    def _check_further(self, further: Sequence[TokenMaps | None], batch: int) -> None:
+        if len(further) != len(self.further):
+            raise ValueError(f"maps of {len(further)} further teachers; the model was made for {len(self.further)}")
+        for index, (maps, teacher) in enumerate(zip(further, self.further, strict=True)):
+            if not self._predicts_features(index):
+                continue
+            wanted = [batch, teacher.views, teacher.channels]
+            got = None if maps is None else [*maps.features.shape[:2], maps.features.shape[3]]
+            if got != wanted:
+                raise ValueError(
+                    f"features of teacher {index + 2} are of shapes, views and channels {got}; expected {wanted}. "
+                    "The model must be made for the caches it reads."
+                )

@@ -1,4 +1,4 @@
-"""Teacher maps of a batch as the student reads them, from a cache or from a live teacher."""
+"""A batch of patch-token maps with its view geometry: what a cache or a live teacher hands to the student."""
 
 from typing import NamedTuple
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 from cuda.geometry import ViewGeometry
 
-__all__ = ["TeacherMaps"]
+__all__ = ["TokenMaps"]
 
 
-class TeacherMaps(NamedTuple):
-    """Patch maps of B shapes in V views, and the geometry that maps points to pixels.
+class TokenMaps(NamedTuple):
+    """Teacher features and saliency of B shapes in V views, and the geometry that maps points to pixels.
 
     features    [B, V, T, C] float16, bfloat16 or float32, T = side * side patch tokens, row-major
     saliency    [B, V, T] float32, the class token's attention to each patch
@@ -24,7 +24,7 @@ class TeacherMaps(NamedTuple):
     geometry: ViewGeometry
     image_side: int
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "TeacherMaps":
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "TokenMaps":
         """Return the same maps on another device."""
         return self._replace(
             features=self.features.to(device, non_blocking=non_blocking),

@@ -45,7 +45,7 @@ def for_each(items: int, kernel: Callable[..., None], *args: Any) -> None:
         while (i := next(turn)) < chunks:
             kernel(bounds[i], bounds[i + 1], *args)
 
-    helpers = [_threads(threads - 1).submit(work) for _ in range(threads - 1)]
+    helpers = [_executor(threads - 1).submit(work) for _ in range(threads - 1)]
     try:
         work()
     finally:
@@ -54,7 +54,7 @@ def for_each(items: int, kernel: Callable[..., None], *args: Any) -> None:
             helper.result()
 
 
-def _threads(size: int) -> ThreadPoolExecutor:
+def _executor(size: int) -> ThreadPoolExecutor:
     global _pool, _pool_size
     with _lock:
         if _pool is None or _pool_size < size:

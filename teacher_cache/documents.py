@@ -1,7 +1,7 @@
-"""JSON documents with one spelling and a checksum of themselves, and strict access to their fields.
+"""JSON documents that carry their own checksum, and strictly typed access to their fields.
 
-A sealed document carries ``"sha256"``: the SHA-256 of its canonical JSON without that key. So any change of meaning is
-detected when the document is read, even if no other document holds a checksum of it.
+The checksum, under ``"sha256"``, is the SHA-256 of the document's canonical JSON without that key. So any change of
+meaning is detected when the document is read, even if no other document holds a checksum of it.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from typing import Any
 
 from teacher_cache.errors import ManifestError
 
-__all__ = ["Fields", "canonical", "plain", "seal", "unseal"]
+__all__ = ["Fields", "canonical", "decode_document", "encode_document", "plain"]
 
 MAX_DOCUMENT = 1 << 30  # bytes; a manifest of ten million shapes is about 30 MB
 
@@ -35,7 +35,7 @@ def plain(value: Any, where: str) -> Any:
     raise TypeError(f"{where} is a {type(value).__name__}; a recipe holds JSON values only")
 
 
-def seal(document: Mapping[str, Any]) -> bytes:
+def encode_document(document: Mapping[str, Any]) -> bytes:
     """Encode a document with its checksum.
 
     Keys are sorted, one per line; each item of a list of objects has a line of its own.
@@ -54,8 +54,8 @@ def seal(document: Mapping[str, Any]) -> bytes:
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode("ascii")
 
 
-def unseal(data: bytes, where: str) -> "Fields":
-    """Decode a sealed document. Raises ManifestError when it does not parse or its checksum is wrong."""
+def decode_document(data: bytes, where: str) -> "Fields":
+    """Decode a document. Raises ManifestError when it does not parse or its checksum is wrong."""
     if len(data) > MAX_DOCUMENT:
         raise ManifestError(f"{where}: {len(data)} bytes; expected at most {MAX_DOCUMENT}")
     try:
@@ -65,11 +65,12 @@ def unseal(data: bytes, where: str) -> "Fields":
         stored = document.pop("sha256", None)
         found = hashlib.sha256(canonical(document)).hexdigest()
     except (ValueError, TypeError, RecursionError, MemoryError) as error:
-        said = str(error) or type(error).__name__
-        raise ManifestError(f"{where}: expected JSON, found something else ({said})") from error
+        reason = str(error) or type(error).__name__
+        raise ManifestError(f"{where}: expected JSON, but it does not parse ({reason})") from error
     if stored != found:
         raise ManifestError(
-            f"{where}: its contents have SHA-256 {found}, it says {stored!r}: the file was changed or cut.\n"
+            f"{where}: its contents have SHA-256 {found}, but it states {stored!r}: the file was changed or "
+            "truncated.\n"
             "  Copy it again from where the cache came from, or delete it and run the build again."
         )
     return Fields(document, where)

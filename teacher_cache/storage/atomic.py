@@ -58,7 +58,8 @@ def refuse_links(root: Path, path: Path) -> None:
         if folder.is_symlink():
             raise CacheError(
                 f"{folder}: expected a folder, found a link to {os.readlink(folder)!r}; nothing is written or removed "
-                f"through links within {root}.\n  Remove the link; where files belong behind it, move them here."
+                f"through links within {root}.\n"
+                "  Remove the link; move the files behind it here if they belong here."
             )
 
 

@@ -37,7 +37,10 @@ ORDER = {
     "trainer": (
         "pretraining", "downstream", "checkpoints", "config", ("models", "engine"), ("losses", "randomness"), "errors",
     ),
-    "trainer/models": (("heads", "build"), "hierarchical", "student", ("tokens", "layers"), "random_inputs", "config"),
+    "trainer/models": (
+        ("heads", "build"), ("hierarchical", "plain"), "further_heads", "student", ("tokens", "layers"),
+        "random_inputs", "config",
+    ),
     "cli": ("main", "commands", ("actions", "study"), "report", ("show", "experiment", "options"), "exit_codes"),
 }  # fmt: skip
 FORBIDDEN = {"trainer": {"dask", "distributed", "open_clip"}, "teacher_cache": {"dask", "open_clip"}}
@@ -118,7 +121,7 @@ def test_students_are_known_by_their_protocol():
     knows = {
         str(path.relative_to(ROOT))
         for path in (ROOT / "trainer").rglob("*.py")
-        if any(name.startswith("trainer.models.hierarchical") for name in imported(path))
+        if any(name.startswith(("trainer.models.hierarchical", "trainer.models.plain")) for name in imported(path))
     }
     assert knows
     places = ("trainer/models/", "trainer/checkpoints/reference/")

@@ -37,7 +37,7 @@ _PAGE = "docs/reference-parity.md"
     "overrides",
     multiple=True,
     metavar="SECTION.KEY=VALUE",
-    help="Depart from the reference preset in one setting, to see what it changes; may be repeated.",
+    help="Depart from the preset (reference, or point-mae) in one setting, to see what it changes; may be repeated.",
 )
 @click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @logging_options
@@ -55,7 +55,9 @@ def parity(
 ) -> None:
     """Compare with the reference implementation, whose inputs, weights and outputs are recorded in DIR.
 
-    All sizes are read from DIR. Its README says what the files are and where the tolerances come from.
+    DIR is of I2P-MAE and Point-M2AE or of the plain-transformer family (Point-MAE, Point-BERT, ACT, ReCon, PCP-MAE,
+    Point-FEMAE); its files tell. All sizes are read from it. Its README says what the files are and where the
+    tolerances come from.
     """
     begin_logging(verbose, quiet=quiet)
     logging.getLogger("benchmarks").setLevel(logging.getLogger("cli").level)
@@ -63,18 +65,20 @@ def parity(
     import torch
 
     from benchmarks.parity.models import reference_settings
+    from benchmarks.parity.plain_models import plain_settings
     from benchmarks.parity.recorded import Recorded
     from benchmarks.parity.report import Environment, as_markdown, as_text, summary
-    from benchmarks.parity.runner import SECTIONS, count_parts, run_section
+    from benchmarks.parity.runner import count_parts, run_section, sections_for
     from cli.exit_codes import EXIT_FAILED
     from cli.show.progress import Progress
     from pipeline.teacher.tower import resolve_device
 
-    _check_names(names, tuple(SECTIONS))
-    chosen = [name for name in SECTIONS if name in names or not names]
-    settings = reference_settings(overrides)
-    where = resolve_device(device)
     recorded = Recorded(folder)
+    family, sections = sections_for(recorded)
+    _check_names(names, tuple(sections))
+    chosen = [name for name in sections if name in names or not names]
+    settings = {"hierarchical": reference_settings, "plain": plain_settings}[family](overrides)
+    where = resolve_device(device)
     results = []
     begun = 0
     with Progress("parity", count_parts(chosen, recorded, settings), unit="parts", quiet=quiet) as progress:

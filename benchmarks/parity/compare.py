@@ -67,6 +67,12 @@ TOLERANCES: dict[str, Tolerance] = {
     "encoder": Tolerance("abs", 5e-5),  # 2e-6
     "decoder": Tolerance("abs", 1e-4),  # 4e-6
     "evaluation feature": Tolerance("abs", 1e-4),  # 2e-6
+    "position": Tolerance("abs", 1e-5),  # 3e-7, before any block
+    "plain decoder": Tolerance("abs", 5e-5),  # 1.4e-6
+    "deep block": Tolerance("abs", 1e-4),  # 5e-6 after twelve blocks without a norm
+    "plain gradient": Tolerance("abs", 1e-5),  # 3e-7
+    "relative training loss of a head": Tolerance("rel", 1e-4),  # of logits normalised over a handful of samples
+    "score": Tolerance("abs", 1e-9),  # counts, divided
     "loss": Tolerance("rel", 1e-5),  # 2e-7
     "gradient norm": Tolerance("rel", 3e-3),  # 1e-5, but a maximum may flip between two nearly equal entries
     "gradient noise": Tolerance("abs", 1e-3),  # biases in front of a batch norm: zero but for rounding, 1e-4

@@ -16,13 +16,21 @@ from benchmarks.parity.sections.fullsize import Fullsize
 from benchmarks.parity.sections.grouping import Grouping
 from benchmarks.parity.sections.params import Params
 from benchmarks.parity.sections.partseg import Partseg
+from benchmarks.parity.sections.plain.finetune import PointMAEFinetune
+from benchmarks.parity.sections.plain.fullsize import PlainFullsize
+from benchmarks.parity.sections.plain.metrics import Metrics
+from benchmarks.parity.sections.plain.params import PlainParams
+from benchmarks.parity.sections.plain.partseg import PointMAEPartseg
+from benchmarks.parity.sections.plain.pretrain import PointMAEPretrain
+from benchmarks.parity.sections.plain.relatives import RELATIVES
 from benchmarks.parity.sections.pretrain import Pretrain
 from benchmarks.parity.sections.projection import Projection
 from benchmarks.parity.sections.teacher import TeacherSection
 from cli.experiment.sections import Experiment
 from pipeline.errors import TeacherError
+from trainer.errors import TrainerError
 
-__all__ = ["SECTIONS", "Result", "count_parts", "run_section"]
+__all__ = ["FAMILIES", "PLAIN_SECTIONS", "SECTIONS", "Result", "count_parts", "run_section", "sections_for"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +48,40 @@ SECTIONS: dict[str, type[Section]] = {
         Params,
     )
 }
-"""In the order of a student's step, then the models made from it."""
+"""In the order of a student's step, then the models made from it: of I2P-MAE and Point-M2AE."""
+
+PLAIN_SECTIONS: dict[str, type[Section]] = {
+    section.name: section
+    for section in (
+        PointMAEPretrain,
+        PointMAEFinetune,
+        PointMAEPartseg,
+        *RELATIVES,
+        Metrics,
+        PlainFullsize,
+        PlainParams,
+    )
+}
+"""The same of the plain-transformer family."""
+
+FAMILIES: dict[str, tuple[dict[str, type[Section]], tuple[str, ...]]] = {
+    "hierarchical": (
+        SECTIONS,
+        ("projection.npz", "backprojection.npz", "teacher.npz", "grouping.npz", "model_pretrain.npz", "finetune.npz"),
+    ),
+    "plain": (
+        PLAIN_SECTIONS,
+        ("pointmae_pretrain.npz", "pointmae_finetune.npz", "family_layouts.json", "metrics.npz", "pointbert.npz"),
+    ),
+}
+"""Architecture -> its sections, and files that only a folder of its family has."""
+
+
+def sections_for(recorded: Recorded) -> tuple[str, dict[str, type[Section]]]:
+    """The architecture that a folder is about, by the files it holds, and its sections."""
+    held = {name: sum((recorded.folder / file).is_file() for file in files) for name, (_, files) in FAMILIES.items()}
+    family = max(FAMILIES, key=held.__getitem__)  # the first of them where a folder holds none
+    return family, FAMILIES[family][0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +108,12 @@ def run_section(
     device: torch.device | None = None,
     on_part: Callable[[str], None] = lambda part: None,
 ) -> Result:
-    """Compare one of SECTIONS.
+    """Compare one of the folder's sections.
 
     on_part  is told the name of each part before its work begins.
     """
     started = time.perf_counter()
-    section = SECTIONS[name](recorded, settings, device or torch.device("cpu"))
+    section = sections_for(recorded)[1][name](recorded, settings, device or torch.device("cpu"))
     rows: list[Row] = []
     for part, work in section.parts().items():
         on_part(part)
@@ -84,7 +125,8 @@ def run_section(
 
 def count_parts(names: Iterable[str], recorded: Recorded, settings: Experiment) -> int:
     """How often run_section will call `on_part` for these sections."""
-    return sum(len(SECTIONS[name](recorded, settings, torch.device("cpu")).parts()) for name in names)
+    sections = sections_for(recorded)[1]
+    return sum(len(sections[name](recorded, settings, torch.device("cpu")).parts()) for name in names)
 
 
 def _attempt(what: str, work: Part) -> Iterator[Row]:
@@ -92,7 +134,7 @@ def _attempt(what: str, work: Part) -> Iterator[Row]:
         yield from work()
     except Missing as absent:
         yield missing(absent.what, absent.why)
-    except (ValueError, TypeError, RuntimeError, IndexError, TeacherError) as error:
+    except (ValueError, TypeError, RuntimeError, IndexError, TeacherError, TrainerError) as error:
         # What a folder of another layout makes of our functions. The rows so far stand, and so do the other parts'.
         logger.info("%s could not be compared", what, exc_info=error)
         # The whole reason: load_state_dict says in its later lines which sizes differ. One line, for a table's cell.

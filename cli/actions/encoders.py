@@ -41,7 +41,7 @@ def named_encoders(
     from trainer.downstream.baselines.point_nn import PointNN
     from trainer.downstream.features import ClassifierEncoder, model_encoder, settle_batch_norms
     from trainer.models.build import new_student
-    from trainer.models.heads.classifier import Classifier
+    from trainer.models.heads.fine_tuned import ShapeClassifier
 
     found: dict[str, Encoder] = {}
     for name in dict.fromkeys(names):
@@ -55,7 +55,7 @@ def named_encoders(
             raise click.UsageError(f"{name} is not an encoder; expected {ENCODER_HELP}")
         if read_header(find_checkpoint(name)).kind != "pretraining":
             tuned, _ = load_fine_tuned(name)
-            if not isinstance(tuned, Classifier):
+            if not isinstance(tuned, ShapeClassifier):
                 raise click.UsageError(f"{name} is a part segmenter, which has no feature of the whole shape")
             found[name] = ClassifierEncoder(tuned.to(device), device)
             continue

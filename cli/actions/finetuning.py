@@ -7,12 +7,12 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.experiment.toml import ConfigError, load_sections, read_config
+from cli.experiment.toml import ConfigError, load_sections, read_config, stated_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainer.models.config import ModelConfig
+    from trainer.models.config import StudentConfig
 
 __all__ = ["load_recipe", "recipe_names", "run_seeds", "start_of"]
 
@@ -23,15 +23,15 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(config: str, overrides: Sequence[str]) -> tuple[dict[str, Any], bool]:
-    """The sections model, classifier and finetune of a recipe's name or a TOML file; and whether [model] is stated.
+    """The sections model, classifier and finetune of a recipe's name or a TOML file; and whether [model] states sizes.
+
+    A recipe is for one architecture, which [model] names, because [classifier] is the architecture's own.
 
     Raises ConfigError listing all that is wrong.
     """
-    import tomllib
-
     from trainer.downstream.finetuning.config import FinetuneConfig
-    from trainer.models.config import ModelConfig
-    from trainer.models.heads.config import ClassifierConfig
+    from trainer.models.config import settings_class
+    from trainer.models.heads.config import CLASSIFIERS
 
     path = Path(config)
     if path.suffix == ".toml" or path.is_file():
@@ -42,27 +42,33 @@ def load_recipe(config: str, overrides: Sequence[str]) -> tuple[dict[str, Any], 
         text = (_recipes() / f"{config}.toml").read_text(encoding="utf-8")
     else:
         raise ConfigError(config, [f"neither a recipe nor a .toml file; recipes: {', '.join(recipe_names())}"])
-    sections = {"model": ModelConfig, "classifier": ClassifierConfig, "finetune": FinetuneConfig}
-    found = load_sections(config, text, overrides, sections)
-    stated = "model" in tomllib.loads(text) or any(text.startswith("model.") for text in overrides)
-    return found, stated
+    model = stated_settings(config, text, overrides, "model")
+    try:
+        of_model = settings_class(model)
+        head = CLASSIFIERS[of_model().architecture]
+    except ValueError as error:
+        raise ConfigError(config, [f"model.{error}"]) from None
+    except KeyError as error:
+        raise ConfigError(config, [f"no classifier is built on the {error.args[0]} student"]) from None
+    found = load_sections(config, text, overrides, {"model": of_model, "classifier": head, "finetune": FinetuneConfig})
+    return found, bool(set(model) - {"architecture"})
 
 
 def start_of(
     name: str, sizes: str | None, sections: Mapping[str, Any], stated: bool
-) -> "tuple[ModelConfig, tuple[str, Mapping[str, Tensor]] | None]":
+) -> "tuple[StudentConfig, tuple[str, Mapping[str, Tensor]] | None]":
     """Sizes of the model and the weights that it starts from.
 
     name   a run or checkpoint, "embedded", or "none".
     sizes  with "none": a run or checkpoint whose sizes are taken; None: those of [model].
 
-    Raises ConfigError for a [model] that a checkpoint's sizes would override, CheckpointError for a path that is not a
-    checkpoint, and for a student without a classifier.
+    Raises ConfigError for a [model] that a checkpoint's sizes would override or that is of another architecture,
+    CheckpointError for a path that is not a checkpoint.
     """
     from trainer.checkpoints.files import MODEL, find_checkpoint, read_header, read_tensors
     from trainer.checkpoints.models import section_from_json
     from trainer.errors import CheckpointError
-    from trainer.models.config import ModelConfig
+    from trainer.models.config import DEFAULT_ARCHITECTURE, settings_class
 
     of = sizes if name == "none" else name
     if of is None:
@@ -71,13 +77,20 @@ def start_of(
         raise ConfigError("the settings", [f"[model] is given, but the sizes are those of {of}; leave one of them out"])
     path = find_checkpoint(of)
     header = read_header(path)
+    asked = sections["model"].architecture
+    there = header.config.get("model", {}).get("architecture", DEFAULT_ARCHITECTURE)
+    if there != asked:
+        hint = "; recipes for it begin with plain-" if there == "plain" else ""
+        raise ConfigError(
+            "the settings", [f"they are for the {asked} student (model.architecture), and {of} is {there}{hint}"]
+        )
     try:
-        model = section_from_json(ModelConfig, header.config["model"])
+        model = section_from_json(settings_class(header.config["model"]), header.config["model"])
         faults = list(model.problems())
     except (KeyError, ValueError) as error:
         faults = [str(error)]
     if faults:
-        raise CheckpointError(f"{path}: fine-tuning supports the hierarchical student only: {'; '.join(faults)}")
+        raise CheckpointError(f"{path}: no model of this version has its settings: {'; '.join(faults)}")
     if name == "none":
         return model, None
     return model, (header.files[MODEL]["sha256"], read_tensors(path, header))
@@ -85,7 +98,7 @@ def start_of(
 
 def run_seeds(
     sections: Mapping[str, Any],
-    model: "ModelConfig",
+    model: "StudentConfig",
     start: "tuple[str, Mapping[str, Tensor]] | None",
     *,
     source: str,
@@ -105,8 +118,9 @@ def run_seeds(
 
     config, classifier = sections["finetune"], sections["classifier"]
     problems = [f"classifier.{text}" for text in classifier.conflicts(model)]
-    if model.groups and model.groups[0] > config.points:
-        problems.append(f"finetune.points = {config.points} is less than the {model.groups[0]} groups of the encoder")
+    least = classifier.least_points(model)
+    if least > config.points:
+        problems.append(f"finetune.points = {config.points} is less than the {least} that the encoder needs")
     if problems:
         raise ConfigError("the settings", problems)
     total = sum(len(open_corpus(uri, points=config.stored_points)) for uri in (config.train, config.test))

@@ -54,17 +54,22 @@ def info(path: Path, as_json: bool) -> None:
               "classifier, segmentation. [default: the paper's]")  # fmt: skip
 @json_option
 def import_(file: Path, out: Path, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Convert FILE, a .pth of I2P-MAE or Point-M2AE, to a checkpoint of ours.
+    """Convert FILE, a .pth of I2P-MAE or Point-M2AE, or of Point-MAE and its relatives, to a checkpoint of ours.
 
-    Pre-training, classification and part segmentation checkpoints are distinguished by their parameter names; `module.`
-    and the frozen teacher, `clip_model.`, are dropped. Nothing in the file is executed. Weights keep every bit.
+    Relatives are Point-BERT, ACT, ReCon, PCP-MAE and Point-FEMAE; their files become plain students. Method and kind
+    (pre-training, classification, part segmentation) are told by the parameter names alone; `module.` and frozen
+    teachers are dropped, and what is taken, left out and left new is said. Nothing in the file is executed. Weights
+    keep every bit.
     """
     from cli.experiment.toml import parse_settings
     from trainer.checkpoints.reference.convert import import_reference
-    from trainer.checkpoints.reference.recognise import SECTIONS
+    from trainer.checkpoints.reference.recognise import KINDS, sections_of_kind
 
-    sections = {name: cls for of_kind in SECTIONS.values() for name, cls in of_kind.items()}
-    converted = import_reference(file, out, settings=parse_settings(overrides, sections))
+    def stated(architecture: str) -> dict[str, dict[str, Any]]:
+        of_kinds = [sections_of_kind(architecture, kind) for kind in KINDS]
+        return parse_settings(overrides, {name: cls for of_kind in of_kinds for name, cls in of_kind.items()})
+
+    converted = import_reference(file, out, settings=stated)
     _answer(f"checkpoint  {converted.path}", converted.path, converted.header, converted.notes, as_json)
 
 
@@ -80,7 +85,10 @@ def import_(file: Path, out: Path, overrides: tuple[str, ...], as_json: bool) ->
               help="Whether names begin with `module.`. [default: as imported, or as the reference does]")  # fmt: skip
 @json_option
 def export(path: Path, out: Path, teacher: Path | None, prefix: bool | None, as_json: bool) -> None:
-    """Export PATH (a run directory or one of its checkpoints) in the layout of the reference's .pth files."""
+    """Export PATH (a run directory or one of its checkpoints) in the layout of the reference's .pth files.
+
+    A hierarchical student's is I2P-MAE's or Point-M2AE's, a plain one's Point-MAE's.
+    """
     from trainer.checkpoints.reference.convert import export_reference
 
     converted = export_reference(path, out, teacher=teacher, prefix=prefix)

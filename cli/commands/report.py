@@ -47,9 +47,9 @@ def report(
     from cli.show.progress import Watching
 
     if len(caches) not in (0, 1, len(runs)):
-        raise click.UsageError(f"{len(caches)} caches for {len(runs)} runs; name one for all, or one for each")
+        raise click.UsageError(f"{len(caches)} caches for {len(runs)} runs; give one for all, or one for each")
     if len(set(runs)) < len(runs):
-        raise click.UsageError("a run is named twice")
+        raise click.UsageError("a run is given twice")
     if out is None:
         out = runs[0] / REPORT if len(runs) == 1 else Path(REPORT)
     with Watching() as watch:

@@ -66,10 +66,10 @@ def vote(
     from trainer.downstream.voting import vote as hold
     from trainer.engine.ranks import joined
     from trainer.errors import EvaluationError
-    from trainer.models.heads.classifier import Classifier
+    from trainer.models.heads.fine_tuned import ShapeClassifier
 
     model, header = load_fine_tuned(checkpoint)
-    if not isinstance(model, Classifier):
+    if not isinstance(model, ShapeClassifier):
         raise click.UsageError(f"{checkpoint} is a part segmenter; voting needs a classifier")
     trained = header.config.get("finetune", {})  # an imported one does not say how it was
     test = test or trained.get("test")
@@ -85,7 +85,7 @@ def vote(
     problems = list(config.problems())
     if stored_points < points:
         problems.append(f"--stored-points {stored_points} is less than --points {points}")
-    least = max(model.model.groups[0], model.config.neighbours[0])
+    least = model.config.least_points(model.model)
     if points < least:
         problems.append(f"--points {points} is too few: the classifier needs at least {least}")
     if problems:

@@ -1,7 +1,8 @@
 """Loading of experiments from TOML: layers, types, and every problem reported at once.
 
 An experiment is one TOML file with a table per room's dataclass. Layers, later ones win: the dataclasses' defaults, the
-preset a file names with ``preset = "..."``, the file, ``--set section.key=value``.
+preset a file names with ``preset = "..."``, the file, ``--set section.key=value``. A layer whose [model] names another
+architecture than the layers below begins [model] anew, because the settings below are of another student.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from typing import Any
 from cli.experiment.sections import SECTIONS, Experiment, section_class
 from pipeline.settings import typed
 from teacher_cache.foreign import decode_text, misnomer
+from trainer.models.config import DEFAULT_ARCHITECTURE
 
 __all__ = [
     "ConfigError",
@@ -23,6 +25,7 @@ __all__ = [
     "parse_settings",
     "preset_names",
     "preset_text",
+    "stated_settings",
     "to_toml",
 ]
 
@@ -62,8 +65,11 @@ def load_experiment(config: str, overrides: Iterable[str] = ()) -> Experiment:
     """
     problems: list[str] = []
     tables = _layered(config, problems)
+    chosen: dict[str, dict[str, Any]] = {}
     for text in overrides:
-        _apply_override(tables, text, problems)
+        _apply_override(chosen, text, problems)
+    for key, table in chosen.items():
+        _lay(tables, key, table)
     name = Path(config).stem
     sections = {key: _section(key, cls, tables.get(key, {}), problems) for key, cls in SECTIONS.items()}
     problems += [f"[{key}] is not a section; {_suggest(key, SECTIONS)}" for key in tables if key not in SECTIONS]
@@ -98,6 +104,17 @@ def load_sections(source: str, text: str, overrides: Iterable[str], sections: Ma
     if problems:
         raise ConfigError(source, problems)
     return made
+
+
+def stated_settings(source: str, text: str, overrides: Iterable[str], section: str) -> dict[str, Any]:
+    """The settings of one section that TOML text and overrides state, as they stand there.
+
+    Raises ConfigError for text that is not TOML; what is wrong with a setting, `load_sections` says.
+    """
+    tables = {key: dict(table) for key, table in _parse(text, source).items() if isinstance(table, dict)}
+    for override in overrides:
+        _apply_override(tables, override, [])
+    return tables.get(section, {})
 
 
 def parse_settings(overrides: Iterable[str], sections: Mapping[str, type]) -> dict[str, dict[str, Any]]:
@@ -150,10 +167,22 @@ def _layered(config: str, problems: list[str]) -> dict[str, dict[str, Any]]:
             base = _layered(parent, problems)
     for key, table in top.items():
         if isinstance(table, dict):
-            base.setdefault(key, {}).update(table)
+            _lay(base, key, table)
         else:
             problems.append(f"{key} = {table!r} is outside any section; sections: {', '.join(SECTIONS)}")
     return base
+
+
+def _lay(tables: dict[str, dict[str, Any]], section: str, table: Mapping[str, Any]) -> None:
+    """Lay a section's settings over those below."""
+    below = tables.setdefault(section, {})
+    if section == "model" and table.get("architecture", _architecture(below)) != _architecture(below):
+        below.clear()
+    below.update(table)
+
+
+def _architecture(table: Mapping[str, Any]) -> Any:
+    return table.get("architecture", DEFAULT_ARCHITECTURE)
 
 
 def read_config(path: Path) -> str:

@@ -80,7 +80,7 @@ def test_all_problems_are_reported_at_once():
     assert sorted(rest) == sorted(
         [
             "  --set nonsense: expected section.key=value",
-            "  masking.mode = 'salient' is none of saliency, random",
+            "  masking.mode = 'salient' is none of saliency, random, block",
             "  trainer.leraning_rate is not a setting; did you mean trainer.learning_rate?",
             "  trainer.epochs = 1.5 is not a whole number",
             "  trainer.tensorboard = 1 is not true or false",

@@ -298,7 +298,14 @@ def test_every_recipe_is_sound_and_names_sets_that_exist(name):
     assert asked.select == "last"
     assert {uri.partition(":")[0] for uri in (asked.train, asked.test)} <= set(KINDS)
     assert asked.test == asked.train.replace("split=train", "split=test").replace("count=720", "count=480")
-    assert set(recipe_names()) == {"synthetic", "modelnet40", "obj-bg", "obj-only", "pb-t50-rs"}
+    of_both = {"synthetic", "modelnet40", "obj-bg", "obj-only", "pb-t50-rs"}
+    assert set(recipe_names()) == of_both | {f"plain-{name}" for name in of_both}
+    plain = name.startswith("plain-")
+    assert sections["model"].architecture == ("plain" if plain else "hierarchical")
+    other, _ = load_recipe(name.removeprefix("plain-") if plain else f"plain-{name}", [])
+    assert (asked.train, asked.test, asked.points) == (
+        other["finetune"].train, other["finetune"].test, other["finetune"].points,
+    )  # fmt: skip
 
 
 def test_recipes_of_scanobjectnn_are_the_fields():

@@ -16,8 +16,8 @@ from tests.support.training import SCHEMA, training_cache
 from trainer.config import AlignmentConfig
 from trainer.engine.ranks import Ranks
 from trainer.losses.alignment import Candidates, alignment_sum, targets
-from trainer.models.hierarchical.alignment_head import AlignmentHead
 from trainer.models.hierarchical.student import I2PMAE
+from trainer.models.layers.alignment_head import AlignmentHead
 from trainer.models.random_inputs import Draws
 from trainer.pretraining.alignment import Alignment, wholes_of
 

@@ -17,7 +17,10 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 def shared_dir(name: str) -> Path:
     """The folder ``../shared/<name>``; skips the calling test (fails it in CI) when it is absent."""
-    variable = {"reference": "I2P_REFERENCE", "data": "I2P_REAL_DATA", "teachers": "I2P_TEACHERS"}[name]
+    variable = {
+        "reference": "I2P_REFERENCE", "reference_plain": "I2P_REFERENCE_PLAIN", "data": "I2P_REAL_DATA",
+        "teachers": "I2P_TEACHERS",
+    }[name]  # fmt: skip
     folder = Path(os.environ.get(variable, _ROOT.parent / "shared" / name))
     if not folder.is_dir():
         message = f"no {name} arrays at {folder}; set {variable}"

@@ -216,9 +216,11 @@ def test_an_experiment_names_it() -> None:
     chosen = ["model.architecture=two-layer", "model.slots=50"]
     file = load_experiment("study", ["evaluation.feature=top"])
     assert isinstance(file.model, ModelConfig)
+    assert load_experiment("study", chosen).model == TwoLayerConfig(slots=50)  # nothing is left of the preset's [model]
     with pytest.raises(ConfigError, match=r"model\.groups is not a setting"):
-        load_experiment("study", chosen)  # whose [model] is the other student's
-    with pytest.raises(ConfigError, match=r"model\.architecture = 'three-layer' is none of hierarchical, two-layer"):
+        load_experiment("study", [*chosen, "model.groups=[9, 8]"])
+    known = "hierarchical, plain, two-layer"
+    with pytest.raises(ConfigError, match=rf"model\.architecture = 'three-layer' is none of {known}"):
         load_experiment("study", ["model.architecture=three-layer"])
 
 

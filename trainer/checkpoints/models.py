@@ -12,10 +12,10 @@ from trainer.checkpoints.files import Header, find_checkpoint, read_header, read
 from trainer.config import AlignmentConfig
 from trainer.errors import CheckpointError
 from trainer.models.build import new_student
-from trainer.models.config import DEFAULT_ARCHITECTURE, MaskingConfig, ModelConfig, settings_class
-from trainer.models.heads.classifier import Classifier
-from trainer.models.heads.config import ClassifierConfig, SegmentationConfig
-from trainer.models.heads.part_segmenter import PartSegmenter
+from trainer.models.config import DEFAULT_ARCHITECTURE, MaskingConfig, settings_class
+from trainer.models.heads.build import new_classifier, new_segmenter
+from trainer.models.heads.config import CLASSIFIERS, SEGMENTATIONS
+from trainer.models.heads.fine_tuned import PointSegmenter, ShapeClassifier
 from trainer.models.student import Student
 
 __all__ = [
@@ -82,25 +82,27 @@ def load_model(path: str | Path) -> tuple[Student, Header]:
     return network.eval(), header
 
 
-def load_fine_tuned(path: str | Path) -> tuple[Classifier | PartSegmenter, Header]:
+def load_fine_tuned(path: str | Path) -> tuple[ShapeClassifier | PointSegmenter, Header]:
     """Load the classifier or part segmenter of a checkpoint, fine-tuned here or imported: on the CPU, to evaluate.
 
     Raises CheckpointError as load_model does.
     """
     path = find_checkpoint(path)
     header = read_header(path)
-    network: Classifier | PartSegmenter
+    network: ShapeClassifier | PointSegmenter
     if header.kind == "pretraining":
         raise CheckpointError(
             f"{path} is of kind pretraining; expected a fine-tuned model. "
             "Load it with trainer.checkpoints.models.load_model."
         )
     try:
-        model = section_from_json(ModelConfig, header.config["model"])
+        model = section_from_json(settings_class(header.config["model"]), header.config["model"])
         if header.kind == "classifier":
-            network = Classifier(model, section_from_json(ClassifierConfig, header.config["classifier"]))
+            head: Any = section_from_json(CLASSIFIERS[model.architecture], header.config["classifier"])
+            network = new_classifier(model, head)
         else:
-            network = PartSegmenter(model, section_from_json(SegmentationConfig, header.config["segmentation"]))
+            head = section_from_json(SEGMENTATIONS[model.architecture], header.config["segmentation"])
+            network = new_segmenter(model, head)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: no model of this version has its settings: {error}") from None
     try:

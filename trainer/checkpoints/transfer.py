@@ -4,22 +4,22 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from trainer.models.heads.fine_tuned import FineTuned
 
 __all__ = ["EncoderLoad", "load_pretrained_encoder", "without_module_prefix"]
 
 logger = logging.getLogger(__name__)
 
-ENCODER = "h_encoder."
-NORMS = "h_encoder.encoder_norms."
 SHOWN = 8  # names in one message
 
 
 class EncoderLoad(NamedTuple):
     """Names of the entries that were loaded, kept and unused.
 
-    loaded  names of the model's encoder, all of them, that now have the checkpoint's values
-    kept    the model's other names (final norm, head), which keep the values they had
+    loaded  names of the model's encoder that now have the checkpoint's values
+    kept    the model's other names (final norm, head, a new class token), which keep the values they had
     unused  the checkpoint's names, without a `module.` prefix, that the model has no use for
     """
 
@@ -28,38 +28,35 @@ class EncoderLoad(NamedTuple):
     unused: tuple[str, ...]
 
 
-def load_pretrained_encoder(model: nn.Module, entries: Mapping[str, Tensor], *, source: str) -> EncoderLoad:
+def load_pretrained_encoder(model: FineTuned, entries: Mapping[str, Tensor], *, source: str) -> EncoderLoad:
     """Copy a checkpoint's encoder into a fine-tuning model; its head stays as it is.
 
-    model    a Classifier or PartSegmenter.
+    model    says by `sought` what its encoder is called here and there.
     entries  the state dict of a pre-training or fine-tuning model, with or without `module.` before each name.
     source   where it came from, for messages.
 
     Raises ValueError, and changes nothing, where the encoder is not there, or lacks entries, has more, or has other
-    shapes. Only level norms, which a classifier has no use for, may be left over. What is left over on either side
-    otherwise (decoder, heads) is returned, and logged.
+    shapes. What is left over on either side otherwise (decoder, heads) is returned, and logged.
     """
     entries = without_module_prefix(entries, source=source)
     own = model.state_dict()
-    wanted = {name: value for name, value in own.items() if name.startswith(ENCODER)}
-    found = [name for name in wanted if name in entries]
+    sought = model.sought(entries)
+    found = {name: theirs for name, theirs in sought.names.items() if theirs in entries}
     if not found:
         raise ValueError(
-            f"{source}: none of its {len(entries)} entries is one of the model's {len(wanted)} encoder weights; "
-            f"expected names such as {next(iter(wanted))}, found {_first_few(entries)}. Pass the state dict itself (in "
-            "the "
-            "reference's files, the entry base_model)."
+            f"{source}: none of its {len(entries)} entries is one of the model's {len(sought.names)} encoder weights; "
+            f"expected names such as {next(iter(sought.names.values()))}, found {_first_few(entries)}. Pass the state "
+            "dict itself (in the reference's files, the entry base_model)."
         )
-    missing = [name for name in wanted if name not in entries]
-    unused = tuple(name for name in entries if name not in wanted)
-    unexpected = [name for name in unused if name.startswith(ENCODER) and not name.startswith(NORMS)]
-    faults = [
-        f"{what} {_first_few(names)}" for what, names in (("missing", missing), ("unexpected", unexpected)) if names
-    ]
+    missing = [theirs for name, theirs in sought.names.items() if name not in found and name not in sought.optional]
+    taken = set(found.values())
+    unused = tuple(name for name in entries if name not in taken)
+    unlike = (("missing", missing), ("unexpected", sought.strange))
+    faults = [f"{what} {_first_few(names)}" for what, names in unlike if names]
     faults += [
-        f"{name} has shape {tuple(entries[name].shape)}, expected {tuple(wanted[name].shape)}"
-        for name in found
-        if entries[name].shape != wanted[name].shape
+        f"{theirs} has shape {tuple(entries[theirs].shape)}, expected {tuple(own[name].shape)}"
+        for name, theirs in found.items()
+        if entries[theirs].shape != own[name].shape
     ]
     if faults:
         listed = "\n  ".join(faults)
@@ -68,13 +65,13 @@ def load_pretrained_encoder(model: nn.Module, entries: Mapping[str, Tensor], *, 
             f"  {listed}\n"
             "Create the model with the [model] settings that the checkpoint was trained with."
         )
-    model.load_state_dict({name: entries[name] for name in wanted}, strict=False)
-    kept = tuple(name for name in own if name not in wanted)
-    logger.info("%s: %d encoder entries loaded; not used: %s", source, len(wanted), _first_few(unused))
+    model.load_state_dict({name: entries[theirs] for name, theirs in found.items()}, strict=False)
+    kept = tuple(name for name in own if name not in found)
+    logger.info("%s: %d encoder entries loaded; not used: %s", source, len(found), _first_few(unused))
     logger.info(
         "%d entries of the model are not part of the encoder and keep their values: %s", len(kept), _first_few(kept)
     )
-    return EncoderLoad(tuple(wanted), kept, unused)
+    return EncoderLoad(tuple(found), kept, unused)
 
 
 def without_module_prefix(entries: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:

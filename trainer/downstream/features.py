@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer.models.heads.classifier import Classifier
+from trainer.models.heads.fine_tuned import ShapeClassifier
 from trainer.models.layers.batch_norm import BatchNorm
 from trainer.models.layers.pooling import Feature
 from trainer.models.student import Student
@@ -64,9 +64,9 @@ def model_encoder(model: Student, device: torch.device, feature: Feature = "leve
 
 @dataclass(frozen=True)
 class ClassifierEncoder:
-    """The pooled feature of a fine-tuned classifier, as an Encoder: [B, D of `Classifier.pooled`]."""
+    """The pooled feature of a fine-tuned classifier, as an Encoder: [B, D of `pooled`]."""
 
-    model: Classifier
+    model: ShapeClassifier
     device: torch.device
 
     @property
@@ -77,10 +77,10 @@ class ClassifierEncoder:
     def __call__(self, points: np.ndarray) -> np.ndarray:
         with _evaluating(self.model), torch.no_grad():
             cloud = torch.from_numpy(np.ascontiguousarray(points)).to(self.device)
-            return self.model.pooled(self.model.h_encoder.plan(cloud)).float().cpu().numpy()
+            return self.model.pooled(self.model.plan(cloud)).float().cpu().numpy()
 
 
-def classifier_logits(model: Classifier, device: torch.device) -> Callable[[np.ndarray], np.ndarray]:
+def classifier_logits(model: ShapeClassifier, device: torch.device) -> Callable[[np.ndarray], np.ndarray]:
     """Wrap a classifier as a function of clouds: [B, N, 3] float32 -> [B, classes] float32, in evaluation mode."""
 
     def logits(points: np.ndarray) -> np.ndarray:

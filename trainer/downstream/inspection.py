@@ -116,7 +116,7 @@ def choose_shapes(ids: Sequence[str], labels: np.ndarray, count: int = SHAPES) -
     """
     labels = np.asarray(labels)
     if labels.shape != (len(ids),):
-        raise ValueError(f"labels have shape {labels.shape} for {len(ids)} ids; expected as many")
+        raise ValueError(f"labels have shape {labels.shape} for {len(ids)} ids; expected one per id")
     if count < 1 or not len(ids):
         raise ValueError(f"count is {count} of {len(ids)} shapes; expected at least one of each")
     classes = np.unique(labels)

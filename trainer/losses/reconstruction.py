@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from cuda.chamfer import chamfer
 
-__all__ = ["chamfer_sum", "squared_error_sum"]
+__all__ = ["chamfer_root_sum", "chamfer_sum", "squared_error_sum"]
 
 
 def chamfer_sum(predicted: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
@@ -19,6 +19,16 @@ def chamfer_sum(predicted: Tensor, target: Tensor, weight: Tensor | None) -> Ten
     forth, back = chamfer(predicted.float(), target.float())
     both = forth + back  # [M, K]
     return both.sum() if weight is None else (both.sum(1) * weight).sum()
+
+
+def chamfer_root_sum(predicted: Tensor, target: Tensor) -> Tensor:
+    """Sum Chamfer distances, not squared, half of each way, [] float32: Point-MAE's "cdl1".
+
+    predicted, target  [M, K, 3] any float dtype; compared in float32.
+    """
+    forth, back = chamfer(predicted.float(), target.float())
+    tiny = torch.finfo(torch.float32).tiny  # a root has no gradient at 0
+    return (forth.clamp(min=tiny).sqrt() + back.clamp(min=tiny).sqrt()).sum() / 2
 
 
 def squared_error_sum(predicted: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:

@@ -7,11 +7,12 @@ import torch
 
 from trainer.models.config import MaskingConfig, StudentConfig
 from trainer.models.hierarchical.student import I2PMAE
+from trainer.models.plain.student import PlainStudent
 from trainer.models.student import Further, Student
 
 __all__ = ["STUDENTS", "new_student"]
 
-STUDENTS: dict[str, type[Student]] = {"hierarchical": I2PMAE}
+STUDENTS: dict[str, type[Student]] = {"hierarchical": I2PMAE, "plain": PlainStudent}
 """model.architecture -> class; the class of its settings is in trainer.models.config.ARCHITECTURES."""
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "MaskingConfig",
     "ModelConfig",
     "Neighbours",
+    "PlainConfig",
     "RandomNumbers",
     "Share",
     "Size",
@@ -73,6 +74,11 @@ class StudentConfig(ABC):
     @abstractmethod
     def random_numbers(self) -> RandomNumbers:
         """How many random numbers a training step needs of a sample."""
+
+    @property
+    def encoder_branches(self) -> int:
+        """Residual branches of the encoder, which fine-tuning may skip too; 0 where no fine-tuning builds on it."""
+        return 0
 
     @property
     def predicts_features(self) -> bool:
@@ -176,6 +182,11 @@ class ModelConfig(StudentConfig):
         """Residual branches that drop path may skip: two a transformer block, encoder first."""
         return 2 * (sum(self.encoder_depths) + sum(self.decoder_depths))
 
+    @property
+    def encoder_branches(self) -> int:
+        """Two a transformer block of the encoder."""
+        return 2 * sum(self.encoder_depths)
+
     def problems(self) -> Iterator[str]:
         yield from faults(self)
         for name in ("neighbours", "encoder_dims", "encoder_depths"):
@@ -220,16 +231,117 @@ class ModelConfig(StudentConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlainConfig(StudentConfig):
+    """[model] of the architecture "plain": one level of groups and a standard transformer over their tokens.
+
+    The defaults are Point-MAE's sizes. With the settings from embed_width on, the encoders of its relatives run too,
+    whose checkpoints `i2p checkpoint import` reads.
+
+    groups              tokens of a cloud
+    neighbours          points of a token's group, 1..64
+    embed_first         widths of the first two layers of the token embedding; twice the second is the third's
+    width               of a token, a multiple of `heads` and `decoder_heads`
+    depth               transformer blocks of the encoder
+    heads               attention heads of each
+    decoder_depth       transformer blocks of the decoder, as wide as the encoder's
+    decoder_heads       attention heads of each
+    mlp_ratio           width of a block's hidden layer over `width`
+    drop_path           largest chance that a training step skips a residual branch of a sample, 0..1 (1 excluded);
+                        rises linearly from 0 over the encoder's blocks, and again over the decoder's
+    targets             what is predicted: "3d" (neighbourhoods of hidden tokens), "2d" (teacher's features at the
+                        members of visible ones) or "both"
+    distance            of the 3D loss: "squared" (the method's), or its "root", halved
+    fps_skip_near_origin  never sample a centre with squared norm <= 1e-3, other than the first (reference)
+    initialisation      "mixed" (reference): truncated normal in the encoder, Xavier in the decoder's blocks, torch's
+                        own elsewhere; "xavier": Xavier uniform with zero biases everywhere
+    embed_width         of the token embedding, where a linear layer brings it to `width`; 0: `width`, and no such layer
+    position            what a centre's position is embedded from: its "coordinates", or "sines" and cosines of them,
+                        which needs a multiple of 6 as `width`
+    front               tokens of its own in front of a cloud's: "none", a "class" token, or "three": class, image, text
+    streams             "one": all tokens attend to all; "two": those in front look at the cloud's, which never see them
+    adapters            blocks, from 0 on, that are followed by a layer over the nearest tokens (Point-FEMAE)
+    adapter_neighbours  tokens that it looks at, the token itself included
+    adapter_width       of its hidden layer; 0: `width`
+    """
+
+    architecture: Literal["plain"] = "plain"
+    groups: Size = 64
+    neighbours: Annotated[int, Ge(1), Le(MAX_NEIGHBOURS)] = 32
+    embed_first: tuple[Size, Size] = (128, 256)
+    width: Size = 384
+    depth: Size = 12
+    heads: Size = 6
+    decoder_depth: Size = 4
+    decoder_heads: Size = 6
+    mlp_ratio: Annotated[float, Gt(0)] = 4.0
+    drop_path: Share = 0.1
+    targets: Literal["both", "3d", "2d"] = "both"
+    distance: Literal["squared", "root"] = "squared"
+    fps_skip_near_origin: bool = False
+    initialisation: Literal["mixed", "xavier"] = "mixed"
+    embed_width: Annotated[int, Ge(0)] = 0
+    position: Literal["coordinates", "sines"] = "coordinates"
+    front: Literal["none", "class", "three"] = "none"
+    streams: Literal["one", "two"] = "one"
+    adapters: tuple[Annotated[int, Ge(0)], ...] = ()
+    adapter_neighbours: Annotated[int, Ge(1), Le(MAX_NEIGHBOURS)] = 20
+    adapter_width: Annotated[int, Ge(0)] = 0
+
+    @property
+    def least_points(self) -> int:
+        """Points that a cloud must have: one for each group, and a group's members."""
+        return max(self.groups, self.neighbours)
+
+    @property
+    def least_points_reason(self) -> str:
+        """The settings that least_points follows from."""
+        return f"model.groups = {self.groups} with model.neighbours = {self.neighbours}"
+
+    @property
+    def random_numbers(self) -> RandomNumbers:
+        """One number a token, and one a residual branch: two a transformer block, encoder first."""
+        return RandomNumbers(self.groups, self.encoder_branches + 2 * self.decoder_depth)
+
+    @property
+    def predicts_features(self) -> bool:
+        """False with targets = "3d"."""
+        return self.targets != "3d"
+
+    @property
+    def encoder_branches(self) -> int:
+        """Two a transformer block of the encoder."""
+        return 2 * self.depth
+
+    def problems(self) -> Iterator[str]:
+        yield from faults(self)
+        for name in ("heads", "decoder_heads"):
+            heads = getattr(self, name)
+            if heads >= 1 and self.width % heads:
+                yield f"width = {self.width} is not a multiple of {name} = {heads}"
+        if self.groups < 2:
+            yield f"groups = {self.groups} is fewer than 2, one to see and one to hide"
+        if self.position == "sines" and self.width % 6:
+            yield f'width = {self.width} is not a multiple of 6, which position = "sines" needs'
+        if self.streams == "two" and self.front == "none":
+            yield 'streams = "two" with front = "none", which has no tokens for the second'
+        if list(self.adapters) != sorted(set(self.adapters)) or any(i >= self.depth for i in self.adapters):
+            yield f"adapters = {self.adapters} are not blocks in ascending order, 0..{self.depth - 1}"
+        if self.adapters and self.streams == "two":
+            yield 'adapters with streams = "two"; no encoder has both'
+
+
+@dataclass(frozen=True, kw_only=True)
 class MaskingConfig:
     """[masking]: the top-level tokens that the student sees; their members are visible on the levels below.
 
-    mode         "saliency": drawn without replacement, weighted by the teacher's attention; "random": all alike
+    mode         "saliency": drawn without replacement, weighted by the teacher's attention; "random": all alike;
+                 "block": the nearest to a token drawn at random are hidden
     ratio        share of the top level's tokens that is hidden, 0..1 (1 excluded), rounded down to whole tokens
     saliency     input of the weights' softmax: "raw" attention (reference) or "standardised" within each sample
     temperature  divides it first; small: the most salient are nearly sure to stay visible; large: like random
     """
 
-    mode: Literal["saliency", "random"] = "saliency"
+    mode: Literal["saliency", "random", "block"] = "saliency"
     ratio: Share = 0.8
     saliency: Literal["raw", "standardised"] = "raw"
     temperature: Annotated[float, Gt(0)] = 1.0
@@ -256,7 +368,7 @@ REFERENCE_QUIRKS: Mapping[str, Any] = MappingProxyType(
 """The settings of [model] that the reference answers in its own way, with its answers."""
 
 
-ARCHITECTURES: dict[str, type[StudentConfig]] = {DEFAULT_ARCHITECTURE: ModelConfig}
+ARCHITECTURES: dict[str, type[StudentConfig]] = {DEFAULT_ARCHITECTURE: ModelConfig, "plain": PlainConfig}
 """model.architecture -> the class of its settings; the student's own is in trainer.models.build.STUDENTS."""
 
 

@@ -13,8 +13,8 @@ from benchmarks.parity.recorded import Arrays
 from benchmarks.parity.section import Part, Section
 from cuda.token_maps import TokenMaps
 from pipeline.teacher.live import LiveTeacher
-from trainer.models.hierarchical.student import top_saliency
 from trainer.models.tokens.masking import weight_logits
+from trainer.models.tokens.saliency import top_saliency
 
 __all__ = ["Fullsize"]
 

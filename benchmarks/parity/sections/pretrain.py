@@ -19,8 +19,9 @@ from pipeline.teacher.live import LiveTeacher
 from pipeline.views import render_views
 from trainer.engine.optimiser import build_optimizer
 from trainer.losses.terms import weighted_sum
-from trainer.models.hierarchical.student import I2PMAE, Plan, top_saliency
+from trainer.models.hierarchical.student import I2PMAE, Plan
 from trainer.models.tokens.masking import propagate, weight_logits
+from trainer.models.tokens.saliency import top_saliency
 from trainer.models.tokens.visible import Tokens
 
 __all__ = ["Pretrain"]

@@ -4,7 +4,8 @@ Weights keep every bit. A file is checked completely before anything is written,
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from trainer.checkpoints.files import (
     write_checkpoint_at,
 )
 from trainer.checkpoints.models import section_from_json, sections_of, software_versions
+from trainer.checkpoints.reference.family import recognise_family
 from trainer.checkpoints.reference.optimiser import default_groups, optimizer_from_reference, optimizer_to_reference
 from trainer.checkpoints.reference.pth_file import (
     PREFIX,
@@ -32,20 +34,23 @@ from trainer.checkpoints.reference.pth_file import (
     write_reference,
 )
 from trainer.checkpoints.reference.recognise import (
-    SECTIONS,
     Recognised,
     build_empty,
     complete_sections,
     misfits,
     recognise,
+    sections_of_kind,
 )
 from trainer.errors import CheckpointError
-from trainer.models.config import REFERENCE_QUIRKS
+from trainer.models.build import new_student
+from trainer.models.config import DEFAULT_ARCHITECTURE, REFERENCE_QUIRKS, PlainConfig
 
 __all__ = ["Converted", "export_reference", "import_reference"]
 
 VIEWS = 3
 HEADS = ("align_head.", "further_heads.")
+HEAD_2D = "rec_head_2d."
+PLAIN_QUIRKS = {"fps_skip_near_origin": True}
 
 
 class Converted(NamedTuple):
@@ -62,15 +67,20 @@ class Converted(NamedTuple):
 
 
 def import_reference(
-    file: str | Path, out: str | Path, *, settings: Mapping[str, Mapping[str, Any]] | None = None
+    file: str | Path,
+    out: str | Path,
+    *,
+    settings: Mapping[str, Mapping[str, Any]] | Callable[[str], Mapping[str, Mapping[str, Any]]] | None = None,
 ) -> Converted:
     """Convert one of the reference's checkpoints to one of ours.
 
-    file      a pre-training, classification or part segmentation checkpoint of I2P-MAE or Point-M2AE, or the bare state
-              dict of one. Names may begin with `module.`; the frozen teacher, `clip_model.`, is left out.
+    file      a pre-training, classification or part segmentation checkpoint of I2P-MAE, Point-M2AE, Point-MAE or its
+              relatives (trainer.checkpoints.reference.family), or the bare state dict of one. Names may begin with
+              `module.`; frozen teachers are left out.
     out       the directory to write; must not exist.
-    settings  section name -> settings that weights do not show: groups, neighbours, heads, radii. What is neither
-              stated nor shown takes the paper's value, and is listed in the notes.
+    settings  section name -> settings that weights do not show: groups, neighbours, heads, radii; or a function of the
+              architecture that gives them. What is neither stated nor shown takes the paper's value, and is listed in
+              the notes. Weights that a relative has no counterpart of are drawn from seed 0, and listed too.
 
     Raises CheckpointError, and writes nothing, where the file cannot be read safely, is not the reference's, or does
     not fit: missing and unexpected names, other shapes and types are all named.
@@ -79,9 +89,12 @@ def import_reference(
     if out.exists():
         raise CheckpointError(f"{out} already exists; nothing was written. Remove it, or choose another name.")
     read = read_reference(file)
-    found = recognise(read.entries, str(file))
-    sections, assumed = complete_sections(found, settings or {}, str(file))
-    faults = misfits(found.entries, build_empty(found.kind, sections, found.teacher).state_dict())
+    found = recognise_family(read.entries, str(file)) or recognise(read.entries, str(file))
+    stated = settings(found.architecture) if callable(settings) else settings
+    sections, assumed = complete_sections(found, stated or {}, str(file))
+    expected = build_empty(found.kind, sections, found.teacher).state_dict()
+    found, fresh = completed(found, expected, sections)
+    faults = misfits(found.entries, expected)
     if faults:
         listed = "\n  ".join(faults)
         raise CheckpointError(
@@ -89,7 +102,7 @@ def import_reference(
             f"  {listed}\n"
             "Expected every weight of one model. Download the file again, or save it complete."
         )
-    state, groups, reason = optimizer_from_reference(read.optimizer, found.entries, read.teacher)
+    state, groups, reason = _optimizer_in(read, found, fresh)
     header = Header(
         epoch=_epochs_done(read.numbers),
         step=0,
@@ -102,7 +115,8 @@ def import_reference(
         origin=_origin(read, found, assumed, groups),
     )
     path = write_checkpoint_at(out, header, found.entries, state or None)
-    notes = [f"assumed, because weights do not show it: {_shown(header.config, name)}" for name in assumed]
+    notes = _family_notes(found, fresh)
+    notes += [f"assumed, because weights do not show it: {_shown(header.config, name)}" for name in assumed]
     if read.teacher:
         notes.append(f"left out: the frozen teacher, {len(read.teacher)} tensors under {TEACHER}")
     if read.optimizer is not None and reason:
@@ -129,8 +143,9 @@ def export_reference(
     header = read_header(path)
     origin = header.origin or {}
     entries = _ordered(path, header)
-    renamed = dict(origin.get("renamed", {}))
-    if header.origin is None and header.config["model"]["targets"] == "3d":
+    plain = _is_plain(header)
+    renamed = {} if plain else dict(origin.get("renamed", {}))
+    if header.origin is None and not plain and header.config["model"]["targets"] == "3d":
         renamed = {name: name.replace("rec_head_3d", "rec_head") for name in entries if name.startswith("rec_head_3d.")}
     frozen = {} if teacher is None else _teacher(teacher, header)
     segmentation = header.kind == "segmentation"
@@ -141,7 +156,8 @@ def export_reference(
     notes = _differences(header)
     if more := _more_heads(header):
         notes.append(f"without {more}, which the reference does not have and cannot train further")
-    if header.config["model"]["targets"] == "both" and header.kind == "pretraining" and not frozen:
+    both = header.kind == "pretraining" and header.config["model"]["targets"] == "both"
+    if both and not plain and not frozen:
         notes.append(f"without the teacher ({TEACHER}): enough to fine-tune from, but not to resume pre-training")
     if not weights:
         write_reference(out, state)
@@ -163,6 +179,51 @@ def export_reference(
     return Converted(Path(out), header, tuple(notes))
 
 
+def completed(
+    found: Recognised, expected: Mapping[str, Tensor], sections: Mapping[str, Any]
+) -> tuple[Recognised, tuple[str, ...]]:
+    """What was recognised, with what the method has no counterpart of; and the names of weights that are new.
+
+    New weights are drawn from seed 0. Counts of batches that a file does not have are 0, as in the official loaders.
+    """
+    if found.architecture == DEFAULT_ARCHITECTURE:
+        return found, ()
+    entries = dict(found.entries)
+    fresh = [
+        name
+        for part in found.may_be_new
+        for name in expected
+        if name.startswith(part) and not any(other.startswith(part) for other in found.entries)
+    ]
+    if fresh:
+        drawn = new_student(sections["model"], sections["masking"], found.teacher, seed=0).state_dict()
+        entries |= {name: drawn[name] for name in fresh}
+    counts = {name: torch.zeros((), dtype=torch.int64) for name in expected if name.endswith("num_batches_tracked")}
+    entries = {**counts, **entries}
+    ordered = {name: entries[name] for name in expected if name in entries}
+    return replace(found, entries={**ordered, **entries}), tuple(fresh)
+
+
+def _optimizer_in(
+    read: ReferenceFile, found: Recognised, fresh: tuple[str, ...]
+) -> tuple[dict[str, Tensor], list[dict[str, Any]], str]:
+    """The optimiser's state by name: it goes by position, so only where the file's model is the whole of ours."""
+    if read.optimizer is not None and (fresh or found.dropped or (found.member and found.renamed)):
+        return {}, [], f"it goes by position in {found.member}'s own model"
+    return optimizer_from_reference(read.optimizer, found.entries, read.teacher)
+
+
+def _family_notes(found: Recognised, fresh: tuple[str, ...]) -> list[str]:
+    if not found.member:
+        return []
+    kind = "pre-training" if found.kind == "pretraining" else found.kind
+    notes = [f"recognised by its keys: {found.member}'s {kind}; {len(found.entries) - len(fresh)} tensors taken"]
+    notes += [f"left out: {what}, {len(names)} tensors ({first_few(names)})" for what, names in found.dropped.items()]
+    if fresh:
+        notes.append(f"left new, drawn from seed 0: {len(fresh)} tensors ({first_few(fresh)})")
+    return notes
+
+
 def _origin(read: ReferenceFile, found: Recognised, assumed: list[str], groups: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "file": read.name,
@@ -174,6 +235,7 @@ def _origin(read: ReferenceFile, found: Recognised, assumed: list[str], groups: 
         "optimizer_groups": groups,
         "numbers": read.numbers,
         "assumed": assumed,
+        **({"member": found.member} if found.member else {}),
     }
 
 
@@ -197,28 +259,33 @@ def _shown(config: Mapping[str, Mapping[str, Any]], name: str) -> str:
 def _ordered(path: Path, header: Header) -> dict[str, Tensor]:
     """Return the weights in the order in which the reference registers them."""
     problems = []
+    architecture = header.config["model"].get("architecture", DEFAULT_ARCHITECTURE)
+    plain = _is_plain(header)
     try:
         sections = {
             name: section_from_json(cls, header.config[name])  # type: ignore[var-annotated]
-            for name, cls in SECTIONS.get(header.kind, {}).items()
+            for name, cls in sections_of_kind(architecture, header.kind).items()
         }
+        if plain and sections["model"].targets == "both":
+            sections["model"] = replace(sections["model"], targets="3d")
         expected = build_empty(header.kind, sections, header.teacher).state_dict()
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: no model of this version has its settings: {error}") from None
     model = sections["model"]
     if header.kind == "pretraining" and model.targets == "2d":
         problems.append("model.targets = '2d': the reference always has a 3D head")
+    if plain:
+        problems += _beyond_point_mae(model)
     if header.kind == "pretraining" and model.targets == "both" and header.teacher["views"] != VIEWS:
         problems.append(f"a teacher of {header.teacher['views']} views: the reference has {VIEWS}")
-    if header.kind == "classifier" and model.merge_input == "normed":
+    if header.kind == "classifier" and not plain and model.merge_input == "normed":
         problems.append("model.merge_input = 'normed': the reference's classifier has no norms below the top level")
     if problems:
         raise CheckpointError(
             f"{path} has no counterpart in the reference; nothing was written. {'; '.join(problems)}."
         )
     tensors = read_tensors(path, header, MODEL)
-    if _more_heads(header):
-        tensors = {name: value for name, value in tensors.items() if not name.startswith(HEADS)}
+    tensors = {name: value for name, value in tensors.items() if not name.startswith(_heads_of_ours(header))}
     # Slim ones are float16 on the disk, and float32 again wherever they are loaded.
     tensors = {name: value.float() if value.dtype == torch.float16 else value for name, value in tensors.items()}
     faults = misfits(tensors, expected)
@@ -229,14 +296,37 @@ def _ordered(path: Path, header: Header) -> dict[str, Tensor]:
     return {name: tensors[name] for name in expected}
 
 
+def _beyond_point_mae(model: PlainConfig) -> list[str]:
+    """What of a plain encoder Point-MAE's code cannot run."""
+    other = PlainConfig()
+    names = ("embed_width", "embed_first", "position", "streams", "adapters")
+    unlike = [name for name in names if getattr(model, name) != getattr(other, name)]
+    lines = [f"model.{name} = {getattr(model, name)!r}" for name in unlike]
+    if model.front == "three":
+        lines.append("model.front = 'three'")
+    return [f"{', '.join(lines)}: Point-MAE's encoder is a plain one"] if lines else []
+
+
+def _heads_of_ours(header: Header) -> tuple[str, ...]:
+    """How the names of heads begin that the layout to write does not have."""
+    return (*(HEADS if _more_heads(header) else ()), *((HEAD_2D,) if _is_plain(header) else ()))
+
+
+def _is_plain(header: Header) -> bool:
+    return bool(header.config["model"].get("architecture", DEFAULT_ARCHITECTURE) == "plain")
+
+
 def _more_heads(header: Header) -> str:
     """Name the heads of the model that the reference lacks; "" for none."""
     found = ["the head of the global loss"] if header.config.get("alignment", {}).get("weight") else []
-    return " and ".join(found + (["the heads for further teachers"] if header.teacher.get("further") else []))
+    found += ["the heads for further teachers"] if header.teacher.get("further") else []
+    if _is_plain(header) and header.kind == "pretraining" and header.config["model"]["targets"] == "both":
+        found.append("the head of the 2D loss")
+    return " and ".join(found)
 
 
 def _teacher(file: str | Path, header: Header) -> dict[str, Tensor]:
-    if header.kind != "pretraining" or not header.teacher["channels"]:
+    if header.kind != "pretraining" or not header.teacher["channels"] or _is_plain(header):
         raise CheckpointError(
             f"a teacher ({file}) for a {header.kind} model without a 2D head; the reference has none in such files. "
             "Leave it out."
@@ -254,7 +344,8 @@ def _teacher(file: str | Path, header: Header) -> dict[str, Tensor]:
 def _differences(header: Header) -> list[str]:
     """List settings for which the reference, whose code has no such switch, will treat these weights differently."""
     model = header.config["model"]
-    other = [f"model.{name} = {model[name]!r}" for name, value in REFERENCE_QUIRKS.items() if model[name] != value]
+    quirks = PLAIN_QUIRKS if _is_plain(header) else REFERENCE_QUIRKS
+    other = [f"model.{name} = {model[name]!r}" for name, value in quirks.items() if model[name] != value]
     return [f"the reference's code has other values of these settings: {first_few(other)}"] if other else []
 
 
@@ -266,7 +357,8 @@ def _optimizer(
     Without the teacher's parameters the positions would differ.
     """
     flat = read_tensors(path, header, OPTIMIZER) if OPTIMIZER in header.files else {}
-    flat = {key: value for key, value in flat.items() if not key.partition("/")[2].startswith(HEADS)}
+    ours = _heads_of_ours(header)
+    flat = {key: value for key, value in flat.items() if not key.partition("/")[2].startswith(ours)}
     if header.origin is not None:
         groups = header.origin.get("optimizer_groups")
         if not groups or len(frozen) != header.origin.get("teacher_tensors"):
@@ -275,7 +367,7 @@ def _optimizer(
         groups = [{**group, "betas": tuple(group["betas"])} if "betas" in group else group for group in groups]
         return optimizer_to_reference(flat, groups, entries, frozen)
     trainer = header.config.get("trainer", {})
-    if not flat or (header.config["model"]["targets"] == "both" and not frozen):
+    if not flat or (header.config["model"]["targets"] == "both" and not frozen and not _is_plain(header)):
         return None
     top = trainer["learning_rate"]
     rate = header.metrics.get("learning_rate", top)

@@ -13,13 +13,23 @@ from torch import Tensor, nn
 from trainer.checkpoints.models import section_from_json
 from trainer.checkpoints.reference.pth_file import first_few
 from trainer.errors import CheckpointError
-from trainer.models.config import MaskingConfig, ModelConfig
-from trainer.models.heads.classifier import Classifier
-from trainer.models.heads.config import SCANOBJECTNN, ClassifierConfig, SegmentationConfig
-from trainer.models.heads.part_segmenter import PartSegmenter
-from trainer.models.hierarchical.student import I2PMAE
+from trainer.models.build import STUDENTS
+from trainer.models.config import ARCHITECTURES, MaskingConfig, ModelConfig
+from trainer.models.heads.build import new_classifier, new_segmenter
+from trainer.models.heads.config import CLASSIFIERS, SCANOBJECTNN, SEGMENTATIONS, ClassifierConfig, SegmentationConfig
 
-__all__ = ["ENCODER", "Recognised", "build_empty", "complete_sections", "misfits", "recognise"]
+__all__ = [
+    "ENCODER",
+    "KINDS",
+    "Recognised",
+    "build_empty",
+    "complete_sections",
+    "count_parts",
+    "misfits",
+    "recognise",
+    "rows_of",
+    "sections_of_kind",
+]
 
 ENCODER = "h_encoder."
 VIEWS = 3
@@ -28,18 +38,29 @@ MARKS = {  # what only a model of this kind has
     "classifier": ("cls_head_finetune.",),
     "segmentation": ("label_conv.", "propagations.", "convs4.", "bns3."),
 }
-SECTIONS: dict[str, dict[str, type]] = {
-    "pretraining": {"model": ModelConfig, "masking": MaskingConfig},
-    "classifier": {"model": ModelConfig, "classifier": ClassifierConfig},
-    "segmentation": {"model": ModelConfig, "segmentation": SegmentationConfig},
-}
+KINDS = ("pretraining", "classifier", "segmentation")
 UNTOLD = {  # what a run of the reference may choose and its weights do not show
-    "model": ("groups", "neighbours", "heads", "drop_path"),
-    "masking": ("mode", "ratio"),
-    "classifier": ("neighbours", "radius", "dropout", "label_smoothing"),
-    "segmentation": ("neighbours", "radius", "dropout"),
+    "hierarchical": {
+        "model": ("groups", "neighbours", "heads", "drop_path"),
+        "masking": ("mode", "ratio"),
+        "classifier": ("neighbours", "radius", "dropout", "label_smoothing"),
+        "segmentation": ("neighbours", "radius", "dropout"),
+    },
+    "plain": {
+        "model": (
+            "groups", "neighbours", "heads", "decoder_depth", "decoder_heads", "drop_path", "adapter_neighbours",
+        ),
+        "masking": ("mode", "ratio"),
+        "classifier": ("dropout",),
+        "segmentation": ("groups", "neighbours", "taps", "dropout"),
+    },
+}  # fmt: skip
+NOT_USED = {  # settings of [model] in fine-tuning: its own section has them, or it has no decoder
+    ("hierarchical", "classifier"): ("neighbours",),
+    ("hierarchical", "segmentation"): ("neighbours",),
+    ("plain", "classifier"): ("decoder_depth", "decoder_heads"),
+    ("plain", "segmentation"): ("decoder_depth", "decoder_heads", "groups", "neighbours"),
 }
-NOT_USED = ("neighbours",)  # of [model], in fine-tuning: its own section has them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +74,10 @@ class Recognised:
     assumed     section -> settings that they do not, at the reference's values
     target      members of a group at the level both losses are about, from the heads; None where there is none
     teacher     channels and views of the teacher's maps; zeros for a model without a 2D head
+    architecture  of the student
+    member      the method whose file it is; "" where the kind says it
+    dropped     what a student has no use for -> the file's names of it
+    may_be_new  how names of ours begin that the method has no counterpart of
     """
 
     kind: str
@@ -62,6 +87,19 @@ class Recognised:
     assumed: dict[str, dict[str, Any]]
     target: int | None = None
     teacher: dict[str, int] = field(default_factory=dict)
+    architecture: str = "hierarchical"
+    member: str = ""
+    dropped: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    may_be_new: tuple[str, ...] = ()
+
+
+def sections_of_kind(architecture: str, kind: str) -> dict[str, type]:
+    """The sections that a checkpoint of this kind has, name -> dataclass; none for a kind that is not known."""
+    heads = {"classifier": CLASSIFIERS, "segmentation": SEGMENTATIONS}
+    if kind not in KINDS:
+        return {}
+    own = {"masking": MaskingConfig} if kind == "pretraining" else {kind: heads[kind][architecture]}
+    return {"model": ARCHITECTURES[architecture], **own}
 
 
 def recognise(entries: Mapping[str, Tensor], source: str) -> Recognised:
@@ -98,7 +136,7 @@ def complete_sections(
 
     Raises CheckpointError listing all that is impossible or contradicts the shapes.
     """
-    known = SECTIONS[found.kind]
+    known = sections_of_kind(found.architecture, found.kind)
     problems = [
         f"[{name}] does not apply to a {found.kind} model" for name in stated if name not in known and stated[name]
     ]
@@ -110,8 +148,11 @@ def complete_sections(
             if key in own and _plain(own[key]) != _plain(value):
                 problems.append(f"{name}.{key} = {_plain(own[key])} was given, but the shapes imply {_plain(value)}")
         sections[name] = section_from_json(cls, {**found.assumed[name], **own, **found.determined[name]})
-        fixed = {*own, *found.determined[name], *(NOT_USED if name == "model" and found.kind != "pretraining" else ())}
-        assumed += [f"{name}.{key}" for key in UNTOLD[name] if key not in fixed]
+        not_used = NOT_USED.get((found.architecture, found.kind), ()) if name == "model" else ()
+        if name == "model" and not getattr(sections[name], "adapters", ()):
+            not_used = (*not_used, "adapter_neighbours")
+        fixed = {*own, *found.determined[name], *not_used}
+        assumed += [f"{name}.{key}" for key in UNTOLD[found.architecture][name] if key not in fixed]
     model = sections["model"]
     for name, section in sections.items():
         problems += [f"{name}.{text}" for text in section.problems()]
@@ -134,11 +175,12 @@ def build_empty(kind: str, sections: Mapping[str, Any], teacher: Mapping[str, in
     """Build the model of these settings on the meta device, for its names and shapes."""
     with torch.device("meta"):
         if kind == "classifier":
-            return Classifier(sections["model"], sections["classifier"])
+            return new_classifier(sections["model"], sections["classifier"])
         if kind == "segmentation":
-            return PartSegmenter(sections["model"], sections["segmentation"])
+            return new_segmenter(sections["model"], sections["segmentation"])
         channels, views = teacher.get("channels", 0), teacher.get("views", 0)
-        return I2PMAE(sections["model"], sections["masking"], teacher_channels=channels, views=views)
+        student = STUDENTS[sections["model"].architecture]
+        return student(sections["model"], sections["masking"], teacher_channels=channels, views=views)
 
 
 def misfits(entries: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
@@ -176,10 +218,10 @@ def _pretraining(entries: dict[str, Tensor], source: str) -> Recognised:
     entries = {theirs.get(name, name): value for name, value in entries.items()}
     both = any(name.startswith("rec_head_2d.") for name in entries)
     model, assumed = _encoder(entries)
-    stages = _count(entries, r"(?:h_decoder|decoder_pos_embeds)\.(\d+)\.")
+    stages = count_parts(entries, r"(?:h_decoder|decoder_pos_embeds)\.(\d+)\.")
     downwards = model["encoder_dims"][::-1]
     model["decoder_dims"] = tuple(
-        _rows(
+        rows_of(
             entries,
             [f"decoder_pos_embeds.{i}.{j}.bias" for j in (0, 2)] + [f"h_decoder.{i}.blocks.0.norm1.bias"],
             downwards,
@@ -187,18 +229,18 @@ def _pretraining(entries: dict[str, Tensor], source: str) -> Recognised:
         )
         for i in range(stages)
     )
-    model["decoder_depths"] = tuple(_count(entries, rf"h_decoder\.{i}\.blocks\.(\d+)\.") for i in range(stages))
+    model["decoder_depths"] = tuple(count_parts(entries, rf"h_decoder\.{i}\.blocks\.(\d+)\.") for i in range(stages))
     model["decoder_up_blocks"] = tuple(
-        _count(entries, rf"token_prop\.{i}\.extraction\.operation\.(\d+)\.", least=0) for i in range(stages - 1)
+        count_parts(entries, rf"token_prop\.{i}\.extraction\.operation\.(\d+)\.", least=0) for i in range(stages - 1)
     )
     model["targets"] = "both" if both else "3d"
     known = "rec_head_3d.bias" in entries
-    K = max(_rows(entries, ["rec_head_3d.bias"], (24,), 0) // 3, 1)
+    K = max(rows_of(entries, ["rec_head_3d.bias"], (24,), 0) // 3, 1)
     level = len(model["encoder_dims"]) - stages
     neighbours = assumed.get("neighbours", ())
     if known and 0 <= level < len(neighbours):
         assumed["neighbours"] = (*neighbours[:level], K, *neighbours[level + 1 :])
-    channels = _rows(entries, ["rec_head_2d.bias"], (3 * 8 * 512,), 0) // (K * VIEWS)
+    channels = rows_of(entries, ["rec_head_2d.bias"], (3 * 8 * 512,), 0) // (K * VIEWS)
     return Recognised(
         kind="pretraining",
         entries=entries,
@@ -230,15 +272,17 @@ def _segmentation(entries: dict[str, Tensor], source: str) -> Recognised:
     label = entries.get("label_conv.0.weight")
     embedding, categories = label.shape[:2] if label is not None and label.ndim == 3 else (64, 16)
     determined = {
-        "parts": _rows(entries, ["convs4.bias"], (50,), 0),
+        "parts": rows_of(entries, ["convs4.bias"], (50,), 0),
         "categories": categories,
         "embedding": embedding,
         "propagation": tuple(
-            _rows(entries, [f"propagations.0.mlp_convs.{i}.bias", f"propagations.0.mlp_bns.{i}.bias"], (1536, 1024), i)
+            rows_of(
+                entries, [f"propagations.0.mlp_convs.{i}.bias", f"propagations.0.mlp_bns.{i}.bias"], (1536, 1024), i
+            )
             for i in range(2)
         ),
         "hidden": tuple(
-            _rows(entries, [f"convs{i + 1}.bias", f"bns{i + 1}.bias"], (1024, 512, 256), i) for i in range(3)
+            rows_of(entries, [f"convs{i + 1}.bias", f"bns{i + 1}.bias"], (1024, 512, 256), i) for i in range(3)
         ),
     }
     head = {**asdict(SegmentationConfig()), "distance": "expanded"}
@@ -267,9 +311,9 @@ def _fine_tuning(
 def _encoder(entries: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Infer the settings of [model] that an encoder's shapes determine, and the rest at the reference's values."""
     paper = ModelConfig.reference()
-    levels = _count(entries, r"h_encoder\.(?:token_embed|encoder_pos_embeds|encoder_blocks)\.(\d+)\.")
+    levels = count_parts(entries, r"h_encoder\.(?:token_embed|encoder_pos_embeds|encoder_blocks)\.(\d+)\.")
     dims = tuple(
-        _rows(
+        rows_of(
             entries,
             [
                 f"h_encoder.encoder_pos_embeds.{i}.0.bias",
@@ -285,9 +329,9 @@ def _encoder(entries: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, A
     determined = {
         "encoder_dims": dims,
         "encoder_depths": tuple(
-            _count(entries, rf"h_encoder\.encoder_blocks\.{i}\.blocks\.(\d+)\.") for i in range(levels)
+            count_parts(entries, rf"h_encoder\.encoder_blocks\.{i}\.blocks\.(\d+)\.") for i in range(levels)
         ),
-        "embed_first": tuple(_rows(entries, [f"{embed}.{j}.bias"], (128, 256), i) for i, j in enumerate((0, 3))),
+        "embed_first": tuple(rows_of(entries, [f"{embed}.{j}.bias"], (128, 256), i) for i, j in enumerate((0, 3))),
         "mlp_ratio": _mlp_ratio(entries, dims[0]),
     }
     sizes = {"groups": paper.groups, "neighbours": paper.neighbours} if levels == paper.levels else {}
@@ -307,17 +351,17 @@ def _mlp_ratio(entries: Mapping[str, Tensor], finest: int) -> float:
         ratio = math.ceil(least * scale) / scale
         if ratio > 0 and all(int(width * ratio) == hidden for hidden, width in shapes):
             return ratio
-    return _rows(entries, ["h_encoder.encoder_blocks.0.blocks.0.mlp.fc1.bias"], (4 * finest,), 0) / finest
+    return rows_of(entries, ["h_encoder.encoder_blocks.0.blocks.0.mlp.fc1.bias"], (4 * finest,), 0) / finest
 
 
-def _count(entries: Iterable[str], pattern: str, *, least: int = 1) -> int:
+def count_parts(entries: Iterable[str], pattern: str, *, least: int = 1) -> int:
     """Count the parts numbered in the names: one more than the largest number, bounded by the number of names."""
     compiled = re.compile(pattern)
     numbers = {int(match[1]) for name in entries if (match := compiled.match(name))}
     return max(min(max(numbers, default=-1) + 1, len(numbers) + 2), least)
 
 
-def _rows(entries: Mapping[str, Tensor], names: list[str], otherwise: tuple[int, ...], index: int) -> int:
+def rows_of(entries: Mapping[str, Tensor], names: list[str], otherwise: tuple[int, ...], index: int) -> int:
     """Return the length that most vectors of these names have, so that an odd one is detected; at least 1."""
     lengths = Counter(int(entries[name].shape[0]) for name in names if name in entries and entries[name].ndim >= 1)
     if not lengths:

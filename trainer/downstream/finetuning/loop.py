@@ -35,9 +35,9 @@ from trainer.engine.run_directory import owned, write_json
 from trainer.engine.schedule import learning_rate
 from trainer.engine.update import Updates
 from trainer.errors import CheckpointError, EvaluationError, TrainingError
-from trainer.models.config import ModelConfig
-from trainer.models.heads.classifier import Classifier, classification_loss
-from trainer.models.heads.config import ClassifierConfig
+from trainer.models.config import StudentConfig
+from trainer.models.heads.build import new_classifier
+from trainer.models.heads.classifier import classification_loss
 from trainer.models.heads.random_inputs import HeadDraws
 
 __all__ = ["FinetuneReport", "Sets", "finetune", "read_sets"]
@@ -105,8 +105,8 @@ def finetune(
     sets: Sets,
     run_dir: str | Path,
     *,
-    model: ModelConfig,
-    classifier: ClassifierConfig,
+    model: StudentConfig,
+    classifier: Any,
     config: FinetuneConfig,
     start: tuple[str, Mapping[str, Tensor]] | None,
     source: str = "",
@@ -115,7 +115,7 @@ def finetune(
     """Fine-tune a classifier, or resume the run in `run_dir`.
 
     sets    of `read_sets(config)`.
-    model   sizes of the encoder; its drop path is replaced by config.drop_path.
+    model   sizes of the encoder; its drop path is replaced by config.drop_path.   classifier  of its architecture.
     start   (hash of the weights' file, its tensors) of a checkpoint whose encoder is taken over; None: from scratch,
             all weights drawn from config.seed.
     source  where `start` came from, for messages.
@@ -149,8 +149,8 @@ class _Run:
         self,
         sets: Sets,
         run_dir: Path,
-        model: ModelConfig,
-        classifier: ClassifierConfig,
+        model: StudentConfig,
+        classifier: Any,
         config: FinetuneConfig,
         start: tuple[str, Mapping[str, Tensor]] | None,
         source: str,
@@ -159,11 +159,11 @@ class _Run:
         self.sets, self.run_dir, self.config, self.ranks = sets, run_dir, config, ranks
         if config.protocol == "linear":
             classifier = replace(classifier, hidden=())
-        model = replace(model, drop_path=config.drop_path)
+        model = replace(model, drop_path=config.drop_path)  # type: ignore[call-arg]
         self.classifier = classifier
         self.sections = sections_of(model=model, classifier=classifier, finetune=config)
         self.identity = {**sets.identities, "start": "none" if start is None else start[0]}
-        self.model = Classifier(model, classifier)
+        self.model = new_classifier(model, classifier)
         self.model.initialise(torch.Generator().manual_seed(config.seed))
         if start is not None:
             try:
@@ -172,7 +172,7 @@ class _Run:
                 raise CheckpointError(str(error)) from None
         if config.protocol != "full":
             for name, value in self.model.named_parameters():
-                value.requires_grad_(name.startswith("cls_head_finetune."))
+                value.requires_grad_(self.model.in_head(name))
         self.model.to(ranks.device)
         self.updates = Updates(self.model, config, ranks)
         self.names: dict[Tensor, str] = {value: name for name, value in self.model.named_parameters()}
@@ -233,7 +233,7 @@ class _Run:
         config, began = self.config, time.perf_counter()
         self.model.train()
         if config.protocol != "full" and config.frozen == "still":
-            self.model.h_encoder.eval()  # no batch statistics, no paths dropped
+            self.model.hold_still()
         totals = np.zeros(2)
         rate = waited_in_all = 0.0
         asked = time.perf_counter()

@@ -1,12 +1,15 @@
 """The fine-tuning model for classification: the encoder, a pooled feature, a small head."""
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer.models.config import ModelConfig
 from trainer.models.heads.config import ClassifierConfig
-from trainer.models.heads.local_encoder import LocalEncoder, LocalPlan, step_draws
+from trainer.models.heads.fine_tuned import ShapeClassifier, Sought
+from trainer.models.heads.local_encoder import LocalEncoder, LocalPlan, sought_by_name, step_draws
 from trainer.models.heads.random_inputs import Dropout, HeadDraws
 from trainer.models.layers.batch_norm import BatchNorm
 from trainer.models.layers.initialisation import initialise
@@ -14,7 +17,7 @@ from trainer.models.layers.initialisation import initialise
 __all__ = ["Classifier", "accuracy", "classification_loss"]
 
 
-class Classifier(nn.Module):
+class Classifier(ShapeClassifier):
     """Clouds to class scores. Parameter names are the reference's.
 
     model   sizes and behaviour of the encoder; its settings of masking and decoder are not used.
@@ -22,6 +25,8 @@ class Classifier(nn.Module):
 
     Raises ValueError listing what is wrong with the settings. Source: Point-M2AE (Zhang et al. 2022), 4.2.
     """
+
+    HEAD = ("cls_head_finetune.",)
 
     def __init__(self, model: ModelConfig, config: ClassifierConfig):
         super().__init__()
@@ -58,7 +63,13 @@ class Classifier(nn.Module):
 
         Raises ValueError for a shape, too few points, missing draws, or a training batch of one shape.
         """
-        return self.network(self.h_encoder.plan(points), draws)
+        return self.network(self.plan(points), draws)
+
+    def plan(self, points: Tensor) -> LocalPlan:
+        return self.h_encoder.plan(points)
+
+    def sought(self, entries: Collection[str]) -> Sought:
+        return sought_by_name(self, entries)
 
     def network(self, plan: LocalPlan, draws: HeadDraws | None) -> Tensor:
         """Compute all that is learnt: logits [B, classes] from a plan of `h_encoder.plan`."""

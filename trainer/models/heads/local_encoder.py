@@ -1,6 +1,6 @@
 """The encoder for fine-tuning: nothing masked, every token attends to its neighbourhood only."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -9,12 +9,15 @@ from torch import Tensor, nn
 
 from trainer.models.config import ModelConfig
 from trainer.models.heads.config import ClassifierConfig, SegmentationConfig
+from trainer.models.heads.fine_tuned import Sought
 from trainer.models.heads.radius import within_radius
 from trainer.models.heads.random_inputs import HeadDraws
 from trainer.models.hierarchical.encoder import Encoder
 from trainer.models.tokens.grouping import Level, gather, neighbourhoods, tokenise
 
-__all__ = ["LocalEncoder", "LocalPlan", "step_draws"]
+__all__ = ["LocalEncoder", "LocalPlan", "sought_by_name", "step_draws"]
+
+ENCODER, NORMS = "h_encoder.", "h_encoder.encoder_norms."
 
 
 class LocalPlan(NamedTuple):
@@ -97,6 +100,16 @@ class LocalEncoder(nn.Module):
             encoded.append(self.encoder_norms[i](x) if i < len(self.encoder_norms) else x)
             below = encoded[-1] if self.config.merge_input == "normed" else x
         return encoded
+
+
+def sought_by_name(model: nn.Module, entries: Collection[str]) -> Sought:
+    """What a model on a LocalEncoder takes: its encoder, under the same names.
+
+    Level norms alone, which a classifier has no use for, may be left over.
+    """
+    names = {name: name for name in model.state_dict() if name.startswith(ENCODER)}
+    strange = [n for n in entries if n.startswith(ENCODER) and n not in names and not n.startswith(NORMS)]
+    return Sought(names, (), strange)
 
 
 def step_draws(model: nn.Module, draws: HeadDraws | None, batch: int, *, needed: bool) -> HeadDraws | None:

@@ -4,6 +4,7 @@ As in Point-M2AE's part segmentation script, whose recorded outputs it reproduce
 """
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,8 @@ from torch.nn import functional as F
 
 from trainer.models.config import ModelConfig
 from trainer.models.heads.config import SegmentationConfig
-from trainer.models.heads.local_encoder import LocalEncoder, LocalPlan, step_draws
+from trainer.models.heads.fine_tuned import PointSegmenter, Sought
+from trainer.models.heads.local_encoder import LocalEncoder, LocalPlan, sought_by_name, step_draws
 from trainer.models.heads.random_inputs import Dropout, HeadDraws
 from trainer.models.hierarchical.decoder import interpolation_weights
 from trainer.models.layers.batch_norm import BatchNorm
@@ -23,7 +25,7 @@ __all__ = ["PartSegmenter", "segmentation_loss"]
 LABEL_SLOPE = 0.2  # of the leaky ReLU after the category's embedding
 
 
-class PartSegmenter(nn.Module):
+class PartSegmenter(PointSegmenter):
     """Clouds and their categories to per-point part scores. Parameter names are the reference's.
 
     model   sizes and behaviour of the encoder; its settings of masking and the decoder's sizes are not used.
@@ -31,6 +33,8 @@ class PartSegmenter(nn.Module):
 
     Raises ValueError listing what is wrong with the settings. Source: Point-M2AE (Zhang et al. 2022), 4.2.
     """
+
+    HEAD = ("label_conv.", "propagations.", "convs", "bns", "drop.")
 
     def __init__(self, model: ModelConfig, config: SegmentationConfig):
         super().__init__()
@@ -76,10 +80,16 @@ class PartSegmenter(nn.Module):
                 f"category has shape {tuple(category.shape)} for points of shape {tuple(points.shape)}; expected [B], "
                 "the number of each shape's category"
             )
-        plan = self.h_encoder.plan(points)
+        plan = self.plan(points)
         expanded = self.model.interpolation == "expanded"
         weights = [interpolation_weights(points, level.centres, expanded=expanded) for level in plan.levels]
         return self.network(plan, weights, category, draws)
+
+    def plan(self, points: Tensor) -> LocalPlan:
+        return self.h_encoder.plan(points)
+
+    def sought(self, entries: Collection[str]) -> Sought:
+        return sought_by_name(self, entries)
 
     def network(self, plan: LocalPlan, weights: list[Tensor], category: Tensor, draws: HeadDraws | None) -> Tensor:
         """Compute all that is learnt, given the geometry; `weights` of `interpolation_weights`, one per level."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer.models.config import ModelConfig
+from trainer.models.config import StudentConfig
 from trainer.randomness import Purpose, record_uniforms
 
 __all__ = ["Dropout", "HeadDraws"]
@@ -32,11 +32,10 @@ class HeadDraws(NamedTuple):
 
     @classmethod
     def for_records(
-        cls, records: Sequence[int] | np.ndarray, config: ModelConfig, *, seed: int, epoch: int
+        cls, records: Sequence[int] | np.ndarray, config: StudentConfig, *, seed: int, epoch: int
     ) -> "HeadDraws":
         """Return draws for the given records in the given epoch, on the CPU; row i depends on records[i] alone."""
-        branches = 2 * sum(config.encoder_depths)
-        paths = record_uniforms(records, branches, seed=seed, epoch=epoch, purpose=Purpose.DROP_PATH)
+        paths = record_uniforms(records, config.encoder_branches, seed=seed, epoch=epoch, purpose=Purpose.DROP_PATH)
         keys = record_uniforms(records, 2, seed=seed, epoch=epoch, purpose=Purpose.DROPOUT) * (1 << _KEY_BITS)
         return cls(torch.from_numpy(paths), torch.from_numpy(keys.astype(np.int64)))
 

@@ -16,10 +16,10 @@ from cuda.token_maps import TokenMaps
 from trainer.losses.reconstruction import chamfer_sum, squared_error_sum
 from trainer.losses.terms import COORDINATES, FEATURES, Losses, LossTerm, of_further
 from trainer.models.config import MaskingConfig, ModelConfig
-from trainer.models.hierarchical.alignment_head import AlignmentHead
+from trainer.models.further_heads import FurtherHeads
 from trainer.models.hierarchical.decoder import Propagation, interpolation_weights
 from trainer.models.hierarchical.encoder import Encoder
-from trainer.models.hierarchical.further_heads import FurtherHeads
+from trainer.models.layers.alignment_head import AlignmentHead
 from trainer.models.layers.initialisation import initialise
 from trainer.models.layers.pooling import FEATURES as FEATURE_NAMES
 from trainer.models.layers.pooling import Feature, feature_width, pooled_feature
@@ -27,7 +27,8 @@ from trainer.models.layers.transformer import Blocks, Pointwise, PositionEmbeddi
 from trainer.models.random_inputs import Draws
 from trainer.models.student import Further, HiddenGroups, PointFeatures, Said, Shown, Student, TokenLevel
 from trainer.models.tokens.grouping import Level, gather, neighbourhoods, tokenise
-from trainer.models.tokens.masking import draw_order, propagate, top_visible, weight_logits
+from trainer.models.tokens.masking import block_order, draw_order, propagate, top_visible, weight_logits
+from trainer.models.tokens.saliency import top_saliency
 from trainer.models.tokens.visible import Tokens, everything, hidden_rows, lay_out, pad, select, spread
 
 __all__ = ["I2PMAE", "Plan", "Prediction"]
@@ -230,7 +231,10 @@ class I2PMAE(Student):
         order = mask_order
         if order is None:
             assert draws is not None
-            order = draw_order(self._logits(centres_canonical, maps), draws.mask)
+            if self.masking.mode == "block":
+                order = block_order(levels[-1].centres, draws.mask)
+            else:
+                order = draw_order(self._logits(centres_canonical, maps), draws.mask)
         visible = top_visible(order, self.masking.visible(config.groups[-1]))
         tokens = lay_out(propagate(visible, levels, token0_leak=config.token0_leak), packed=config.layout == "packed")
         stages = range(1, len(config.decoder_dims))
@@ -455,9 +459,3 @@ class I2PMAE(Student):
                     f"features of teacher {index + 2} are of shapes, views and channels {got}; expected {wanted}. "
                     "The model must be made for the caches it reads."
                 )
-
-
-def top_saliency(maps: TokenMaps, centres_canonical: Tensor) -> Tensor:
-    """Look up the teacher's attention at centres [B, G, 3], mean over views, [B, G] float32."""
-    at = backproject(maps.saliency[..., None], centres_canonical, maps.geometry, image_side=maps.image_side)
-    return at[..., 0].mean(2)

@@ -6,18 +6,18 @@ from torch import Tensor
 from trainer.models.config import MaskingConfig
 from trainer.models.tokens.grouping import Level
 
-__all__ = ["draw_order", "propagate", "top_visible", "weight_logits"]
+__all__ = ["block_order", "draw_order", "propagate", "top_visible", "weight_logits"]
 
 
 def weight_logits(saliency: Tensor, config: MaskingConfig) -> Tensor:
     """Compute the log-weights, up to a constant, with which top-level tokens are drawn to stay visible.
 
     saliency  [B, G] float32, the mean over views of the attention at each centre.
-    ->        [B, G] float32; the weights are its softmax. All zero in mode "random".
+    ->        [B, G] float32; the weights are its softmax. All zero in the other modes.
 
     "standardised" saliency has mean 0 and standard deviation 1 in each sample; a flat one makes all weights equal.
     """
-    if config.mode == "random":
+    if config.mode != "saliency":
         return torch.zeros_like(saliency)
     if config.saliency == "standardised":
         centred = saliency - saliency.mean(1, keepdim=True)
@@ -39,6 +39,23 @@ def draw_order(logits: Tensor, uniforms: Tensor) -> Tensor:
     # stable sort leaves equal keys in index order everywhere.
     gumbel = -torch.log(-torch.log(uniforms.double()))
     return torch.argsort(logits.double() + gumbel, dim=1, descending=True, stable=True)
+
+
+@torch.no_grad()
+def block_order(centres: Tensor, uniforms: Tensor) -> Tensor:
+    """Order tokens so that the last ones, whatever their number, are one block: the nearest to a token drawn at random.
+
+    centres   [B, G, 3] float32.
+    uniforms  [B, G] float32 in (0, 1); the first of each sample draws the block's token, which comes last.
+    ->        [B, G] int64 into axis G, farthest first; among equal distances the lower index is nearer.
+
+    Source: Point-MAE (Pang et al. 2022), block masking.
+    """
+    G = centres.shape[1]
+    start = (uniforms[:, :1].double() * G).long().clamp(max=G - 1)  # [B, 1]
+    middle = centres.gather(1, start[:, :, None].expand(-1, -1, 3))
+    nearest = torch.argsort((centres - middle).square().sum(2), dim=1, stable=True)
+    return nearest.flip(1)
 
 
 def top_visible(order: Tensor, visible: int) -> Tensor:

@@ -1,8 +1,8 @@
-"""The hierarchical student's heads for one further teacher."""
+"""A student's heads for one further teacher."""
 
 from torch import Tensor, nn
 
-from trainer.models.hierarchical.alignment_head import AlignmentHead
+from trainer.models.layers.alignment_head import AlignmentHead
 from trainer.models.layers.transformer import Pointwise
 from trainer.models.student import Further, Said
 
@@ -10,7 +10,7 @@ __all__ = ["FurtherHeads"]
 
 
 class FurtherHeads(nn.Module):
-    """What `I2PMAE` has for its first teacher, under the same names, in this teacher's channels and views.
+    """What a student has for its first teacher, under the same names, in this teacher's channels and views.
 
     decoded   width of the decoder's tokens.   members  K of a token.   top  width of the top level's tokens.
     features  whether the student predicts features at all.

@@ -33,11 +33,12 @@ MUTANTS: tuple[Mutant, ...] = (
     *_of(
         "trainer/downstream/linear_svm.py", SVM,
         ("C is chosen on the test split", "key=lambda i: (validation[i], -grid[i])",
-         "key=lambda i: (model.accuracy(model.everything, grid[i], (x_test - mean) / scale, y_test), -grid[i])"),
-        ("test features are centred by the test split", "grid[best], (x_test - mean) / scale, y_test",
-         "grid[best], (x_test - x_test.mean(axis=0)) / scale, y_test"),
-        ("test features are scaled by the test split", "grid[best], (x_test - mean) / scale, y_test",
-         "grid[best], (x_test - mean) / ((x_test.std(axis=0) + 1e-9) * np.sqrt(x.shape[1])), y_test"),
+         "key=lambda i: ((model.predict(model.everything, grid[i], (x_test - mean) / scale) == y_test).mean(), "
+         "-grid[i])"),
+        ("test features are centred by the test split", "grid[best], (x_test - mean) / scale)",
+         "grid[best], (x_test - x_test.mean(axis=0)) / scale)"),
+        ("test features are scaled by the test split", "grid[best], (x_test - mean) / scale)",
+         "grid[best], (x_test - mean) / ((x_test.std(axis=0) + 1e-9) * np.sqrt(x.shape[1])))"),
         ("both splits are centred together", "mean, spread = x.mean(axis=0), x.std(axis=0)",
          "mean, spread = np.concatenate([x, x_test]).mean(axis=0), x.std(axis=0)",
          "none could notice: an SVM with an intercept does not see a shift of all its features"),
@@ -49,8 +50,8 @@ MUTANTS: tuple[Mutant, ...] = (
         ("folds do not depend on the seed", "rng = np.random.default_rng(seed)", "rng = np.random.default_rng(0)"),
         ("chance is read off the test split", "values, counts = np.unique(train_labels,",
          "values, counts = np.unique(test_labels,"),
-        ("the reference protocol ignores its C", "model.accuracy(model.everything, c, x_test, y_test), c=c",
-         "model.accuracy(model.everything, 1.0, x_test, y_test), c=c"),
+        ("the reference protocol ignores its C", "model.predict(model.everything, c, x_test), y_test, c, None",
+         "model.predict(model.everything, 1.0, x_test), y_test, c, None"),
     ),
     *_of(
         "trainer/downstream/comparison.py", EVALUATION,
@@ -222,7 +223,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "trainer/pretraining/evaluation.py", EVALUATION,
         ("the run's untrained baseline has weights of seed 0", "baselines(self._model, seed=self._seed,",
          "baselines(self._model, seed=0,"),
-        ("an evaluation after training has one seed", "seeds=None if final else 1)", "seeds=1)"),
+        ("an evaluation after training has one seed", "seeds=None if final else 1,", "seeds=1,"),
     ),
     *_of(
         "trainer/checkpoints/models.py", RESUME,

@@ -41,7 +41,9 @@ ORDER = {
         ("heads", "build"), ("hierarchical", "plain"), "further_heads", "student", ("tokens", "layers"),
         "random_inputs", "config",
     ),
-    "cli": ("main", "commands", ("actions", "study"), "report", ("show", "experiment", "options"), "exit_codes"),
+    "cli": (
+        "main", "commands", "suite", ("actions", "study"), "report", ("show", "experiment", "options"), "exit_codes",
+    ),
 }  # fmt: skip
 FORBIDDEN = {"trainer": {"dask", "distributed", "open_clip"}, "teacher_cache": {"dask", "open_clip"}}
 

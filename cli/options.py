@@ -9,7 +9,15 @@ import click
 if TYPE_CHECKING:
     from teacher_cache.location import Location
 
-__all__ = ["CachePath", "CheckpointPath", "LocalPath", "config_argument", "config_options", "logging_options"]
+__all__ = [
+    "CachePath",
+    "CheckpointPath",
+    "LocalPath",
+    "config_argument",
+    "config_options",
+    "json_option",
+    "logging_options",
+]
 
 
 class CachePath(click.ParamType):
@@ -69,6 +77,9 @@ def logging_options(command: Callable[..., Any]) -> Callable[..., Any]:
     command = click.option("-q", "--quiet", is_flag=True, help="Errors only.")(command)
     return click.option("-v", "--verbose", count=True, help="More log lines; twice for debugging.")(command)
 
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+"""Of every command that prints a result; `cli.show.terminal.answer` prints either."""
 
 config_argument = click.argument("config", default="quickstart", metavar="[CONFIG]")
 

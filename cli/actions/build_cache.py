@@ -28,11 +28,14 @@ def build_from(experiment: "Experiment", *, restore: "Mapping[int, Sequence[str]
     from pipeline.build.driver import BuildProgress, build_cache
     from pipeline.errors import TooManyRefused
 
+    # Until the first shape: the corpus is listed and compared with what is there, the teacher loaded.
+    opening = Progress("opening corpus and teacher", 0, unit="")
     progress: Progress | None = None
     fitting: Progress | None = None
 
     def show_fit(done: int, total: int) -> None:
         nonlocal fitting
+        opening.end()
         if fitting is None:
             fitting = Progress("basis", total, unit="shapes")
             fitting.write(f"fitting {experiment.cache.channels} channels to the teacher's features of {total} shapes")
@@ -40,8 +43,9 @@ def build_from(experiment: "Experiment", *, restore: "Mapping[int, Sequence[str]
 
     def show(state: BuildProgress) -> None:
         nonlocal progress, fitting
+        opening.end()
         if fitting is not None:
-            fitting.__exit__(None, None, None)
+            fitting.end()
             fitting = None
         if progress is None:
             if state.shards_done == state.shards_total:
@@ -76,10 +80,11 @@ def build_from(experiment: "Experiment", *, restore: "Mapping[int, Sequence[str]
         raise
     finally:
         warnings.setLevel(level)
+        opening.end()
         if fitting is not None:
-            fitting.__exit__(None, None, None)
+            fitting.end()
         if progress is not None:
-            progress.__exit__(None, None, None)
+            progress.end()
     if report.already_complete:
         more = f", which contains {report.others} more" if report.others else ""
         echo(f"cache complete: {report.shapes} shapes in {report.path}{more}", err=True)

@@ -71,7 +71,7 @@ def report_runs(
         "curves": [keep(key, Panel(key=key, title=f"{what} over the epochs", png=png)) for key, what, png in curves],
         "shapes": _shapes(runs, keep),
         "differences": _differences(runs),
-        "footer": "Written by i2p report. Everything is in this file; the pictures lie in pictures/ as PNG too.",
+        "footer": "Written by i2p report. Everything is in this file; the pictures are in pictures/ as PNG too.",
     }
     return write_page(out, "run.html.j2", context, pictures)
 
@@ -175,8 +175,10 @@ def _about(run: Run, number: int, keep: Any, *, shown: int) -> dict[str, Any]:
     said = [run.no_cache] if run.no_cache else []
     said += [run.not_inspected] if run.not_inspected else []
     said += list(run.inspected.reasons.values()) if run.inspected else []
+    if further := header.teacher.get("further"):
+        said.append(f"learnt from {1 + len(further)} teachers; saliency and features are shown of the first")
     if "shapes" in header.cache:
-        said.append(f"trained on {header.cache.get('records')} records of the cache, which holds others too")
+        said.append(f"trained on {header.cache.get('records')} records of the cache, which has others too")
     recipe = run.cache.recipe if run.cache is not None else None
     return {
         "name": run.name,
@@ -193,8 +195,8 @@ def _about(run: Run, number: int, keep: Any, *, shown: int) -> dict[str, Any]:
             *((f"version of {name}", version) for name, version in header.versions.items()),
         ],
         "config": run.config
-        or "no config.toml lies beside the run; the checkpoint says:\n" + json.dumps(header.config, indent=1),
-        "recipe": "the cache is not at hand"
+        or "no config.toml in the run directory; the checkpoint says:\n" + json.dumps(header.config, indent=1),
+        "recipe": "the cache is not available here"
         if recipe is None
         else json.dumps(
             {part: dict(getattr(recipe, part)) for part in ("corpus", "projection", "teacher", "storage")}, indent=1
@@ -226,7 +228,7 @@ def _embedded(run: Run, number: int, keep: Any, embedding: Embedding | None, sho
         if not found["neighbours"]:
             found["embedding_said"] = f"{embedding.uri} cannot be read here, so its shapes are not drawn"
     else:
-        found["embedding_said"] = "one shape alone has no neighbours"
+        found["embedding_said"] = "a single shape has no neighbours"
     rows, places = embedding_map(embedding.features)
     chart = map_chart(places, labels[rows], embedding.label_names)
     found["map"] = keep(f"run-{number}-map", Panel(key="map", title="map of embeddings by class", png=chart))

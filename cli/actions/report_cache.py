@@ -40,9 +40,9 @@ def report_cache(
     cache = teacher_cache.open(path, allow_incomplete=True)
     info, poses = cache.info(), cache.poses
     index = read_index(cache, Count(watch, "reading receipts", "shapes", info.records // poses))
-    corpus, rebuild = (None, ["not looked at (--no-corpus)"]) if experiment is None else of_corpus(experiment, cache)
+    corpus, rebuild = (None, ["not examined (--no-corpus)"]) if experiment is None else of_corpus(experiment, cache)
     if not info.complete:
-        rebuild.insert(0, "the build is not finished: run it again, and it goes on where it stopped")
+        rebuild.insert(0, "the build is not finished: run it again, and it resumes where it stopped")
     pictures: list[tuple[str, Panel]] = []
     told = Count(watch, "drawing", "pictures", 0)
 
@@ -68,7 +68,7 @@ def report_cache(
         "shapes": _views(cache, index, shapes, keep),
         "views_said": ""
         if cache.stores_depth
-        else "The cache stores no depth images (cache.depth), so its saliency stands alone.",
+        else "The cache stores no depth images (cache.depth), so only its saliency is shown.",
         "classes": keep(Panel(key="classes", title="shapes of each class", png=class_counts(counts)))
         if any(name != NO_CLASS for name, _ in counts)
         else None,
@@ -99,7 +99,7 @@ def report_cache(
             {part: dict(getattr(info.recipe, part)) for part in ("corpus", "projection", "teacher", "storage")},
             indent=1,
         ),
-        "footer": "Written by i2p cache report. Everything is in this file; the pictures lie in pictures/ as PNG too.",
+        "footer": "Written by i2p cache report. Everything is in this file; the pictures are in pictures/ as PNG too.",
     }
     return write_page(out, "cache.html.j2", context, pictures)
 
@@ -157,7 +157,7 @@ def _refused(corpus: Any, quarantined: Any, keep: Any) -> tuple[list[Panel], str
     if not quarantined:
         return [], ""
     if corpus is None:
-        return [], "No pictures of refused shapes: their corpus was not looked at, or cannot be opened here."
+        return [], "No pictures of refused shapes: their corpus was not examined, or cannot be opened here."
     places = {corpus.id(index): index for index in range(len(corpus))}
     order: dict[str, list[Any]] = {}
     for item in quarantined:
@@ -171,7 +171,7 @@ def _refused(corpus: Any, quarantined: Any, keep: Any) -> tuple[list[Panel], str
         if cloud is not None:
             title = f"{item.id}: {item.reason}"
             panels.append(keep(cloud_panel(f"refused-{len(panels)}", title, cloud, (196.0, 84.0, 60.0))))
-    return panels, "" if panels else "No pictures of refused shapes: what could be read of their files holds no points."
+    return panels, "" if panels else "No pictures of refused shapes: the readable parts of their files have no points."
 
 
 def _duplicates(groups: Any, index: Any) -> str:

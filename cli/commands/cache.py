@@ -1,18 +1,21 @@
 """``i2p cache``: build, inspect and verify teacher caches."""
 
-import json
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.actions.build_cache import build_from
+from cli.actions.verify_cache import verify_shown
 from cli.commands.cache_repair import repair
 from cli.commands.cache_tools import compact, convert, gc, merge
-from cli.options import CachePath, LocalPath, config_argument, config_options
-from cli.show.terminal import echo
+from cli.options import CachePath, LocalPath, config_argument, config_options, json_option
+from cli.show.terminal import answer, echo
 
 if TYPE_CHECKING:
+    from teacher_cache import Cache, CacheInfo
     from teacher_cache.location import Location
 
 __all__ = ["cache"]
@@ -39,6 +42,7 @@ for tool in (compact, convert, merge, gc, repair):
 @click.option("--changed", type=click.Choice(["refuse", "rebuild"]),
               help="Short for --set build.changed=...: how changed or missing shapes are handled.")  # fmt: skip
 @click.option("--check-content", is_flag=True, help="Compare the content of all files, not only their size and time.")
+@json_option
 def build(
     config: str,
     overrides: tuple[str, ...],
@@ -48,6 +52,7 @@ def build(
     retry_refused: bool,
     changed: str | None,
     check_content: bool,
+    as_json: bool,
 ) -> None:
     """Build the teacher cache of CONFIG (a preset or a TOML file) and print its location."""
     from cli.experiment.toml import load_experiment, to_toml
@@ -64,7 +69,12 @@ def build(
     from pipeline.errors import TooManyRefused
 
     try:
-        echo(build_from(experiment).path)
+        report = build_from(experiment)
+        found = {
+            "path": str(report.path), "shapes": report.shapes, "shards": report.shards, "built": report.built,
+            "quarantined": [vars(item) for item in report.quarantined], "seconds": report.seconds,
+        }  # fmt: skip
+        answer(found, str(report.path), as_json=as_json)
     except TooManyRefused as error:
         echo(error.path)  # it is there all the same
         raise
@@ -72,11 +82,39 @@ def build(
 
 @cache.command(epilog="Example: i2p cache info caches/synthetic-0f3a9c21d7be")
 @click.argument("path", type=CachePath())
-def info(path: "Location") -> None:
+@json_option
+def info(path: "Location", as_json: bool) -> None:
     """Print a cache's recipe, size, counts and quarantine. Reads an unfinished cache too."""
     import teacher_cache
 
     opened = teacher_cache.open(path, allow_incomplete=True)
+    answer(_info_json(opened), partial(_print_info, opened), as_json=as_json)
+
+
+def _info_json(opened: "Cache") -> dict[str, Any]:
+    found, basis = opened.info(), opened.basis
+    return {
+        "path": found.path,
+        "complete": found.complete,
+        "format": found.format,
+        "recipe_hash": found.recipe.hash,
+        "recipe": {part: dict(getattr(found.recipe, part)) for part in ("corpus", "projection", "teacher", "storage")},
+        "schema": found.schema.to_json(),
+        "records": found.records,
+        "poses": opened.poses,
+        "planned": found.planned,
+        "shards": found.shards,
+        "bytes": found.bytes,
+        "label_names": list(found.label_names),
+        "class_token": opened.stores_class,
+        "basis": None
+        if basis is None
+        else {"sha256": basis.sha256, "channels": basis.channels, "teacher_channels": basis.teacher_channels},
+        "quarantined": [vars(item) for item in found.quarantined],
+    }
+
+
+def _print_info(opened: "Cache") -> None:
     found, poses = opened.info(), opened.poses
     refused = len(found.quarantined)
     planned = f" of {(found.planned - refused) // poses + refused} planned" if found.planned >= 0 else ""
@@ -115,23 +153,13 @@ def info(path: "Location") -> None:
 
 @cache.command(epilog="Example: i2p cache verify caches/synthetic-0f3a9c21d7be && rsync ...")
 @click.argument("path", type=CachePath())
-def verify(path: "Location") -> None:
+@json_option
+def verify(path: "Location", as_json: bool) -> None:
     """Compare every byte of a finished cache with its checksums; exit 1 and list the files when something is wrong."""
-    import teacher_cache
-    from cli.show.progress import Progress
-
-    progress: Progress | None = None
-
-    def show(done: int, total: int) -> None:
-        nonlocal progress
-        progress = progress or Progress("verifying", total, unit="files")
-        progress.update(done)
-
-    problems = teacher_cache.verify(path, on_progress=show)
-    if progress is not None:
-        progress.__exit__(None, None, None)
-    for problem in problems:
-        echo(problem)
+    problems = verify_shown(path)
+    found = {"path": str(path), "sound": not problems, "problems": [vars(problem) for problem in problems]}
+    if problems or as_json:
+        answer(found, "\n".join(map(str, problems)), as_json=as_json)
     if problems:
         echo(f"{len(problems)} problems in {path}", err=True)
         raise SystemExit(1)
@@ -142,11 +170,30 @@ def verify(path: "Location") -> None:
     name="list", epilog="Examples: i2p cache list; i2p cache list /data/caches; i2p cache list s3://bucket/caches"
 )
 @click.argument("root", type=CachePath(), default="caches")
-def list_all(root: "Location") -> None:
+@json_option
+def list_all(root: "Location", as_json: bool) -> None:
     """List the caches in a folder, with what they were built from and their size."""
     import teacher_cache
 
     found, faults = teacher_cache.list_caches(root)
+    caches = [
+        {
+            "path": info.path, "complete": info.complete, "records": info.records, "bytes": info.bytes,
+            "format": info.format, "recipe_hash": info.recipe.hash, "corpus": dict(info.recipe.corpus),
+            "teacher": dict(info.recipe.teacher), "storage": dict(info.recipe.storage),
+        }
+        for info in found
+    ]  # fmt: skip
+    answer({"caches": caches, "faults": [str(fault) for fault in faults]}, partial(_print_list, found), as_json=as_json)
+    for fault in faults:
+        echo(f"cannot be read: {fault}", err=True)
+    if not found and not faults:
+        echo(f"no caches in {root}", err=True)
+    if faults:
+        raise SystemExit(1)
+
+
+def _print_list(found: "Sequence[CacheInfo]") -> None:
     for info in found:
         recipe = info.recipe
         shapes = info.records // recipe.corpus.get("poses", 1)
@@ -158,12 +205,6 @@ def list_all(root: "Location") -> None:
             f"{info.format:<10} {recipe.storage.get('features', '?'):<8} "
             f"{recipe.corpus.get('kind', '?')}, {teacher}{random}"
         )
-    for fault in faults:
-        echo(f"cannot be read: {fault}", err=True)
-    if not found and not faults:
-        echo(f"no caches in {root}", err=True)
-    if faults:
-        raise SystemExit(1)
 
 
 @cache.command(epilog="Example: i2p cache render caches/synthetic-0f3a9c21d7be --shape 0 --shape 17 --out views.png")
@@ -172,7 +213,8 @@ def list_all(root: "Location") -> None:
     "--shape", "shapes", type=int, multiple=True, help="Record number; may be given many times. Default: 0 to 4."
 )
 @click.option("--out", type=LocalPath(dir_okay=False), default=Path("cache.png"), show_default=True)
-def render(path: "Location", shapes: tuple[int, ...], out: Path) -> None:
+@json_option
+def render(path: "Location", shapes: tuple[int, ...], out: Path, as_json: bool) -> None:
     """Draw shapes of a cache: the cloud, its depth views, and the teacher's saliency over them."""
     import teacher_cache
     from cli.show.pictures import record_sheet
@@ -186,7 +228,7 @@ def render(path: "Location", shapes: tuple[int, ...], out: Path) -> None:
     names = opened.label_names
     titles = [names[record.label] if 0 <= record.label < len(names) else record.id for record in records]
     record_sheet(records, out, titles=titles)
-    echo(out)
+    answer({"picture": str(out), "records": chosen}, str(out), as_json=as_json)
 
 
 @cache.command(
@@ -199,7 +241,7 @@ def render(path: "Location", shapes: tuple[int, ...], out: Path) -> None:
 @click.option("--shapes", type=click.IntRange(1, 200), default=12, show_default=True, help="Shapes that are drawn.")
 @click.option("--config", help="Experiment whose corpus is compared. [default: the one that the cache notes]")
 @click.option("--no-corpus", is_flag=True, help="Leave the corpus alone: no changes, no pictures of refused shapes.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 def report(path: "Location", out: Path | None, shapes: int, config: str | None, no_corpus: bool, as_json: bool) -> None:
     """Write a page about a cache: counts, classes, quarantine, duplicates, size, views, and what a rebuild would do.
 
@@ -224,7 +266,5 @@ def report(path: "Location", out: Path | None, shapes: int, config: str | None, 
         out = Path(f"{str(path).rstrip('/').rpartition('/')[2]}-report")
     with Watching() as watch:
         page = report_cache(path, out, shapes=shapes, experiment=experiment, watch=watch)
-    if as_json:
-        echo(json.dumps({"page": str(page), "bytes": page.stat().st_size}, indent=1))
-    else:
-        echo(f"report      {page} ({page.stat().st_size / 1e6:.1f} MB)")
+    size = page.stat().st_size
+    answer({"page": str(page), "bytes": size}, f"report      {page} ({size / 1e6:.1f} MB)", as_json=as_json)

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from cli.actions.build_cache import build_from
+from cli.actions.verify_cache import verify_shown
 from cli.experiment.own_recipe import CONFIG_COPY, experiment_by_recipe
-from cli.options import CachePath
-from cli.show.terminal import echo
+from cli.options import CachePath, json_option
+from cli.show.terminal import answer, echo
 
 if TYPE_CHECKING:
     from cli.experiment.sections import Experiment
@@ -31,20 +32,23 @@ REPAIR_ROUNDS = 3
 @click.option("--changed", type=click.Choice(["refuse", "rebuild"]), default="rebuild", show_default=True,
               help="If the corpus changed since the cache was built: rebuild those shards too, so that "
               "old and new never mix, or stop before anything is done.")  # fmt: skip
+@json_option
 def repair(
     path: "Location",
     config: str | None,
     scheduler: str | None,
     workers: int | None,
     changed: Literal["refuse", "rebuild"],
+    as_json: bool,
 ) -> None:
     """Find damaged shards of a cache and rebuild only those; exit 1 when something is left."""
     import teacher_cache
     from cli.experiment.toml import load_experiment
     from teacher_cache.location import parent
 
-    problems = teacher_cache.verify(path)
+    problems = verify_shown(path)
     rounds = 0
+    rebuilt: set[int] = set()
     if any(_mendable(problem) for problem in problems):
         if config is None:
             experiment = experiment_by_recipe(path, scheduler=scheduler, workers=workers)
@@ -66,14 +70,17 @@ def repair(
     # A damaged manifest hides what is damaged below it, so a second look can find more than the first.
     while any(_mendable(problem) for problem in problems) and rounds < REPAIR_ROUNDS:
         shards = teacher_cache.withdraw(path, problems)
+        rebuilt |= set(shards)
         echo(f"{len(problems)} problems; rebuilding {len(shards)} shards", err=True)
         build_from(
             replace(experiment, build=replace(experiment.build, max_refused=1.0)),  # it was settled at the build
             restore={shard: shapes[shard] for shard in shards if shard in shapes},
         )
-        problems, rounds = teacher_cache.verify(path), rounds + 1
-    for problem in problems:
-        echo(problem)
+        problems, rounds = verify_shown(path), rounds + 1
+    left = [vars(problem) for problem in problems]
+    found = {"path": str(path), "sound": not problems, "rebuilt": sorted(rebuilt), "problems": left}
+    if problems or as_json:
+        answer(found, "\n".join(map(str, problems)), as_json=as_json)
     if problems:
         echo(f"{len(problems)} problems remain in {path}", err=True)
         raise SystemExit(1)

@@ -4,12 +4,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import CachePath
-from cli.show.terminal import echo
+from cli.options import CachePath, json_option
+from cli.show.terminal import answer, echo
 
 if TYPE_CHECKING:
     from teacher_cache import Findings, RecordBatch, Rewritten
@@ -54,7 +55,8 @@ threads_option = click.option(
 @click.option("--class-token", type=click.Choice(["none"]), help="Leave out the class tokens.")
 @click.option("--depth", type=click.Choice(DEPTHS), help="Coarser images than SOURCE has, or none.")
 @threads_option
-def convert(source: "Location", root: str | None, threads: int, **storage: Any) -> None:
+@json_option
+def convert(source: "Location", root: str | None, threads: int, as_json: bool, **storage: Any) -> None:
     """Rewrite a finished cache with another storage, and print its location.
 
     The new cache has a name and a folder of its own; SOURCE stays as it is. Each of its shards is checked first.
@@ -79,13 +81,14 @@ def convert(source: "Location", root: str | None, threads: int, **storage: Any) 
         )
     _carry_config(source, made.path, changes)
     before = teacher_cache.open(source).info()
-    _say(made, f"{before.bytes / 1e6:.1f} MB before")
+    _say(made, f"{before.bytes / 1e6:.1f} MB before", as_json)
 
 
 @click.command(epilog="Example: i2p cache compact caches/shapenet55-0f3a9c21d7be. A stopped call resumes where it was.")
 @click.argument("path")
 @threads_option
-def compact(path: str, threads: int) -> None:
+@json_option
+def compact(path: str, threads: int, as_json: bool) -> None:
     """Join the small shards that growing a cache leaves into full ones, in its place.
 
     Recipe, records and their numbers stay. Needs space for a second copy meanwhile; no build may run at the same time.
@@ -96,9 +99,9 @@ def compact(path: str, threads: int) -> None:
         made = teacher_cache.compact(path, threads=threads, on_progress=show)
     if made is None:
         echo(f"its shards are already full: {path}", err=True)
-        echo(path)
+        answer({"path": path, "written": 0}, path, as_json=as_json)
         return
-    _say(made, f"{made.shards} shards")
+    _say(made, f"{made.shards} shards", as_json)
 
 
 @click.command(
@@ -116,7 +119,10 @@ def compact(path: str, threads: int) -> None:
 )
 @click.option("--refill", is_flag=True, help="Refill shards instead of keeping each SOURCE's own.")
 @threads_option
-def merge(sources: "tuple[Location, ...]", root: str, duplicates: Any, refill: bool, threads: int) -> None:
+@json_option
+def merge(
+    sources: "tuple[Location, ...]", root: str, duplicates: Any, refill: bool, threads: int, as_json: bool
+) -> None:
     """Merge the shapes of several caches of one recipe into one, in the order named, and print its location.
 
     The SOURCEs stay as they are. Each of their shards is checked first.
@@ -129,7 +135,7 @@ def merge(sources: "tuple[Location, ...]", root: str, duplicates: Any, refill: b
         made = teacher_cache.merge(
             sources, root, duplicates=duplicates, refill=refill, threads=threads, on_progress=show
         )
-    _say(made, f"of {len(sources)} caches")
+    _say(made, f"of {len(sources)} caches", as_json)
 
 
 @click.command(
@@ -139,7 +145,8 @@ def merge(sources: "tuple[Location, ...]", root: str, duplicates: Any, refill: b
 @click.argument("path", type=CachePath())
 @click.option("--unknown", is_flag=True, help="Also list files that do not belong to a cache, whoever put them there.")
 @click.option("--yes", is_flag=True, help="Remove without asking.")
-def gc(path: "Location", unknown: bool, yes: bool) -> None:
+@json_option
+def gc(path: "Location", unknown: bool, yes: bool, as_json: bool) -> None:
     """List what dead builds left in the cache PATH, or in all caches of the folder PATH, and ask to remove it.
 
     Work of running builds, committed shards and finished caches are never touched. Exit 2 when there is something to
@@ -148,6 +155,12 @@ def gc(path: "Location", unknown: bool, yes: bool) -> None:
     import teacher_cache
 
     findings = teacher_cache.find_abandoned(str(path), unknown=unknown)
+    listed = [
+        {"cache": str(piece.cache), "path": piece.path, "kind": piece.kind, "bytes": piece.bytes}
+        for piece in findings.abandoned
+    ]
+    result = {"caches": findings.caches, "abandoned": listed, "faults": [str(fault) for fault in findings.faults]}
+    answer(result, partial(_list, findings), as_json=as_json)
     _show(findings, path)
     if findings.abandoned:
         pieces = findings.abandoned
@@ -169,9 +182,12 @@ def gc(path: "Location", unknown: bool, yes: bool) -> None:
         raise SystemExit(1)
 
 
-def _show(findings: "Findings", path: "Location") -> None:
+def _list(findings: "Findings") -> None:
     for piece in findings.abandoned:
         echo(f"{piece.bytes / 1e6:>10.3f} MB  {piece.cache}/{piece.path}  ({WHAT[piece.kind]})")
+
+
+def _show(findings: "Findings", path: "Location") -> None:
     for fault in findings.faults:
         echo(f"cannot be read: {fault}", err=True)
     if findings.busy:
@@ -203,10 +219,12 @@ def _progress(title: str, unit: str = "shards") -> Iterator[Callable[[int, int],
             shown.__exit__(*sys.exc_info())
 
 
-def _say(made: "Rewritten", more: str) -> None:
+def _say(made: "Rewritten", more: str, as_json: bool) -> None:
     state = "already complete" if not made.written else f"{made.written} of {made.shards} shards written"
     echo(f"{state}: {made.records} records, {made.bytes / 1e6:.1f} MB, {more}", err=True)
-    echo(made.path)
+    found = {"path": str(made.path), "records": made.records, "bytes": made.bytes,
+             "shards": made.shards, "written": made.written}  # fmt: skip
+    answer(found, str(made.path), as_json=as_json)
 
 
 def _find_untouched(cache: Any) -> "FindUntouched":

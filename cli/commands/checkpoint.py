@@ -1,13 +1,14 @@
 """``i2p checkpoint``: inspect a checkpoint, and import and export the reference's."""
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import CheckpointPath, LocalPath
-from cli.show.terminal import echo
+from cli.options import CheckpointPath, LocalPath, json_option
+from cli.show.terminal import answer
 
 if TYPE_CHECKING:
     from trainer.checkpoints.files import Header
@@ -22,24 +23,23 @@ def checkpoint() -> None:
 
 @checkpoint.command(epilog="Example: i2p checkpoint info runs/quickstart")
 @click.argument("path", type=CheckpointPath())
-def info(path: Path) -> None:
+@json_option
+def info(path: Path, as_json: bool) -> None:
     """Print a checkpoint's contents and origin; check its files against their hashes."""
     from trainer.checkpoints.files import find_checkpoint, read_header, read_tensors
 
     found = find_checkpoint(path)
     header = read_header(found)
     weights = {name: read_tensors(found, header, name) for name in header.files}
-    echo(f"checkpoint  {found}")
-    _describe(header)
+    numbers = {name: sum(tensor.numel() for tensor in tensors.values()) for name, tensors in weights.items()}
+    lines = [f"checkpoint  {found}", *_described(header)]
     for name, tensors in weights.items():
-        numbers = sum(tensor.numel() for tensor in tensors.values())
-        echo(f"{name:<24}{numbers:>12} numbers in {len(tensors)} tensors, {header.files[name]['bytes']} bytes")
-    for key, value in header.metrics.items():
-        echo(f"{key:<24}{value}")
+        size = header.files[name]["bytes"]
+        lines.append(f"{name:<24}{numbers[name]:>12} numbers in {len(tensors)} tensors, {size} bytes")
+    lines += [f"{key:<24}{value}" for key, value in header.metrics.items()]
     for section, settings in header.config.items():
-        echo(f"\n[{section}]")
-        for key, value in settings.items():
-            echo(f"  {key} = {value}")
+        lines += [f"\n[{section}]", *(f"  {key} = {value}" for key, value in settings.items())]
+    answer({**_as_json(found, header), "numbers": numbers}, "\n".join(lines), as_json=as_json)
 
 
 @checkpoint.command(
@@ -52,7 +52,8 @@ def info(path: Path) -> None:
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
               help="State a setting that weights do not show; may be given many times. Sections: model, masking, "
               "classifier, segmentation. [default: the paper's]")  # fmt: skip
-def import_(file: Path, out: Path, overrides: tuple[str, ...]) -> None:
+@json_option
+def import_(file: Path, out: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Convert FILE, a .pth of I2P-MAE or Point-M2AE, or of Point-MAE and its relatives, to a checkpoint of ours.
 
     Relatives are Point-BERT, ACT, ReCon, PCP-MAE and Point-FEMAE; their files become plain students. Method and kind
@@ -69,9 +70,7 @@ def import_(file: Path, out: Path, overrides: tuple[str, ...]) -> None:
         return parse_settings(overrides, {name: cls for of_kind in of_kinds for name, cls in of_kind.items()})
 
     converted = import_reference(file, out, settings=stated)
-    echo(f"checkpoint  {converted.path}")
-    _describe(converted.header)
-    _note(converted.notes)
+    _answer(f"checkpoint  {converted.path}", converted.path, converted.header, converted.notes, as_json)
 
 
 @checkpoint.command(
@@ -84,7 +83,8 @@ def import_(file: Path, out: Path, overrides: tuple[str, ...]) -> None:
               help="CLIP to put under `clip_model.`: OpenAI's layout, or a reference checkpoint.")  # fmt: skip
 @click.option("--prefix/--no-prefix", default=None,
               help="Whether names begin with `module.`. [default: as imported, or as the reference does]")  # fmt: skip
-def export(path: Path, out: Path, teacher: Path | None, prefix: bool | None) -> None:
+@json_option
+def export(path: Path, out: Path, teacher: Path | None, prefix: bool | None, as_json: bool) -> None:
     """Export PATH (a run directory or one of its checkpoints) in the layout of the reference's .pth files.
 
     A hierarchical student's is I2P-MAE's or Point-M2AE's, a plain one's Point-MAE's.
@@ -92,16 +92,15 @@ def export(path: Path, out: Path, teacher: Path | None, prefix: bool | None) -> 
     from trainer.checkpoints.reference.convert import export_reference
 
     converted = export_reference(path, out, teacher=teacher, prefix=prefix)
-    echo(f"file        {converted.path}")
-    _describe(converted.header)
-    _note(converted.notes)
+    _answer(f"file        {converted.path}", converted.path, converted.header, converted.notes, as_json)
 
 
 @checkpoint.command(epilog="Example: i2p checkpoint slim runs/quickstart --out encoder --half")
 @click.argument("path", type=CheckpointPath())
 @click.option("--out", type=LocalPath(), required=True, help="Directory to write; must not exist.")
 @click.option("--half", is_flag=True, help="Round the weights to float16: half the bytes.")
-def slim(path: Path, out: Path, half: bool) -> None:
+@json_option
+def slim(path: Path, out: Path, half: bool, as_json: bool) -> None:
     """Write the weights of PATH alone, to hand on: a checkpoint without the optimiser's state.
 
     It loads, evaluates and exports as PATH does; training does not resume from it.
@@ -109,25 +108,30 @@ def slim(path: Path, out: Path, half: bool) -> None:
     from trainer.checkpoints.slim import slim_checkpoint
 
     written, header = slim_checkpoint(path, out, half=half)
-    echo(f"checkpoint  {written}")
-    _describe(header)
+    _answer(f"checkpoint  {written}", written, header, (), as_json)
 
 
-def _describe(header: "Header") -> None:
-    echo(f"kind        {header.kind}")
-    if header.origin is not None:
-        echo(f"origin      {header.origin['file']}, sha256 {header.origin['sha256']}")
+def _answer(first: str, path: Path, header: "Header", notes: Iterable[str], as_json: bool) -> None:
+    said = list(notes)
+    lines = [first, *_described(header), *(f"note        {note}" for note in said)]
+    answer({**_as_json(path, header), "notes": said}, "\n".join(lines), as_json=as_json)
+
+
+def _as_json(path: Path, header: "Header") -> dict[str, Any]:
+    return {"path": str(path), **asdict(header)}
+
+
+def _described(header: "Header") -> list[str]:
     steps = f"{header.step} steps" if header.origin is None else "steps unknown"
-    echo(f"state       {header.epoch} epochs, {steps}")
+    lines = [f"kind        {header.kind}"]
+    if header.origin is not None:
+        lines.append(f"origin      {header.origin['file']}, sha256 {header.origin['sha256']}")
+    lines.append(f"state       {header.epoch} epochs, {steps}")
     if "recipe" in header.cache:
-        echo(f"cache       {header.cache['records']} shapes, recipe {header.cache['recipe']}")
+        lines.append(f"cache       {header.cache['records']} shapes, recipe {header.cache['recipe']}")
     if "start" in header.cache:
-        echo(f"start       {header.cache['start']}")
+        lines.append(f"start       {header.cache['start']}")
     if header.teacher.get("channels"):
         for maps in (header.teacher, *header.teacher.get("further", ())):
-            echo(f"teacher     {maps['views']} views, {maps['channels']} channels")
-
-
-def _note(notes: Iterable[str]) -> None:
-    for note in notes:
-        echo(f"note        {note}")
+            lines.append(f"teacher     {maps['views']} views, {maps['channels']} channels")
+    return lines

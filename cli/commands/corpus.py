@@ -1,14 +1,14 @@
 """``i2p corpus``: inspect, render and pack the shapes of a corpus."""
 
-import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import LocalPath
-from cli.show.terminal import echo
+from cli.options import LocalPath, json_option
+from cli.show.terminal import answer, echo
 
 if TYPE_CHECKING:
     from pipeline.corpora.packing import Packed
@@ -30,7 +30,7 @@ def corpus() -> None:
               help="Read every shape; report sizes, duplicates, refused shapes and skipped data.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(min=1), metavar="N",
               help="Reading processes. [default: one per core, at most 16; npz and HDF5 use one]")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
+@json_option
 def info(uri: str, points: int, check: bool, workers: int | None, as_json: bool) -> None:
     """Print the contents of a corpus; with --check, exit 1 when some of its shapes would be refused."""
     from cli.show.corpus_report import contents, print_contents, print_report
@@ -40,22 +40,17 @@ def info(uri: str, points: int, check: bool, workers: int | None, as_json: bool)
 
     if workers is not None and not check:
         raise click.UsageError("--workers is the number of reading processes; without --check nothing is read")
-    shapes = open_corpus(uri, points=points)
+    with Progress("opening the corpus", 0, unit=""):
+        shapes = open_corpus(uri, points=points)
     if not check:
         found = contents(shapes)
-        if as_json:
-            echo(json.dumps(found, indent=1))
-        else:
-            print_contents(found)
+        answer(found, partial(print_contents, found), as_json=as_json)
         return
     with Progress("checking", len(shapes), unit="shapes") as progress:
         report = survey(
             shapes, processes=workers, progress=lambda done, refused: progress.update(done, refused=refused)
         )
-    if as_json:
-        echo(json.dumps(report.to_json(), indent=1))
-    else:
-        print_report(report)
+    answer(report.to_json(), partial(print_report, report), as_json=as_json)
     if report.refused:
         raise SystemExit(1)
 
@@ -64,7 +59,7 @@ def info(uri: str, points: int, check: bool, workers: int | None, as_json: bool)
 @click.argument("uri")
 @click.option("--points", default=2048, show_default=True, help="Points read of each shape.")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Processes that read; as of `corpus info`.")
-@click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
+@json_option
 def check(uri: str, points: int, workers: int | None, as_json: bool) -> None:
     """Verify a published set: which release it is, its counts, its labels, every shape, and checksums where known.
 
@@ -75,10 +70,7 @@ def check(uri: str, points: int, workers: int | None, as_json: bool) -> None:
     from pipeline.corpora import open_corpus
 
     found = check_release(open_corpus(uri, points=points), workers)
-    if as_json:
-        echo(json.dumps(found, indent=1))
-    else:
-        print_check(found)
+    answer(found, partial(print_check, found), as_json=as_json)
     if found["problems"]:
         raise SystemExit(1)
 
@@ -89,7 +81,8 @@ def check(uri: str, points: int, workers: int | None, as_json: bool) -> None:
 @click.option("--count", default=48, show_default=True, help="How many shapes, from --first on.")
 @click.option("--first", default=0, show_default=True, help="Index of the first shape.")
 @click.option("--points", default=2048, show_default=True, help="Points read of each shape.")
-def render(uri: str, out: Path, count: int, first: int, points: int) -> None:
+@json_option
+def render(uri: str, out: Path, count: int, first: int, points: int, as_json: bool) -> None:
     """Render a corpus's shapes to a PNG."""
     from cli.show.clouds import contact_sheet
     from pipeline.corpora import ShapeError, open_corpus
@@ -106,7 +99,7 @@ def render(uri: str, out: Path, count: int, first: int, points: int) -> None:
     names = shapes.label_names
     titles = [shape.id if shape.label is None else names[shape.label] for shape in chosen]
     contact_sheet(chosen, out, titles=titles)
-    echo(out)
+    answer({"picture": str(out), "shapes": [shape.id for shape in chosen]}, str(out), as_json=as_json)
 
 
 @corpus.command(
@@ -121,7 +114,7 @@ def render(uri: str, out: Path, count: int, first: int, points: int) -> None:
 @click.option("--points", default=2048, show_default=True, help="Points of each stored cloud; fewer can be read later.")
 @click.option("--shapes-per-shard", type=click.IntRange(1, 100_000), default=1024, show_default=True)
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Processes that read. [default: one per core]")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 def pack(
     uri: str, out: str, stored: str | None, points: int, shapes_per_shard: int, workers: int | None, as_json: bool
 ) -> None:
@@ -150,7 +143,7 @@ def pack(
 
 @corpus.command(epilog="Example: i2p corpus index tars; i2p cache build --set corpus.uri=shards:tars")
 @click.argument("folder", type=LocalPath(exists=True, file_okay=False))
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 def index(folder: Path, as_json: bool) -> None:
     """Index the tar files (WebDataset) below a folder, so that shards:FOLDER reads them where they are.
 
@@ -167,14 +160,11 @@ def index(folder: Path, as_json: bool) -> None:
 def _print_packed(found: "Packed", out: str, as_json: bool) -> None:
     from cli.show.corpus_report import human_bytes
 
-    if as_json:
-        echo(json.dumps({**asdict(found), "corpus": f"shards:{out}"}, indent=1))
-    else:
-        there = ", as before" if found.already else ""
-        echo(f"shards:{out}: {found.shapes} shapes in {found.shards} shards, {human_bytes(found.bytes)}{there}")
-        if found.refused:
-            echo(f"{found.refused} shapes left out; {out}/refused.jsonl says why. The first:", err=True)
-            for id, reason in found.first:
-                echo(f"  {id}: {reason}", err=True)
+    there = ", as before" if found.already else ""
+    said = f"shards:{out}: {found.shapes} shapes in {found.shards} shards, {human_bytes(found.bytes)}{there}"
+    answer({**asdict(found), "corpus": f"shards:{out}"}, said, as_json=as_json)
     if found.refused:
+        echo(f"{found.refused} shapes left out; {out}/refused.jsonl says why. The first:", err=True)
+        for id, reason in found.first:
+            echo(f"  {id}: {reason}", err=True)
         raise SystemExit(1)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import LocalPath
-from cli.show.terminal import echo
+from cli.options import LocalPath, json_option
+from cli.show.terminal import answer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +39,7 @@ QUERIES = 8  # rows of the picture
               help="Draw some shapes, each beside those nearest to it.")  # fmt: skip
 @click.option("--nearest", type=click.IntRange(1, 20), default=5, show_default=True, help="How many beside each.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@json_option
 def embed(
     encoder: str,
     uri: str,
@@ -50,6 +51,7 @@ def embed(
     picture: Path | None,
     nearest: int,
     device: str,
+    as_json: bool,
 ) -> None:
     """Write an encoder's features of every shape of a corpus: arrays features, ids, labels, label_names.
 
@@ -76,7 +78,8 @@ def embed(
         raise click.UsageError(f"--stored-points {stored} is less than --points {points}")
     with joined(device) as ranks:
         (made,) = named_encoders([encoder], device=ranks.device, feature=feature).values()
-        with Progress("reading", len(open_corpus(uri, points=stored)), unit="shapes") as progress:
+        with Progress("reading", 0, unit="shapes") as progress:
+            progress.expect(len(open_corpus(uri, points=stored)))
             clouds = read_clouds(uri, points=stored, labelled=False, progress=progress.add)
         drawn = clouds.draw(points, seed)
         with Progress("encoding", len(clouds), unit="shapes") as progress:
@@ -90,17 +93,21 @@ def embed(
         raise click.UsageError("a corpus of one shape has no neighbours to draw")
     out.parent.mkdir(parents=True, exist_ok=True)
     (_write_npz if out.suffix == ".npz" else _write_zarr)(out, features, clouds, about)
-    echo(f"features    {out}: {features.shape[0]} shapes of {features.shape[1]} numbers ({about['feature']})")
+    lines = [f"features    {out}: {features.shape[0]} shapes of {features.shape[1]} numbers ({about['feature']})"]
+    found: dict[str, Any] = {"features": str(out), "shapes": features.shape[0], "numbers": features.shape[1], **about}
     if clouds.skipped:
-        echo(f"left out    {len(clouds.skipped)} shapes that cannot be read")
+        lines.append(f"left out    {len(clouds.skipped)} shapes that cannot be read")
     if k:
-        found = nearest_of(features, k)
-        share = agreement(found.idx, clouds.labels)
+        near = nearest_of(features, k)
+        share = agreement(near.idx, clouds.labels)
+        found |= {"nearest": k, "agreement": share}
         if share is not None:
-            echo(f"neighbours  {100 * share:.1f}% of the {k} nearest of a shape have its label")
+            lines.append(f"neighbours  {100 * share:.1f}% of the {k} nearest of a shape have its label")
         if picture is not None:
-            _draw(picture, clouds, drawn, found.idx)
-            echo(f"picture     {picture}")
+            _draw(picture, clouds, drawn, near.idx)
+            found["picture"] = str(picture)
+            lines.append(f"picture     {picture}")
+    answer(found, "\n".join(lines), as_json=as_json)
 
 
 def _write_npz(out: Path, features: "np.ndarray", clouds: "LabelledClouds", about: dict[str, Any]) -> None:

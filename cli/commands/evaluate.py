@@ -1,12 +1,11 @@
 """``i2p evaluate``: score a checkpoint's encoder on labelled shapes."""
 
-import json
 from pathlib import Path
 
 import click
 
-from cli.options import CheckpointPath
-from cli.show.terminal import echo
+from cli.options import CheckpointPath, json_option
+from cli.show.terminal import answer
 
 __all__ = ["evaluate"]
 
@@ -29,7 +28,7 @@ __all__ = ["evaluate"]
 @click.option("--embedded", is_flag=True, help="Score the package's own encoder too.")
 @click.option("--seeds", type=int, default=5, show_default=True, help="Draws of points and folds.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 def evaluate(
     checkpoint: Path,
     train: str | None,
@@ -87,4 +86,4 @@ def evaluate(
             encoders["point-nn"] = PointNN()
         encoders["trained"] = model_encoder(model.to(ranks.device), ranks.device, config.model_feature)
         result = evaluator.compare(encoders, watch=watch).to_json()
-    echo(json.dumps(result, indent=1) if as_json else table(result))
+    answer(result, table(result), as_json=as_json)

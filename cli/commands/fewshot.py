@@ -1,12 +1,12 @@
 """``i2p fewshot``: linear probes of frozen encoders on a few shapes of a few classes."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.show.terminal import echo
+from cli.options import json_option
+from cli.show.terminal import answer
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ __all__ = ["fewshot"]
 @click.option("--baselines/--no-baselines", default=True, show_default=True,
               help="Coordinate statistics and the untrained encoder beside it.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 def fewshot(
     encoders: tuple[str, ...],
     train: str | None,
@@ -86,10 +86,7 @@ def fewshot(
         else:
             assert train is not None
             found = run.drawn(train, test, ways, shots, settings)
-    if as_json:
-        echo(json.dumps(found, indent=1))
-    else:
-        echo(table(found))
+    answer(found, table(found), as_json=as_json)
 
 
 class _Run:
@@ -162,7 +159,8 @@ class _Run:
 
         if quiet:
             return read_clouds(uri, points=self.stored_points)
-        with Progress("reading", len(open_corpus(uri, points=self.stored_points)), unit="shapes") as progress:
+        with Progress("reading", 0, unit="shapes") as progress:
+            progress.expect(len(open_corpus(uri, points=self.stored_points)))
             return read_clouds(uri, points=self.stored_points, progress=progress.add)
 
     def _features(self, parts: Sequence[Any], *, quiet: bool = False) -> dict[str, list[Any]]:

@@ -1,14 +1,13 @@
 """``i2p finetune``: a classifier on labelled shapes, from a pre-trained encoder or from scratch."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cli.options import LocalPath
-from cli.show.terminal import echo
+from cli.options import LocalPath, json_option
+from cli.show.terminal import answer, echo
 
 __all__ = ["finetune"]
 
@@ -29,7 +28,7 @@ __all__ = ["finetune"]
 @click.option("--out", type=LocalPath(file_okay=False), help="Directory. [default: runs/CONFIG-PROTOCOL-START]")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
               help="Override one setting of [finetune], [classifier] or [model].")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 def finetune(
     config: str,
     start: str,
@@ -59,7 +58,7 @@ def finetune(
     model, weights = start_of(start, sizes, sections, stated)
     where = out or Path("runs") / "-".join([Path(config).stem, sections["finetune"].protocol, Path(start).name])
     found = run_seeds(sections, model, weights, source=start, out=where, seeds=seeds)
-    echo(json.dumps(found, indent=1) if as_json else table(found))
+    answer(found, table(found), as_json=as_json)
     if not as_json:
         echo(f"results     {where / 'metrics.json'}")
 

@@ -3,19 +3,21 @@
 import click
 
 from cli.experiment.toml import preset_names, preset_text
-from cli.show.terminal import echo
+from cli.options import json_option
+from cli.show.terminal import answer
 
 __all__ = ["presets"]
 
 
 @click.command(epilog="Example: i2p presets quickstart > mine.toml; i2p pretrain mine.toml")
 @click.argument("name", required=False)
-def presets(name: str | None) -> None:
+@json_option
+def presets(name: str | None, as_json: bool) -> None:
     """List the presets with their purposes, or print the TOML of one."""
     if name is not None:
-        echo(preset_text(name), nl=False)
+        text = preset_text(name)
+        answer({"name": name, "toml": text}, text.removesuffix("\n"), as_json=as_json)
         return
-    width = max(map(len, preset_names()))
-    for preset in preset_names():
-        first = preset_text(preset).splitlines()[0].lstrip("# ")
-        echo(f"{preset:<{width}}  {first}")
+    found = {preset: preset_text(preset).splitlines()[0].lstrip("# ") for preset in preset_names()}
+    width = max(map(len, found))
+    answer(found, "\n".join(f"{preset:<{width}}  {first}" for preset, first in found.items()), as_json=as_json)

@@ -1,6 +1,5 @@
 """``i2p pretrain``: train an encoder from an experiment and score it."""
 
-import json
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import CachePath, LocalPath, config_argument, config_options
-from cli.show.terminal import echo
+from cli.options import CachePath, LocalPath, config_argument, config_options, json_option
+from cli.show.terminal import answer, echo
 from cli.show.titles import ENCODER_TITLES
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ _TITLES = {"3d": "3D", "2d": "2D"}  # of losses; others are called by their name
 @click.option("--out", type=LocalPath(file_okay=False), help="Run directory. [default: runs/CONFIG]")
 @click.option("--report/--no-report", "reports", default=True, show_default=True,
               help="Write a page with results and pictures into the run directory at the end.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 def pretrain(
     config: str,
     overrides: tuple[str, ...],
@@ -63,6 +62,7 @@ def pretrain(
     from cli.actions.build_cache import build_from
     from cli.actions.stale import check_corpus, finished_cache
     from cli.experiment.toml import ConfigError, load_experiment, to_toml
+    from cli.show.progress import Progress
     from pipeline.build.own_records import own_records
     from teacher_cache.location import resolve
     from trainer.config import teachers_conflicts
@@ -93,10 +93,11 @@ def pretrain(
         if cache_path is None:
             cache_path = build_from(experiment).path  # which compares the corpus itself
         named = False
-    opened = teacher_cache.open(cache_path)
-    if named and launch.rank == 0 and experiment.trainer.stale_cache == "refuse":
-        check_corpus(experiment, cache_path)
-    own, notes = own_records(opened, experiment.corpus, as_it_is=experiment.trainer.stale_cache == "train")
+    with Progress("opening cache and corpus", 0, unit="", quiet=launch.rank != 0):
+        opened = teacher_cache.open(cache_path)
+        if named and launch.rank == 0 and experiment.trainer.stale_cache == "refuse":
+            check_corpus(experiment, cache_path)
+        own, notes = own_records(opened, experiment.corpus, as_it_is=experiment.trainer.stale_cache == "train")
     for note in notes if launch.rank == 0 else ():
         echo(note, err=True)
     more = [teacher_cache.open(resolve(path)) for path in experiment.teachers.caches]
@@ -185,24 +186,23 @@ def _say_result(
         "log": str(run_dir / "train.jsonl"),
         "tensorboard": str(run_dir / "tensorboard") if experiment.trainer.tensorboard else None,
     }
-    if as_json:
-        result = {"epochs": report.epochs, "steps": report.steps, "metrics": dict(report.metrics),
-                  "evaluation": report.evaluation, **found}  # fmt: skip
-        echo(json.dumps(result, indent=1))
-        return
-    if report.evaluation is not None:
-        echo(table(report.evaluation))
-    for name, place in found.items():
-        if place is not None:
-            echo(f"{name:<12}{place}")
-    echo("next")
+    result = {
+        "epochs": report.epochs, "steps": report.steps, "metrics": dict(report.metrics),
+        "evaluation": report.evaluation, **found,
+    }  # fmt: skip
+    lines = [] if report.evaluation is None else [table(report.evaluation)]
+    lines += [f"{name:<12}{place}" for name, place in found.items() if place is not None]
+    lines.append("next")
     if page is not None:
-        echo(f"  open {page} in a browser: results, curves, what the student saw and predicts")
+        lines.append(f"  open {page} in a browser: results, curves, what the student saw and predicts")
     if report.evaluation is None:
-        echo(f"  i2p evaluate {run_dir} --train URI --test URI    what the encoder is worth on labelled shapes")
-    echo(f"  i2p embed {run_dir} URI --out features.npz    its features of your shapes")
-    echo(f"  i2p finetune synthetic --from {run_dir}    a classifier from it")
-    echo(f"  i2p report {run_dir} OTHER    two runs side by side")
+        lines.append(f"  i2p evaluate {run_dir} --train URI --test URI    what it is worth on labelled shapes")
+    lines += [
+        f"  i2p embed {run_dir} URI --out features.npz    its features of your shapes",
+        f"  i2p finetune synthetic --from {run_dir}    a classifier from it",
+        f"  i2p report {run_dir} OTHER    two runs side by side",
+    ]
+    answer(result, "\n".join(lines), as_json=as_json)
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -229,12 +229,14 @@ class _Reporter:
     """Training events as a progress bar and, per epoch, a line."""
 
     def __init__(self, *, quiet: bool, evaluates: bool, on_start: Callable[[], None]):
-        from cli.show.progress import Watching
+        from cli.show.progress import Progress, Watching
 
         self._quiet, self._evaluates, self._on_start = quiet, evaluates, on_start
         self._progress: Any = None
         self._epochs = 0
         self._watching = Watching(quiet=quiet)
+        # Until training begins: checks of the evaluation's corpora, targets of the global loss, the newest checkpoint.
+        self._before = Progress("preparing", 0, unit="", quiet=quiet)
 
     def __call__(self, event: "Event") -> None:
         from cli.show.progress import Progress, human_seconds
@@ -242,6 +244,7 @@ class _Reporter:
 
         match event:
             case RunStarted():
+                self._before.end()
                 self._on_start()
                 self._epochs = event.epochs
                 total = event.epochs * event.steps_per_epoch
@@ -275,6 +278,7 @@ class _Reporter:
                 self._progress.write(f"epoch {event.epoch:>3}  linear SVM {100 * accuracy:.1f}%")
 
     def close(self) -> None:
+        self._before.end()
         if self._progress is not None:
             self._progress.end()
         self._watching.__exit__(*sys.exc_info())

@@ -1,13 +1,12 @@
 """``i2p report``: a page of one run, or of several side by side."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import CachePath, LocalPath
-from cli.show.terminal import echo
+from cli.options import CachePath, LocalPath, json_option
+from cli.show.terminal import answer
 
 if TYPE_CHECKING:
     from teacher_cache.location import Location
@@ -30,7 +29,7 @@ __all__ = ["report"]
 )
 @click.option("--shapes", type=click.IntRange(1, 100), default=12, show_default=True, help="Shapes that are shown.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 def report(
     runs: tuple[Path, ...],
     out: Path | None,
@@ -48,13 +47,13 @@ def report(
     from cli.show.progress import Watching
 
     if len(caches) not in (0, 1, len(runs)):
-        raise click.UsageError(f"{len(caches)} caches for {len(runs)} runs; name one for all, or one for each")
+        raise click.UsageError(f"{len(caches)} caches for {len(runs)} runs; give one for all, or one for each")
     if len(set(runs)) < len(runs):
-        raise click.UsageError("a run is named twice")
+        raise click.UsageError("a run is given twice")
     if out is None:
         out = runs[0] / REPORT if len(runs) == 1 else Path(REPORT)
     with Watching() as watch:
         page = report_runs(runs, out, caches=caches, device=device, shapes=shapes, watch=watch)
     size = page.stat().st_size
     found: dict[str, Any] = {"page": str(page), "bytes": size, "pictures": str(page.with_name("pictures"))}
-    echo(json.dumps(found, indent=1) if as_json else f"report      {page} ({size / 1e6:.1f} MB)")
+    answer(found, f"report      {page} ({size / 1e6:.1f} MB)", as_json=as_json)

@@ -20,6 +20,7 @@ __all__ = ["results"]
 @click.option("--published/--no-published", default=True, show_default=True,
               help="Figures of papers on the same set and task beside them.")  # fmt: skip
 @click.option("--out", type=LocalPath(dir_okay=False), help="Write it there instead of printing it.")
+@click.option("--json", "form", flag_value="json", help="Short for --format json.")
 def results(runs: tuple[Path, ...], form: str, published: bool, out: Path | None) -> None:
     """Gather what RUNS have measured: run directories, and JSON files of evaluate, fewshot and vote.
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import LocalPath
-from cli.show.terminal import echo
+from cli.options import LocalPath, json_option
+from cli.show.terminal import answer, echo
 
 if TYPE_CHECKING:
     from cli.study.arms import Arm
@@ -50,6 +50,7 @@ def _options(out: Path) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                      help="These arms instead of all; may be given many times.", **many),
         click.option("--set", "overrides", metavar="SECTION.KEY=VALUE", help="Override one setting.", **many),
         click.option("--report", "report_only", is_flag=True, help="Report what is there; run nothing."),
+        json_option,
         click.option("--from", "files", type=LocalPath(exists=True, dir_okay=False), metavar="FILE",
                      help="With --report: report the runs in a study's runs.json, or in several, instead.", **many),
     ]  # fmt: skip
@@ -103,6 +104,7 @@ def _study(
     only: tuple[str, ...],
     overrides: tuple[str, ...],
     report_only: bool,
+    as_json: bool,
     corpora: tuple[str, ...],
     files: tuple[Path, ...],
 ) -> None:
@@ -118,7 +120,8 @@ def _study(
         if not report_only:
             raise click.UsageError("--from FILE is what --report reads; give both")
         measured, baseline = read_measurements(files)
-        _report(measured, out, len(measured), seconds=sum(run["seconds"] for run in measured), baseline=baseline)
+        spent = sum(run["seconds"] for run in measured)
+        _report(measured, out, len(measured), seconds=spent, baseline=baseline, as_json=as_json)
         return
     out = out or place
     teachers = {**TEACHERS, **dict(map(_teacher, given))}
@@ -133,7 +136,7 @@ def _study(
     if missing:
         failed = _carry_out(missing, results, workers, len(runs))
     spent = time.perf_counter() - began if missing else 0.0
-    _report(list(results.values()), out, len(runs), seconds=spent, baseline=baseline)
+    _report(list(results.values()), out, len(runs), seconds=spent, baseline=baseline, as_json=as_json)
     if failed:
         echo(f"{len(failed)} of {len(runs)} runs failed; run the same command again to retry them", err=True)
         raise SystemExit(1)
@@ -174,7 +177,7 @@ def _carry_out(missing: Sequence["Run"], results: dict["Run", Any], workers: int
 
 
 def _report(
-    results: Sequence[Mapping[str, Any]], out: Path | None, total: int, *, seconds: float, baseline: str
+    results: Sequence[Mapping[str, Any]], out: Path | None, total: int, *, seconds: float, baseline: str, as_json: bool
 ) -> None:
     """Print the results, and write them into `out`; `seconds` were spent on the runs and caches by this command."""
     from cli.show.progress import human_seconds
@@ -187,7 +190,7 @@ def _report(
     summary = summarise(results, baseline)
     table = markdown(summary)
     if out is None:
-        echo(table)
+        answer(summary, table, as_json=as_json)
         return
     out.mkdir(parents=True, exist_ok=True)
     path = out / "study.json"
@@ -197,7 +200,7 @@ def _report(
     replace_file(out / "study.md", (table + "\n").encode())
     picture(summary, out / "study.png")
     write_measurements(results, out / "runs.json", baseline)
-    echo(table)
+    answer(summary, table, as_json=as_json)
     if len(results) < total:
         echo(f"{len(results)} of {total} runs have finished", err=True)
     echo(f"{human_seconds(summary['seconds'])} in all, caches included", err=True)

@@ -1,6 +1,5 @@
 """``i2p teacher``: train a tiny CLIP of our own, and measure what a teacher knows of shapes."""
 
-import json
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -8,8 +7,8 @@ from typing import Any
 
 import click
 
-from cli.options import LocalPath
-from cli.show.terminal import echo
+from cli.options import LocalPath, json_option
+from cli.show.terminal import answer, echo
 
 __all__ = ["teacher"]
 
@@ -30,7 +29,8 @@ def teacher() -> None:
 @click.option("--out", type=LocalPath(file_okay=False),
               help="Folder of views, log, checkpoint and result. [default: runs/teacher-CONFIG]")  # fmt: skip
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one setting.")
-def train(config: str, out: Path | None, overrides: tuple[str, ...]) -> None:
+@json_option
+def train(config: str, out: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Train a tiny CLIP on depth views of synthetic objects and generated captions.
 
     CONFIG is "tiny", whose result travels with this package, or a TOML file with [views] and [learning].
@@ -69,8 +69,9 @@ def train(config: str, out: Path | None, overrides: tuple[str, ...]) -> None:
         bar = progress_of["bar"]
         echo(f"trained {bar.done - bar.initial} steps in {human_seconds(bar.seconds)}", err=True)
     contrastive_curve(folder / "log.jsonl", folder / "curve.png")
-    echo(f"teacher     {path} ({path.stat().st_size / _MIB:.1f} MiB)")
-    echo(f"curve       {folder / 'curve.png'}")
+    size, curve = path.stat().st_size, folder / "curve.png"
+    said = f"teacher     {path} ({size / _MIB:.1f} MiB)\ncurve       {curve}"
+    answer({"teacher": str(path), "bytes": size, "curve": str(curve)}, said, as_json=as_json)
     echo(f"measure it  i2p teacher eval --architecture {learning.architecture} --weights {path}", err=True)
 
 
@@ -97,7 +98,7 @@ def train(config: str, out: Path | None, overrides: tuple[str, ...]) -> None:
 @click.option("--seeds", type=int, default=3, show_default=True, help="Random teachers, and draws of points and folds.")
 @click.option("--precision", default="float32", show_default=True, help="As teacher.precision; bfloat16 is faster.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 def evaluate(
     architecture: str,
     pretrained: str,
@@ -148,7 +149,7 @@ def evaluate(
     result = score_teacher(
         config, projection, named, points=points, seeds=seeds, any_normalisation=normalisation == "auto"
     )
-    echo(json.dumps(result, indent=1) if as_json else scores_table(result))
+    answer(result, scores_table(result), as_json=as_json)
 
 
 def _text(config: str) -> str:

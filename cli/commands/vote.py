@@ -1,14 +1,13 @@
 """``i2p vote``: a fine-tuned classifier on a test split, plain and with votes."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cli.options import CheckpointPath
-from cli.show.terminal import echo
+from cli.options import CheckpointPath, json_option
+from cli.show.terminal import answer
 
 __all__ = ["vote"]
 
@@ -36,7 +35,7 @@ __all__ = ["vote"]
               "else canonical]")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the draws.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 def vote(
     checkpoint: Path,
     test: str | None,
@@ -91,7 +90,8 @@ def vote(
         problems.append(f"--points {points} is too few: the classifier needs at least {least}")
     if problems:
         raise ConfigError("the options", problems)
-    with Progress("reading", len(open_corpus(test, points=stored_points)), unit="shapes") as progress:
+    with Progress("reading", 0, unit="shapes") as progress:
+        progress.expect(len(open_corpus(test, points=stored_points)))
         clouds = read_clouds(test, points=stored_points, frame=frame, progress=progress.add)  # type: ignore[arg-type]
     if len(clouds.label_names) != model.config.classes:
         raise EvaluationError(
@@ -105,7 +105,7 @@ def vote(
         "task": "vote", "checkpoint": str(checkpoint), "test": {"uri": test, "shapes": len(clouds)},
         "skipped": len(clouds.skipped), "settings": {**vars(config), "scale": list(scale)}, **found.to_json(),
     }  # fmt: skip
-    echo(json.dumps(result, indent=1) if as_json else table(result))
+    answer(result, table(result), as_json=as_json)
 
 
 def table(found: Mapping[str, Any]) -> str:

@@ -100,22 +100,22 @@ def of_corpus(experiment: "Experiment", cache: "Cache") -> tuple["Corpus | None"
         corpus = open_corpus(experiment.corpus.uri, points=experiment.corpus.points)
         changes = changes_at(cache.path, experiment.corpus, content=False)
     except PipelineError as error:
-        return None, [f"not known, since the corpus cannot be opened here: {error}"]
+        return None, [f"unknown, because the corpus cannot be opened here: {error}"]
     if changes is None:
-        return None, ["not known: the cache is of another corpus than the experiment names"]
+        return None, ["unknown: the cache belongs to another corpus than the experiment's"]
     lines = changes.lines()
     if changes.came and not changes.stale:
         lines.append(f"{changes.came} new shapes would be added")
     if changes.shards:
-        lines.append(f"{len(changes.shards)} of {len(cache.counts)} shards would be built again (--changed rebuild)")
+        lines.append(f"{len(changes.shards)} of {len(cache.counts)} shards would be rebuilt (--changed rebuild)")
     if changes.suspects:
         count = sum(map(len, changes.suspects.values()))
         lines.append(f"{count} refused shapes, in {len(changes.suspects)} shards, changed and would be tried again")
     if changes.unknown:
-        lines.append(f"whether {changes.unknown} shapes changed cannot be told: their shards hold no fingerprints")
+        lines.append(f"whether {changes.unknown} shapes changed is unknown: their shards have no fingerprints")
     if changes.others:
-        lines.append(f"{changes.others} shapes that the experiment is not about would stay as they are")
-    lines.append(f"{changes.same} shapes would stay as they are, those in quarantine included")
+        lines.append(f"{changes.others} shapes of other experiments would stay as they are")
+    lines.append(f"{changes.same} shapes would stay as they are, including quarantined ones")
     return corpus, lines
 
 

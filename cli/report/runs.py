@@ -96,8 +96,8 @@ def cache_for(run: Run, named: Any = None) -> None:
                 found = [info for info in _caches_in(resolve(experiment.cache.root)) if info.recipe.hash == wanted]
                 if not found:
                     run.no_cache = (
-                        f"no cache of recipe {str(wanted)[:12]} lies in {experiment.cache.root}, where the run's "
-                        "settings say; name it with --cache"
+                        f"no cache of recipe {str(wanted)[:12]} in {experiment.cache.root}, where the run's settings "
+                        "expect it; give it with --cache"
                     )
                     return
                 named = found[0].path
@@ -107,8 +107,8 @@ def cache_for(run: Run, named: Any = None) -> None:
         return
     if opened.recipe.hash != wanted:
         run.no_cache = (
-            f"{opened.path} has the recipe {opened.recipe.hash[:12]}, and the run was trained on {str(wanted)[:12]}; "
-            "name that with --cache"
+            f"{opened.path} has the recipe {opened.recipe.hash[:12]}, but the run was trained on {str(wanted)[:12]}; "
+            "give that one with --cache"
         )
         return
     run.cache = opened

@@ -22,6 +22,7 @@ class Progress:
     """Counts work done, with a rate and an ETA, on standard error. Use with `with`, or close it.
 
     total    units of work in all; 0 where that is not known.
+    unit     of them; "" for a wait without any, which is told by its time alone.
     initial  units already done by an earlier run; they do not enter the rate.
 
     A thread looks at the clock, so that a long unit does not leave the terminal silent.
@@ -39,7 +40,7 @@ class Progress:
 
             self._bar = tqdm(
                 total=total or None, initial=initial, desc=title, unit=f" {unit}", dynamic_ncols=True, file=sys.stderr,
-                delay=SHOWN_AFTER_S,
+                delay=SHOWN_AFTER_S, bar_format=None if unit else "{desc}: {elapsed}",
             )  # fmt: skip
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -83,6 +84,13 @@ class Progress:
             self.done = done
             self._notes = ", ".join(f"{key} {value}" for key, value in notes.items())
             self._line_if_due()
+
+    def expect(self, total: int) -> None:
+        """Set the units in all, where they become known on the way."""
+        with self._lock:
+            self.total = total
+            if self._bar is not None:
+                self._bar.total = total or None
 
     def pause(self) -> None:
         """Say nothing until the next unit, while other work is shown."""
@@ -131,6 +139,9 @@ class Progress:
             eta = f"about {human_seconds((self.total - self.done) / rate)} left"
         else:
             eta = f"{human_seconds(now - self._started)} so far"
+        if not self.unit:
+            echo(f"{self.title}: {eta}", err=True)
+            return
         notes = f", {self._notes}" if self._notes else ""
         echo(f"{self.title}: {self.done}{of} {self.unit}, {rate:.1f}/s, {eta}{notes}", err=True)
 

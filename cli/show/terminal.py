@@ -4,13 +4,15 @@ Ids, labels, paths and reasons come from untrusted files. Control characters and
 wherever they leave the program; only line ends and tabs of our own texts are kept.
 """
 
+import json
 import logging
 import re
+from collections.abc import Callable
 from typing import Any
 
 import click
 
-__all__ = ["EscapingFormatter", "echo", "escaped"]
+__all__ = ["EscapingFormatter", "answer", "echo", "escaped"]
 
 # C0 but tab and newline, DEL, C1, line and paragraph separators, bidirectional marks, embeddings and isolates, and
 # halves of surrogate pairs, by which Python keeps bytes of file names that are no text.
@@ -25,6 +27,16 @@ def escaped(text: str) -> str:
 def echo(message: Any = "", *, err: bool = False, nl: bool = True) -> None:
     """Print escaped text by `click.echo`."""
     click.echo(escaped(str(message)), err=err, nl=nl)
+
+
+def answer(found: Any, text: str | Callable[[], None], *, as_json: bool) -> None:
+    """Print a command's result: `found`, JSON values, as JSON, or else the text, or by a function that prints it."""
+    if as_json:
+        echo(json.dumps(found, indent=1))
+    elif callable(text):
+        text()
+    else:
+        echo(text)
 
 
 class EscapingFormatter(logging.Formatter):

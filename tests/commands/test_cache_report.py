@@ -93,10 +93,10 @@ def test_it_says_what_a_rebuild_would_do(built: tuple[Path, Path], tmp_path: Pat
         added.unlink()
     assert "1 shape changed since the cache was built" in page.text
     assert "1 shape is new" in page.text
-    assert "shards would be built again" in page.text
+    assert "shards would be rebuilt" in page.text
     page = Page(report_cache(built[0], tmp_path, shapes=1))
-    assert "not looked at (--no-corpus)" in page.text
-    assert "their corpus was not looked at" in page.text
+    assert "not examined (--no-corpus)" in page.text
+    assert "their corpus was not examined" in page.text
 
 
 def test_the_command_takes_the_corpus_from_the_caches_notes(

@@ -136,7 +136,7 @@ def test_modelnet_and_shapenet_are_reported(capsys, tmp_path):
     (net / "ShapeNet-55" / "train.txt").write_text("\n".join(names))
     outcome = run(capsys, "corpus", "info", f"shapenet55:{net}", "--points", 64, "--check")
     assert outcome.code == 1
-    assert "1 x is listed in train.txt, and is not there" in lines(outcome.out)
+    assert "1 x is listed in train.txt, but does not exist" in lines(outcome.out)
     assert "faces" not in outcome.out
 
 

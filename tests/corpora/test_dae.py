@@ -117,13 +117,13 @@ def test_instances_of_nodes_are_parts_and_what_the_scene_does_not_name_is_not_re
         (document(node("<instance_controller url='#c'/>")), "holds <instance_controller>, which"),
         (
             document(node(USE), geometry(faces=POLYLIST.replace("4 3 4", "4 3 5"))),
-            r"cannot be read by pycollada|counts 12 corners",
+            r"cannot be read by pycollada|declares 12 polygon corners",
         ),
         (
             document(node(USE), geometry(faces=POLYLIST.replace("9 10<", "9 11<"))),
             r"cannot be read by pycollada|vertex 11; there",
         ),
-        (document(node("")), "holds no triangles"),
+        (document(node("")), "has no triangles"),
         (document(node(USE))[:-40], "is not complete XML"),
         (document(node(USE), before="<!DOCTYPE c [<!ENTITY a 'b'>]>"), "it declares a document type"),
     ],

@@ -172,7 +172,7 @@ class Evil:
         ({"train": [(ball(64), 0.5, 0)], "test": [1]}, "label or class that is not a whole number"),
         ({"train": [(ball(64), 0)], "test": [1]}, r"'train' 0 is not \(points, label, class\)"),
         ({"train": []}, "does not contain a dict of 'train' and 'test'"),
-        ({"train": {}, "test": []}, "'train' is no list of items"),
+        ({"train": {}, "test": []}, "'train' is not a list of items"),
         (bytearray(64), "it uses BYTEARRAY8|names builtins.bytearray"),
         ({1, 2}, "it uses EMPTY_SET|names"),
     ],

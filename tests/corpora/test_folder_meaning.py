@@ -109,7 +109,7 @@ def test_links_that_lead_nowhere_do_not_vanish(tmp_path, caplog):
     (tmp_path / "set" / "lamp").symlink_to(tmp_path / "not mounted")
     corpus = open_corpus(f"folder:{tmp_path / 'set'}", points=64)
     assert [corpus.id(i) for i in range(len(corpus))] == ["box/0.npy", "box/1.npy", "box/2.npy"]
-    with pytest.raises(ShapeError, match=r"is a link to .*gone/2.npy', which is not there"):
+    with pytest.raises(ShapeError, match=r"is a link to .*gone/2.npy', which does not exist"):
         corpus[2]
     assert "1 links are broken, and their names are not those of shapes: lamp" in caplog.text
     assert corpus.ignored == 1
@@ -297,14 +297,14 @@ def test_a_shape_whose_name_is_no_text_is_named(tmp_path, caplog):
         corpus = open_corpus(f"folder:{tmp_path}", points=64)
     assert [corpus.id(i) for i in range(len(corpus))] == ["car/0.npy", "car/two\nlines.npy"]
     assert corpus.ignored == 2
-    assert r"2 files are left out" in caplog.text
+    assert r"2 files are skipped" in caplog.text
     assert r"car/\udcfe.npy, car/\udcff.npy" in caplog.text
 
 
 @pytest.mark.parametrize(("level", "said"), [(0, "they are bus, car"), (1, "they do not exist")])
 def test_a_split_level_that_names_no_split_is_refused(tmp_path, level, said):
     put(tmp_path, "car/0.npy", "bus/1.npy")
-    with pytest.raises(CorpusError, match=rf"split_level={level} says .*{said}"):
+    with pytest.raises(CorpusError, match=rf"split_level={level} the folders .*{said}"):
         open_corpus(f"folder:{tmp_path}?split_level={level}", points=64)
 
 

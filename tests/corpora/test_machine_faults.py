@@ -56,7 +56,7 @@ def failing(monkeypatch, error: BaseException, times: int = 10**6) -> list[int]:
 def test_an_error_of_the_machine_is_tried_again_and_then_stops(tmp_path, monkeypatch, number):
     corpus = open_corpus(clouds(tmp_path), points=64)
     attempts = failing(monkeypatch, OSError(number, os.strerror(number)))
-    with pytest.raises(MachineFault, match=rf"(?s)0\.npy: cannot be read.*{os.strerror(number)} \(E.*not the shape"):
+    with pytest.raises(MachineFault, match=rf"(?s)0\.npy: cannot be read.*{os.strerror(number)} \(E.*not of the shape"):
         corpus[0]
     assert len(attempts) == len(faults.PAUSES) + 1
     with pytest.raises(MachineFault):
@@ -174,7 +174,7 @@ def test_a_listed_file_that_is_absent_is_refused_only_while_the_rest_is_there(tm
     (tmp_path / "ShapeNet-55" / "train.txt").write_text("02691156-aa.npy\n02691156-bb.npy\n")
     np.save(tmp_path / "shapenet_pc" / "02691156-aa.npy", ball(80))
     corpus = open_corpus(f"shapenet55:{tmp_path}", points=64)
-    with pytest.raises(ShapeError, match=r"bb\.npy: is listed in train\.txt, and is not there"):
+    with pytest.raises(ShapeError, match=r"bb\.npy: is listed in train\.txt, but does not exist"):
         corpus[1]
     (tmp_path / "shapenet_pc" / "02691156-aa.npy").rename(tmp_path / "aa.npy")  # as a mount point without its disk
     for index in (0, 1):

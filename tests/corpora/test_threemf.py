@@ -128,7 +128,7 @@ ITEM = ['<item objectid="1"/>']
         (model([mesh(1, inside=LATTICE)], ITEM, BEAMS), "object 1 is made of beams"),
         (model([mesh(1)], ['<item objectid="7"/>']), "cannot be read by lib3mf"),
         (model([mesh(1, faces=[(0, 1, 9)])], ITEM), "cannot be read by lib3mf"),
-        (model([mesh(1, 'type="support"')], ITEM), r"holds no triangles \(1 objects of type support\)"),
+        (model([mesh(1, 'type="support"')], ITEM), r"has no triangles \(1 objects of type support\)"),
         (model([mesh(1)], ITEM * 2)[:-30], "a.model' is not complete XML: unclosed token"),
         (model([mesh(1)], ITEM, before='<!DOCTYPE m [<!ENTITY a "3">]>'), "a.model' declares a document type"),
     ],

@@ -180,7 +180,7 @@ def test_all_forms_of_a_file_are_read(tmp_path, stage):
         (mesh("m").replace("[4, 3, 4]", "[4, 3, 5]"), "/m declares 12 face corners and lists 11"),
         (mesh("m").replace("9, 10]", "9, 11]"), "a face refers to vertex 11; there are 11"),
         (INSTANCER.replace("[0, 1, 0, 1]", "[0, 1, 2, 1]").replace("INSIDE", ""), "refers to prototype"),
-        (mesh("m", 'token visibility = "invisible"'), r"holds no triangles \(1 invisible shapes\)"),
+        (mesh("m", 'token visibility = "invisible"'), r"has no triangles \(1 invisible shapes\)"),
         (mesh("m")[:-9], r"cannot be read by OpenUSD: .*a\.usda:1\d:"),
     ],
 )

@@ -12,6 +12,7 @@ EVALUATION = "tests/trainer/test_evaluation_laws.py tests/trainer/test_evaluatio
 DRAWS = "tests/trainer/test_draw_laws.py tests/trainer/test_data.py tests/model/test_draws.py"
 POSES = "tests/trainer/test_poses.py"
 STORED_POSES = "tests/build/test_poses.py -k pose_is or cover"
+SEVERAL = "tests/trainer/test_several_teachers.py"
 STEP = "tests/trainer/test_loop.py tests/trainer/test_draw_laws.py tests/trainer/test_step_laws.py"
 RESUME = "tests/trainer/test_checkpoint.py tests/trainer/test_same_cache.py tests/trainer/test_mid_epoch.py"
 MODEL = "tests/model/test_model_laws.py tests/model/test_definition.py -k not recorded"
@@ -154,8 +155,8 @@ MUTANTS: tuple[Mutant, ...] = (
     *_of(
         "trainer/pretraining/step.py", STEP,
         ("the 2D loss enters without its weight", "counts=counts, weights=self._weights)", "counts=counts)"),
-        ("drop path is off", "return self.model.plan(part.points, frame, maps, part.draws), part.draws.drop_path",
-         "return self.model.plan(part.points, frame, maps, part.draws), None"),
+        ("drop path is off", "maps, part.draws, **further), part.draws.drop_path",
+         "maps, part.draws, **further), None"),
         ("gradients of one step stay for the next", "self.updates.begin()", "counts = counts"),
         ("a live teacher is looked up in the canonical frame",
          "maps, frame = self.teacher(part.points), part.points",
@@ -163,7 +164,22 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a part's loss is divided by its own counts", "counts=counts, weights=self._weights)",
          "weights=self._weights)"),
         ("batch norms do not train", "self.model.train()", "self.model.eval()"),
-        ("a basis weighs by the channels it has", "counts[FEATURES] * self._stands_for\n", "counts[FEATURES]\n"),
+        ("a basis weighs by the channels it has", "count * self._stands_for.get(name, 1.0)", "count"),
+    ),
+    *_of(
+        "trainer/pretraining/step.py", SEVERAL,
+        ("further teachers have no factors", "config.loss_weights[FEATURES] * said.factor_2d",
+         "config.loss_weights[FEATURES]"),
+        ("further teachers have the first one's global targets",
+         "part.further[teacher - 1].whole if teacher else part.whole", "part.whole"),
+    ),
+    *_of(
+        "trainer/pretraining/joined.py", SEVERAL,
+        ("records are joined by their place", "[places[id] for id in ids]", "list(range(len(ids)))"),
+        ("other points are taken for the same", "or not np.array_equal(batch.points[row], more.points[row])", ""),
+        ("shapes made from other data are joined", "if made_of.get(id) != theirs.get(id) and", "if False and"),
+        ("recipes of corpora are not compared", 'line.startswith("corpus.")', 'line.startswith("korpus.")'),
+        ("class tokens are read without knowing whose", "and self.known_as_equal", ""),
     ),
     *_of(
         "trainer/losses/alignment.py", "tests/model/test_alignment.py",

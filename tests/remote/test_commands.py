@@ -62,7 +62,7 @@ def test_training_from_a_bucket_is_training_from_a_folder(
     losses = []
     for name, root in (("local", str(tmp_path / "caches")), ("remote", s3.folder())):
         outcome = run(
-            capsys, "pretrain", "smoke", "--out", str(tmp_path / name), "--set", f"cache.root={root}",
+            capsys, "pretrain", "smoke", "--no-report", "--out", str(tmp_path / name), "--set", f"cache.root={root}",
             "--set", "trainer.epochs=1", "--set", "evaluation.train=", "--set", "evaluation.test=",
         )  # fmt: skip
         assert outcome.code == 0, outcome.err

@@ -210,7 +210,7 @@ def test_files_of_other_grids_and_patches_are_refused(tmp_path, changes, said):
     [
         ("timm:test_vit2", "neither a class token nor an attention pool"),
         ("timm:eva02_tiny_patch14_224", "its last norm follows the pooling"),
-        ("timm:resnet18", "none of timm's plain vision transformers"),
+        ("timm:resnet18", "one of timm's plain vision transformers"),
         ("timm:flexivit_small", "resizes its position embedding by other rules"),
         ("timm:vit_base_patch16_xp_224", "its blocks are ParallelScalingBlock"),
         ("timm:vit_smal_patch14_dinov2", "did you mean timm:vit_small_patch14_dinov2"),

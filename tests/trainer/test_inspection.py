@@ -111,6 +111,19 @@ def test_what_a_student_does_not_predict_has_a_reason(cache: Any, targets: str, 
     assert f"model.targets = {targets!r}" in found.reasons[absent]
 
 
+def test_of_several_teachers_the_first_is_shown(cache: Any) -> None:
+    schema = cache.schema
+    teacher = {"channels": schema.channels, "views": schema.views}
+    more = {**teacher, "further": [{"channels": 9, "views": 3, "features": True, "whole": False}]}
+    found = []
+    for sizes in (teacher, more):
+        model = new_student(MODEL, MASKING, sizes, seed=3)
+        found.append(inspect_shapes(model, cache.read(ROWS), ROWS, image_side=schema.image_side).shapes)
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one.groups.predicted, other.groups.predicted)
+        np.testing.assert_array_equal(one.features.predicted, other.features.predicted)
+
+
 def test_the_mask_is_the_same_whatever_the_weights(cache: Any) -> None:
     schema, masks = cache.schema, []
     for seed in (1, 2):

@@ -79,12 +79,15 @@ def test_each_teacher_is_learnt_from_as_if_it_were_the_only_one(one: Any, two: A
 
     found = {}
     for name, student, seen, alignment, further in (
-        ("both", model, part, targets[0], [TeacherTargets(1.0, targets[1], 2.0, 0.5)]),
+        ("both", model, part, targets[0], [TeacherTargets(1.5, targets[1], 2.0, 0.5)]),
         ("first", first, part._replace(further=()), targets[0], []),
         ("second", second, same, targets[1], []),
     ):
         factors = (2.0, 0.5) if name == "second" else (1.0, 1.0)
-        stepper = Stepper(student, config, ALONE, None, alignment=alignment, factors=factors, further=further)
+        stands_for = 1.5 if name == "second" else 1.0
+        stepper = Stepper(
+            student, config, ALONE, None, stands_for=stands_for, alignment=alignment, factors=factors, further=further
+        )
         stepper.updates.take = lambda rate: torch.zeros(())  # type: ignore[method-assign]
         losses = stepper.step([seen], 0.0).losses
         gradients = {n: p.grad.clone() for n, p in student.named_parameters() if p.grad is not None}
@@ -206,7 +209,7 @@ def test_a_loss_of_factor_nothing_is_left_out_and_only_class_tokens_are_read(one
     with pytest.raises(teacher_cache.ShardDamaged):
         train(one, tmp_path / "unknown", further=[teacher_cache.open(tmp_path / "second")], **chosen)
     other = made_of(tmp_path / "third", second_cache(tmp_path / "plain-too", more=0, order=0), of="b")
-    with pytest.raises(DataError, match=r"holds 24 shapes made from other data than in .*'shape-0000'"):
+    with pytest.raises(DataError, match=r"has 24 shapes made from other data than in .*'shape-0000'"):
         train(first, tmp_path / "changed", further=[other], **chosen)
     neither = {"teachers": TeachersConfig(weights_2d=(1, 0), weights_global=(1, 0)), "further": [second]}
     silent = train(first, tmp_path / "neither", **chosen | neither)
@@ -221,7 +224,7 @@ def test_caches_that_do_not_hold_the_same_are_refused_by_name(one: Any, two: Any
     moved = clouds(24)
     moved[20, 3, 1] += 1e-6
     other = second_cache(tmp_path / "moved", shapes=moved, teacher="third")
-    with pytest.raises(DataError, match="holds other points of 'shape-0020' than the first teacher's cache"):
+    with pytest.raises(DataError, match="has other points of 'shape-0020' than the first teacher's cache"):
         train(one, tmp_path / "run", epochs=1, further=[two, other])
     config = teacher_cache.CacheConfig(depth="none")
     recipe = make_recipe(config)
@@ -231,7 +234,7 @@ def test_caches_that_do_not_hold_the_same_are_refused_by_name(one: Any, two: Any
     writer.finish(planned=1)
     with pytest.raises(DataError, match=r"recipes of their corpora differ:\n  corpus\.points: .* 77 there"):
         train(one, tmp_path / "run", further=[teacher_cache.open(tmp_path / "sampled")])
-    with pytest.raises(DataError, match="is the cache of a teacher that is there already"):
+    with pytest.raises(DataError, match="is the cache of a teacher that was already given"):
         train(one, tmp_path / "run", further=[two, second_cache(tmp_path / "copy")])
     with pytest.raises(ValueError, match=r"teachers\.weights_2d = \(1, 2, 3\) has 3 factors for 2 teachers"):
         train(one, tmp_path / "run", further=[two], teachers=TeachersConfig(weights_2d=(1, 2, 3)))

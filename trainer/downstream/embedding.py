@@ -70,7 +70,7 @@ def embedding_of(
 def write_embedding(path: Path, embedding: Embedding) -> None:
     """Write it durably; the same bytes for the same content. Raises ValueError where nothing is predicted."""
     if embedding.predicted is None:
-        raise ValueError("an embedding without predictions is no evaluation's; expected predicted [n]")
+        raise ValueError("an embedding without predictions does not come from an evaluation; expected predicted [n]")
     file = io.BytesIO()
     np.savez(
         file,
@@ -116,18 +116,18 @@ def read_embedding(path: Path) -> Embedding:
 def _fault(found: Embedding) -> str | None:
     n, classes = len(found.ids), len(found.label_names)
     if not all(isinstance(text, str) for text in (*found.ids, *found.label_names)):
-        return "its names are no text"
+        return "its names are not text"
     for name in ("labels", "predicted"):
         values = getattr(found, name)
         if values.shape != (n,) or values.dtype != np.int64 or not n:
             return f"{name} is {values.dtype} {list(values.shape)}; expected int64 [{n}] of at least one shape"
         if values.min() < 0 or values.max() >= classes:
-            return f"{name} is not within its {classes} classes"
+            return f"{name} is outside its {classes} classes"
     m = len(found.rows)
     if found.rows.dtype != np.int64 or found.rows.shape != (m,) or not m or (np.diff(found.rows) <= 0).any():
-        return "its rows do not ascend"
+        return "its rows are not ascending"
     if found.rows[0] < 0 or found.rows[-1] >= n:
-        return f"its rows are not within its {n} shapes"
+        return f"its rows are outside its {n} shapes"
     if found.features.dtype != np.float32 or found.features.ndim != 2 or len(found.features) != m:
         return f"features are {found.features.dtype} {list(found.features.shape)}; expected float32 [{m}, D]"
     return None if np.isfinite(found.features).all() else "its features are not finite"

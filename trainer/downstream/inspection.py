@@ -14,7 +14,7 @@ seen.shapes[0].levels[0].visible       # [G] bool: which of the finest tokens th
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -116,7 +116,7 @@ def choose_shapes(ids: Sequence[str], labels: np.ndarray, count: int = SHAPES) -
     """
     labels = np.asarray(labels)
     if labels.shape != (len(ids),):
-        raise ValueError(f"labels have shape {labels.shape} for {len(ids)} ids; expected as many")
+        raise ValueError(f"labels have shape {labels.shape} for {len(ids)} ids; expected one per id")
     if count < 1 or not len(ids):
         raise ValueError(f"count is {count} of {len(ids)} shapes; expected at least one of each")
     classes = np.unique(labels)
@@ -159,7 +159,9 @@ def inspect_shapes(
     points       of each cloud the student is given, the first ones; 0: all that are stored.
     renormalise  centre and scale a cloud of fewer points than are stored, as trainer.renormalise says.
 
-    The model is left in the mode it was in. Raises ValueError where the cache's features do not fit the student.
+    Of a student with several teachers, the first one's features are shown. The model is left in the mode it was in.
+
+    Raises ValueError where the cache's features do not fit the student.
     """
     device = torch.device("cpu") if device is None else device
     canonical = np.ascontiguousarray(batch.points[:, : points or None])
@@ -178,6 +180,7 @@ def inspect_shapes(
                 torch.from_numpy(canonical).to(device),
                 maps.to(device),
                 draws.to(device),
+                **_further(model, maps, device),
             )
             shown = model.show(plan, model.network(plan, None))
     finally:
@@ -199,6 +202,21 @@ def inspect_shapes(
         ],
         reasons=dict(shown.reasons),
     )
+
+
+def _further(model: Student, maps: TokenMaps, device: torch.device) -> dict[str, Any]:
+    """Maps of zeros for further teachers: a plan asks for their targets, which nothing that is shown depends on."""
+    teachers = getattr(model, "further", ())
+    if not teachers:
+        return {}
+    B, _, T, _ = maps.features.shape
+    blanks = [
+        maps._replace(
+            features=torch.zeros(B, teacher.views, T, teacher.channels), saliency=torch.zeros(B, teacher.views, T)
+        ).to(device)
+        for teacher in teachers
+    ]
+    return {"further": blanks}
 
 
 def teacher_at_points(maps: TokenMaps, points: np.ndarray) -> np.ndarray:

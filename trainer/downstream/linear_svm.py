@@ -53,7 +53,7 @@ def linear_svm(
     protocol    "cross-validated": features standardised by the training split and divided by sqrt(d), so that one grid
                 suits every d; C is the smallest with the best mean accuracy over `folds` stratified folds drawn by
                 `seed`. "reference": raw features and `c`. The other protocol's arguments are ignored.
-    progress    is told 1 for every fit, `fits` of them in all.
+    progress    is called with 1 for every fit, `fits` of them in all.
 
     One-vs-one libsvm (scikit-learn's SVC), deterministic. Raises ValueError for shapes, EvaluationError for what cannot
     be fitted. Source of the second protocol: the reference's evaluation, SVC(kernel="linear", C).

@@ -115,7 +115,7 @@ def join(
     makers = [(cache.recipe.teacher, cache.recipe.projection) for cache in (first, *others)]
     for place, other in enumerate(others, start=1):
         if makers[place] in makers[:place]:
-            raise DataError(f"{other.path} is the cache of a teacher that is there already; name each teacher once.")
+            raise DataError(f"{other.path} is the cache of a teacher that was already given; give each teacher once.")
     made_of = _made_of(first.cache if isinstance(first, Selection) else first)
     return tuple(
         _joined(first, other, made_of, features=features, whole=whole)
@@ -129,22 +129,24 @@ def _joined(
     if differences := _corpus_differences(first, other):
         lines = "\n  ".join(differences)
         raise DataError(
-            f"{other.path} does not hold the clouds of {first.path}; the recipes of their corpora differ:\n  {lines}\n"
-            "Build one of the two with the other's [corpus]."
+            f"{other.path} does not have the clouds of {first.path}; the recipes of their corpora differ:\n"
+            f"  {lines}\n"
+            "Build one of the two with the [corpus] of the other."
         )
     ids = first.ids
     places = {id: place for place, id in enumerate(other.ids)}
     if missing := [id for id in ids if id not in places]:
         raise DataError(
-            f"{other.path} lacks {len(missing)} of the {len(ids)} records of {first.path}: {_some(missing)}.\n"
-            "Build it for the same shapes; or leave out what it refused, with a list in corpus.only."
+            f"{other.path} lacks {len(missing)} of the {len(ids)} records of {first.path}: {_first_few(missing)}.\n"
+            "Build it for the same shapes, or exclude the shapes it refused with a list in corpus.only."
         )
     theirs = _made_of(other)
     shapes = ids[:: first.poses]
     if changed := [id for id in shapes if made_of.get(id) != theirs.get(id) and id in made_of and id in theirs]:
         raise DataError(
-            f"{other.path} holds {len(changed)} shapes made from other data than in {first.path}: {_some(changed)}.\n"
-            "Their files changed between the two builds. Build the older one again, with --changed rebuild."
+            f"{other.path} has {len(changed)} shapes made from other data than in {first.path}: "
+            f"{_first_few(changed)}.\n"
+            "Their files changed between the two builds. Rebuild the older cache with --changed rebuild."
         )
     known = all(id in made_of and id in theirs for id in shapes)
     records = np.array([places[id] for id in ids], np.int64)
@@ -164,10 +166,10 @@ def _check_points(batch: RecordBatch, more: RecordBatch, records: Selection) -> 
     for row in range(len(batch)):
         if batch.ids[row] != more.ids[row] or not np.array_equal(batch.points[row], more.points[row]):
             raise DataError(
-                f"{records.path} holds other points of {batch.ids[row]!r} than the first teacher's cache; its features "
-                "are of another cloud. Build one of the two caches again."
+                f"{records.path} has other points of {batch.ids[row]!r} than the first teacher's cache, so its "
+                "features belong to another cloud. Build one of the two caches again."
             )
 
 
-def _some(ids: Sequence[str]) -> str:
+def _first_few(ids: Sequence[str]) -> str:
     return ", ".join(map(repr, ids[:SHOWN])) + (" ..." if len(ids) > SHOWN else "")

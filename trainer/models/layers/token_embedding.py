@@ -53,9 +53,10 @@ class TokenEmbed(nn.Module):
         norm = self.first_conv[1]
         assert isinstance(norm, BatchNorm)
         rows = members.flatten(0, 1)
-        return norm.counts_locally(rows, weight) and not torch.is_autocast_enabled(members.device.type)
+        return norm.counts_locally(rows, weight) and _operands(members) in (torch.float32, torch.bfloat16)
 
     def _embed_by_blocks(self, members: Tensor) -> Tensor:
+        dtype = _operands(members)
         expand, norm1, _, mix = self.first_conv
         joint, norm2, _, last = self.second_conv
         assert isinstance(norm1, BatchNorm)
@@ -65,15 +66,22 @@ class TokenEmbed(nn.Module):
         assert isinstance(joint, Pointwise)
         assert isinstance(last, Pointwise)
         group_half, own_half = joint.weight[:, :, 0].chunk(2, dim=1)
-        token, mean1, variance1, mean2, variance2 = EmbedRows.apply(
-            members, expand.weight[:, :, 0], expand.bias, norm1.weight, norm1.bias, mix.weight[:, :, 0], mix.bias,
-            group_half, own_half, joint.bias, norm2.weight, norm2.bias, last.weight[:, :, 0], last.bias,
-            (norm1.eps, norm2.eps),
-        )  # fmt: skip
+        with torch.autocast("cpu", enabled=False):  # EmbedRows rounds what it wants rounded
+            token, mean1, variance1, mean2, variance2 = EmbedRows.apply(
+                members, expand.weight[:, :, 0], expand.bias, norm1.weight, norm1.bias, mix.weight[:, :, 0], mix.bias,
+                group_half, own_half, joint.bias, norm2.weight, norm2.bias, last.weight[:, :, 0], last.bias,
+                (norm1.eps, norm2.eps), dtype,
+            )  # fmt: skip
         rows = members.shape[0] * members.shape[1]
         norm1.track(mean1, variance1, rows)
         norm2.track(mean2, variance2, rows)
         return token
+
+
+def _operands(x: Tensor) -> torch.dtype:
+    """Return the type of a product's operands: autocast's where it is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
 
 
 def _maximum(x: Tensor) -> Tensor:

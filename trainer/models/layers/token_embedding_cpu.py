@@ -3,6 +3,10 @@
 It computes the same layers as `token_embedding`, with the same statistics. It avoids writing arrays of all members to
 memory and reading them back in each next operation and, behind the last maximum, multiplications by zero: the gradient
 of a maximum is zero in all members of a group but one, channel by channel.
+
+In bfloat16 the products of the wide layers take operands in bfloat16, which a processor with such instructions does two
+to three times as fast, and add up in float32: within a product by the instructions, over blocks here. The rest, first
+layer, statistics, norms, maxima's gradients and sums over members, is float32 in either case.
 """
 
 from typing import Any
@@ -27,7 +31,8 @@ class EmbedRows(torch.autograd.Function):
 
     Parameters in order: weight and bias of the first layer; weight and bias of its norm; of the second layer; the third
     layer's half for the group's maximum, its half for the members and its bias; weight and bias of its norm; weight and
-    bias of the fourth layer. Weights [out, in]. Then eps of both norms.
+    bias of the fourth layer. Weights [out, in]. Then eps of both norms, and the type of the wide products' operands:
+    float32, or bfloat16, in which the second layer's output is kept too.
     """
 
     @staticmethod
@@ -48,32 +53,36 @@ class EmbedRows(torch.autograd.Function):
         last: Tensor,
         last_bias: Tensor,
         eps: tuple[float, float],
+        dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         M, K, D = members.shape
         rows = members.reshape(M * K, D)
         first = F.linear(rows, expand, expand_bias)
         mean1 = first.mean(0)
         variance1 = variance_about(first, mean1)
-        own = first.new_empty(M * K, mix.shape[0])
+        own = first.new_empty(M * K, mix.shape[0], dtype=dtype)
         joint = first.new_empty(M * K, own_half.shape[0])
+        mix_t, own_t = mix.to(dtype).t(), own_half.to(dtype).t()
+        last_weight = last
+        mix_bias, last, last_bias = mix_bias.to(dtype), last.to(dtype), last_bias.to(dtype)
         highest = torch.empty(M, mix.shape[0], dtype=torch.int64)  # the member that has the group's maximum
         for groups, here in _blocks(M, K):
             active = F.batch_norm(first[here], mean1, variance1, norm1, norm1_bias, False, 0.0, eps[0]).relu_()
-            torch.addmm(mix_bias, active, mix.t(), out=own[here])
+            torch.addmm(mix_bias, active.to(dtype), mix_t, out=own[here])
             maximum, highest[groups] = own[here].view(-1, K, mix.shape[0]).max(1)
-            torch.mm(own[here], own_half.t(), out=joint[here])
-            joint[here].view(-1, K, joint.shape[1]).add_(F.linear(maximum, group_half, joint_bias)[:, None])
+            _product(own[here], own_t, joint[here])
+            joint[here].view(-1, K, joint.shape[1]).add_(F.linear(maximum.float(), group_half, joint_bias)[:, None])
         mean2 = joint.mean(0)
         variance2 = variance_about(joint, mean2)
         out = first.new_empty(M, last.shape[0])
         chosen = torch.empty(M, last.shape[0], dtype=torch.int64)
         for groups, here in _blocks(M, K):
             active = F.batch_norm(joint[here], mean2, variance2, norm2, norm2_bias, False, 0.0, eps[1]).relu_()
-            values = F.linear(active, last, last_bias).view(-1, K, last.shape[0])
+            values = F.linear(active.to(dtype), last, last_bias).view(-1, K, last.shape[0])
             out[groups], chosen[groups] = values.max(1)
         ctx.save_for_backward(
             rows, first, own, joint, highest, chosen, mean1, variance1, mean2, variance2,
-            expand, norm1, norm1_bias, mix, group_half, own_half, norm2, norm2_bias, last,
+            expand, norm1, norm1_bias, mix, group_half, own_half, norm2, norm2_bias, last_weight,
         )  # fmt: skip
         ctx.shape, ctx.eps = members.shape, eps
         ctx.mark_non_differentiable(mean1, variance1, mean2, variance2)
@@ -87,6 +96,7 @@ class EmbedRows(torch.autograd.Function):
             expand, norm1, norm1_bias, mix, group_half, own_half, norm2, norm2_bias, last,
         ) = ctx.saved_tensors  # fmt: skip
         M, K, D = ctx.shape
+        dtype = own.dtype
         maximum = _LastMaximum(grad.contiguous(), joint.view(M, K, -1), chosen, last)
         d_last, d_norm2, d_norm2_bias = maximum.sums(mean2, variance2, norm2, norm2_bias, ctx.eps[1])
 
@@ -94,21 +104,22 @@ class EmbedRows(torch.autograd.Function):
         d_joint_bias = torch.zeros_like(norm2)
         d_mix, d_mix_bias = torch.zeros_like(mix), mix.new_zeros(mix.shape[0])
         d_active = torch.empty_like(first)
+        mix, own_weight = mix.to(dtype), own_half.to(dtype)
         for groups, here in _blocks(M, K):
             d_joint = maximum.rows(groups)  # [block, K, joint]
             d_shared = d_joint.sum(1)  # what the group's maximum gave all members alike
-            d_rows = d_joint.view(-1, d_joint.shape[2])
-            torch.addmm(d_own_half, d_rows.t(), own[here], out=d_own_half)
+            d_rows = d_joint.view(-1, d_joint.shape[2]).to(dtype)
+            _add_product(d_own_half, d_rows.t(), own[here])
             mine = own[here].view(-1, K, own.shape[1])
             at = highest[groups][:, None]
-            torch.addmm(d_group_half, d_shared.t(), mine.gather(1, at)[:, 0], out=d_group_half)
+            torch.addmm(d_group_half, d_shared.t(), mine.gather(1, at)[:, 0].float(), out=d_group_half)
             d_joint_bias += d_shared.sum(0)
-            d_own = torch.mm(d_rows, own_half)
-            d_own.view(mine.shape).scatter_add_(1, at, torch.mm(d_shared, group_half)[:, None])
+            d_own = torch.mm(d_rows, own_weight)
+            d_own.view(mine.shape).scatter_add_(1, at, torch.mm(d_shared, group_half)[:, None].to(dtype))
             active = F.batch_norm(first[here], mean1, variance1, norm1, norm1_bias, False, 0.0, ctx.eps[0]).relu_()
-            torch.addmm(d_mix, d_own.t(), active, out=d_mix)
-            d_mix_bias += d_own.sum(0)
-            torch.mm(d_own, mix, out=d_active[here])
+            _add_product(d_mix, d_own.t(), active.to(dtype))
+            d_mix_bias += d_own.sum(0, dtype=torch.float32)
+            _product(d_own, mix, d_active[here])
             d_active[here].masked_fill_(active <= 0, 0)
         d_first, d_norm1, d_norm1_bias = torch.ops.aten.native_batch_norm_backward(
             d_active, first, norm1, None, None, mean1, torch.rsqrt(variance1 + ctx.eps[0]), True, ctx.eps[0], [True] * 3
@@ -116,8 +127,24 @@ class EmbedRows(torch.autograd.Function):
         d_members = torch.mm(d_first, expand).view(M, K, D) if ctx.needs_input_grad[0] else None
         return (
             d_members, torch.mm(d_first.t(), rows), d_first.sum(0), d_norm1, d_norm1_bias, d_mix, d_mix_bias,
-            d_group_half, d_own_half, d_joint_bias, d_norm2, d_norm2_bias, d_last, grad.sum(0), None,
+            d_group_half, d_own_half, d_joint_bias, d_norm2, d_norm2_bias, d_last, grad.sum(0), None, None,
         )  # fmt: skip
+
+
+def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """Write left @ right to out, float32, whatever the operands' type."""
+    if left.dtype == out.dtype:
+        torch.mm(left, right, out=out)
+    else:
+        out.copy_(torch.mm(left, right))
+
+
+def _add_product(to: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left @ right to `to`, float32, whatever the operands' type."""
+    if left.dtype == to.dtype:
+        torch.addmm(to, left, right, out=to)
+    else:
+        to.add_(torch.mm(left, right))
 
 
 class _LastMaximum:

@@ -126,7 +126,7 @@ def _carry_out(
     from cli.show.progress import Progress, human_seconds
     from cli.study.workers import WorkerError, do_all
     from cli.suite.work import do
-    from teacher_cache.storage.commit import replace_file
+    from teacher_cache.storage.atomic import replace_file
 
     if not missing:
         return []
@@ -164,7 +164,7 @@ def _carry_out(
 def _report(cells: Sequence["Cell"], results: Mapping[str, Any], out: Path, run: Path, header: Any) -> None:
     """Write and print the table."""
     from cli.suite.report import markdown, summarise
-    from teacher_cache.storage.commit import replace_file
+    from teacher_cache.storage.atomic import replace_file
 
     if not any(cell.set and cell.name in results for cell in cells):
         raise click.ClickException(f"no cell of this suite has ended in {out}")

@@ -258,7 +258,7 @@ def test_published_figures_stand_beside_the_same_set_and_task(capsys, tmp_path):
 
 def test_what_is_no_result_is_named(capsys, tmp_path):
     for name, content, said in (
-        ("a.json", "[1]", "holds a list"),
+        ("a.json", "[1]", "contains a list"),
         ("b.json", "{", "not valid JSON"),
         (
             "c.json",

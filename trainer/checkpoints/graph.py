@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cuda import fps, gather, knn
-from teacher_cache.storage.commit import replace_file
+from teacher_cache.storage.atomic import replace_file
 from trainer.checkpoints.files import MODEL, find_checkpoint
 from trainer.checkpoints.models import load_model
 from trainer.errors import CheckpointError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors.torch import save
 
-from teacher_cache.storage.commit import write_file
+from teacher_cache.storage.atomic import write_file
 from teacher_cache.system import sync_directory
 from trainer.checkpoints.files import (
     CONFIG,

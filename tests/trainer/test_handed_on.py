@@ -86,14 +86,14 @@ def test_a_damaged_folder_for_a_hub_is_refused(written, capsys, tmp_path) -> Non
     data = bytearray(weights.read_bytes())
     data[-3] ^= 1
     weights.write_bytes(data)
-    with pytest.raises(CheckpointDamaged, match="does not have the sha256"):
+    with pytest.raises(CheckpointDamaged, match=r"model\.safetensors does not match its sha256"):
         load_encoder(tmp_path / "a")
     config.write_text(sound.replace('"epoch": 2', '"epoch": 3'))
-    with pytest.raises(CheckpointDamaged, match=r"config\.json does not have the sha256 that it gives"):
+    with pytest.raises(CheckpointDamaged, match=r"config\.json .*sha256"):
         load_encoder(tmp_path / "a")
     for text in ("{}", "[]", '{"checkpoint": []}', '{"model_type": "bert", "hidden_size": 768}'):
         config.write_text(text)
-        with pytest.raises(CheckpointError, match=r"config\.json does not say that it is an i2p-checkpoint"):
+        with pytest.raises(CheckpointError, match=r"config\.json is not marked as an i2p-checkpoint"):
             load_encoder(tmp_path / "a")
     weights.unlink()
     with pytest.raises(CheckpointError, match="neither a checkpoint"):

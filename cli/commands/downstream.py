@@ -2,16 +2,17 @@
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import LocalPath
-from cli.show.terminal import echo
+from cli.options import LocalPath, json_option
+from cli.show.terminal import answer, echo
 
 if TYPE_CHECKING:
     from cli.suite.plan import Cell
@@ -38,6 +39,7 @@ __all__ = ["downstream"]
 @click.option("--size", type=click.FloatRange(0.01, 100), default=1.0, show_default=True,
               help="Factor of the numbers of synthetic shapes.")  # fmt: skip
 @click.option("--report", "report_only", is_flag=True, help="Report what is there; run nothing.")
+@json_option
 def downstream(
     run: Path,
     out: Path,
@@ -49,6 +51,7 @@ def downstream(
     real: tuple[str, ...],
     size: float,
     report_only: bool,
+    as_json: bool,
 ) -> None:
     """Take the encoder of RUN through linear probe, few-shot, fine-tuning and part segmentation, to one table.
 
@@ -86,7 +89,7 @@ def downstream(
     failed: list[str] = []
     if not report_only:
         failed = _carry_out([cell for cell in cells if cell.name not in results], cells, results, run, out, workers)
-    _report(cells, results, out, run, header)
+    _report(cells, results, out, run, header, as_json=as_json)
     if failed:
         echo(f"{len(failed)} cells failed; run the same command again to try them again", err=True)
         raise SystemExit(1)
@@ -109,7 +112,8 @@ def _train_full(run: Path) -> None:
     else:
         return
     echo(f"training {run} first, which is not finished", err=True)
-    pretrain.main([start, "--out", str(run)], prog_name="i2p pretrain", standalone_mode=False)
+    with redirect_stdout(sys.stderr):  # what it prints is not this command's result
+        pretrain.main([start, "--out", str(run)], prog_name="i2p pretrain", standalone_mode=False)
 
 
 def _carry_out(
@@ -145,7 +149,7 @@ def _carry_out(
             if later and any(name.startswith("pretrain") for name in failed):
                 failed += [cell.name for cell in stage]
                 break
-            with progress.beating(), closing(do_all(do, jobs, min(workers, max(1, len(jobs))))) as ended:
+            with closing(do_all(do, jobs, min(workers, max(1, len(jobs))))) as ended:
                 for cell, found in ended:
                     if isinstance(found, WorkerError):
                         failed.append(cell.name)
@@ -161,7 +165,9 @@ def _carry_out(
     return failed
 
 
-def _report(cells: Sequence["Cell"], results: Mapping[str, Any], out: Path, run: Path, header: Any) -> None:
+def _report(
+    cells: Sequence["Cell"], results: Mapping[str, Any], out: Path, run: Path, header: Any, *, as_json: bool
+) -> None:
     """Write and print the table."""
     from cli.suite.report import markdown, summarise
     from teacher_cache.storage.atomic import replace_file
@@ -181,7 +187,7 @@ def _report(cells: Sequence["Cell"], results: Mapping[str, Any], out: Path, run:
     content = {"task": "downstream", "run": str(run), "sets": summary, "notes": notes}
     replace_file(out / "downstream.json", (json.dumps(content, indent=1) + "\n").encode())
     replace_file(out / "downstream.md", (text + "\n").encode())
-    echo(text)
+    answer(content, text, as_json=as_json)
     missing = sum(cell.name not in results for cell in cells)
     if missing:
         echo(f"{missing} of {len(cells)} cells are missing", err=True)

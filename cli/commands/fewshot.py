@@ -149,7 +149,7 @@ class _Run:
 
         rows = []
         total = len(ways) * len(shots) * settings["folds"]
-        with Progress("folds", total, unit="folds") as progress, progress.beating():
+        with Progress("folds", total, unit="folds") as progress:
             for config in (FewShotConfig(way=way, shot=shot, **settings) for way in ways for shot in shots):
                 jobs: dict[str, list[ProbeJob]] = {}
                 for fold in range(config.folds):

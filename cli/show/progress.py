@@ -3,9 +3,6 @@
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from threading import Event, Thread
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -71,26 +68,6 @@ class Progress:
                 self._bar.close()
             elif line and self.done > self.initial:
                 self._line()
-
-    @contextmanager
-    def beating(self) -> Iterator[None]:
-        """Keep the display alive while nothing is counted, for work that ends in large pieces."""
-        over = Event()
-
-        def beat() -> None:
-            while not over.wait(1.0):
-                if self._bar is not None:
-                    self._bar.refresh()
-                elif time.monotonic() - self._last_line >= LINE_EVERY_S:
-                    self._line()
-
-        thread = Thread(target=beat, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
 
     @property
     def seconds(self) -> float:

@@ -15,6 +15,7 @@ __all__ = [
     "PositionEmbedding",
     "Unbiased",
     "drop_path_chances",
+    "mixed_values",
 ]
 
 
@@ -92,13 +93,20 @@ class Attention(nn.Module):
         """
         B, L, D = x.shape
         q, k, v = self.qkv(x).view(B, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # [B, heads, L, D / heads] each
-        if x.device.type == "cpu" and q.dtype == torch.bfloat16:
-            # torch's backward pass on a CPU is 17 times slower in bfloat16, and its forward pass no faster.
-            with torch.autocast("cpu", enabled=False):
-                mixed = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=attend)
-        else:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attend)
+        mixed = mixed_values(q, k, v, attend)
         return self.proj(mixed.transpose(1, 2).reshape(B, L, D))
+
+
+def mixed_values(q: Tensor, k: Tensor, v: Tensor, attend: Tensor | None = None) -> Tensor:
+    """Mix values by scaled dot-product attention, [B, heads, L, D]; attend as in Attention.
+
+    In float32 where bfloat16 would run on a CPU: torch's backward pass is 17 times slower in it there, and its forward
+    pass no faster.
+    """
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=attend)
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=attend)
 
 
 class Block(nn.Module):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from cuda.gather import gather
 from trainer.models.config import PlainConfig
 from trainer.models.layers.batch_norm import BatchNorm
-from trainer.models.layers.transformer import Block, Mlp, Unbiased, drop_path_chances
+from trainer.models.layers.transformer import Block, Mlp, Unbiased, drop_path_chances, mixed_values
 
 __all__ = ["EncoderBlocks", "Graph"]
 
@@ -74,7 +74,7 @@ class CrossAttention(nn.Module):
         B, F_, D = x.shape
         q = self.q(x).view(B, F_, self.heads, -1).transpose(1, 2)
         k, v = self.kv(others).view(B, others.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = mixed_values(q, k, v)
         return self.proj(mixed.transpose(1, 2).reshape(B, F_, D))
 
 

@@ -51,8 +51,8 @@ def gather(paths: Sequence[Path]) -> list[dict[str, Any]]:
         found = [row for file in files if file.is_file() for row in _rows(_read(file), str(path))]
         if not found:
             raise ResultsError(
-                f"{path}: contains no result; expected a run with an evaluation in metrics.json, files in its results/, "
-                "a study, or a file that a command printed with --json"
+                f"{path}: contains no result; expected a run with an evaluation in metrics.json, files in its "
+                "results/, a study, or a file that a command printed with --json"
             )
         rows += found
     return rows

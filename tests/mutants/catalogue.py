@@ -57,7 +57,8 @@ MUTANTS: tuple[Mutant, ...] = (
         ("every evaluation seed scores the same points",
          "train, test = self._points(self.train, seed), self._points(self.test, seed)",
          "train, test = self._points(self.train, 0), self._points(self.test, 0)"),
-        ("every evaluation seed has the same folds", '"folds": config.folds, "seed": seed', '"folds": config.folds, "seed": 0'),
+        ("every evaluation seed has the same folds", '"folds": config.folds, "seed": seed',
+         '"folds": config.folds, "seed": 0'),
         ("the untrained baseline settles on the test split", "clouds = self._points(self.train, 0)",
          "clouds = self._points(self.test, 0)"),
         ("the untrained baseline has weights of seed 0", "teacher, seed=seed).to(device)",
@@ -221,7 +222,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "trainer/pretraining/evaluation.py", EVALUATION,
         ("the run's untrained baseline has weights of seed 0", "baselines(self._model, seed=self._seed,",
          "baselines(self._model, seed=0,"),
-        ("an evaluation after training has one seed", "seeds=None if final else 1)", "seeds=1)"),
+        ("an evaluation after training has one seed", "seeds=None if final else 1,", "seeds=1,"),
     ),
     *_of(
         "trainer/checkpoints/models.py", RESUME,

@@ -14,7 +14,8 @@ from cli.show.terminal import echo
 __all__ = ["NAME", "main", "parity"]
 
 NAME = "python -m benchmarks.parity"
-_PAGE = "docs/reference-parity.md"
+_PAGES = {"hierarchical": "docs/reference-parity.md", "plain": "docs/reference-parity-plain.md"}
+_OWN_PAGE = "the family's page"  # stands for one of them
 
 
 @click.command(
@@ -28,9 +29,9 @@ _PAGE = "docs/reference-parity.md"
     "--markdown",
     "page",
     is_flag=False,
-    flag_value=_PAGE,
+    flag_value=_OWN_PAGE,
     type=LocalPath(dir_okay=False),
-    help=f"Also write the table as Markdown. [without a path: {_PAGE}]",
+    help=f"Also write the table as Markdown. [without a path: {' or '.join(_PAGES.values())}]",
 )
 @click.option(
     "--set",
@@ -106,7 +107,9 @@ def parity(
             numpy=np.__version__,
             device=torch.cuda.get_device_name(where) if where.type == "cuda" else f"CPU ({platform.machine()})",
             threads=torch.get_num_threads(),
+            family=family,
         )
+        page = Path(_PAGES[family]) if page == Path(_OWN_PAGE) else page
         page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text(as_markdown(results, environment), encoding="utf-8")
         progress.write(f"table written to {page}")

@@ -282,7 +282,6 @@ def cache_of_two(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     folder = tmp_path_factory.mktemp("plain-run")
     cache = training_cache(folder / "cache", 16)
-    train(
-        cache, folder / "run", model=replace(PLAIN, embed_first=WIDE), epochs=1, alignment=AlignmentConfig(weight=1.0)
-    )
+    alignment = AlignmentConfig(weight=1.0)
+    train(cache, folder / "run", model=replace(PLAIN, embed_first=WIDE), epochs=1, alignment=alignment)
     return folder / "run", load_model(folder / "run")[0]

@@ -33,7 +33,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_of(
         "trainer/downstream/linear_svm.py", SVM,
         ("C is chosen on the test split", "key=lambda i: (validation[i], -grid[i])",
-         "key=lambda i: (model.accuracy(model.everything, grid[i], (x_test - mean) / scale, y_test), -grid[i])"),
+         "key=lambda i: (model.accuracy(model.everything, grid[i], x_test, y_test), -grid[i])"),
         ("test features are centred by the test split", "(x - mean) / scale, (x_test - mean) / scale",
          "(x - mean) / scale, (x_test - x_test.mean(axis=0)) / scale"),
         ("test features are scaled by the test split", "(x - mean) / scale, (x_test - mean) / scale",

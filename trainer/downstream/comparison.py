@@ -85,6 +85,7 @@ class Evaluator:
 
         Raises EvaluationError for unusable labels, CorpusError for one that does not open.
         """
+        Count(watch, "opening the evaluation's corpora", "", 0).at(0)
         sizes = check_corpora(config.train, config.test, points=config.stored_points)
         self.config = config
         count = Count(watch, "reading", "shapes", sum(sizes))

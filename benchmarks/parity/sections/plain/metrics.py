@@ -13,6 +13,7 @@ from benchmarks.parity.section import Part, Section
 from trainer.downstream.few_shot import FewShotConfig, summarise
 from trainer.downstream.metrics import overall_accuracy, part_scores, predict_parts
 from trainer.downstream.voting import VoteConfig, vote
+from trainer.errors import EvaluationError
 
 __all__ = ["Metrics"]
 
@@ -78,10 +79,8 @@ class Metrics(Section):
         try:
             part_scores(found[kept], truth[kept], categories[kept], label_names=names, parts=own)
             refused = False
-        except ValueError as error:
-            raise error
-        except Exception as error:
-            refused = "not defined" in str(error)
+        except EvaluationError:
+            refused = True
         yield same("categories absent: refused here", [refused], [True])
 
     def _votes(self) -> Iterator[Row]:

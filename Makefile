@@ -14,7 +14,7 @@ STAMP     := $(VENV)/.installed
 OVERRIDES := $(foreach item,$(SET),--set $(item))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup cache pretrain test lint typecheck bench gpu parity pictures clean
+.PHONY: help setup cache pretrain downstream test lint typecheck bench gpu parity pictures clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ cache: $(STAMP) ## build the teacher cache of CONFIG; does nothing when it is th
 
 pretrain: $(STAMP) ## environment, cache, training and evaluation of CONFIG
 	$(BIN)/i2p pretrain $(CONFIG) $(OVERRIDES) $(ARGS)
+
+downstream: $(STAMP) ## the quickstart's encoder through every protocol, beside its twin without a teacher: one table
+	$(BIN)/i2p downstream $(ARGS)
 
 test: $(STAMP) ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder $(ARGS)

@@ -41,8 +41,11 @@ ORDER = {
         ("heads", "build"), ("hierarchical", "plain"), "further_heads", "student", ("tokens", "layers"),
         "random_inputs", "config",
     ),
-    "cli": ("main", "commands", ("actions", "study"), "report", ("show", "experiment", "options"), "exit_codes"),
+    "cli": (
+        "main", "commands", "suite", ("actions", "study"), "report", ("show", "experiment", "options"), "exit_codes",
+    ),
 }  # fmt: skip
+NVIDIAS = (["cuda", "bindings"], ["cuda", "core"], ["cuda", "pathfinder"])  # packages that share the namespace
 FORBIDDEN = {"trainer": {"dask", "distributed", "open_clip"}, "teacher_cache": {"dask", "open_clip"}}
 
 
@@ -197,3 +200,19 @@ def test_no_folder_of_tests_is_left_out(pytestconfig):
     assert not [
         str(folder) for folder in folders if any(fnmatch(part, glob) for part in folder.parts for glob in ignored)
     ]
+
+
+def test_modules_of_the_house_that_are_imported_exist():
+    """Type checking takes a module that is missing for a library without types, so a name of the past would pass."""
+    missing = []
+    for room in (*ROOMS, "benchmarks", "tests"):
+        for path in (ROOT / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                named = [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+                named += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                for name in named:
+                    place = ROOT.joinpath(*name.split("."))
+                    ours = name.split(".")[0] in (*ROOMS, "benchmarks", "tests") and name.split(".")[:2] not in NVIDIAS
+                    if ours and not (place.is_dir() or place.with_suffix(".py").is_file()):
+                        missing.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert missing == []

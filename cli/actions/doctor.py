@@ -18,7 +18,7 @@ __all__ = ["Check", "examine", "report_text"]
 
 REQUIRED = (
     "torch", "numpy", "numba", "zarr", "numcodecs", "dask", "distributed", "fsspec", "webdataset", "open_clip_torch",
-    "timm", "safetensors", "scikit-learn", "h5py", "click",
+    "timm", "safetensors", "scikit-learn", "h5py", "click", "matplotlib", "jinja2",
 )  # fmt: skip
 OPTIONAL = {
     "cuda": ("cupy-cuda13x", "cupy-cuda12x"),

@@ -24,6 +24,11 @@ COLUMNS = {
 PUBLISHED = Path(__file__).parents[1] / "published.toml"
 _SETTINGS = ((5, 10), (5, 20), (10, 10), (10, 20))  # of published few-shot figures, in their order
 _REFERENCE = "best epoch on the test split, one seed"
+_CHOSEN = {
+    "last": "last weights",
+    "validation": "best on held-out training shapes",
+    "test": "best on the test split",
+}
 _TUNED = "fine-tuned, best epoch on the queries"
 
 
@@ -32,7 +37,8 @@ class ResultsError(Exception):
 
 
 def gather(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Rows of run directories (their metrics.json, and any results/*.json) and of JSON files that commands printed.
+    """Rows of run directories (their metrics.json, and any results/*.json), of folders of studies and of the downstream
+    suite, and of JSON files that commands printed.
 
     ->  dicts with the keys of COLUMNS: "value", "spread" and "step" in per cent, None where there is none.
 
@@ -40,12 +46,13 @@ def gather(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """
     rows = []
     for path in paths:
-        files = [path] if path.is_file() else [path / "metrics.json", *sorted((path / "results").glob("*.json"))]
+        known = [path / name for name in ("metrics.json", "study.json", "downstream.json")]
+        files = [path] if path.is_file() else [*known, *sorted((path / "results").glob("*.json"))]
         found = [row for file in files if file.is_file() for row in _rows(_read(file), str(path))]
         if not found:
             raise ResultsError(
                 f"{path}: contains no result; expected a run with an evaluation in metrics.json, files in its "
-                "results/, or a file that a command printed with --json"
+                "results/, a study, or a file that a command printed with --json"
             )
         rows += found
     return rows
@@ -97,10 +104,15 @@ def _read(path: Path) -> Mapping[str, Any]:
 def _rows(found: Mapping[str, Any], source: str) -> list[dict[str, Any]]:
     try:
         if "task" in found:
-            of_task = {"few-shot": _few_shot, "fine-tuning": _fine_tuning, "vote": _vote}
+            of_task = {
+                "few-shot": _few_shot, "fine-tuning": _fine_tuning, "part segmentation": _parts, "vote": _vote,
+                "downstream": _suite,
+            }  # fmt: skip
             if found["task"] not in of_task:
                 raise ResultsError(f"{source}: task {found['task']!r} is none of {', '.join(of_task)}")
             return list(of_task[found["task"]](found, source))
+        if "references" in found:
+            return list(_study(found, source))
         if "evaluation" in found:  # of metrics.json; null where nothing was evaluated
             return list(_probe(found["evaluation"], source)) if found["evaluation"] else []
         return list(_probe(found, source))
@@ -116,6 +128,37 @@ def _probe(found: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:
     for who, row in found["rows"].items():
         spread = row["spread"] if seeds > 1 else None
         yield _row("linear SVM", name, who, _feature(who, row), row["accuracy"], spread, over, shapes, how, source)
+    how = f"logistic regression, cross-validated, {found['points']} points, {_several(seeds, 'seed')}"
+    for who, row in found.get("logistic", {}).items():
+        spread = row["spread"] if seeds > 1 else None
+        yield _row("logistic regression", name, who, _feature(who, row), row["accuracy"], spread, over, shapes, how,
+                   source)  # fmt: skip
+
+
+def _study(found: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:
+    """Rows of study.json; what its sets hold is not in it, so no step is named."""
+    for name in found["sets"]:
+        base = found["references"].get(name, {})
+        for key, who in (("largest class", "always the largest class"), ("coordinates", "coordinates")):
+            if key in base:
+                yield _row("linear SVM", name, who, "", base[key], None, "", None, "a study's reference", source)
+        for row in found["rows"]:
+            cell = row["sets"][name]
+            who = row["arm"] if row["teacher"] == "none" else f"{row['arm']}, {row['teacher']}"
+            over = "" if cell["spread"] is None else "seeds"
+            how = f"a study: linear SVM, one draw of points, {_several(row['seeds'], 'seed')}"
+            yield _row("linear SVM", name, who, row["feature"], cell["mean"], cell["spread"], over, None, how, source)
+
+
+def _suite(found: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:
+    for name, of in found["sets"].items():
+        for who, row in of["rows"].items():
+            for column, cell in zip(of["columns"], row, strict=True):
+                if cell is not None:
+                    over, how = column["over"], "downstream suite: last weights, C cross-validated"
+                    over, shapes = "" if cell["spread"] is None else over, round(1 / column["step"])
+                    mean, spread = cell["mean"], cell["spread"]
+                    yield _row(column["title"], name, who, "", mean, spread, over, shapes, how, source)
 
 
 def _few_shot(found: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:
@@ -133,14 +176,9 @@ def _few_shot(found: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]
 
 
 def _fine_tuning(found: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:
-    chosen = {
-        "last": "last weights",
-        "validation": "best on held-out training shapes",
-        "test": "best on the test split",
-    }
-    seeds = len(found["seeds"])
+    seeds, habits = len(found["seeds"]), "reference protocol, " if found.get("reference") else ""
     how = (
-        f"{found['protocol']}, {chosen[found['select']]}, {found['points']} points, {found['epochs']} epochs, "
+        f"{habits}{found['protocol']}, {_CHOSEN[found['select']]}, {found['points']} points, {found['epochs']} epochs, "
         f"{_several(seeds, 'seed')}; {found['augmentation']}"
     )
     who = "from scratch" if found["from"] == "none" else found["from"]
@@ -151,11 +189,34 @@ def _fine_tuning(found: Mapping[str, Any], source: str) -> Iterator[dict[str, An
     )  # fmt: skip
 
 
+def _parts(found: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:
+    seeds, name, shapes = len(found["seeds"]), _set_name(found["test"]["uri"]), found["test"]["shapes"]
+    who = "from scratch" if found["from"] == "none" else found["from"]
+    updates, habits = found["updates"], "reference protocol, " if found["reference"] else ""
+    how = (
+        f"{habits}{_CHOSEN[found['select']]}, {found['points']} points"
+        f"{' drawn with replacement' if found['sampling'] == 'replacement' else ''}, {found['epochs']} epochs, "
+        f"{_several(updates, 'step')} a batch, {_several(seeds, 'seed')}; {found['augmentation']}"
+    )
+    over = "seeds" if seeds > 1 else ""
+    for what, key in (("instance", ""), ("class", "class_")):
+        spread = found[f"{key}spread"] if seeds > 1 else None
+        # Of class mIoU a shape is worth more where its category is small, so no step is named.
+        yield _row(f"part segmentation, {what} mIoU", name, who, "", found[f"{key}mean"], spread, over,
+                   shapes if what == "instance" else None, how, source)  # fmt: skip
+    for best, key in (("instance", "instance"), ("class", "classes")):
+        for value in found.get("best_of_epochs", {}).get(key, ()):
+            yield _row(f"part segmentation, {best} mIoU", name, who, "", value, None, "", None,
+                       f"the largest of {found['epochs']} epochs, chosen on test; {how}", source)  # fmt: skip
+
+
 def _vote(found: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:
     name, shapes, settings = _set_name(found["test"]["uri"]), found["test"]["shapes"], found["settings"]
     rounds = len(found["rounds"])
     how = f"{settings['points']} points, {settings['draws']} draws a round"
     scaled = f"scale {settings['scale'][0]:.3g}..{settings['scale'][1]:.3g}, shift {settings['shift']:.3g}"
+    if settings.get("rotation", "none") != "none":
+        scaled += f", rotated about {settings['up']}, one angle a {settings['rotation']}"
     who = found["checkpoint"]
     for task, value, spread, over, said in (
         ("classification", found["plain"], None, "", f"{settings['points']} points, no vote"),

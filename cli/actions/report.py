@@ -42,19 +42,22 @@ def report_runs(
 
     Only `out` is written into. Raises CheckpointError for a folder that is no pre-training run, or a damaged one.
     """
-    from trainer.engine.ranks import joined
+    from trainer.engine.ranks import pick_device, place_in_launch
     from trainer.engine.watching import Count
 
     named = _names(folders)
-    with joined(device) as ranks:
-        runs = [open_run(folder, name) for folder, name in zip(folders, named, strict=True)]
-        for number, run in enumerate(runs):
-            cache_for(run, None if not caches else caches[number if len(caches) > 1 else 0])
-        inspect(runs, ranks.device, shapes)
-        for run in runs:
-            embed(run, ranks.device, watch)
+    # Not `joined`: under torchrun the first rank writes the report alone, when the others have gone.
+    place = pick_device(device, place_in_launch().local_rank)
+    Count(watch, "opening runs and caches", "", 0).at(0)
+    runs = [open_run(folder, name) for folder, name in zip(folders, named, strict=True)]
+    for number, run in enumerate(runs):
+        cache_for(run, None if not caches else caches[number if len(caches) > 1 else 0])
+    inspect(runs, place, shapes)
+    for run in runs:
+        embed(run, place, watch)
     pictures: list[tuple[str, Panel]] = []
     told = Count(watch, "drawing", "pictures", 0)
+    told.at(0)
 
     def keep(name: str, panel: Panel) -> Panel:
         pictures.append((name, panel))

@@ -40,11 +40,13 @@ def report_cache(
     cache = teacher_cache.open(path, allow_incomplete=True)
     info, poses = cache.info(), cache.poses
     index = read_index(cache, Count(watch, "reading receipts", "shapes", info.records // poses))
+    Count(watch, "comparing with the corpus", "", 0).at(0)
     corpus, rebuild = (None, ["not examined (--no-corpus)"]) if experiment is None else of_corpus(experiment, cache)
     if not info.complete:
         rebuild.insert(0, "the build is not finished: run it again, and it resumes where it stopped")
     pictures: list[tuple[str, Panel]] = []
     told = Count(watch, "drawing", "pictures", 0)
+    told.at(0)
 
     def keep(panel: Panel) -> Panel:
         pictures.append((panel.key, panel))

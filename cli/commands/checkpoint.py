@@ -111,6 +111,47 @@ def slim(path: Path, out: Path, half: bool, as_json: bool) -> None:
     _answer(f"checkpoint  {written}", written, header, (), as_json)
 
 
+@checkpoint.command(epilog="Example: i2p checkpoint hub runs/quickstart --out encoder")
+@click.argument("path", type=CheckpointPath())
+@click.option("--out", type=LocalPath(), required=True, help="Directory to write; must not exist.")
+@json_option
+def hub(path: Path, out: Path, as_json: bool) -> None:
+    """Write PATH as a folder that a hub can host: model.safetensors, config.json and a card.
+
+    load_encoder and every command that takes a checkpoint read it.
+    """
+    from trainer.checkpoints.hub import write_hub_folder
+
+    written, header = write_hub_folder(path, out)
+    _answer(f"folder      {written}", written, header, (), as_json)
+
+
+@checkpoint.command(
+    epilog="Examples: i2p checkpoint graph runs/quickstart --out encoder.pt2; "
+    "i2p checkpoint graph embedded --out encoder.onnx --points 2048 --feature top"
+)
+@click.argument("path", type=CheckpointPath())
+@click.option("--out", type=LocalPath(dir_okay=False), required=True,
+              help="A .pt2 file (torch.export) or .onnx, which must not be there.")  # fmt: skip
+@click.option("--points", type=click.IntRange(min=1), default=1024, show_default=True, help="Of every cloud.")
+@click.option("--feature", type=click.Choice(["levels", "top"]), default="levels", show_default=True)
+@json_option
+def graph(path: Path, out: Path, points: int, feature: str, as_json: bool) -> None:
+    """Write the encoder of PATH as one graph, clouds to features, that runs without this package.
+
+    The batch is free, the number of points is not. It is compared with the encoder first. Minutes for large encoders.
+    """
+    from trainer.checkpoints.graph import write_graph
+
+    if out.suffix not in (".pt2", ".onnx"):
+        raise click.UsageError(f"--out {out}: expected a name that ends in .pt2 or .onnx")
+    if out.exists():
+        raise click.UsageError(f"--out {out} is there already; remove it, or choose another name")
+    about = write_graph(path, out, points=points, feature=feature)  # type: ignore[arg-type]
+    text = f"graph       {out}: points [B, {points}, 3] float32 -> features [B, {about['numbers']}] ({feature})"
+    answer({"path": str(out), **about}, text, as_json=as_json)
+
+
 def _answer(first: str, path: Path, header: "Header", notes: Iterable[str], as_json: bool) -> None:
     said = list(notes)
     lines = [first, *_described(header), *(f"note        {note}" for note in said)]

@@ -67,9 +67,12 @@ def check(uri: str, points: int, workers: int | None, as_json: bool) -> None:
     data.
     """
     from cli.actions.check_release import check_release, print_check
+    from cli.show.progress import Progress
     from pipeline.corpora import open_corpus
 
-    found = check_release(open_corpus(uri, points=points), workers)
+    with Progress("opening the corpus", 0, unit=""):
+        shapes = open_corpus(uri, points=points)
+    found = check_release(shapes, workers)
     answer(found, partial(print_check, found), as_json=as_json)
     if found["problems"]:
         raise SystemExit(1)
@@ -85,9 +88,11 @@ def check(uri: str, points: int, workers: int | None, as_json: bool) -> None:
 def render(uri: str, out: Path, count: int, first: int, points: int, as_json: bool) -> None:
     """Render a corpus's shapes to a PNG."""
     from cli.show.clouds import contact_sheet
+    from cli.show.progress import Progress
     from pipeline.corpora import ShapeError, open_corpus
 
-    shapes = open_corpus(uri, points=points)
+    with Progress("opening the corpus", 0, unit=""):
+        shapes = open_corpus(uri, points=points)
     chosen = []
     for i in range(first, min(first + count, len(shapes))):
         try:
@@ -128,7 +133,8 @@ def pack(
     from pipeline.corpora.packing import pack as packed
     from teacher_cache.location import localise
 
-    corpus = open_corpus(uri, points=points)
+    with Progress("opening the corpus", 0, unit=""):
+        corpus = open_corpus(uri, points=points)
     with Progress("packing", len(corpus), unit="shapes") as progress:
         found = packed(
             corpus,

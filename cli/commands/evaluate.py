@@ -24,6 +24,8 @@ __all__ = ["evaluate"]
 @click.option("--protocol", type=click.Choice(["cross-validated", "reference"]), default="cross-validated",
               show_default=True, help="How C is chosen; reference: fixed, raw features.")  # fmt: skip
 @click.option("--c", "reference_c", type=float, default=0.01, show_default=True, help="C of the reference protocol.")
+@click.option("--logistic", is_flag=True,
+              help="Fit logistic regression, too; seconds to a minute a row and seed.")  # fmt: skip
 @click.option("--point-nn", is_flag=True, help="Score Point-NN too, which has no weights (0.3 s a shape).")
 @click.option("--embedded", is_flag=True, help="Score the package's own encoder too.")
 @click.option("--seeds", type=int, default=5, show_default=True, help="Draws of points and folds.")
@@ -38,6 +40,7 @@ def evaluate(
     feature: str,
     protocol: str,
     reference_c: float,
+    logistic: bool,
     point_nn: bool,
     embedded: bool,
     seeds: int,
@@ -85,5 +88,5 @@ def evaluate(
         if point_nn:
             encoders["point-nn"] = PointNN()
         encoders["trained"] = model_encoder(model.to(ranks.device), ranks.device, config.model_feature)
-        result = evaluator.compare(encoders, watch=watch).to_json()
+        result = evaluator.compare(encoders, logistic=logistic, watch=watch).to_json()
     answer(result, table(result), as_json=as_json)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["fewshot"]
 
+MANY = 100  # fits, from which on processes are worth their start
+
 
 @click.command(
     epilog="Examples: i2p fewshot runs/quickstart --train 'npz:FILE?split=train' --test 'npz:FILE?split=test'; "
@@ -36,6 +38,9 @@ __all__ = ["fewshot"]
               help="Of a pre-trained encoder.")  # fmt: skip
 @click.option("--baselines/--no-baselines", default=True, show_default=True,
               help="Coordinate statistics and the untrained encoder beside it.")  # fmt: skip
+@click.option(
+    "--jobs", type=click.IntRange(1, 256), help="Processes that fit folds. [default: one a core for many fits]"
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @json_option
 def fewshot(
@@ -52,6 +57,7 @@ def fewshot(
     points: int,
     feature: str,
     baselines: bool,
+    jobs: int | None,
     device: str,
     as_json: bool,
 ) -> None:
@@ -63,6 +69,7 @@ def fewshot(
     """
     from cli.actions.encoders import points_needed
     from pipeline.corpora.episodes import QUERIES
+    from pipeline.corpora.processes import cores
     from trainer.engine.ranks import joined
 
     if bool(train) == bool(stored):
@@ -80,7 +87,9 @@ def fewshot(
         names.insert(0, "coordinates")
     settings = {"folds": folds, "queries": queries or QUERIES, "seed": seed}
     with joined(device) as ranks:
-        run = _Run(names, ranks.device, feature, baselines, stored_points or points, points, seed)
+        fits = len(ways) * len(shots) * folds * (len(names) + baselines)
+        processes = jobs or (cores() if fits >= MANY else 1)
+        run = _Run(names, ranks.device, feature, baselines, stored_points or points, points, seed, processes)
         if stored:
             found = run.stored(stored, ways, shots, settings)
         else:
@@ -101,7 +110,9 @@ class _Run:
         stored_points: int,
         points: int,
         seed: int,
+        processes: int,
     ) -> None:
+        self.processes = processes
         self.names, self.device, self.feature, self.untrained = names, device, feature, untrained
         self.stored_points, self.points, self.seed = stored_points, points, seed
         self._encoders: Any = None
@@ -111,7 +122,7 @@ class _Run:
     ) -> dict[str, Any]:
         """Episodes over labelled corpora, whose shapes are encoded once."""
         from cli.show.progress import Progress
-        from trainer.downstream.few_shot import FewShotConfig, drawn_folds, few_shot
+        from trainer.downstream.few_shot import FewShotConfig, drawn_folds, few_shots
 
         parts = [self._read(uri) for uri in (train, test) if uri is not None]
         configs = [FewShotConfig(way=way, shot=shot, **settings) for way in ways for shot in shots]
@@ -119,11 +130,11 @@ class _Run:
         folds = [drawn_folds(parts[0], parts[1] if test else None, config) for config in configs]
         features = self._features(parts)
         pairs = {name: (found[0], found[-1]) for name, found in features.items()}
-        rows = []
         total = sum(map(len, folds)) * len(pairs)
         with Progress("probing", total, unit="fits") as progress:
-            for config, of_config in zip(configs, folds, strict=True):
-                rows.append(few_shot(pairs, of_config, config, progress=progress.add))
+            rows = few_shots(
+                pairs, list(zip(configs, folds, strict=True)), processes=self.processes, progress=progress.add
+            )
         return self._result({"train": train, "test": test}, settings, rows)
 
     def stored(
@@ -134,22 +145,22 @@ class _Run:
 
         from cli.show.progress import Progress
         from pipeline.corpora.episodes import QUERIES
-        from trainer.downstream.few_shot import FewShotConfig, probe, summarise
+        from trainer.downstream.few_shot import FewShotConfig, ProbeJob, probe_all, summarise
 
         rows = []
         total = len(ways) * len(shots) * settings["folds"]
         with Progress("folds", total, unit="folds") as progress:
             for config in (FewShotConfig(way=way, shot=shot, **settings) for way in ways for shot in shots):
-                scores: dict[str, list[float]] = {}
+                jobs: dict[str, list[ProbeJob]] = {}
                 for fold in range(config.folds):
                     base = f"fewshot:{quote(folder)}?way={config.way}&shot={config.shot}&fold={fold}&split="
                     train, test = (self._read(base + split, quiet=True) for split in ("train", "test"))
                     for name, (a, b) in self._features([train, test], quiet=True).items():
-                        scores.setdefault(name, []).append(probe(a, train.labels, b, test.labels, seed=fold))
+                        jobs.setdefault(name, []).append(ProbeJob(a, train.labels, b, test.labels, fold))
                     progress.add(1)
-                rows.append(
-                    {name: summarise(found, config, tested=config.way * QUERIES) for name, found in scores.items()}
-                )
+                found = iter(probe_all([job for of in jobs.values() for job in of], processes=self.processes))
+                scores = {name: [next(found) for _ in of] for name, of in jobs.items()}
+                rows.append({name: summarise(of, config, tested=config.way * QUERIES) for name, of in scores.items()})
         return self._result({"stored": folder}, {**settings, "queries": QUERIES}, rows)
 
     def _read(self, uri: str, *, quiet: bool = False) -> Any:

@@ -9,13 +9,13 @@ import click
 from cli.options import LocalPath, json_option
 from cli.show.terminal import answer, echo
 
-__all__ = ["finetune"]
+__all__ = ["check_starts", "finetune"]
 
 
 @click.command(
     epilog="Examples: i2p finetune synthetic --from runs/quickstart --seeds 3; "
     "i2p finetune synthetic --from none --sizes runs/quickstart; i2p finetune modelnet40 --from RUN --protocol linear. "
-    "A stopped run resumes where it was."
+    "A stopped run goes on where it was. In several processes: torchrun --nproc-per-node 2 -m cli.main finetune ..."
 )
 @click.argument("config")
 @click.option("--from", "start", required=True, metavar="RUN|none",
@@ -23,6 +23,9 @@ __all__ = ["finetune"]
 @click.option("--sizes", metavar="RUN", help="With --from none: take the encoder's sizes from this run.")
 @click.option("--protocol", type=click.Choice(["full", "mlp-3", "linear"]),
               help="Short for --set finetune.protocol=...: what is trained.")  # fmt: skip
+@click.option("--reference", is_flag=True,
+              help="The field's habits: the best epoch ON THE TEST SPLIT, one draw of ranks a batch, frozen encoders "
+              "whose batch norms move; the result says so.")  # fmt: skip
 @click.option("--seeds", type=click.IntRange(1, 100), default=1, show_default=True,
               help="Runs, with seeds from finetune.seed on; a published row takes three.")  # fmt: skip
 @click.option("--out", type=LocalPath(file_okay=False), help="Directory. [default: runs/CONFIG-PROTOCOL-START]")
@@ -34,6 +37,7 @@ def finetune(
     start: str,
     sizes: str | None,
     protocol: str | None,
+    reference: bool,
     seeds: int,
     out: Path | None,
     overrides: tuple[str, ...],
@@ -44,8 +48,27 @@ def finetune(
     The last weights are scored on the test split, or those that were best on a held-out part of the training split
     (finetune.select). Nothing is chosen on the test split unless finetune.select says "test", as the field does.
     """
+    from cli.actions.finetuning import CLASSES, load_recipe, reference_settings, run_seeds, start_of
+    from trainer.engine.ranks import place_in_launch
+
+    check_starts(start, sizes)
+    habits = reference_settings(CLASSES) if reference else []
+    if protocol:
+        habits.append(f"finetune.protocol='{protocol}'")
+        habits += ["finetune.frozen='reference'"] if reference and protocol != "full" else []
+    sections, stated = load_recipe(config, [*habits, *overrides])
+    model, weights = start_of(start, sizes, sections, stated)
+    where = out or Path("runs") / "-".join([Path(config).stem, sections["finetune"].protocol, Path(start).name])
+    found = run_seeds(sections, model, weights, source=start, out=where, seeds=seeds)
+    if place_in_launch().rank == 0:
+        answer(found, table(found), as_json=as_json)
+        if not as_json:
+            echo(f"results     {where / 'metrics.json'}")
+
+
+def check_starts(start: str, sizes: str | None) -> None:
+    """Refuse what --from and --sizes cannot mean."""
     from cli.actions.encoders import is_checkpoint
-    from cli.actions.finetuning import load_recipe, run_seeds, start_of
 
     if sizes and start != "none":
         raise click.UsageError("--sizes needs --from none; a checkpoint has its own sizes")
@@ -54,13 +77,6 @@ def finetune(
             raise click.UsageError(
                 f"{option} {name}: no such directory; expected a run, one of its checkpoints, embedded, or none"
             )
-    sections, stated = load_recipe(config, [*overrides, *([f"finetune.protocol='{protocol}'"] if protocol else [])])
-    model, weights = start_of(start, sizes, sections, stated)
-    where = out or Path("runs") / "-".join([Path(config).stem, sections["finetune"].protocol, Path(start).name])
-    found = run_seeds(sections, model, weights, source=start, out=where, seeds=seeds)
-    answer(found, table(found), as_json=as_json)
-    if not as_json:
-        echo(f"results     {where / 'metrics.json'}")
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -73,6 +89,7 @@ def table(found: Mapping[str, Any]) -> str:
     lines = [
         f"{found['protocol']} fine-tuning from {found['from']}, "
         f"{found['test']['shapes']} shapes of {found['test']['uri']}",
+        *(["  by the field's habits (reference)"] if found["reference"] else []),
         f"  {found['points']} points, {found['epochs']} epochs, augmentation: {found['augmentation']}",
         f"  scored: {chosen}",
     ]

@@ -207,18 +207,28 @@ def _say_result(
 
 def table(result: Mapping[str, Any]) -> str:
     """Format an evaluation as text: one row per encoder, mean and deviation in per cent."""
+    logistic = result.get("logistic", {})
     lines = [
         f"linear SVM on {result['test']['shapes']} shapes of {result['test']['uri']}",
         f"  fitted on {result['train']['shapes']} of {result['train']['uri']}; {result['classes']} classes, "
         f"{result['points']} points, {result['protocol']}, {result['seeds']} seed{'s' if result['seeds'] > 1 else ''}",
-        f"  {'':<26}{'feature':<8}{'numbers':>8}{'accuracy':>12}",
+        f"  {'':<26}{'feature':<8}{'numbers':>8}{'linear SVM' if logistic else 'accuracy':>12}"
+        + (f"{'':<6}{'logistic regression':>23}" if logistic else ""),
         f"  {'always the largest class':<26}{'none':<8}{0:>8}{100 * result['chance']:>11.1f}%",
     ]
     for name, row in result["rows"].items():
         spread = f" ± {100 * row['spread']:.1f}" if result["seeds"] > 1 else ""
         feature = "none" if name == "coordinates" else row["feature"]
-        title = ENCODER_TITLES.get(name, name)
-        lines.append(f"  {title:<26}{feature:<8}{row['dimensions']:>8}{100 * row['accuracy']:>11.1f}%{spread}")
+        other = ""
+        if name in logistic:
+            found = logistic[name]
+            other = f"{100 * found['accuracy']:>21.1f}%"
+            other += f" ± {100 * found['spread']:.1f}" if result["seeds"] > 1 else ""
+            spread = f"{spread:<7}"
+        lines.append(
+            f"  {ENCODER_TITLES.get(name, name):<26}{feature:<8}{row['dimensions']:>8}{100 * row['accuracy']:>11.1f}%"
+            f"{spread}{other}"
+        )
     skipped = result["train"]["skipped"] + result["test"]["skipped"]
     if skipped:
         lines.append(f"  {skipped} shapes could not be read and were left out")

@@ -15,7 +15,8 @@ __all__ = ["vote"]
 @click.command(
     epilog="Examples: i2p vote runs/tuned/seed-0; "
     "i2p vote imported --test 'modelnet40:DIR?split=test&order=stored' --stored-points 8192. "
-    "The field's habit: --rounds 49 --sharing batch, and the largest round is printed."
+    "The field's habit, however a classifier was trained: --rounds 49 --sharing batch --scale 0.667 1.5 --shift 0.2 "
+    "--rotation none, and the largest round is printed."
 )
 @click.argument("checkpoint", type=CheckpointPath())
 @click.option("--test", metavar="URI",
@@ -25,11 +26,15 @@ __all__ = ["vote"]
 @click.option("--points", type=int, help="Points of each shape the classifier sees. [default: as trained, else 1024]")
 @click.option("--rounds", type=int, default=10, show_default=True, help="Votes, each with its own draws.")
 @click.option("--draws", type=int, default=10, show_default=True, help="Draws whose logits one vote averages.")
-@click.option("--scale", type=(float, float), default=(2 / 3, 3 / 2), show_default="2/3 3/2",
-              help="Range of the factor of each axis; 1 1 for none.")  # fmt: skip
-@click.option("--shift", type=float, default=0.2, show_default=True, help="Largest shift of each axis.")
-@click.option("--sharing", type=click.Choice(["cloud", "batch"]), default="cloud", show_default=True,
-              help="Whether a cloud, or as in the field a batch, draws its ranks.")  # fmt: skip
+@click.option("--scale", type=(float, float),
+              help="Range of the factor of each axis; 1 1 for none. [default: as trained, else 2/3 3/2]")  # fmt: skip
+@click.option("--shift", type=float, help="Largest shift of each axis. [default: as trained, else 0.2]")
+@click.option("--rotation", type=click.Choice(["none", "cloud", "batch"]),
+              help="About --up: each cloud, or a batch, its angle. [default: as trained, else none]")  # fmt: skip
+@click.option("--up", type=click.Choice(["y", "z"]), help="Axis of the rotation. [default: as trained, else z]")
+@click.option("--sharing", type=click.Choice(["cloud", "batch"]),
+              help="Whether a cloud, or as in the field a batch, draws its ranks. [default: as trained, "
+              "else cloud]")  # fmt: skip
 @click.option("--frame", type=click.Choice(["canonical", "stored"]),
               help="stored: coordinates as the corpus has them, as ScanObjectNN is trained on. [default: as trained, "
               "else canonical]")  # fmt: skip
@@ -43,9 +48,11 @@ def vote(
     points: int | None,
     rounds: int,
     draws: int,
-    scale: tuple[float, float],
-    shift: float,
-    sharing: str,
+    scale: tuple[float, float] | None,
+    shift: float | None,
+    rotation: str | None,
+    up: str | None,
+    sharing: str | None,
     frame: str | None,
     seed: int,
     device: str,
@@ -79,10 +86,17 @@ def vote(
     frame = frame or trained.get("frame", "canonical")
     if stored_points is None:
         stored_points = max(trained["stored_points"], points) if trained else pool_of(points, 2**31)
+    # A classifier is asked about clouds such as it has learnt from, unless others are named.
+    given = {"scale": scale, "shift": shift, "rotation": rotation, "up": up, "sharing": sharing}
+    drawn: dict[str, Any] = {name: trained.get(name) if value is None else value for name, value in given.items()}
+    drawn = {name: tuple(value) if isinstance(value, list) else value for name, value in drawn.items()}
     config = VoteConfig(
-        points=points, draws=draws, rounds=rounds, scale=scale, shift=shift, sharing=sharing, seed=seed,  # type: ignore[arg-type]
+        points=points, draws=draws, rounds=rounds, seed=seed,
+        **{name: value for name, value in drawn.items() if value is not None},
     )  # fmt: skip
     problems = list(config.problems())
+    if up is not None and config.rotation == "none":
+        problems.append(f"--up {up} with --rotation none, which turns nothing")
     if stored_points < points:
         problems.append(f"--stored-points {stored_points} is less than --points {points}")
     least = model.config.least_points(model.model)
@@ -103,9 +117,18 @@ def vote(
         found = hold(logits, clouds.points, clouds.labels, config, progress=progress.add)
     result = {
         "task": "vote", "checkpoint": str(checkpoint), "test": {"uri": test, "shapes": len(clouds)},
-        "skipped": len(clouds.skipped), "settings": {**vars(config), "scale": list(scale)}, **found.to_json(),
+        "skipped": len(clouds.skipped), "settings": {**vars(config), "scale": list(config.scale)}, **found.to_json(),
     }  # fmt: skip
     answer(result, table(result), as_json=as_json)
+
+
+def augmentation(settings: Mapping[str, Any]) -> str:
+    """What the draws of a vote do to a cloud, in words."""
+    low, high = settings["scale"]
+    words = [f"scale {low:.3g}..{high:.3g}, shift {settings['shift']:.3g}"]
+    if settings.get("rotation", "none") != "none":
+        words.append(f"rotated about {settings['up']}, one angle a {settings['rotation']}")
+    return ", ".join(words)
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -113,7 +136,8 @@ def table(found: Mapping[str, Any]) -> str:
     settings, rounds = found["settings"], len(found["rounds"])
     lines = [
         f"{found['checkpoint']} on {found['test']['shapes']} shapes of {found['test']['uri']}",
-        f"  {settings['points']} points; one shape is worth {100 * found['step']:.2f} points",
+        f"  {settings['points']} points; draws: {augmentation(settings)}; one shape is worth "
+        f"{100 * found['step']:.2f} points",
         f"  {'plain, no vote':<34}{100 * found['plain']:>7.2f}%  mean over classes {100 * found['plain_class']:.2f}%",
         f"  {'all draws together, one answer':<34}{100 * found['together']:>7.2f}%  mean over classes "
         f"{100 * found['together_class']:.2f}%",

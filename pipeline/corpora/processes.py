@@ -17,11 +17,16 @@ from typing import Any, TypeVar
 
 from pipeline.corpora.base import MachineFault
 
-__all__ = ["single_threaded", "spread"]
+__all__ = ["cores", "single_threaded", "spread"]
 
 Job = TypeVar("Job")
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def cores() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def spread(function: Callable[[Job], Any], jobs: Iterable[Job], processes: int, *, what: str) -> Iterator[Any]:

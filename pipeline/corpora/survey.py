@@ -4,7 +4,6 @@ Shapes are read by several processes, one at a time in each; what stays of a sha
 bytes), and the names of the first few where they serve as examples.
 """
 
-import os
 import re
 from bisect import insort
 from collections import Counter, defaultdict
@@ -18,7 +17,7 @@ from pipeline.corpora.base import Corpus, CorpusError, Inspection, MachineFault,
 from pipeline.corpora.faults import machine_fault_in, patiently
 from pipeline.corpora.files import Entry, FileCorpus
 from pipeline.corpora.kinds.fewshot import EpisodeCorpus
-from pipeline.corpora.processes import spread
+from pipeline.corpora.processes import cores, spread
 from pipeline.corpora.report import Duplicates, Group, Note, Reason, Report, Same, Spread, UpGuess
 from pipeline.corpora.rows import RowCorpus
 
@@ -47,7 +46,7 @@ def survey(
     """
     count = len(corpus)
     if processes is None:
-        processes = 1 if count <= FEW else min(_cores(), MAX_PROCESSES)
+        processes = 1 if count <= FEW else min(cores(), MAX_PROCESSES)
     if processes < 1:
         raise ValueError(f"processes = {processes}; expected at least 1")
     tally = _Tally(corpus)
@@ -78,10 +77,6 @@ def groups_of(corpus: Corpus, refused: Iterable[int] = ()) -> tuple[Group, ...]:
               found[split, label], bad[split, label])
         for split, label in order
     )  # fmt: skip
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------

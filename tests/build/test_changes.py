@@ -170,7 +170,7 @@ def test_shapes_that_came_are_added_as_ever(tmp_path: Path, corpus: Path) -> Non
 def test_a_moved_shape_went_and_came_and_its_label_with_it(tmp_path: Path, corpus: Path) -> None:
     build(tmp_path, corpus)
     (corpus / "box" / "03.npy").rename(corpus / "ball" / "03.npy")
-    with pytest.raises(BuildError, match=r"1 shape is not in .*: 'box/03.npy'\n  1 shape is new"):
+    with pytest.raises(BuildError, match=r"1 shape is no longer in .*: 'box/03.npy'\n  1 shape is new"):
         build(tmp_path, corpus)
     cache = Path(build(tmp_path, corpus, changed="rebuild").path)
     opened = teacher_cache.open(cache)

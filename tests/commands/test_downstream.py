@@ -33,6 +33,8 @@ def labelled(tmp_path_factory):
         label_names=np.array(corpus.label_names),
         split=np.array(splits),
         ids=np.array([shape.id for shape in shapes]),
+        part=np.stack([shape.part_labels for shape in shapes]),
+        part_names=np.array(corpus.part_names),
     )
     return path
 
@@ -206,6 +208,38 @@ def test_results_are_one_table_with_what_a_shape_is_worth(smoke, labelled, tuned
     assert "few-shot" in (tmp_path / "table.md").read_text()
 
 
+def test_results_take_studies_and_the_downstream_suite(capsys, tmp_path):
+    from cli.study.report import summarise
+
+    results = [
+        {"arm": arm, "teacher": "embedded", "seed": seed, "settings": "x", "seconds": 1.0, "sets": {"toys": {
+            "accuracy": accuracy, "coordinates": 0.7, "largest class": 0.1,
+            "features": {"levels": {"accuracy": accuracy, "numbers": 9}}}}}
+        for arm, seed, accuracy in (("full", 0, 0.8), ("full", 1, 0.9), ("untrained", 0, 0.5))
+    ]  # fmt: skip
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "study.json").write_text(json.dumps(summarise(results) | {"seconds": 2.0}))
+    column = {"title": "fine-tuned on 9 shapes", "over": "seeds", "step": 0.02}
+    cell = {"mean": 0.5, "spread": 0.1, "scores": [0.4, 0.6]}
+    suite = {"task": "downstream", "run": "r", "notes": ["a note"],
+             "sets": {"toys": {"columns": [column], "rows": {"full": [cell], "coordinates": [None]}}}}  # fmt: skip
+    (tmp_path / "suite").mkdir()
+    (tmp_path / "suite" / "downstream.json").write_text(json.dumps(suite))
+    outcome = run(capsys, "results", tmp_path / "study", tmp_path / "suite", "--format", "json")
+    assert outcome.code == 0, outcome.err
+    rows = {row["who"] + "/" + row["source"].rpartition("/")[2]: row for row in json.loads(outcome.out)}
+    assert set(rows) == {"full, embedded/study", "untrained, embedded/study", "coordinates/study",
+                         "always the largest class/study", "full/suite"}  # fmt: skip
+    full = rows["full, embedded/study"]
+    assert (full["task"], full["set"], full["feature"], full["of"]) == ("linear SVM", "toys", "levels", "seeds")
+    assert (full["value"], full["spread"]) == (pytest.approx(85.0), pytest.approx(100 * np.std([0.8, 0.9], ddof=1)))
+    assert rows["untrained, embedded/study"]["spread"] is None
+    assert rows["coordinates/study"]["value"] == pytest.approx(70.0)
+    tuned = rows["full/suite"]
+    assert (tuned["task"], tuned["value"], tuned["spread"]) == ("fine-tuned on 9 shapes", 50.0, 10.0)
+    assert (tuned["step"], tuned["of"]) == (2.0, "seeds")
+
+
 def test_published_figures_stand_beside_the_same_set_and_task(capsys, tmp_path):
     row = {"accuracy": 0.9, "spread": 0.0, "feature": "top"}
     probe = {"protocol": "reference", "points": 1024, "seeds": 1, "chance": 0.04, "rows": {"trained": row},
@@ -224,9 +258,13 @@ def test_published_figures_stand_beside_the_same_set_and_task(capsys, tmp_path):
 
 def test_what_is_no_result_is_named(capsys, tmp_path):
     for name, content, said in (
-        ("a.json", "[1]", "holds a list"),
+        ("a.json", "[1]", "contains a list"),
         ("b.json", "{", "not valid JSON"),
-        ("c.json", '{"task": "sleep"}', "task 'sleep' is none of few-shot, fine-tuning, vote"),
+        (
+            "c.json",
+            '{"task": "sleep"}',
+            "task 'sleep' is none of few-shot, fine-tuning, part segmentation, vote",
+        ),
         ("d.json", '{"test": {}}', "a result of unknown form (KeyError: 'uri')"),
     ):
         (tmp_path / name).write_text(content)
@@ -250,11 +288,19 @@ def test_evaluate_takes_the_runs_own_corpora_and_repeats_its_score(smoke, capsys
     assert (refused.code, "give both --train and --test, or neither" in refused.err) == (2, True)
 
 
-def test_evaluate_scores_point_nn_where_it_is_asked_for(smoke, labelled, capsys):
+def test_evaluate_scores_point_nn_and_logistic_regression_where_asked(smoke, labelled, capsys, tmp_path):
     uris = ("--train", f"npz:{labelled}?split=train", "--test", f"npz:{labelled}?split=test")
-    outcome = run(capsys, "evaluate", smoke.run_dir, *uris, "--points", 64, "--seeds", 1, "--point-nn")
+    options = (*uris, "--points", 64, "--seeds", 1, "--point-nn", "--logistic")
+    outcome = run(capsys, "evaluate", smoke.run_dir, *options)
     assert outcome.code == 0, outcome.err
     assert "  Point-NN (no weights)" in outcome.out
+    found = json.loads(run(capsys, "evaluate", smoke.run_dir, *options, "--json").out)
+    assert list(found["logistic"]) == list(found["rows"])
+    accuracy = [100 * found[key]["point-nn"]["accuracy"] for key in ("rows", "logistic")]
+    assert f"1152{accuracy[0]:>11.1f}%{accuracy[1]:>28.1f}%" in outcome.out
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    rows = json.loads(run(capsys, "results", tmp_path / "found.json", "--format", "json").out)
+    assert [row["who"] for row in rows if row["task"] == "logistic regression"] == list(found["rows"])
 
 
 def test_finetune_goes_from_an_encoder_and_from_scratch_to_the_table(smoke, labelled, capsys, tmp_path):
@@ -293,13 +339,69 @@ def test_finetune_goes_from_an_encoder_and_from_scratch_to_the_table(smoke, labe
         assert (refused.code, said in refused.err) == (code, True), refused.err
 
 
+def test_segment_goes_from_an_encoder_and_by_the_fields_habits_to_the_table(smoke, labelled, capsys, tmp_path):
+    with np.load(labelled) as file:
+        parts = len(file["part_names"])
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(
+        f"[segmentation]\nparts = {parts}\ncategories = 4\nneighbours = [8, 4, 4]\nradius = [0.5, 0.8, 1.2]\n"
+        "embedding = 8\npropagation = [16, 12]\nhidden = [16, 12, 8]\n"
+        f'[finetune]\ntrain = "npz:{labelled}?split=train"\ntest = "npz:{labelled}?split=test"\nstored_points = 96\n'
+        "points = 64\nepochs = 2\nwarmup_epochs = 0\nbatch_size = 16\ntensorboard = false\n"
+    )
+    tuned = ("segment", recipe, "--from", smoke.run_dir, "--seeds", 2, "--out", tmp_path / "a")
+    outcome = run(capsys, *tuned)
+    assert outcome.code == 0, outcome.err
+    found = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert (found["task"], found["reference"], found["seeds"]) == ("part segmentation", False, [0, 1])
+    assert list(found["categories"]) == ["chair", "mug", "car", "airplane"]
+    assert np.mean([row["mean"] for row in found["categories"].values()]) == pytest.approx(found["class_mean"])
+    assert f"{100 * found['mean']:.2f}% ± {100 * found['spread']:.2f}" in outcome.out
+    assert f"  chair   {100 * found['categories']['chair']['mean']:>9.2f}%" in outcome.out
+    assert "by the field's habits" not in outcome.out
+    assert run(capsys, *tuned, "--json").out.strip() == json.dumps(found, indent=1)
+    field = ("segment", recipe, "--from", "none", "--sizes", smoke.run_dir, "--reference", "--out", tmp_path / "b")
+    outcome = run(capsys, *field)
+    assert outcome.code == 0, outcome.err
+    for said in ("by the field's habits (reference)", "the best ON THE TEST SPLIT", "64 points, with replacement",
+                 "2 optimiser steps a batch", "largest class mIoU of any epoch on the test split"):  # fmt: skip
+        assert said in outcome.out
+    rows = json.loads(run(capsys, "results", tmp_path / "a", tmp_path / "b", "--format", "json").out)
+    own, other = ([row for row in rows if row["source"] == str(tmp_path / name)] for name in "ab")
+    assert [(row["task"], row["value"]) for row in own] == [
+        ("part segmentation, instance mIoU", 100 * found["mean"]),
+        ("part segmentation, class mIoU", 100 * found["class_mean"]),
+    ]
+    assert (own[0]["step"], own[1]["step"]) == (100 / 40, None)
+    assert all("reference protocol" in row["protocol"] for row in other)
+    assert sum("the largest of 2 epochs, chosen on test" in row["protocol"] for row in other) == 2
+    for arguments, said in (
+        (("--from", smoke.run_dir, "--set", f"segmentation.parts={parts + 1}"), f"segmentation.parts = {parts + 1}"),
+        (("--from", "none", "--set", "finetune.updates=3"), "updates = 3 is none of 1, 2"),
+        (("--from", smoke.run_dir, "--sizes", smoke.run_dir), "--sizes needs --from none"),
+    ):
+        refused = run(capsys, "segment", recipe, *arguments, "--out", tmp_path / "c")
+        assert (refused.code, said in refused.err) == (2, True), refused.err
+
+
+def test_a_wrong_number_of_classes_is_refused_before_a_shape_is_read(labelled, capsys, tmp_path, monkeypatch):
+    import trainer.downstream.finetuning.loop as loop
+
+    monkeypatch.setattr(loop, "read_sets", lambda *_, **__: pytest.fail("shapes were read"))
+    uris = [f"finetune.{split}='npz:{labelled}?split={split}'" for split in ("train", "test")]
+    options = [option for uri in uris for option in ("--set", uri)]
+    refused = run(capsys, "finetune", "synthetic", "--from", "embedded", *options, "--out", tmp_path / "x")
+    assert (refused.code, "classifier.classes = 36; npz:" in refused.err) == (2, True), refused.err
+
+
 def test_a_classifier_from_the_packages_own_encoder_is_voted_on_as_it_was_trained(labelled, capsys, tmp_path):
     """The vote takes corpus, points and frame from the run, so its plain accuracy is the run's."""
     recipe = tmp_path / "tiny.toml"
     recipe.write_text(
         "[classifier]\nclasses = 4\nneighbours = [8, 4, 4]\nradius = [0.5, 0.8, 1.2]\nhidden = []\n"
         f'[finetune]\ntrain = "npz:{labelled}?split=train"\ntest = "npz:{labelled}?split=test"\nstored_points = 200\n'
-        'points = 150\nframe = "stored"\nepochs = 2\nwarmup_epochs = 0\nbatch_size = 16\ntensorboard = false\n'
+        'points = 150\nframe = "stored"\nscale = [0.9, 1.2]\nshift = 0.05\nrotation = "batch"\nup = "y"\n'
+        "epochs = 2\nwarmup_epochs = 0\nbatch_size = 16\ntensorboard = false\n"
     )
     outcome = run(capsys, "finetune", recipe, "--from", "embedded", "--out", tmp_path / "run", "--json")
     assert outcome.code == 0, outcome.err
@@ -308,12 +410,18 @@ def test_a_classifier_from_the_packages_own_encoder_is_voted_on_as_it_was_traine
     seed = tmp_path / "run" / "seed-0"
     voted = json.loads(run(capsys, "vote", seed, "--rounds", 1, "--draws", 1, "--json").out)
     assert (voted["test"]["uri"], voted["settings"]["points"]) == (f"npz:{labelled}?split=test", 150)
+    assert {name: voted["settings"][name] for name in ("scale", "shift", "rotation", "up", "sharing")} == {
+        "scale": [0.9, 1.2], "shift": 0.05, "rotation": "batch", "up": "y", "sharing": "cloud"
+    }  # fmt: skip
+    other = run(capsys, "vote", seed, "--rounds", 1, "--draws", 1, "--scale", 1, 1, "--rotation", "none")
+    assert "draws: scale 1..1, shift 0.05; one shape" in other.out
     assert (voted["plain"], voted["plain_class"]) == (tuned["scores"][0], tuned["class_scores"][0])
     for arguments, code, said in (
         ((seed, "--points", 64), 2, "--points 64 is too few: the classifier needs at least 128"),
         ((seed, "--stored-points", 140), 2, "--stored-points 140 is less than --points 150"),
         (("embedded",), 1, "is of kind pretraining; expected a fine-tuned model"),
         ((tmp_path / "run",), 1, "neither a checkpoint"),
+        ((seed, "--rotation", "none", "--up", "z"), 2, "--up z with --rotation none, which turns nothing"),
     ):
         refused = run(capsys, "vote", *arguments)
         assert (refused.code, said in refused.err) == (code, True), refused.err

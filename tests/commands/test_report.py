@@ -143,9 +143,12 @@ def test_it_says_everything_of_a_run(nasty: tuple[teacher_cache.Cache, Path], na
 
 
 def test_the_same_run_gives_the_same_page(
-    nasty: tuple[teacher_cache.Cache, Path], nasty_page: Path, tmp_path: Path
+    nasty: tuple[teacher_cache.Cache, Path], nasty_page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache, run_dir = nasty
+    launch = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400"}
+    for name, value in launch.items():  # as rank 0 whose fellow has ended
+        monkeypatch.setenv(name, value)
     shutil.copytree(nasty_page.parent, tmp_path / "out")
     (tmp_path / "out" / "index.html").unlink()
     (tmp_path / "out" / "pictures" / "run-0-shape-09-cloud.png").write_bytes(b"of an earlier report")

@@ -208,7 +208,7 @@ def test_held_out_shapes_are_not_trained_on(labelled, tmp_path):
 
     asked = config(labelled, select="validation", validation_folds=4)
     run = loop._Run(
-        read_sets(asked), tmp_path, tiny_sizes(), HEAD, asked, None, "",
+        loop.Classification(tiny_sizes(), HEAD, asked), read_sets(asked), tmp_path, asked, None, "",
         loop.Ranks(rank=0, size=1, device=torch.device("cpu")),
     )  # fmt: skip
     for epoch in range(8):
@@ -332,12 +332,15 @@ def test_recipes_of_scanobjectnn_are_the_fields():
         ({"train": ""}, "train = '' is not a corpus"),
         ({"points": 16}, "points = 16 is smaller than 32"),
         ({"pool": 40}, "pool = 40 is less than points = 48"),
-        ({"stored_points": 50}, "stored_points = 50 is less than points = 48 or pool = 56"),
+        ({"stored_points": 50}, "stored_points = 50 is less than pool = 56"),
         ({"frozen": "reference"}, 'frozen = "reference" has no effect with protocol = "full", which freezes nothing'),
         ({"protocol": "half"}, "protocol = 'half' is none of full, mlp-3, linear"),
         ({"scale": (0.0, 1.0)}, "is not an ascending range of positive factors"),
-        ({"accumulation": 2}, "accumulation = 2: fine-tuning supports only accumulation = 1"),
-        ({"batch_size": 1}, "batch_size = 1 is smaller than 2"),
+        ({"stored_points": 40}, "stored_points = 40 is less than points = 48"),
+        ({"accumulation": 3}, "batch_size = 8 is not a multiple of accumulation = 3"),
+        ({"accumulation": 8}, "batch_size = 8 in accumulation = 8 parts leaves fewer than 2 shapes a part"),
+        ({"batch_size": 1}, "batch_size = 1 in accumulation = 1 parts leaves fewer than 2 shapes a part"),
+        ({"checkpoint_steps": 5}, "checkpoint_steps = 5: fine-tuning supports only checkpoint_steps = 0"),
         ({"drop_path": 1.0}, "drop_path = 1.0 is outside"),
     ],
 )
@@ -354,6 +357,37 @@ def test_runs_that_cannot_be_are_refused(labelled, tmp_path):
         tune(labelled, tmp_path / "b", batch_size=64)
     with pytest.raises(TrainingError, match=r"in step \d of epoch \d at learning rate .*Lower finetune\.learning_rate"):
         tune(labelled, tmp_path / "c", learning_rate=1e18, warmup_epochs=0, clip_gradient=0.0)
+
+
+def test_accumulated_parts_make_the_batchs_step(labelled, tmp_path):
+    """Where nothing normalises over the shapes of a part, the parts' gradients add up to the batch's."""
+    found = {}
+    for parts in (1, 2, 4):
+        steps = []
+        tune(
+            labelled, tmp_path / str(parts), start=pretrained(), protocol="linear", epochs=2, accumulation=parts,
+            on_event=lambda event, steps=steps: steps.append(event) if type(event) is StepDone else None,
+        )  # fmt: skip
+        found[parts] = [(event.losses["classification"], event.gradient_norm) for event in steps]
+    assert len(found[1]) == 10
+    for parts in (2, 4):
+        assert np.array(found[parts]) == pytest.approx(np.array(found[1]), rel=1e-5)
+        for name, value in weights(tmp_path / str(parts)).items():
+            assert torch.allclose(value.float(), weights(tmp_path / "1")[name].float(), atol=1e-4), name
+    with pytest.raises(CheckpointError, match=r"finetune\.accumulation was 1, is now 2"):
+        tune(labelled, tmp_path / "1", start=pretrained(), protocol="linear", epochs=2, accumulation=2)
+
+
+def test_a_rank_has_its_share_of_the_same_batches(labelled):
+    data, rows = read_clouds(f"npz:{labelled}?split=train", points=64), np.arange(40)
+    asked = config(labelled, rotation="batch", sharing="batch")
+    whole = [*batches(data, rows, asked, 3)]
+    shares = [[*batches(data, rows, asked, 3, rank=rank, ranks=2)] for rank in range(2)]
+    for index, batch in enumerate(whole):
+        for name in ("rows", "points", "labels"):
+            together = np.concatenate([getattr(share[index], name) for share in shares])
+            assert np.array_equal(together, getattr(batch, name))
+        assert [part.rows.tolist() for part in batch.split(4)] == batch.rows.reshape(4, 2).tolist()
 
 
 def test_a_first_step_is_adamws_by_hand(labelled, tmp_path):

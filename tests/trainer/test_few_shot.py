@@ -6,7 +6,7 @@ import pytest
 from pipeline.corpora import open_corpus
 from tests.support.training import clouds
 from trainer.downstream.clouds import read_clouds
-from trainer.downstream.few_shot import FewShotConfig, drawn_folds, few_shot, summarise
+from trainer.downstream.few_shot import FewShotConfig, drawn_folds, few_shot, few_shots, summarise
 from trainer.errors import EvaluationError
 
 
@@ -60,6 +60,26 @@ def test_scores_are_summarised_by_both_standard_deviations(labelled):
     assert noise.sample_spread == pytest.approx(np.std(noise.scores, ddof=1))
     assert (noise.tested, noise.step, sum(told)) == (100, 0.01, 8)
     assert few_shot(features, folds, config) == found
+
+
+def test_folds_in_processes_are_those_of_one(labelled):
+    train, test = read(labelled, "train"), read(labelled, "test")
+    rng = np.random.default_rng(1)
+    features = {
+        name: (rng.normal(size=(len(train), width)) + train.labels[:, None], rng.normal(size=(len(test), width)))
+        for name, width in (("wide", 9), ("narrow", 4))
+    }
+    settings = []
+    for way, shot, folds in ((3, 4, 2), (5, 3, 3)):
+        config = FewShotConfig(way=way, shot=shot, folds=folds, queries=7)
+        settings.append((config, drawn_folds(train, test, config)))
+    told = []
+    apart = few_shots(features, settings, processes=2, progress=told.append)
+    assert sum(told) == 2 * (2 + 3)
+    assert apart == few_shots(features, settings)
+    assert apart == [few_shot(features, folds, config) for config, folds in settings]
+    assert apart[0]["wide"].scores != apart[0]["narrow"].scores
+    assert [len(row["wide"].scores) for row in apart] == [2, 3]
 
 
 def test_a_summary_by_hand():

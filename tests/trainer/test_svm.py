@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trainer.downstream import linear_svm as svm
-from trainer.downstream.linear_svm import fold_numbers, linear_svm, majority_share
+from trainer.downstream.linear_svm import fold_numbers, linear_svm, logistic_regression, majority_share
 from trainer.errors import EvaluationError
 
 
@@ -48,6 +48,34 @@ def test_c_comes_from_the_training_split_and_ties_go_to_the_smallest() -> None:
     b = linear_svm(x, y, x_test, np.roll(y_test, 10))
     assert (a.c, a.validation) == (b.c, b.validation)
     assert b.accuracy == 0.0
+
+
+def test_logistic_regression_is_sklearns_on_standardised_features() -> None:
+    """In the span of few shapes as in all their features, C chosen on the training split alone."""
+    from sklearn.linear_model import LogisticRegression
+
+    for per_class in (3, 30):  # fewer shapes than features, and more
+        x, y = _clusters(per_class, noise=1.5)
+        x_test, y_test = _clusters(25, noise=1.5, seed=1)
+        score = logistic_regression(x, y, x_test, y_test, folds=3, seed=2)
+        x64, test64 = x.astype(np.float64), x_test.astype(np.float64)
+        mean, scale = x64.mean(0), x64.std(0) * 4  # sqrt of 16 features
+        fold, right = fold_numbers(y, 3, 2), {}
+        for c in (0.01, 0.1, 1.0, 10.0, 100.0):
+            fits = [
+                LogisticRegression(C=c, max_iter=2000).fit((x64[fold != k] - mean) / scale, y[fold != k])
+                for k in range(3)
+            ]
+            right[c] = sum(
+                (fit.predict((x64[fold == k] - mean) / scale) == y[fold == k]).sum() for k, fit in enumerate(fits)
+            )
+        best = min(c for c in right if right[c] == max(right.values()))
+        assert (score.c, score.validation) == (best, right[best] / len(y))
+        whole = LogisticRegression(C=best, max_iter=2000).fit((x64 - mean) / scale, y)
+        assert score.accuracy == whole.score((test64 - mean) / scale, y_test)
+        assert 0.3 < score.accuracy < 1
+    with pytest.raises(EvaluationError, match="all 12 training shapes have label 0"):
+        logistic_regression(x[:12], np.zeros(12, int), x_test, y_test)
 
 
 def test_reference_protocol_is_sklearns_svc_on_raw_features() -> None:

@@ -98,6 +98,24 @@ def test_a_batch_can_share_its_ranks():
     assert heard == [4, 4, 4, 4]
 
 
+def test_draws_are_turned_as_the_classifier_was_trained():
+    points, seen = clouds(12, points=64), {}
+    for rotation in ("none", "cloud", "batch"):
+        config = VoteConfig(
+            points=64, draws=1, rounds=1, scale=(1, 1), shift=0, rotation=rotation, up="y", batch_size=6
+        )
+        seen[rotation] = []
+        vote(spying(seen[rotation]), points, LABELS, config)
+    still = seen["none"][2]  # after two batches without a vote
+    for rotation, alike in (("cloud", False), ("batch", True)):
+        turned = seen[rotation][2]
+        assert np.array_equal(turned[..., 1], still[..., 1])
+        angle = np.arctan2(turned[..., 0], turned[..., 2]) - np.arctan2(still[..., 0], still[..., 2])
+        assert np.abs(np.exp(1j * angle) - np.exp(1j * angle[:, :1])).max() < 1e-3  # one a cloud
+        assert (np.abs(np.exp(1j * angle[:, 0]) - np.exp(1j * angle[0, 0])).max() < 1e-3) == alike
+        assert np.abs(turned - still).max() > 0.1
+
+
 def test_what_cannot_be_voted_on_is_refused():
     points = clouds(12, points=64)
     with pytest.raises(EvaluationError, match="clouds have 64 points; a vote needs 1024"):

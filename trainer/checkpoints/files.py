@@ -47,6 +47,7 @@ __all__ = [
     "read_tensors",
     "restore_optimizer",
     "restore_training",
+    "sealed_header",
     "set_damaged_aside",
     "write_checkpoint",
     "write_checkpoint_at",
@@ -57,6 +58,7 @@ logger = logging.getLogger(__name__)
 EMBEDDED = Path(__file__).parent / "embedded"  # the package's own encoder, by the name "embedded"
 FORMAT, VERSION = "i2p-checkpoint", 1
 HEADER, MODEL, OPTIMIZER = "checkpoint.json", "model.safetensors", "optimizer.safetensors"
+CONFIG = "config.json"  # of a folder for a hub: the header stands in it as "checkpoint"
 HEADER_LIMIT = 16 * 2**20  # bytes; a real header has a few thousand
 KINDS = ("pretraining", "classifier", "segmentation")
 ADDED = ("kind", "origin", "under_way")  # entries that a header may lack: pretraining, None, None
@@ -127,8 +129,7 @@ def write_checkpoint_at(
         if optimizer is not None:
             blobs[OPTIMIZER] = save_tensors(_stored(optimizer))
         files = {name: {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()} for name, blob in blobs.items()}
-        content = {"format": FORMAT, "version": VERSION, **asdict(header), "files": files}
-        content["sha256"] = _digest_of(content)
+        content = sealed_header({**asdict(header), "files": files})
         blobs[HEADER] = (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
         for name, blob in blobs.items():
             write_file(temporary / name, [blob], name)
@@ -140,6 +141,12 @@ def write_checkpoint_at(
         raise
     sync_directory(target.parent)
     return target
+
+
+def sealed_header(header: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says of a header (its fields as JSON types): with format, version, and the hash of all of it."""
+    content = {"format": FORMAT, "version": VERSION, **header}
+    return {**content, "sha256": _digest_of(content)}
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
@@ -165,7 +172,7 @@ def find_checkpoint(path: str | Path) -> Path:
     The text "embedded" means the package's own encoder; a folder of that name is "./embedded".
     """
     path = EMBEDDED if path == "embedded" else Path(path)
-    if (path / HEADER).is_file():
+    if (path / HEADER).is_file() or _is_hub_folder(path):
         return path
     found = latest(path.parent if path.name == "checkpoints" else path)
     if found is None:
@@ -179,6 +186,8 @@ def find_checkpoint(path: str | Path) -> Path:
 def read_header(path: Path) -> Header:
     """Read the header of a checkpoint. Raises CheckpointError for anything but a sound header of this version."""
     file = path / HEADER
+    if not file.exists() and _is_hub_folder(path):
+        file = path / CONFIG
     try:
         data = read_regular(file, HEADER_LIMIT)
         if len(data) > HEADER_LIMIT:
@@ -191,6 +200,8 @@ def read_header(path: Path) -> Header:
         raise _unreadable(file, path, error) from None
     except (ValueError, RecursionError) as error:
         raise CheckpointDamaged(f"{file} is not valid JSON ({error}). {_remedy(path)}") from None
+    if file.name == CONFIG and isinstance(content, dict):
+        content = content.get("checkpoint")
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise CheckpointError(f"{file} is not marked as an {FORMAT}. It was not written by this program.")
     sealed = content.pop("sha256", None)  # absent from the headers of 0.1.0
@@ -216,6 +227,11 @@ def read_header(path: Path) -> Header:
             f"{file}: under_way is {content['under_way']!r}, not of the expected form. {_remedy(path)}"
         )
     return Header(**content)
+
+
+def _is_hub_folder(path: Path) -> bool:
+    """Tell whether a folder is one for a hub; a run has a config.toml, and weights in its checkpoints alone."""
+    return (path / CONFIG).is_file() and (path / MODEL).is_file()
 
 
 def _digest_of(content: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from trainer.downstream.features import (
     model_encoder,
     settle_batch_norms,
 )
-from trainer.downstream.linear_svm import SvmScore, fits, linear_svm, majority_share
+from trainer.downstream.linear_svm import SvmScore, fits, linear_svm, logistic_regression, majority_share
 from trainer.engine.watching import Count, Watch
 from trainer.models.build import new_student
 from trainer.models.student import Student
@@ -54,6 +54,7 @@ class Comparison:
     protocol, points, seeds   settings of the evaluation
     classes   with at least one training shape;  chance: accuracy of always answering the most frequent one
     train, test  uri, shapes used, shapes skipped
+    logistic  rows of logistic regression by the same names; empty where it was not asked for
     """
 
     rows: dict[str, Row]
@@ -64,10 +65,13 @@ class Comparison:
     chance: float
     train: dict[str, Any]
     test: dict[str, Any]
+    logistic: dict[str, Row] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Convert to JSON types."""
+        """Convert to JSON types; without `logistic` where it is empty."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
+        if not self.logistic:
+            del plain["logistic"]
         return plain
 
 
@@ -81,6 +85,7 @@ class Evaluator:
 
         Raises EvaluationError for unusable labels, CorpusError for one that does not open.
         """
+        Count(watch, "opening the evaluation's corpora", "", 0).at(0)
         sizes = check_corpora(config.train, config.test, points=config.stored_points)
         self.config = config
         count = Count(watch, "reading", "shapes", sum(sizes))
@@ -100,21 +105,25 @@ class Evaluator:
         encoders: Mapping[str, Encoder],
         *,
         seeds: int | None = None,
+        logistic: bool = False,
         watch: Watch | None = None,
         keep: Callable[[str, int, np.ndarray, SvmScore], None] | None = None,
     ) -> Comparison:
         """Score every encoder on the same draws, `rounds(seeds)` times.
 
-        watch  told how far it is: encoded clouds and fits, each counted as one step.
-        keep   given each score as it is known: the encoder's name, the seed, its features of the test clouds [n, D]
-               float32 and the score.
+        logistic  fit logistic regression on the same features, too, its C cross-validated whatever the protocol.
+        watch     told how far it is: encoded clouds and fits, each counted as one step.
+        keep      given each score of the SVM as it is known: the encoder's name, the seed, its features of the test
+                  clouds [n, D] float32 and the score.
         """
         config = self.config
         count = self.rounds(seeds)
-        clouds = len(self.train) + len(self.test)
-        steps = clouds + fits(config.protocol, grid=config.grid, folds=config.folds)
+        steps = len(self.train) + len(self.test) + fits(config.protocol, grid=config.grid, folds=config.folds)
+        if logistic:
+            steps += fits("cross-validated", grid=config.grid, folds=config.folds)
         told = Count(watch, "evaluating", "steps", count * len(encoders) * steps)
         scores: dict[str, list[SvmScore]] = {name: [] for name in encoders}
+        regressed: dict[str, list[SvmScore]] = {name: [] for name in encoders} if logistic else {}
         dimensions = {}
         for seed in range(count):
             # One draw for all encoders: their scores then differ by the features alone.
@@ -123,25 +132,25 @@ class Evaluator:
                 told.at((seed * len(encoders) + place) * steps, encoder=name, seed=f"{seed + 1}/{count}")
                 features = encode(encoder, train, batch_size=config.batch_size, progress=told.add)
                 asked = encode(encoder, test, batch_size=config.batch_size, progress=told.add)
-                score = linear_svm(
-                    features,
-                    self.train.labels,
-                    asked,
-                    self.test.labels,
-                    protocol=config.protocol,
-                    grid=config.grid,
-                    folds=config.folds,
-                    seed=seed,
-                    c=config.reference_c,
-                    progress=told.add,
-                )
+                given = features, self.train.labels, asked, self.test.labels
+                chosen: dict[str, Any] = {
+                    "grid": config.grid, "folds": config.folds, "seed": seed, "progress": told.add
+                }  # fmt: skip
+                score = linear_svm(*given, protocol=config.protocol, c=config.reference_c, **chosen)
                 if keep is not None:
                     keep(name, seed, asked, score)
                 scores[name].append(score)
+                if logistic:
+                    regressed[name].append(logistic_regression(*given, **chosen))
                 dimensions[name] = features.shape[1]
         told.at(count * len(encoders) * steps)
+        rows, logistic_rows = (
+            {name: _row(found, feature_name(encoders[name]), dimensions[name]) for name, found in each.items()}
+            for each in (scores, regressed)
+        )
         return Comparison(
-            rows={name: _row(found, feature_name(encoders[name]), dimensions[name]) for name, found in scores.items()},
+            rows=rows,
+            logistic=logistic_rows,
             protocol=config.protocol,
             points=config.points,
             seeds=count,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer.models.heads.fine_tuned import ShapeClassifier
+from trainer.models.heads.fine_tuned import PointSegmenter, ShapeClassifier
 from trainer.models.layers.batch_norm import BatchNorm
 from trainer.models.layers.pooling import Feature
 from trainer.models.student import Student
@@ -21,6 +21,7 @@ __all__ = [
     "encode",
     "feature_name",
     "model_encoder",
+    "part_scores_of",
 ]
 
 Encoder = Callable[[np.ndarray], np.ndarray]
@@ -90,6 +91,20 @@ def classifier_logits(model: ShapeClassifier, device: torch.device) -> Callable[
         return np.asarray(found)
 
     return logits
+
+
+def part_scores_of(model: PointSegmenter, device: torch.device) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Wrap a segmenter as a function of clouds and categories: [B, N, 3] float32, [B] int64 -> [B, N, parts] float32
+    log-probabilities, in evaluation mode.
+    """
+
+    def scores(points: np.ndarray, categories: np.ndarray) -> np.ndarray:
+        with _evaluating(model), torch.no_grad():
+            cloud = torch.from_numpy(np.ascontiguousarray(points)).to(device)
+            found = model(cloud, torch.from_numpy(categories).to(device)).float().cpu().numpy()
+        return np.asarray(found)
+
+    return scores
 
 
 @contextmanager

@@ -2,17 +2,31 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from annotated_types import Ge
 
 from pipeline.corpora.base import CorpusError
 from pipeline.corpora.episodes import QUERIES, Pool, draw_episode
+from pipeline.corpora.processes import spread
+from pipeline.settings import faults
 from trainer.downstream.clouds import LabelledClouds
 from trainer.downstream.linear_svm import linear_svm
 from trainer.errors import EvaluationError
 
-__all__ = ["FewShotConfig", "FewShotScores", "Fold", "drawn_folds", "few_shot", "probe", "summarise"]
+__all__ = [
+    "FewShotConfig",
+    "FewShotScores",
+    "Fold",
+    "ProbeJob",
+    "drawn_folds",
+    "few_shot",
+    "few_shots",
+    "probe",
+    "probe_all",
+    "summarise",
+]
 
 INNER_FOLDS = 3  # of the cross-validation that chooses C on the shots
 
@@ -27,16 +41,14 @@ class FewShotConfig:
     seed       of the episodes
     """
 
-    way: int = 5
-    shot: int = 10
-    folds: int = 10
-    queries: int = QUERIES
-    seed: int = 0
+    way: Annotated[int, Ge(2)] = 5
+    shot: Annotated[int, Ge(2)] = 10
+    folds: Annotated[int, Ge(1)] = 10
+    queries: Annotated[int, Ge(1)] = QUERIES
+    seed: Annotated[int, Ge(0)] = 0
 
     def problems(self) -> Iterator[str]:
-        for name, least in (("way", 2), ("shot", 2), ("folds", 1), ("queries", 1)):
-            if getattr(self, name) < least:
-                yield f"{name} = {getattr(self, name)} is smaller than {least}"
+        yield from faults(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,22 +123,75 @@ def few_shot(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, FewShotScores]:
-    """Score encoders on the same episodes.
+    """Score encoders on the same episodes, in this process. Arguments as of `few_shots`."""
+    (found,) = few_shots(features, [(config, folds)], progress=progress)
+    return found
 
-    features  name -> features of the training shapes [n, D] and of the test shapes [m, D] (the training shapes again,
-              where folds were drawn of one corpus).
-    progress  is called with 1 for every fit.
+
+def few_shots(
+    features: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    settings: Sequence[tuple[FewShotConfig, Sequence[Fold]]],
+    *,
+    processes: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> list[dict[str, FewShotScores]]:
+    """Score encoders on the episodes of several settings.
+
+    features   name -> features of the training shapes [n, D] and of the test shapes [m, D] (the training shapes again,
+               where folds were drawn of one corpus).
+    processes  that the fits are shared among; the result is the same for any number.
+    progress   is told 1 for every fit.
+
+    ->  for each setting, the scores by the encoders' names.
     """
-    found: dict[str, list[float]] = {name: [] for name in features}
-    for number, fold in enumerate(folds):
-        for name, (train, test) in features.items():
-            # Seeded by the fold: every encoder chooses C on the same inner folds.
-            found[name].append(
-                probe(train[fold.support], fold.support_labels, test[fold.queries], fold.query_labels, seed=number)
+    jobs = {
+        (at, number, name): ProbeJob(
+            train[fold.support], fold.support_labels, test[fold.queries], fold.query_labels, number
+        )
+        for at, (_, folds) in enumerate(settings)
+        for number, fold in enumerate(folds)
+        for name, (train, test) in features.items()
+    }
+    scores = dict(zip(jobs, probe_all(list(jobs.values()), processes=processes, progress=progress), strict=True))
+    return [
+        {
+            name: summarise(
+                [scores[at, number, name] for number in range(len(folds))], config, tested=config.way * config.queries
             )
-            if progress is not None:
-                progress(1)
-    return {name: summarise(scores, config, tested=config.way * config.queries) for name, scores in found.items()}
+            for name in features
+        }
+        for at, (config, folds) in enumerate(settings)
+    ]
+
+
+class ProbeJob(NamedTuple):
+    """The arguments of a `probe`."""
+
+    support: np.ndarray
+    support_labels: np.ndarray
+    queries: np.ndarray
+    query_labels: np.ndarray
+    seed: int
+
+
+def probe_all(
+    jobs: Sequence[ProbeJob], *, processes: int = 1, progress: Callable[[int], None] | None = None
+) -> list[float]:
+    """Accuracies of the jobs, in their order. processes and progress as of `few_shots`."""
+    processes = min(processes, len(jobs))
+    numbered = enumerate(jobs)
+    ended = map(_probed, numbered) if processes < 2 else spread(_probed, numbered, processes, what="few-shot folds")
+    found = [0.0] * len(jobs)
+    for at, accuracy in ended:
+        found[at] = accuracy
+        if progress is not None:
+            progress(1)
+    return found
+
+
+def _probed(job: tuple[int, ProbeJob]) -> tuple[int, float]:
+    at, (support, support_labels, queries, query_labels, seed) = job
+    return at, probe(support, support_labels, queries, query_labels, seed=seed)
 
 
 def probe(

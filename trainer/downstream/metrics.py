@@ -9,11 +9,13 @@ from trainer.errors import EvaluationError
 
 __all__ = [
     "PartScores",
+    "check_categories",
     "mean_class_accuracy",
     "overall_accuracy",
     "part_scores",
     "parts_of_categories",
     "predict_parts",
+    "shape_ious",
 ]
 
 
@@ -68,6 +70,17 @@ def parts_of_categories(label_names: Sequence[str], part_names: Sequence[str]) -
     return [np.array(numbers) for numbers in found]
 
 
+def check_categories(categories: np.ndarray, label_names: Sequence[str]) -> None:
+    """Raise EvaluationError naming the categories [C] of which no shape is: the mean over them is not defined."""
+    held = set(categories.tolist())
+    empty = [name for label, name in enumerate(label_names) if label not in held]
+    if empty:
+        raise EvaluationError(
+            f"no shape of {', '.join(empty)}, so the mean over categories is undefined. Score a split that has all "
+            "categories."
+        )
+
+
 def predict_parts(scores: np.ndarray, categories: np.ndarray, parts: Sequence[np.ndarray]) -> np.ndarray:
     """Predict each point's part: the largest score among the parts of its shape's category.
 
@@ -103,24 +116,14 @@ def part_scores(
             f"predicted {predicted.shape}, truth {truth.shape}, categories {categories.shape}; "
             "expected [n, N] twice, [n]"
         )
-    held = set(categories.tolist())
-    empty = [name for label, name in enumerate(label_names) if label not in held]
-    if empty:
-        raise EvaluationError(
-            f"no shape of {', '.join(empty)}, so the mean over categories is undefined. Score a split that has all "
-            "categories."
-        )
-    whole = np.empty(len(truth))
+    check_categories(categories, label_names)
     for row, category in enumerate(categories.tolist()):
-        own = parts[category]
         for what, numbers in (("true", truth[row]), ("predicted", predicted[row])):
-            if not np.isin(numbers, own).all():
+            if not np.isin(numbers, parts[category]).all():
                 raise EvaluationError(
                     f"shape {row} of category {label_names[category]!r} has a {what} part of another category"
                 )
-        true, found = truth[row] == own[:, None], predicted[row] == own[:, None]  # [parts, N]
-        union = (true | found).sum(axis=1)
-        whole[row] = np.mean(np.where(union == 0, 1.0, (true & found).sum(axis=1) / np.maximum(union, 1)))
+    whole = shape_ious(predicted, truth, categories, parts=parts)
     means = {name: float(whole[categories == label].mean()) for label, name in enumerate(label_names)}
     return PartScores(
         instance=float(whole.mean()),
@@ -129,6 +132,19 @@ def part_scores(
         accuracy=float(np.mean(predicted == truth)),
         part_recall=mean_class_accuracy(predicted.reshape(-1), truth.reshape(-1)),
     )
+
+
+def shape_ious(
+    predicted: np.ndarray, truth: np.ndarray, categories: np.ndarray, *, parts: Sequence[np.ndarray]
+) -> np.ndarray:
+    """Each shape's IoU, the mean over all parts of its category. Arguments as above -> [n] float64, 0..1."""
+    whole = np.empty(len(truth))
+    for row, category in enumerate(categories.tolist()):
+        own = parts[category]
+        true, found = truth[row] == own[:, None], predicted[row] == own[:, None]  # [parts, N]
+        union = (true | found).sum(axis=1)
+        whole[row] = np.mean(np.where(union == 0, 1.0, (true & found).sum(axis=1) / np.maximum(union, 1)))
+    return whole
 
 
 def _check_pairs(predicted: np.ndarray, labels: np.ndarray) -> None:

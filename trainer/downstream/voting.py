@@ -6,14 +6,16 @@ fifty rounds, chance alone adds about two standard deviations of a round.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge
 
 from cuda.fps import farthest_point_sample
+from pipeline.settings import faults
 from trainer.downstream.metrics import mean_class_accuracy, overall_accuracy
-from trainer.engine.augmentation import scale_and_shift
+from trainer.engine.augmentation import scale_and_shift, turned
 from trainer.errors import EvaluationError
 from trainer.randomness import Purpose, record_uniforms
 
@@ -39,34 +41,31 @@ class VoteConfig:
     draws       whose logits are averaged to one answer: one round
     rounds      answers, each with its own draws
     scale, shift  augmentation of each draw, uniform per axis; (1, 1) and 0: none
+    rotation    of each draw, about the axis `up`: "none", "cloud": each cloud its own angle, or "batch": one a batch
     sharing     "cloud": each cloud draws its own points; "batch" (reference): all clouds of a batch have the same ranks
                 in their farthest points
     seed        of everything random
     batch_size  clouds at a time
     """
 
-    points: int = 1024
-    pool: int = 0
-    draws: int = 10
-    rounds: int = 10
+    points: Annotated[int, Ge(1)] = 1024
+    pool: Annotated[int, Ge(0)] = 0
+    draws: Annotated[int, Ge(1)] = 10
+    rounds: Annotated[int, Ge(1)] = 10
     scale: tuple[float, float] = (2 / 3, 3 / 2)
-    shift: float = 0.2
+    shift: Annotated[float, Ge(0)] = 0.2
+    rotation: Literal["none", "cloud", "batch"] = "none"
+    up: Literal["y", "z"] = "z"
     sharing: Literal["cloud", "batch"] = "cloud"
-    seed: int = 0
-    batch_size: int = 64
+    seed: Annotated[int, Ge(0)] = 0
+    batch_size: Annotated[int, Ge(1)] = 64
 
     def problems(self) -> Iterator[str]:
-        for name in ("points", "draws", "rounds", "batch_size"):
-            if getattr(self, name) < 1:
-                yield f"{name} = {getattr(self, name)} is smaller than 1"
+        yield from faults(self)
         if self.pool and self.pool < self.points:
             yield f"pool = {self.pool} is less than points = {self.points}"
         if not 0 < self.scale[0] <= self.scale[1]:
             yield f"scale = {self.scale} is not an ascending range of positive factors"
-        if not self.shift >= 0:
-            yield f"shift = {self.shift} is negative"
-        if self.sharing not in ("cloud", "batch"):
-            yield f"sharing = {self.sharing!r} is none of cloud, batch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +167,12 @@ def _draw(farthest: np.ndarray, rows: np.ndarray, config: VoteConfig, epoch: int
     # Stable, so that equal keys keep the order of points on every machine.
     ranks = np.argsort(keys, axis=1, kind="stable")[:, : config.points]
     clouds = np.take_along_axis(farthest[rows], ranks[:, :, None], axis=1)
-    return scale_and_shift(clouds, rows, scale=config.scale, shift=config.shift, seed=config.seed, epoch=epoch)
+    clouds = scale_and_shift(clouds, rows, scale=config.scale, shift=config.shift, seed=config.seed, epoch=epoch)
+    if config.rotation == "none":
+        return clouds
+    records = np.full(len(rows), rows[0]) if config.rotation == "batch" else rows
+    drawn = record_uniforms(records, 1, seed=config.seed, epoch=epoch, purpose=Purpose.ROTATION)[:, 0]
+    return turned(clouds, 2 * np.pi * drawn.astype(np.float64), config.up)
 
 
 def _answers(

@@ -9,7 +9,7 @@ import numpy as np
 
 from trainer.randomness import Purpose, record_uniforms
 
-__all__ = ["choose_points", "choose_poses", "renormalised", "scale_and_shift"]
+__all__ = ["choose_points", "choose_poses", "renormalised", "scale_and_shift", "turned"]
 
 
 def choose_poses(shapes: np.ndarray, poses: int, *, seed: int, epoch: int) -> np.ndarray:
@@ -40,14 +40,33 @@ def renormalised(points: np.ndarray) -> np.ndarray:
 
 
 def scale_and_shift(
-    points: np.ndarray, records: np.ndarray, *, scale: tuple[float, float], shift: float, seed: int, epoch: int
+    points: np.ndarray,
+    records: np.ndarray,
+    *,
+    scale: tuple[float, float],
+    shift: float,
+    seed: int,
+    epoch: int,
+    isotropic: bool = False,
 ) -> np.ndarray:
     """Scale clouds [B, N, 3] float32 per axis, uniformly in `scale`, and shift them, uniformly in -shift..shift.
+
+    isotropic  all axes of a cloud have one factor, as the field augments for part segmentation.
 
     Scale (1, 1) and shift 0 return the same values. Source: Point-M2AE's PointcloudScaleAndTranslate.
     """
     drawn = record_uniforms(records, 6, seed=seed, epoch=epoch, purpose=Purpose.AUGMENTATION)
     low, high = np.float32(scale[0]), np.float32(scale[1])
-    factor = low + (high - low) * drawn[:, None, :3]
+    factor = low + (high - low) * drawn[:, None, : 1 if isotropic else 3]
     offset = np.float32(shift) * (2 * drawn[:, None, 3:] - 1)
     return points * factor + offset
+
+
+def turned(clouds: np.ndarray, angle: np.ndarray, up: str) -> np.ndarray:
+    """Turn clouds [B, N, 3] about the axis `up` ("y" or "z") by angles [B] in radians -> float32."""
+    a, b = (0, 1) if up == "z" else (2, 0)
+    c, s = np.cos(angle)[:, None], np.sin(angle)[:, None]
+    found = clouds.copy()
+    found[..., a] = c * clouds[..., a] - s * clouds[..., b]
+    found[..., b] = s * clouds[..., a] + c * clouds[..., b]
+    return found

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from trainer.errors import TrainingError
 
-__all__ = ["Place", "Ranks", "deterministic", "joined", "place_in_launch"]
+__all__ = ["Place", "Ranks", "deterministic", "joined", "pick_device", "place_in_launch"]
 
 logger = logging.getLogger(__name__)
 
@@ -210,14 +210,14 @@ def joined(device: str) -> Iterator[Ranks]:
     Raises TrainingError for a device that is not there, and for variables that place_in_launch refuses.
     """
     if dist.is_initialized():
-        yield Ranks(rank=dist.get_rank(), size=dist.get_world_size(), device=_device(device, None))
+        yield Ranks(rank=dist.get_rank(), size=dist.get_world_size(), device=pick_device(device, None))
         return
     launch = place_in_launch()
     size = launch.size
     if size == 1:
-        yield Ranks(rank=0, size=1, device=_device(device, None))
+        yield Ranks(rank=0, size=1, device=pick_device(device, None))
         return
-    place = _device(device, launch.local_rank)
+    place = pick_device(device, launch.local_rank)
     if place.type == "cuda":
         torch.cuda.set_device(place)
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=TIMEOUT)
@@ -229,7 +229,13 @@ def joined(device: str) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def _device(name: str, local_rank: int | None) -> torch.device:
+def pick_device(name: str, local_rank: int | None) -> torch.device:
+    """Return the device that a name of trainer.device means, for this process alone: no other one is spoken to.
+
+    local_rank  of a process under torchrun, whose GPU "auto" and "cuda" mean; None: torch's current one.
+
+    Raises TrainingError for a device that is not there.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu":

@@ -1,0 +1,102 @@
+"""``i2p segment``: parts of labelled shapes, from a pre-trained encoder or from scratch."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.options import LocalPath, json_option
+from cli.show.terminal import answer, echo
+
+__all__ = ["segment"]
+
+
+@click.command(
+    epilog="Examples: i2p segment synthetic --from runs/quickstart --seeds 3; "
+    "i2p segment synthetic --from none --sizes runs/quickstart; i2p segment shapenetpart --from RUN --reference; "
+    "i2p segment labeled-psb --from embedded --set 'finetune.train=\"npz:FILE?split=train\"'. "
+    "A stopped run resumes where it was. Several processes: torchrun --nproc-per-node N -m cli.main segment ..."
+)
+@click.argument("config")
+@click.option("--from", "start", required=True, metavar="RUN|none",
+              help="A pre-trained run or checkpoint, embedded, or none: all weights drawn from the seed.")  # fmt: skip
+@click.option("--sizes", metavar="RUN", help="With --from none: take the encoder's sizes from this run.")
+@click.option("--reference", is_flag=True,
+              help="The field's habits: two optimiser steps a batch, points drawn with replacement, and the best epoch "
+              "ON THE TEST SPLIT; the result says so.")  # fmt: skip
+@click.option("--seeds", type=click.IntRange(1, 100), default=1, show_default=True,
+              help="Runs, with seeds from finetune.seed on; a published row takes three.")  # fmt: skip
+@click.option("--out", type=LocalPath(file_okay=False), help="Directory. [default: runs/parts-CONFIG-START]")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
+              help="Override one setting of [finetune], [segmentation] or [model].")  # fmt: skip
+@json_option
+def segment(
+    config: str,
+    start: str,
+    sizes: str | None,
+    reference: bool,
+    seeds: int,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Train a part segmenter as CONFIG says: shapenetpart, synthetic, labeled-psb, or a TOML file.
+
+    A shape's category is given and its points' parts are asked for, as ShapeNetPart is scored: instance and class mIoU.
+    The last weights are scored on the test split, or those that were best on a held-out part of the training split
+    (finetune.select).
+    """
+    from cli.actions.finetuning import PARTS, load_recipe, reference_settings, run_seeds, start_of
+    from cli.commands.finetune import check_starts
+    from trainer.engine.ranks import place_in_launch
+
+    check_starts(start, sizes)
+    habits = reference_settings(PARTS) if reference else []
+    sections, stated = load_recipe(config, [*habits, *overrides], PARTS)
+    model, weights = start_of(start, sizes, sections, stated)
+    where = out or Path("runs") / "-".join(["parts", Path(config).stem, Path(start).name])
+    found = run_seeds(sections, model, weights, source=start, out=where, seeds=seeds)
+    if place_in_launch().rank == 0:
+        answer(found, table(found), as_json=as_json)
+        if not as_json:
+            echo(f"results     {where / 'metrics.json'}")
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The result as text: a line a seed, mean and spread, a line a category; in per cent."""
+    chosen = {
+        "last": "the last weights",
+        "validation": "the best on a held-out part of the training split",
+        "test": "the best ON THE TEST SPLIT, as the field does: it flatters",
+    }[found["select"]]
+    steps = f"{found['updates']} optimiser step{'s' if found['updates'] > 1 else ''} a batch"
+    points = f"{found['points']} points, {'with replacement' if found['sampling'] == 'replacement' else 'all distinct'}"
+    lines = [
+        f"part segmentation from {found['from']}, {found['test']['shapes']} shapes of {found['test']['uri']}",
+        *(["  by the field's habits (reference)"] if found["reference"] else []),
+        f"  {points}, {found['epochs']} epochs, {steps}, augmentation: {found['augmentation']}",
+        f"  scored: {chosen}",
+        f"  {'':<11}{'instance mIoU':>15}{'class mIoU':>15}{'accuracy':>12}",
+    ]
+    for seed, *scores, epoch in zip(
+        found["seeds"], found["scores"], found["class_scores"], found["accuracies"], found["chosen"], strict=True
+    ):
+        instance, classes, accuracy = (f"{100 * score:.2f}%" for score in scores)
+        lines.append(f"  {f'seed {seed}':<11}{instance:>15}{classes:>15}{accuracy:>12}  (epoch {epoch})")
+    if len(found["seeds"]) > 1:
+        instance, classes = (
+            f"{100 * found[f'{of}mean']:.2f}% ± {100 * found[f'{of}spread']:.2f}" for of in ("", "class_")
+        )
+        lines.append(f"  {'mean':<11}{instance:>15}{classes:>15}")
+    for name, best in found.get("best_of_epochs", {}).items():
+        what = {"instance": "instance mIoU", "classes": "class mIoU", "accuracy": "accuracy"}[name]
+        values = ", ".join(f"{100 * value:.2f}%" for value in best)
+        lines.append(f"  largest {what} of any epoch on the test split: {values}")
+    lines.append(f"  one shape is worth up to {100 * found['step']:.2f} points of instance mIoU")
+    width = max(map(len, found["categories"]))
+    several = len(found["seeds"]) > 1
+    for name, score in found["categories"].items():
+        spread = f" ± {100 * score['spread']:.2f}" if several else ""
+        lines.append(f"  {name:<{width}}{100 * score['mean']:>9.2f}%{spread}")
+    return "\n".join(lines)

@@ -15,19 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from cli.experiment.toml import ConfigError, load_experiment
-from tests.support.training import train, weights_of
+from tests.support.training import second_cache, train, weights_of
 from trainer.checkpoints import files as checkpoint
 from trainer.checkpoints.models import load_encoder, load_model
 from trainer.config import AlignmentConfig, EvaluationConfig
 from trainer.downstream.inspection import inspect_shapes
 from trainer.engine.events import StepDone
-from trainer.errors import CheckpointError, DataError, EvaluationError
+from trainer.errors import CheckpointError, DataError, EvaluationError, TrainingError
 from trainer.losses.terms import Losses, LossTerm
 from trainer.models import build, config
 from trainer.models.build import STUDENTS
 from trainer.models.config import ARCHITECTURES, MaskingConfig, ModelConfig, RandomNumbers, StudentConfig
 from trainer.models.layers.pooling import Feature
-from trainer.models.student import Student
+from trainer.models.student import Further, Student
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,3 +227,12 @@ def test_an_experiment_names_it() -> None:
 def test_every_architecture_has_settings_and_a_student() -> None:
     assert set(ARCHITECTURES) == set(STUDENTS)
     assert all(settings().architecture == name for name, settings in ARCHITECTURES.items())
+
+
+def test_it_learns_from_one_teacher_alone(cache: Any, tmp_path: Path) -> None:
+    further = [second_cache(tmp_path / "second")]
+    with pytest.raises(TrainingError, match="'two-layer' learns from one teacher, and 2 are given"):
+        train(cache, tmp_path / "run", model=MODEL, further=further)
+    sizes = {"channels": 6, "views": 3, "further": [Further(5, 3, True, True)._asdict()]}
+    with pytest.raises(ValueError, match="learns from one teacher; 2 given"):
+        build.new_student(MODEL, MaskingConfig(), sizes, seed=0)

@@ -42,7 +42,7 @@ from trainer.engine.ranks import Ranks, deterministic, joined
 from trainer.engine.run_directory import owned
 from trainer.engine.schedule import learning_rate
 from trainer.errors import TrainingError
-from trainer.models.build import new_student
+from trainer.models.build import STUDENTS, new_student
 from trainer.models.config import MaskingConfig, StudentConfig
 from trainer.models.student import Further
 from trainer.pretraining.alignment import Alignment
@@ -170,6 +170,12 @@ class _Run:
             self.identity["shapes"] = cache.digest
         maker = cache.schema if teacher is None else teacher
         self.teacher_shape: dict[str, Any] = {"channels": maker.channels, "views": maker.views}
+        student = STUDENTS.get(model.architecture)
+        if further and student is not None and not student.several_teachers:
+            raise TrainingError(
+                f"model.architecture = {model.architecture!r} learns from one teacher, and {1 + len(further)} are given."
+                " Leave teachers.caches empty and name one cache, or train another student."
+            )
         whole = alignment.weight > 0
         wanted = [
             (model.predicts_features and for_2d > 0, whole and for_whole > 0) for for_2d, for_whole in factors[1:]

@@ -173,8 +173,8 @@ class _Run:
         student = STUDENTS.get(model.architecture)
         if further and student is not None and not student.several_teachers:
             raise TrainingError(
-                f"model.architecture = {model.architecture!r} learns from one teacher, and {1 + len(further)} are given."
-                " Leave teachers.caches empty and name one cache, or train another student."
+                f"model.architecture = {model.architecture!r} learns from one teacher, and {1 + len(further)} are "
+                "given. Leave teachers.caches empty and name one cache, or train another student."
             )
         whole = alignment.weight > 0
         wanted = [

@@ -77,18 +77,18 @@ def table(found: Mapping[str, Any]) -> str:
         *(["  by the field's habits (reference)"] if found["reference"] else []),
         f"  {points}, {found['epochs']} epochs, {steps}, augmentation: {found['augmentation']}",
         f"  scored: {chosen}",
-        f"  {'':<11}{'instance mIoU':>15}{'class mIoU':>15}{'accuracy':>12}",
+        f"  {'':<11}{'instance mIoU':>18}{'class mIoU':>18}{'accuracy':>12}",
     ]
     for seed, *scores, epoch in zip(
         found["seeds"], found["scores"], found["class_scores"], found["accuracies"], found["chosen"], strict=True
     ):
         instance, classes, accuracy = (f"{100 * score:.2f}%" for score in scores)
-        lines.append(f"  {f'seed {seed}':<11}{instance:>15}{classes:>15}{accuracy:>12}  (epoch {epoch})")
+        lines.append(f"  {f'seed {seed}':<11}{instance:>18}{classes:>18}{accuracy:>12}  (epoch {epoch})")
     if len(found["seeds"]) > 1:
         instance, classes = (
             f"{100 * found[f'{of}mean']:.2f}% ± {100 * found[f'{of}spread']:.2f}" for of in ("", "class_")
         )
-        lines.append(f"  {'mean':<11}{instance:>15}{classes:>15}")
+        lines.append(f"  {'mean':<11}{instance:>18}{classes:>18}")
     for name, best in found.get("best_of_epochs", {}).items():
         what = {"instance": "instance mIoU", "classes": "class mIoU", "accuracy": "accuracy"}[name]
         values = ", ".join(f"{100 * value:.2f}%" for value in best)

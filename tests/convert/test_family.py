@@ -234,6 +234,13 @@ def test_two_names_of_one_tensor_must_agree_and_an_encoder_alone_is_refused(tmp_
         import_reference(write_file(tmp_path / "alone.pth", alone), tmp_path / "out")
 
 
+def test_a_file_of_another_family_is_refused_with_its_names(tmp_path: Path) -> None:
+    file = write_file(tmp_path / "point-mae.pth", {"sa1.mlp_convs.0.weight": torch.ones(4, 3, 1)})
+    words = r"its 1 names are sa1\.mlp_convs\.0\.weight[\s\S]*or those of Point-MAE and its relatives"
+    with pytest.raises(CheckpointError, match=words):
+        import_reference(file, tmp_path / "out")
+
+
 def test_wrappers_are_taken_out_of_the_middle_of_names(tmp_path: Path) -> None:
     model = plain_student(targets="3d")
     entries = {key.replace("MAE_encoder.", "MAE_encoder.module."): v for key, v in model.state_dict().items()}

@@ -74,7 +74,7 @@ def record_plain(folder: Path, settings: Experiment) -> None:
     for name in RECORDED:
         section = PLAIN_SECTIONS[name](recorder, settings, torch.device("cpu"))
         _train(section)
-        for work in [*section.parts().values()] * 2:  # again, because block masks are made on the way
+        for work in [*section.parts().values()] * (2 if name == "femae" else 1):  # block masks are made on the way
             try:
                 rows: list[Row] = list(work())
             except Missing as absent:

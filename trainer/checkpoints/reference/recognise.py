@@ -113,7 +113,8 @@ def recognise(entries: Mapping[str, Tensor], source: str) -> Recognised:
     if not kinds or not any(name.startswith(ENCODER) for name in entries):
         raise CheckpointError(
             f"{source} is not a model of the reference: its {len(entries)} names are {first_few(entries)}.\n"
-            f"  Expected names such as {ENCODER}token_embed.0.first_conv.0.weight, and a decoder or a head."
+            f"  Expected names such as {ENCODER}token_embed.0.first_conv.0.weight, and a decoder or a head;\n"
+            "  or those of Point-MAE and its relatives, such as MAE_encoder.encoder.first_conv.0.weight."
         )
     if len(kinds) > 1:
         raise CheckpointError(

@@ -149,7 +149,7 @@ def evaluate(
     result = score_teacher(
         config, projection, named, points=points, seeds=seeds, any_normalisation=normalisation == "auto"
     )
-    answer(result, scores_table(result), as_json=as_json)
+    answer(result, "" if as_json else scores_table(result), as_json=as_json)
 
 
 def _text(config: str) -> str:

@@ -148,7 +148,7 @@ class CacheContract:
             ({"points": good.points[:-1]}, "points is [39, 3] float32; expected [40, 3] float32"),
             ({"offset": good.offset.astype(np.int64)}, "offset is [3, 2] int64; expected [3, 2] int32"),
             ({"saliency": bad_values}, "saliency has 1 values that are not finite"),
-            ({"features": good.features * 1e6}, "beyond float16"),
+            ({"features": good.features * 1e6}, "beyond the range of float16"),
             ({"depth": None}, "depth is NoneType"),
             ({"label": -2}, "label is -2"),
             ({"id": ""}, "id has 0 bytes"),

@@ -288,7 +288,7 @@ def test_a_corpus_that_does_not_exist_is_the_corpus_error(tmp_path):
 def test_the_first_line_of_the_log_says_what_is_missing_and_where(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="pipeline.build.driver"):
         small_build(tmp_path, corpus="synthetic:?count=3&seed=1", workers=1)
-    assert "1 of 1 shards missing; threads, 1 x 1 lanes, 1 shards in work" in caplog.text
+    assert "1 of 1 shards missing; threads, 1 x 1 lanes, 1 shards in flight" in caplog.text
 
 
 def test_the_report_says_where_the_time_went(tmp_path, undisturbed):

@@ -82,8 +82,8 @@ def test_a_change_of_what_lies_beside_a_glb_shows(tmp_path):
     ("change", "reason"),
     [
         (lambda data: data[:15], "truncated"),
-        (lambda data: data[:40], "cut short"),
-        (lambda data: data[:12] + b"\xff\xff\xff\xff" + data[16:], "cut short"),
+        (lambda data: data[:40], "truncated"),
+        (lambda data: data[:12] + b"\xff\xff\xff\xff" + data[16:], "truncated"),
         (lambda data: data[:16] + b"BIN\0" + data[20:], "not JSON"),
         (lambda data: b"GLTF" + data[4:], "does not start with glTF"),
         (lambda data: data[:20] + b"[" + data[21:], "JSON"),

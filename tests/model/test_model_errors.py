@@ -61,7 +61,7 @@ def test_each_problem_of_the_model_section_is_named(settings, text):
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"mode": "x"}, "mode = 'x' is none of saliency, random"),
+        ({"mode": "x"}, "mode = 'x' is none of saliency, random, block"),
         ({"saliency": "x"}, "saliency = 'x' is none of raw, standardised"),
         ({"ratio": 1.0}, "ratio = 1.0 is outside 0..1 (1 excluded)"),
         ({"temperature": 0.0}, "temperature = 0.0 is not positive"),

@@ -5,6 +5,7 @@ import json
 import os
 import secrets
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,12 @@ QUERIES = 8  # rows of the picture
 )
 @click.argument("encoder")
 @click.argument("uri")
-@click.option("--out", required=True, type=LocalPath(), help="An .npz file or a .zarr folder, which must not be there.")
+@click.option(
+    "--out",
+    required=True,
+    type=LocalPath(),
+    help="An .npz or .parquet file or a .zarr folder, which must not be there.",
+)
 @click.option("--stored-points", type=int, help="Points read of each shape. [default: --points]")
 @click.option("--points", type=int, default=1024, show_default=True, help="Points of each shape the encoder sees.")
 @click.option("--feature", type=click.Choice(["levels", "top"]), default="levels", show_default=True,
@@ -67,8 +73,10 @@ def embed(
     from trainer.downstream.neighbours import nearest as nearest_of
     from trainer.engine.ranks import joined
 
-    if out.suffix not in (".npz", ".zarr"):
-        raise click.UsageError(f"--out {out}: expected a name ending in .npz or .zarr")
+    if out.suffix not in _WRITERS:
+        raise click.UsageError(f"--out {out}: expected a name ending in .npz, .zarr or .parquet")
+    if out.suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise click.UsageError(f"--out {out}: Parquet needs pyarrow: pip install 'i2p-pretrain[parquet]'")
     if os.path.lexists(out):
         raise click.UsageError(f"--out {out} already exists; remove it, or choose another name")
     if points_needed([encoder]) > points:
@@ -92,7 +100,7 @@ def embed(
     if picture is not None and not k:
         raise click.UsageError("a corpus of one shape has no neighbours to draw")
     out.parent.mkdir(parents=True, exist_ok=True)
-    (_write_npz if out.suffix == ".npz" else _write_zarr)(out, features, clouds, about)
+    _WRITERS[out.suffix](out, features, clouds, about)
     lines = [f"features    {out}: {features.shape[0]} shapes of {features.shape[1]} numbers ({about['feature']})"]
     found: dict[str, Any] = {"features": str(out), "shapes": features.shape[0], "numbers": features.shape[1], **about}
     if clouds.skipped:
@@ -135,6 +143,28 @@ def _write_zarr(out: Path, features: "np.ndarray", clouds: "LabelledClouds", abo
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _write_parquet(out: Path, features: "np.ndarray", clouds: "LabelledClouds", about: dict[str, Any]) -> None:
+    """One row a shape: id, label (null for none) and its name, features as a list of D float32."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from teacher_cache.storage.atomic import replace_file
+
+    known = [None if label < 0 else int(label) for label in clouds.labels]
+    named = [None if label is None or not clouds.label_names else clouds.label_names[label] for label in known]
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
+    table = pa.table(
+        {"id": pa.array(clouds.ids, pa.string()), "label": pa.array(known, pa.int64()),
+         "label_name": pa.array(named, pa.string()), "features": rows}
+    )  # fmt: skip
+    file = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({"about": json.dumps(about)}), file, compression="zstd")
+    replace_file(out, file.getvalue())
+
+
+_WRITERS = {".npz": _write_npz, ".zarr": _write_zarr, ".parquet": _write_parquet}
 
 
 def _draw(path: Path, clouds: "LabelledClouds", points: "np.ndarray", idx: "np.ndarray") -> None:

@@ -19,8 +19,8 @@ __all__ = ["evaluate"]
 @click.option("--test", metavar="URI", help="Labelled corpus it is scored on. [default: the run's own]")
 @click.option("--stored-points", type=int, help="Points read of each shape. [default: --points]")
 @click.option("--points", type=int, default=1024, show_default=True, help="Points of each shape the encoder sees.")
-@click.option("--feature", type=click.Choice(["auto", "levels", "top"]), default="auto", show_default=True,
-              help="Encoder feature; auto: levels, or top with the reference protocol.")  # fmt: skip
+@click.option("--feature", type=click.Choice(["auto", "levels", "top", "all"]), default="auto", show_default=True,
+              help="Encoder feature; auto: levels, or top with the reference protocol; all: a row each.")  # fmt: skip
 @click.option("--protocol", type=click.Choice(["cross-validated", "reference"]), default="cross-validated",
               show_default=True, help="How C is chosen; reference: fixed, raw features.")  # fmt: skip
 @click.option("--c", "reference_c", type=float, default=0.01, show_default=True, help="C of the reference protocol.")
@@ -57,6 +57,7 @@ def evaluate(
     from trainer.downstream.comparison import Evaluator
     from trainer.downstream.features import model_encoder
     from trainer.engine.ranks import joined
+    from trainer.models.layers.pooling import FEATURES
 
     if bool(train) != bool(test):
         raise click.UsageError("give both --train and --test, or neither for the run's own")
@@ -71,7 +72,8 @@ def evaluate(
     assert test is not None
     config = EvaluationConfig(
         train=train, test=test, stored_points=stored_points or points, points=points,
-        feature=feature, protocol=protocol, reference_c=reference_c, seeds=seeds, embedded=embedded,  # type: ignore[arg-type]
+        feature="auto" if feature == "all" else feature, protocol=protocol,  # type: ignore[arg-type]
+        reference_c=reference_c, seeds=seeds, embedded=embedded,
     )  # fmt: skip
     problems = list(config.problems())
     if model.config.least_points > points:
@@ -88,5 +90,8 @@ def evaluate(
         if point_nn:
             encoders["point-nn"] = PointNN()
         encoders["trained"] = model_encoder(model.to(ranks.device), ranks.device, config.model_feature)
+        for other in FEATURES if feature == "all" else ():
+            if other != config.model_feature:
+                encoders[f"trained-{other}"] = model_encoder(model, ranks.device, other)
         result = evaluator.compare(encoders, logistic=logistic, watch=watch).to_json()
     answer(result, table(result), as_json=as_json)

@@ -8,6 +8,7 @@ ENCODER_TITLES = {
     "embedded": "the package's own encoder",
     "point-nn": "Point-NN (no weights)",
     "trained": "trained encoder",
+    **{f"trained-{feature}": "trained encoder" for feature in ("levels", "top")},  # `i2p evaluate --feature all`
 }
 _LOSSES = {"3d": "3D loss (Chamfer)", "2d": "2D loss (MSE)", "global": "global loss (InfoNCE)"}
 

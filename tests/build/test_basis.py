@@ -287,7 +287,9 @@ def test_a_worker_that_finds_another_basis_than_the_driver_refuses(tmp_path, mon
     """An object store has no lock that keeps two builders from beginning at once."""
     real = build_module.Job
     monkeypatch.setattr(build_module, "Job", lambda **given: real(**given | {"basis": "0" * 64}))
-    with pytest.raises(BuildError, match=r"now has another basis \([0-9a-f]{12}\) than when the driver started \(000000000000\)"):
+    with pytest.raises(
+        BuildError, match=r"now has another basis \([0-9a-f]{12}\) than when the driver started \(000000000000\)"
+    ):
         small_build(tmp_path, cache=OWN, scheduler="processes", workers=1)
 
 

@@ -5,6 +5,7 @@ import io
 import json
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 import zarr
@@ -77,7 +78,7 @@ def test_fewshot_takes_stored_folds(capsys, tmp_path):
 
 def test_embed_writes_features_that_load_encoder_gives(smoke, labelled, capsys, tmp_path):
     uri, points = f"npz:{labelled}?split=test", ("--points", 256)
-    for name in ("out.npz", "out.zarr"):
+    for name in ("out.npz", "out.zarr", "out.parquet"):
         outcome = run(
             capsys,
             "embed",
@@ -101,6 +102,12 @@ def test_embed_writes_features_that_load_encoder_gives(smoke, labelled, capsys, 
     assert np.array_equal(group["features"][:], arrays["features"])
     assert np.array_equal(group["labels"][:], arrays["labels"])
     assert group.attrs["ids"] == arrays["ids"].tolist()
+    table = pyarrow.parquet.read_table(tmp_path / "out.parquet")
+    assert table["id"].to_pylist() == arrays["ids"].tolist()
+    assert table["label"].to_pylist() == arrays["labels"].tolist()
+    assert table["label_name"].to_pylist()[:2] == ["chair", "mug"]
+    assert np.array_equal(np.stack(table["features"].to_numpy(zero_copy_only=False)), arrays["features"])
+    assert json.loads(table.schema.metadata[b"about"]) == json.loads(str(arrays["about"]))
     from trainer.downstream.clouds import read_clouds
 
     drawn = read_clouds(uri, points=256).draw(256, 0)
@@ -127,7 +134,10 @@ def test_embed_takes_baselines_and_corpora_without_labels(capsys, tmp_path):
             ("embed", "nothing", "npz:x", "--out", tmp_path / "y.npz"),
             "nothing is not an encoder; expected a run directory",
         ),
-        (("embed", "point-nn", "npz:x", "--out", tmp_path / "y.txt"), "expected a name ending in .npz or .zarr"),
+        (
+            ("embed", "point-nn", "npz:x", "--out", tmp_path / "y.txt"),
+            "expected a name ending in .npz, .zarr or .parquet",
+        ),
     ):
         refused = run(capsys, *arguments)
         assert (refused.code, said in refused.err) == (2, True), refused.err
@@ -298,6 +308,11 @@ def test_evaluate_scores_point_nn_and_logistic_regression_where_asked(smoke, lab
     accuracy = [100 * found[key]["point-nn"]["accuracy"] for key in ("rows", "logistic")]
     assert f"1152{accuracy[0]:>11.1f}%{accuracy[1]:>28.1f}%" in outcome.out
     (tmp_path / "found.json").write_text(json.dumps(found))
+    every = run(capsys, "evaluate", smoke.run_dir, *uris, "--points", 64, "--seeds", 1, "--feature", "all", "--json")
+    rows = json.loads(every.out)["rows"]
+    assert (rows["trained"]["feature"], rows["trained-top"]["feature"]) == ("levels", "top")
+    assert rows["trained"] == found["rows"]["trained"]
+    assert rows["trained-top"]["dimensions"] < rows["trained"]["dimensions"]
     rows = json.loads(run(capsys, "results", tmp_path / "found.json", "--format", "json").out)
     assert [row["who"] for row in rows if row["task"] == "logistic regression"] == list(found["rows"])
 

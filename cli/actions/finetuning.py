@@ -189,7 +189,8 @@ def run_seeds(
 
 def _of_classes(config: Any) -> dict[str, Any]:
     frozen = config.frozen if config.protocol != "full" else "nothing"
-    return {"protocol": config.protocol, "frozen": frozen, "reference": _follows(config, CLASSES)}
+    follows = _follows(config, CLASSES) and frozen != "still"  # the field's batch norms move in frozen encoders, too
+    return {"protocol": config.protocol, "frozen": frozen, "reference": follows}
 
 
 def _of_parts(config: Any) -> dict[str, Any]:

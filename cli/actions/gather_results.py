@@ -156,7 +156,8 @@ def _suite(found: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:
             for column, cell in zip(of["columns"], row, strict=True):
                 if cell is not None:
                     over, how = column["over"], "downstream suite: last weights, C cross-validated"
-                    over, shapes = "" if cell["spread"] is None else over, round(1 / column["step"])
+                    over = "" if cell["spread"] is None else over
+                    shapes = None if column["step"] is None else round(1 / column["step"])
                     mean, spread = cell["mean"], cell["spread"]
                     yield _row(column["title"], name, who, "", mean, spread, over, shapes, how, source)
 
@@ -169,9 +170,10 @@ def _few_shot(found: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]
         for score in row["settings"]:
             task = f"few-shot, {score['way']}-way {score['shot']}-shot"
             how = f"{found['protocol']}, {found['points']} points, {_several(len(score['scores']), 'fold')}"
+            several = len(score["scores"]) > 1
             yield _row(
-                task, where, who, _feature(who, row), score["mean"], score["sample_spread"],
-                "folds (sample standard deviation)", score["tested"], how, source,
+                task, where, who, _feature(who, row), score["mean"], score["sample_spread"] if several else None,
+                "folds (sample standard deviation)" if several else "", score["tested"], how, source,
             )  # fmt: skip
 
 
@@ -218,9 +220,10 @@ def _vote(found: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:
     if settings.get("rotation", "none") != "none":
         scaled += f", rotated about {settings['up']}, one angle a {settings['rotation']}"
     who = found["checkpoint"]
+    spread_of = (found["spread"], "rounds") if rounds > 1 else (None, "")
     for task, value, spread, over, said in (
         ("classification", found["plain"], None, "", f"{settings['points']} points, no vote"),
-        ("vote", found["mean"], found["spread"], "rounds", f"mean of {rounds} rounds; {how}; {scaled}"),
+        ("vote", found["mean"], *spread_of, f"mean of {rounds} rounds; {how}; {scaled}"),
         ("vote", found["best_of_rounds"], None, "", f"the largest of {rounds} rounds, chosen on test; {how}; {scaled}"),
         ("vote", found["together"], None, "", f"all {rounds * settings['draws']} draws together; {scaled}"),
     ):  # fmt: skip

@@ -70,7 +70,11 @@ def report_runs(
         "title": f"i2p: {title}",
         "runs": [_about(run, number, keep, shown=shapes) for number, run in enumerate(runs)],
         "results": _results(runs),
-        "results_said": [f"{run.name}: {_unscored(run)}" for run in runs if run.evaluation is None],
+        "results_said": [
+            f"{run.name}: {_unscored(run)}"
+            for run in runs
+            if run.evaluation is None or run.metrics.get("epoch") != run.header.epoch
+        ],
         "curves": [keep(key, Panel(key=key, title=f"{what} over the epochs", png=png)) for key, what, png in curves],
         "shapes": _shapes(runs, keep),
         "differences": _differences(runs),
@@ -90,6 +94,11 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _unscored(run: Run) -> str:
+    if run.evaluation is not None:
+        return (
+            f"the scores are of epoch {run.metrics.get('epoch')}; the newest checkpoint, of epoch {run.header.epoch}, "
+            "has none yet"
+        )
     return (
         "nothing is evaluated (evaluation.train and evaluation.test are not set)"
         if not run.header.config.get("evaluation", {}).get("test")

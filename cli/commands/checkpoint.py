@@ -139,7 +139,8 @@ def hub(path: Path, out: Path, as_json: bool) -> None:
 def graph(path: Path, out: Path, points: int, feature: str, as_json: bool) -> None:
     """Write the encoder of PATH as one graph, clouds to features, that runs without this package.
 
-    The batch is free, the number of points is not. It is compared with the encoder first. Minutes for large encoders.
+    The batch is free, the number of points is not. The graph is compared with the encoder before it is written
+    as either; the ONNX file itself is not run. Minutes for large encoders.
     """
     from trainer.checkpoints.graph import write_graph
 

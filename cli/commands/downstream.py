@@ -79,7 +79,10 @@ def downstream(
     stored = stored_points or 2 * points
     if stored < points:
         raise click.UsageError(f"--stored-points {stored} is less than --points {points}")
-    sets = [synthetic_set(size), *(real_set(*_real(text), stored) for text in real)]
+    named = [_real(text) for text in real]
+    if len({name for name, *_ in named}) < len(named):
+        raise click.UsageError("--real: a name is given twice")
+    sets = [synthetic_set(size), *(real_set(*of, stored) for of in named)]
     encoder = hash_of([header.files["model.safetensors"]["sha256"], header.config, header.cache])
     cells = plan_cells(
         sets, encoder=encoder, seeds=seeds, points=points, stored_points=stored, epochs=epochs,
@@ -169,6 +172,7 @@ def _report(
     cells: Sequence["Cell"], results: Mapping[str, Any], out: Path, run: Path, header: Any, *, as_json: bool
 ) -> None:
     """Write and print the table."""
+    from cli.suite.plan import FEW
     from cli.suite.report import markdown, summarise
     from teacher_cache.storage.atomic import replace_file
 
@@ -181,8 +185,14 @@ def _report(
         "same settings, masked at random, without the teacher's losses. One pre-training each: ± says nothing of that.",
         f"{tuned['points']} points. Frozen and from scratch: the first weights of each seed, batch norms settled.",
         f"Fine-tuning and parts train all weights for {tuned['epochs']} epochs; the last weights are scored, and "
-        "nothing is chosen on a test split. Of parts a shape's category is given; a shape is worth at most so much.",
+        "nothing is chosen on a test split. Of parts a shape's category is given.",
     ]
+    for name in summary:
+        frozen = (results[c.name] for c in cells if c.what == "frozen" and c.set == name and c.name in results)
+        few = next((found["few"] for found in frozen), None)
+        absent = [text for way, shot in FEW if few is not None and (text := f"{way}-way {shot}-shot") not in few]
+        if absent:
+            notes.append(f"{name}: no few-shot {', '.join(absent)}: too few classes have enough shapes.")
     text = markdown(summary, notes)
     content = {"task": "downstream", "run": str(run), "sets": summary, "notes": notes}
     replace_file(out / "downstream.json", (json.dumps(content, indent=1) + "\n").encode())

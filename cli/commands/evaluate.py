@@ -59,6 +59,8 @@ def evaluate(
     from trainer.engine.ranks import joined
     from trainer.models.layers.pooling import FEATURES
 
+    if reference_c != 0.01 and protocol != "reference":
+        raise click.UsageError("--c is the C of --protocol reference; otherwise C is cross-validated")
     if bool(train) != bool(test):
         raise click.UsageError("give both --train and --test, or neither for the run's own")
     model, header = load_model(checkpoint)

@@ -55,8 +55,9 @@ def finetune(
     habits = reference_settings(CLASSES) if reference else []
     if protocol:
         habits.append(f"finetune.protocol='{protocol}'")
-        habits += ["finetune.frozen='reference'"] if reference and protocol != "full" else []
     sections, stated = load_recipe(config, [*habits, *overrides])
+    if reference and sections["finetune"].protocol != "full":  # wherever the protocol was stated; --set still wins
+        sections, stated = load_recipe(config, [*habits, "finetune.frozen='reference'", *overrides])
     model, weights = start_of(start, sizes, sections, stated)
     where = out or Path("runs") / "-".join([Path(config).stem, sections["finetune"].protocol, Path(start).name])
     found = run_seeds(sections, model, weights, source=start, out=where, seeds=seeds)

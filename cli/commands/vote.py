@@ -90,6 +90,8 @@ def vote(
     given = {"scale": scale, "shift": shift, "rotation": rotation, "up": up, "sharing": sharing}
     drawn: dict[str, Any] = {name: trained.get(name) if value is None else value for name, value in given.items()}
     drawn = {name: tuple(value) if isinstance(value, list) else value for name, value in drawn.items()}
+    if points == trained.get("points") and trained.get("pool", 0) <= stored_points:  # else the field's, by points
+        drawn["pool"] = trained.get("pool")
     config = VoteConfig(
         points=points, draws=draws, rounds=rounds, seed=seed,
         **{name: value for name, value in drawn.items() if value is not None},
@@ -141,7 +143,8 @@ def table(found: Mapping[str, Any]) -> str:
         f"  {'plain, no vote':<34}{100 * found['plain']:>7.2f}%  mean over classes {100 * found['plain_class']:.2f}%",
         f"  {'all draws together, one answer':<34}{100 * found['together']:>7.2f}%  mean over classes "
         f"{100 * found['together_class']:.2f}%",
-        f"  {f'mean of {rounds} rounds':<34}{100 * found['mean']:>7.2f}% ± {100 * found['spread']:.2f}",
+        f"  {f'mean of {rounds} rounds':<34}{100 * found['mean']:>7.2f}%"
+        + (f" ± {100 * found['spread']:.2f}" if rounds > 1 else ""),
         f"  {f'the largest of {rounds} rounds':<34}{100 * found['best_of_rounds']:>7.2f}%  chosen on the test split; "
         "what papers print",
     ]

@@ -200,7 +200,7 @@ def _embed_cache(run: Run, device: Any, watch: Watching | None) -> None:
     from trainer.engine.watching import Count
 
     if run.cache is None:
-        run.no_embedding = "nothing was evaluated, and " + run.no_cache
+        run.no_embedding = "this epoch was not evaluated, and " + run.no_cache
         return
     shapes = len(run.cache) // run.cache.poses
     rows = np.unique(np.linspace(0, shapes - 1, min(shapes, EMBEDDED_CACHE)).round().astype(np.int64)) * run.cache.poses
@@ -213,7 +213,7 @@ def _embed_cache(run: Run, device: Any, watch: Watching | None) -> None:
         labels = run.cache.labels[rows]
         ids = tuple(run.cache.ids[row] for row in rows.tolist())
     except CacheError as error:
-        run.no_embedding = f"nothing was evaluated, and the cache cannot be read: {error}"
+        run.no_embedding = f"this epoch was not evaluated, and the cache cannot be read: {error}"
         return
     count = Count(watch, "encoding", "shapes", len(rows))
     features = encode(model_encoder(run.model.to(device), device, feature), clouds, batch_size=32, progress=count.add)

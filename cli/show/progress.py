@@ -118,6 +118,7 @@ class Progress:
                 if self._bar is None:
                     self._line_if_due()
                 elif self.seconds >= SHOWN_AFTER_S:
+                    self._bar.delay = 0  # it is on the screen from here on: `close` must end its line
                     self._bar.refresh()
 
     def _line_if_due(self) -> None:

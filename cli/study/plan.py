@@ -80,6 +80,10 @@ def plan_runs(
     Raises ConfigError for arms or teachers that do not exist and for settings with problems.
     """
     problems = list(_problems(only, main, teachers, arms))
+    own = (("--real", ["synthetic", *(name for name, *_ in real)]), ("--pretrain-on", [name for name, *_ in corpora]))
+    for option, names in own:
+        twice = sorted({name for name in names if names.count(name) > 1})
+        problems += [f"{option} {name}: that name is taken; choose another" for name in twice]
     if problems:
         raise ConfigError("the options", problems)
     plan = _Plan(config, tuple(overrides), teachers, tuple(real), folder)
@@ -233,6 +237,8 @@ class _Plan:
         ]
         first = experiments[0]
         faults = list(teachers_conflicts(first.teachers, first.trainer, len(members)))
+        if first.teachers.caches:
+            faults.append("teachers.caches is not used by a study, which builds its caches; give --teacher NAME=A+B")
         if faults:
             raise ConfigError(f"the arm {arm.name} with the teacher {teacher}", faults)
         sets = (("synthetic", first.evaluation.train, first.evaluation.test), *self.real)

@@ -87,6 +87,9 @@ def read_measurements(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], str]
         for result in content["runs"]:
             if found.setdefault(_key(result), result) != result:
                 raise ConfigError(str(path), [f"tells the run {', '.join(map(str, _key(result)))} differently"])
+            if not result["sets"] or set(result["sets"]) != set(next(iter(found.values()))["sets"]):
+                held = ", ".join(result["sets"]) or "nothing"
+                raise ConfigError(str(path), [f"has runs scored on {held}; expected the same sets in every run"])
     return list(found.values()), baseline
 
 

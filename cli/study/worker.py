@@ -158,7 +158,7 @@ def _visibility(model: Any, opened: Any, experiment: Any) -> dict[str, float]:
     from cuda.backproject import backproject
     from cuda.geometry import ViewGeometry
     from trainer.models.tokens.grouping import tokenise
-    from trainer.models.tokens.masking import draw_order, top_visible, weight_logits
+    from trainer.models.tokens.masking import block_order, draw_order, top_visible, weight_logits
 
     batch = opened.read(list(range(min(_PROBED, len(opened)))))
     points = torch.from_numpy(batch.points[:, : experiment.trainer.points or None]).contiguous()
@@ -170,7 +170,9 @@ def _visibility(model: Any, opened: Any, experiment: Any) -> dict[str, float]:
     saliency = saliency.repeat(_DRAWS, 1)
     logits = weight_logits(saliency, experiment.masking)
     uniforms = torch.rand(saliency.shape, generator=torch.Generator().manual_seed(0)).clamp(1e-6, 1 - 1e-6)
-    visible = top_visible(draw_order(logits, uniforms), model.masking.visible(saliency.shape[1])).float()
+    block = experiment.masking.mode == "block"
+    order = block_order(levels[-1].centres.repeat(_DRAWS, 1, 1), uniforms) if block else draw_order(logits, uniforms)
+    visible = top_visible(order, model.masking.visible(saliency.shape[1])).float()
     quarter = max(1, saliency.shape[1] // 4)
     salient = torch.zeros_like(visible, dtype=torch.bool)
     salient.scatter_(1, saliency.topk(quarter, dim=1).indices, True)

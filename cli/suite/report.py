@@ -29,7 +29,7 @@ def summarise(cells: Sequence[Cell], results: Mapping[str, Mapping[str, Any]]) -
     found: dict[str, Any] = {}
     for name in dict.fromkeys(cell.set for cell in cells if cell.set):
         table: dict[tuple[str, str], dict[str, list[float]]] = {}  # (title, over) -> arm -> values
-        steps: dict[str, float] = {}
+        steps: dict[str, float | None] = {}
         for cell in cells:
             result = results.get(cell.name)
             if result is None or cell.set != name:
@@ -54,12 +54,12 @@ def markdown(summary: Mapping[str, Any], notes: Sequence[str]) -> str:
         for arm, row in of["rows"].items():
             lines.append(f"| {TITLES[arm]} | " + " | ".join(map(_shown, row)) + " |")
         lines.append("| ± is over | " + " | ".join(column["over"] for column in of["columns"]) + " |")
-        steps = (f"{100 * column['step']:.2f}" for column in of["columns"])
+        steps = ("" if column["step"] is None else f"{100 * column['step']:.2f}" for column in of["columns"])
         lines += ["| one test shape is worth | " + " | ".join(steps) + " |", ""]
     return "\n".join([*lines, *(f"- {note}" for note in notes)])
 
 
-def _values(cell: Cell, result: Mapping[str, Any]) -> list[tuple[str, str, list[float], float]]:
+def _values(cell: Cell, result: Mapping[str, Any]) -> list[tuple[str, str, list[float], float | None]]:
     """(column, what its spread is over, values, worth of one shape) of a cell."""
     if cell.what == "frozen":
         classes = f"linear SVM, {result['classes']} classes"
@@ -72,10 +72,9 @@ def _values(cell: Cell, result: Mapping[str, Any]) -> list[tuple[str, str, list[
         return [(title, "seeds", [result["accuracy"]], 1 / result["shapes"])]
     if cell.what == "parts":
         title = f"parts, {result['trained_on']} shapes"
-        smallest = len(result["categories"]) * max(1, result["shapes"] // len(result["categories"]))
         return [
             (f"{title}: instance mIoU", "seeds", [result["instance"]], 1 / result["shapes"]),
-            (f"{title}: class mIoU", "seeds", [result["classes"]], 1 / smallest),
+            (f"{title}: class mIoU", "seeds", [result["classes"]], None),  # more where a category is small
         ]
     return []
 

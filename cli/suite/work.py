@@ -1,5 +1,6 @@
 """The work of one cell, in a process of its own with one thread."""
 
+import json
 import time
 from functools import cache
 from pathlib import Path
@@ -96,7 +97,7 @@ def _tuned(cell: Cell, full: Path, out: Path) -> dict[str, Any]:
 
     settings, parts = cell.settings, cell.what == "parts"
     kind = PARTS if parts else CLASSES
-    uris = (f"finetune.{name}='{uri}'" for name, uri in zip(("train", "test"), settings["uris"], strict=True))
+    uris = (f"finetune.{name}={json.dumps(uri)}" for name, uri in zip(("train", "test"), settings["uris"], strict=True))
     numbers = {
         "points": settings["points"], "stored_points": settings["points"], "epochs": settings["epochs"],
         "seed": cell.seed, "keep_checkpoints": 1, **({} if parts else {"pool": 0}),

@@ -370,9 +370,10 @@ def _is_finished(storage: Storage) -> bool:
 def finish(storage: Storage, contents: Contents, rows: Sequence[Row], refused: Sequence[tuple[str, str]]) -> None:
     """Write the index, the refused shapes and, last, ``shards.json``."""
     if not rows:
-        raise CorpusError(
-            f"{storage.location}: none of {len(refused)} shapes can be used; {refused[0][0]}: {refused[0][1]}"
-        )
+        why = "it holds no samples"
+        if refused:
+            why = f"none of {len(refused)} shapes can be used; {refused[0][0]}: {refused[0][1]}"
+        raise CorpusError(f"{storage.location}: {why}")
     label_names = contents.label_names
     if not label_names:  # labels that have no names are named by their numbers, as in NPZ files
         label_names = tuple(

@@ -348,7 +348,7 @@ def tar_members(data: bytes) -> list[tuple[str, bytes]]:
 def member_json(members: Sequence[tuple[str, bytes]]) -> Mapping[str, Any]:
     """Return the JSON member of a shape, {} if it has none. Raises Malformed for one that is no object."""
     for name, data in members:
-        if name.endswith(".json"):
+        if name.lower().endswith(".json"):
             try:
                 found = json.loads(data)
             except (ValueError, RecursionError) as error:

@@ -9,12 +9,21 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.corpora.base import CorpusError, ShapeError
-from pipeline.corpora.entrance import MAX_CLASSES, name_fault
+from pipeline.corpora.entrance import MAX_CLASSES, check_ids, name_fault
 from pipeline.corpora.files import READERS
 from pipeline.corpora.formats.geometry import Malformed
 from pipeline.corpora.kinds.folder import SPLIT_FOLDERS
 from pipeline.corpora.packing import Packed, Row, finish
-from pipeline.corpora.shard_index import CONTENTS, MAX_SHAPE_BYTES, PLAN, Contents, ShardOfShapes, asked, member_json
+from pipeline.corpora.shard_index import (
+    CONTENTS,
+    MAX_SHAPE_BYTES,
+    PLAN,
+    REFUSED,
+    Contents,
+    ShardOfShapes,
+    asked,
+    member_json,
+)
 from teacher_cache.format.tar_shards import BLOCK
 from teacher_cache.storage.opening import storage_at
 
@@ -81,6 +90,10 @@ def index_tars(folder: Path, *, progress: Callable[[int, int], None] = lambda do
             digest = hashlib.file_digest(file, "sha256")
         progress(number + 1, len(refused))
         shards.append(ShardOfShapes(relative.as_posix(), path.stat().st_size, digest.hexdigest(), count))
+    if len({row.id for row, _ in rows}) < len(rows):  # keys that count from 0 in each tar: its path tells them apart
+        stems = [shard.path.removesuffix(".tar") for shard in shards]
+        rows = [(Row(**{**vars(row), "id": f"{stems[row.shard]}/{row.id}"}), label) for row, label in rows]
+    check_ids([row.id for row, _ in rows], str(folder))
     names = _label_names([label for _, label in rows], str(folder))
     numbered = {name: k for k, name in enumerate(names)}
     labelled = [row if label is None else Row(**{**vars(row), "label": numbered[str(label)]}) for row, label in rows]
@@ -89,9 +102,18 @@ def index_tars(folder: Path, *, progress: Callable[[int, int], None] = lambda do
         reading=_READING, label_names=names, part_names=(), splits=(), suffixes=(), shards=tuple(shards), index=(),
         refused=len(refused),
     )  # fmt: skip
-    already = (folder / CONTENTS).exists()
+    before = (folder / CONTENTS).read_bytes() if (folder / CONTENTS).exists() else b""
     finish(storage_at(folder), contents, labelled, refused)
-    return Packed(len(rows), len(shards), sum(s.bytes for s in shards), len(refused), tuple(refused[:3]), already)
+    if not refused:
+        (folder / REFUSED).unlink(missing_ok=True)
+    return Packed(
+        shapes=len(rows),
+        shards=len(shards),
+        bytes=sum(shard.bytes for shard in shards),
+        refused=len(refused),
+        first=tuple(refused[:3]),
+        already=(folder / CONTENTS).read_bytes() == before,
+    )
 
 
 def _samples(path: Path) -> list[_Sample]:
@@ -162,7 +184,8 @@ def _label(sample: _Sample) -> int | str | None:
             break
     else:
         about: Mapping[str, object] = member_json(sample.members)
-        given = about.get("label_name", about.get("label"))
+        given = about.get("label_name")
+        given = about.get("label") if given is None else given
     if given is None:
         return None
     if isinstance(given, str) and re.fullmatch(r"\d{1,9}", given):

@@ -69,7 +69,8 @@ class RemoteStorage:
     def read_range(self, file: ShardFile, offset: int, size: int) -> bytes:
         if self.kept is not None:
             reader = self.kept.open(self, file, 0)
-            return reader.read(offset, max(0, min(size, reader.size - offset))).tobytes()
+            start = min(offset, reader.size)
+            return reader.read(start, min(size, reader.size - start)).tobytes()
         return self._ask(file.path, lambda fs, base: part(fs, f"{base}/{file.path}", offset, size))
 
     def read_many(self, paths: Sequence[str]) -> Iterator[bytes | None]:

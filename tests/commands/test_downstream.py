@@ -293,6 +293,7 @@ def test_evaluate_takes_the_runs_own_corpora_and_repeats_its_score(smoke, capsys
     found = json.loads(outcome.out)
     assert found["test"]["uri"] == settings["test"]
     assert found["rows"] == recorded["evaluation"]["rows"]
+    assert "--c is the C of --protocol reference" in run(capsys, "evaluate", smoke.run_dir, "--c", 1).err
     refused = run(capsys, "evaluate", smoke.run_dir, "--train", "npz:x")
     assert (refused.code, "give both --train and --test, or neither" in refused.err) == (2, True)
 

@@ -213,12 +213,23 @@ def test_files_stay_below_their_folder(tmp_path: Path) -> None:
     from pipeline.corpora.formats.geometry import Malformed
     from pipeline.corpora.kinds.shards import _files
 
-    for name in ("../../evil.obj", "/evil.obj", "a/../../evil.obj", "a\\evil.obj", "c:evil.obj", "", "a//evil.obj"):
+    for name in ("../../evil.obj", "/evil.obj", "a/../../evil.obj", "", "a//evil.obj", "\ud800.obj",
+                 "\u00e4" * 200 + ".obj", "a\nb.obj"):  # fmt: skip
         members = [("k.json", json.dumps({"shape_files": [name]}).encode()), ("k.obj", b"v 0 0 0\n")]
         with pytest.raises(Malformed, match="expected a path below one folder"):
             _files(members, ".obj")
     with pytest.raises(Malformed, match="names other files than its 1 members"):
         _files([("k.json", b'{"shape_files": ["a.obj", "b.mtl"]}'), ("k.obj", b"")], ".obj")
+
+
+def test_names_of_files_that_other_systems_do_not_allow(tmp_path: Path) -> None:
+    points = open_corpus("synthetic:?count=1&seed=4", points=64)[0].points
+    for name in ("scan_12:30:05.xyz", "back\\slash.xyz", "\u00fcber.xyz"):
+        (tmp_path / "meshes").mkdir(exist_ok=True)
+        np.savetxt(tmp_path / "meshes" / name, points)
+    source = open_corpus(f"folder:{tmp_path / 'meshes'}", points=POINTS // 4)
+    pack(source, tmp_path / "out")
+    assert_same_shapes(open_corpus(f"shards:{tmp_path / 'out'}", points=POINTS // 4), source)
 
 
 def test_webdataset_reads_the_shards(tmp_path: Path) -> None:
@@ -282,7 +293,30 @@ def test_tar_files_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert tree(tmp_path / "t") == before
 
 
+def test_keys_that_every_tar_counts_anew_and_labels_of_every_spelling(tmp_path: Path) -> None:
+    held = BytesIO()
+    np.save(held, open_corpus("synthetic:?count=1&seed=4", points=64)[0].points)
+    cloud = held.getvalue()
+    _tar(tmp_path / "train" / "0.tar", {"000000.npy": cloud, "000000.json": b'{"label": 2, "label_name": null}'})
+    _tar(
+        tmp_path / "test" / "0.tar", {"000000.npy": cloud, "000000.JSON": b'{"label": 1}', "1.npy": cloud, "1.obj": b""}
+    )
+    assert index_tars(tmp_path).refused == 1
+    assert (tmp_path / "refused.jsonl").exists()
+    corpus = open_corpus(f"shards:{tmp_path}", points=64)
+    found = {corpus.id(i): (corpus.label(i), corpus[i].split) for i in range(len(corpus))}
+    assert found == {"test/0/000000": (1, "test"), "train/0/000000": (2, "train")}
+    _tar(tmp_path / "test" / "0.tar", {"000000.npy": cloud, "000000.JSON": b'{"label": 1}'})
+    again = index_tars(tmp_path)
+    assert (again.refused, again.already) == (0, False)
+    assert not (tmp_path / "refused.jsonl").exists()
+
+
 def test_tars_that_cannot_be_indexed(tmp_path: Path) -> None:
+    _tar(tmp_path / "empty" / "a.tar", {})
+    with pytest.raises(CorpusError, match="it holds no samples"):
+        index_tars(tmp_path / "empty")
+    shutil.rmtree(tmp_path / "empty")
     with pytest.raises(CorpusError, match="holds no tar files"):
         index_tars(tmp_path)
     _tar(tmp_path / "a" / "a.tar", {"0.cls": b"1", "0.npy": b"", "1.cls": b"chair", "1.npy": b""})

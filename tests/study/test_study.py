@@ -306,3 +306,12 @@ def test_teachers_together_and_corpora_in_turn(capsys, tmp_path):
     (tmp_path / "other.json").write_text(json.dumps(content))
     refused = run(capsys, "study", "guidance", "--report", "--from", tmp_path / "other.json")
     assert "runs.0.seed: Field required" in refused.err
+
+
+def test_names_that_are_taken_and_caches_that_a_study_does_not_read_are_refused(tmp_path):
+    common = {"teachers": TEACHERS, "main": "embedded", "seeds": 1, "only": ["full"], "folder": tmp_path}
+    sets = [("synthetic", "synthetic:?count=4", "synthetic:?count=4"), ("a", "npz:x", "npz:y"), ("a", "npz:z", "npz:w")]
+    with pytest.raises(ConfigError, match=r"--real a: that name is taken[^$]*--real synthetic: that name is taken"):
+        plan_runs("study", [], real=sets, **common)
+    with pytest.raises(ConfigError, match=r"teachers\.caches is not used by a study"):
+        plan_runs("study", ['teachers.caches=["/nowhere"]'], real=[], **common)

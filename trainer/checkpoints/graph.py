@@ -47,6 +47,7 @@ def write_graph(path: str | Path, out: Path, *, points: int, feature: Feature = 
             f"{found}: {model.config.least_points_reason} needs at least {model.config.least_points} points, "
             f"not {points}"
         )
+    out.parent.mkdir(parents=True, exist_ok=True)  # before the minutes
     program = encoder_graph(model, points=points, feature=feature)
     about: dict[str, Any] = {"points": points, "feature": feature, "numbers": model.features[feature]}
     about["sha256"] = header.files[MODEL]["sha256"]

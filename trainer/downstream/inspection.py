@@ -136,10 +136,6 @@ def choose_shapes(ids: Sequence[str], labels: np.ndarray, count: int = SHAPES) -
     return np.array(sorted(chosen, key=lambda row: (labels[row], chosen.index(row))), np.int64)
 
 
-def _hashed(id: str) -> bytes:
-    return hashlib.sha256(id.encode("utf-8", "surrogatepass")).digest()
-
-
 def inspect_shapes(
     model: Student,
     batch: RecordBatch,

@@ -116,6 +116,11 @@ def pretrain(
     """
     evaluation, alignment = evaluation or EvaluationConfig(), alignment or AlignmentConfig()
     teachers = teachers or TeachersConfig()
+    if teachers.caches and len(teachers.caches) != len(further):
+        raise ValueError(
+            f"teachers.caches names {len(teachers.caches)} caches, and {len(further)} are given as `further`; open and "
+            "pass them"
+        )
     _check_settings(trainer=trainer, evaluation=evaluation, alignment=alignment, teachers=teachers)
     for fault in (*alignment_conflicts(alignment, trainer), *teachers_conflicts(teachers, trainer, 1 + len(further))):
         raise ValueError(fault)

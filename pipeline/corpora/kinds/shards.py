@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import re
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.corpora.base import CorpusError, Inspection, Shape, ShapeError, UnreadHere
 from pipeline.corpora.check import check_shape, finite_points
-from pipeline.corpora.entrance import check_ids, check_names
+from pipeline.corpora.entrance import check_ids, check_names, name_fault
 from pipeline.corpora.files import READERS, Entry, FileCorpus
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions
 from pipeline.corpora.formats.numpy_files import array_from_npy
@@ -28,7 +28,7 @@ __all__ = ["PARTS_MEMBER", "POINTS_MEMBER", "ShardCorpus", "open_shards"]
 
 POINTS_MEMBER, PARTS_MEMBER = "points.npy", "parts.npy"
 _VERSION = 1  # incremented when the same bytes would give other points
-_PLAIN_NAME = re.compile(r"[^/\\:\0]{1,255}")
+_APART = "" if os.sep == "/" else "\\:"  # what else leads out of a folder, where these are no letters of a name
 _MAX_FILES = 1 << 12  # of one shape
 
 
@@ -238,7 +238,7 @@ def _files(members: Sequence[tuple[str, bytes]], suffix: str) -> list[tuple[str,
 
     Their paths are in the JSON member's "shape_files" where a shape has several; they stay below one folder.
     """
-    contents = [(name, data) for name, data in members if not name.endswith((".json", ".cls"))]
+    contents = [(name, data) for name, data in members if not name.lower().endswith((".json", ".cls"))]
     names = member_json(members).get("shape_files")
     if names is None:  # shards of others: the only file of the kind that the index names
         own = [(name, data) for name, data in contents if name.lower().endswith(suffix)]
@@ -249,11 +249,17 @@ def _files(members: Sequence[tuple[str, bytes]], suffix: str) -> list[tuple[str,
         raise Malformed(f"its JSON names other files than its {len(contents)} members")
     for name in names:
         parts = name.split("/") if isinstance(name, str) else []
-        if not parts or any(part in (".", "..") or not _PLAIN_NAME.fullmatch(part) for part in parts):
+        if not parts or not all(map(_plain, parts)):
             raise Malformed(f"its JSON names a file {str(name)[:80]!a}; expected a path below one folder")
     if len(set(names)) < len(names) or not names[0].lower().endswith(suffix):
         raise Malformed(f"its JSON names files twice, or not first the {suffix} file that the index names")
     return [(name, data) for name, (_, data) in zip(names, contents, strict=True)]
+
+
+def _plain(part: str) -> bool:
+    """Check that a part of a path names something in its folder, and can be written."""
+    fits = part not in (".", "..") and not name_fault(part) and len(part.encode()) <= 255
+    return fits and not set(_APART) & set(part)
 
 
 def _arguments(contents: Contents, uri: str) -> dict[str, Any]:

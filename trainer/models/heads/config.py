@@ -180,6 +180,8 @@ class PlainSegmentationConfig:
         if any(tap >= model.depth for tap in self.taps):
             yield f"taps = {self.taps} are not all of the blocks 0..{model.depth - 1} that model.depth has"
         groups = self.groups or model.groups
+        if model.streams == "two" and model.front == "class":
+            yield 'model.streams = "two" with model.front = "class", which a segmenter leaves out: no token is left'
         if groups < 3:
             yield f"groups = {groups} is fewer than the 3 tokens a point is interpolated from"
 

@@ -106,7 +106,7 @@ def mixed_values(q: Tensor, k: Tensor, v: Tensor, attend: Tensor | None = None) 
     if q.device.type != "cpu" or q.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=attend)
     with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=attend)
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=attend).to(q.dtype)
 
 
 class Block(nn.Module):

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,7 @@ NVIDIAS = (["cuda", "bindings"], ["cuda", "core"], ["cuda", "pathfinder"])  # pa
 FORBIDDEN = {"trainer": {"dask", "distributed", "open_clip"}, "teacher_cache": {"dask", "open_clip"}}
 
 
+@cache
 def imported(path: Path) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

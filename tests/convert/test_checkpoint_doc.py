@@ -32,7 +32,7 @@ def test_the_table_lists_the_entries_of_a_header():
     rows = re.search(r"\| entry \| type \| meaning \|\n(.*?)\n\n", TEXT, re.DOTALL)
     assert rows is not None
     listed = {name for row in rows[1].splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])}
-    assert listed == {"format", "version"} | {field.name for field in fields(Header)}
+    assert listed == {"format", "version", "sha256"} | {field.name for field in fields(Header)}
     assert all(f"`{kind}`" in TEXT for kind in KINDS)
 
 

@@ -29,7 +29,8 @@ def flipped(draw: st.DrawFn, data: bytes) -> bytes:
     """Bytes with some changed, cut out or doubled; often none."""
     raw = bytearray(data)
     for _ in range(draw(st.sampled_from([0, 0, 1, 1, 2, 5]))):
-        at = draw(st.integers(0, len(raw) - 1))
+        # Not in the range of the size: HDF5 writes the same content in files of sizes that differ by a few bytes.
+        at = draw(st.integers(0, 2**31 - 1)) % len(raw)
         match draw(st.sampled_from(["bit", "byte", "ones", "zeros", "out", "in"])):
             case "bit":
                 raw[at] ^= 1 << draw(st.integers(0, 7))

@@ -39,8 +39,8 @@ ORDER = {
         "pretraining", "downstream", "checkpoints", "config", ("models", "engine"), ("losses", "randomness"), "errors",
     ),
     "trainer/models": (
-        ("heads", "build"), ("hierarchical", "plain"), "further_heads", "student", ("tokens", "layers"),
-        "random_inputs", "config",
+        ("heads", "build"), ("hierarchical", "plain"), ("further_heads", "guided_student"), "student",
+        ("tokens", "layers"), "random_inputs", "config",
     ),
     "cli": (
         "main", "commands", "suite", ("actions", "study"), "report", ("show", "experiment", "options"), "exit_codes",

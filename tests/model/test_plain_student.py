@@ -265,7 +265,7 @@ def test_a_further_teacher_has_losses_of_its_own():
     said = prediction.further[0].features
     assert losses["2d_2"].mean.item() == pytest.approx((said - expected).square().mean().item(), rel=1e-5)
     assert [said.whole.shape[1] for said in prediction.further] == [12, 9]
-    with pytest.raises(ValueError, match=r"features of teacher 2 are of shapes, views and channels None"):
+    with pytest.raises(ValueError, match=r"features of teacher 2 have shapes, views and channels None"):
         model.plan(POINTS, POINTS, MAPS, draws_for(model), (None, None))
     with pytest.raises(ValueError, match="maps of 1 further teachers; the model was made for 2"):
         model.plan(POINTS, POINTS, MAPS, draws_for(model), (other,))

@@ -7,6 +7,7 @@ serves comparison with published numbers: raw features and a C that was once tun
 
 import logging
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -138,7 +139,7 @@ def _cross_validated(
     return _score(model.predict(model.everything, grid[best], x_test), y_test, grid[best], validation[best])
 
 
-class _Fits:
+class _Fits(ABC):
     """Fits on parts of one training set."""
 
     def __init__(self, x: np.ndarray, y: np.ndarray, progress: Callable[[int], None] | None):
@@ -156,8 +157,9 @@ class _Fits:
             self._progress(1)
         return predicted
 
+    @abstractmethod
     def _fit_and_predict(self, part: np.ndarray, c: float, x_test: np.ndarray) -> Any:
-        raise NotImplementedError
+        """Fit on the rows `part` with this C, and predict the labels of x_test."""
 
 
 class _Logistic(_Fits):

@@ -6,7 +6,7 @@ learnt; given a plan it contains no data-dependent control flow.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from trainer.losses.reconstruction import chamfer_sum, squared_error_sum
 from trainer.losses.terms import COORDINATES, FEATURES, Losses, LossTerm, of_further
 from trainer.models.config import MaskingConfig, ModelConfig
 from trainer.models.further_heads import FurtherHeads
+from trainer.models.guided_student import GuidedStudent
 from trainer.models.hierarchical.decoder import Propagation, interpolation_weights
 from trainer.models.hierarchical.encoder import Encoder
 from trainer.models.layers.alignment_head import AlignmentHead
@@ -25,7 +26,7 @@ from trainer.models.layers.pooling import FEATURES as FEATURE_NAMES
 from trainer.models.layers.pooling import Feature, feature_width, pooled_feature
 from trainer.models.layers.transformer import Blocks, Pointwise, PositionEmbedding, drop_path_chances
 from trainer.models.random_inputs import Draws
-from trainer.models.student import Further, HiddenGroups, PointFeatures, Said, Shown, Student, TokenLevel
+from trainer.models.student import Further, HiddenGroups, PointFeatures, Said, Shown, TokenLevel
 from trainer.models.tokens.grouping import Level, gather, neighbourhoods, tokenise
 from trainer.models.tokens.masking import block_order, draw_order, propagate, top_visible, weight_logits
 from trainer.models.tokens.saliency import top_saliency
@@ -78,7 +79,7 @@ class Prediction(NamedTuple):
     further: tuple[Said, ...] = ()
 
 
-class I2PMAE(Student):
+class I2PMAE(GuidedStudent):
     """The pre-training model. Parameter names are the reference's.
 
     model             sizes and behaviour.
@@ -94,8 +95,6 @@ class I2PMAE(Student):
 
     Raises ValueError listing what is wrong with the settings. Source: I2P-MAE (Zhang et al. 2023, arXiv 2212.06785).
     """
-
-    several_teachers: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -224,8 +223,7 @@ class I2PMAE(Student):
         """Compute everything about a batch that is not learnt. Arguments as in forward."""
         config = self.config
         self._check_points(points)
-        self._check_arguments(points, points_canonical, maps, draws, mask_order)
-        self._check_further(further, points.shape[0])
+        self._check_arguments(points, points_canonical, maps, further, draws, mask_order)
         levels, chosen = tokenise(points, config)
         centres_canonical = gather(points_canonical, chosen)  # [B, groups[0], 3]
         order = mask_order
@@ -255,7 +253,7 @@ class I2PMAE(Student):
             target_2d = self._teacher_targets(maps, centres_canonical, levels[target], here, below)
         further_2d = tuple(
             None
-            if said is None or not self._predicts_features(index)
+            if said is None or not self.predicts_further(index)
             else self._teacher_targets(said, centres_canonical, levels[target], here, below)
             for index, said in enumerate(further)
         )
@@ -301,10 +299,7 @@ class I2PMAE(Student):
             COORDINATES: LossTerm(sum_3d, counts[COORDINATES]),
             FEATURES: LossTerm(sum_2d, counts[FEATURES]),
         }
-        for index, (target, said) in enumerate(zip(plan.further_2d, prediction.further, strict=True)):
-            if target is not None and said.features is not None:
-                name = of_further(FEATURES, index)
-                losses[name] = LossTerm(squared_error_sum(said.features, target, weight), counts[name])
+        losses |= self.further_losses(plan.further_2d, prediction.further, counts, weight)
         return losses
 
     def loss_counts(self, plan: Plan) -> dict[str, Tensor]:
@@ -417,45 +412,13 @@ class I2PMAE(Student):
         points: Tensor,
         points_canonical: Tensor,
         maps: TokenMaps | None,
+        further: Sequence[TokenMaps | None],
         draws: Draws | None,
         mask_order: Tensor | None,
     ) -> None:
         B, G = points.shape[0], self.config.groups[-1]
-        if points_canonical.shape != points.shape:
-            raise ValueError(
-                f"points_canonical have shape {tuple(points_canonical.shape)}; expected the shape of points, "
-                f"{tuple(points.shape)}: they are the same points in the teacher's frame"
-            )
-        if maps is None and (self.config.targets != "3d" or (mask_order is None and self.masking.mode == "saliency")):
-            raise ValueError(
-                f"no teacher maps, but model.targets = {self.config.targets!r} and masking.mode = "
-                f'{self.masking.mode!r} need them; pass maps, or use targets = "3d" with mode = "random"'
-            )
-        if maps is not None and self.config.targets != "3d":
-            got = (maps.features.shape[0], maps.features.shape[1], maps.features.shape[3])
-            if got != (B, self.views, self.teacher_channels):
-                raise ValueError(
-                    f"teacher features have {got[0]} shapes, {got[1]} views, {got[2]} channels; expected {B}, "
-                    f"{self.views}, {self.teacher_channels}. Create the model for the cache that it reads."
-                )
+        self.check_maps(points, points_canonical, maps, further, ordered=mask_order is not None)
         if draws is None and (mask_order is None or (self.training and self.config.drop_path > 0)):
             raise ValueError("no draws; expected Draws, or mask_order with drop path off (evaluation mode or chance 0)")
         if mask_order is not None and mask_order.shape != (B, G):
             raise ValueError(f"mask_order has shape {tuple(mask_order.shape)}; expected [{B}, {G}]")
-
-    def _predicts_features(self, index: int) -> bool:
-        return self.config.predicts_features and self.further[index].features
-
-    def _check_further(self, further: Sequence[TokenMaps | None], batch: int) -> None:
-        if len(further) != len(self.further):
-            raise ValueError(f"maps of {len(further)} further teachers; the model was made for {len(self.further)}")
-        for index, (maps, teacher) in enumerate(zip(further, self.further, strict=True)):
-            if not self._predicts_features(index):
-                continue
-            wanted = [batch, teacher.views, teacher.channels]
-            got = None if maps is None else [*maps.features.shape[:2], maps.features.shape[3]]
-            if got != wanted:
-                raise ValueError(
-                    f"features of teacher {index + 2} are of shapes, views and channels {got}; expected {wanted}. "
-                    "The model must be made for the caches it reads."
-                )

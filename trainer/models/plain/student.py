@@ -4,7 +4,7 @@ Every sample hides as many tokens as every other, so arrays need no padding and 
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from trainer.losses.reconstruction import chamfer_root_sum, chamfer_sum, squared
 from trainer.losses.terms import COORDINATES, FEATURES, Losses, LossTerm, of_further
 from trainer.models.config import MaskingConfig, PlainConfig
 from trainer.models.further_heads import FurtherHeads
+from trainer.models.guided_student import GuidedStudent
 from trainer.models.layers.alignment_head import AlignmentHead
 from trainer.models.layers.initialisation import initialise
 from trainer.models.layers.pooling import FEATURES as FEATURE_NAMES
@@ -23,7 +24,7 @@ from trainer.models.layers.pooling import Feature, feature_width, pooled_feature
 from trainer.models.layers.transformer import Blocks, Pointwise, PositionEmbedding, drop_path_chances
 from trainer.models.plain.encoder import POSITION_HIDDEN, Encoded, Groups, PlainEncoder, form_groups
 from trainer.models.random_inputs import Draws
-from trainer.models.student import Further, HiddenGroups, PointFeatures, Said, Shown, Student, TokenLevel
+from trainer.models.student import Further, HiddenGroups, PointFeatures, Said, Shown, TokenLevel
 from trainer.models.tokens.masking import block_order, draw_order, weight_logits
 from trainer.models.tokens.saliency import top_saliency
 
@@ -94,7 +95,7 @@ class PlainDecoder(nn.Module):
         return self.norm(x)
 
 
-class PlainStudent(Student):
+class PlainStudent(GuidedStudent):
     """The pre-training model. Parameter names are Point-MAE's.
 
     model             sizes and behaviour.
@@ -111,8 +112,6 @@ class PlainStudent(Student):
     Raises ValueError listing what is wrong with the settings. Source: Point-MAE (Pang et al. 2022, arXiv 2203.06604);
     the 2D and the global loss are the hierarchical student's.
     """
-
-    several_teachers: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -205,8 +204,7 @@ class PlainStudent(Student):
         """
         config = self.config
         groups = self._groups(points)
-        self._check_arguments(points, points_canonical, maps, draws, mask_order)
-        self._check_further(further, points.shape[0])
+        self._check_arguments(points, points_canonical, maps, further, draws, mask_order)
         order = mask_order
         if order is None:
             assert draws is not None
@@ -222,7 +220,7 @@ class PlainStudent(Student):
             target_2d = self._teacher_targets(maps, points_canonical, groups, visible)
         further_2d = tuple(
             None
-            if said is None or not self._predicts_features(index)
+            if said is None or not self.predicts_further(index)
             else self._teacher_targets(said, points_canonical, groups, visible)
             for index, said in enumerate(further)
         )
@@ -268,10 +266,7 @@ class PlainStudent(Student):
             sum_2d = squared_error_sum(prediction.rec_2d, plan.target_2d, None)
         counts = self.loss_counts(plan)
         losses = {COORDINATES: LossTerm(sum_3d, counts[COORDINATES]), FEATURES: LossTerm(sum_2d, counts[FEATURES])}
-        for index, (target, said) in enumerate(zip(plan.further_2d, prediction.further, strict=True)):
-            if target is not None and said.features is not None:
-                name = of_further(FEATURES, index)
-                losses[name] = LossTerm(squared_error_sum(said.features, target, None), counts[name])
+        losses |= self.further_losses(plan.further_2d, prediction.further, counts)
         return losses
 
     def loss_counts(self, plan: Plan) -> dict[str, Tensor]:
@@ -336,23 +331,6 @@ class PlainStudent(Student):
         features = backproject(maps.features, wanted, maps.geometry, image_side=maps.image_side)
         return features.reshape(visible.numel(), -1)
 
-    def _predicts_features(self, index: int) -> bool:
-        return self.config.predicts_features and self.further[index].features
-
-    def _check_further(self, further: Sequence[TokenMaps | None], batch: int) -> None:
-        if len(further) != len(self.further):
-            raise ValueError(f"maps of {len(further)} further teachers; the model was made for {len(self.further)}")
-        for index, (maps, teacher) in enumerate(zip(further, self.further, strict=True)):
-            if not self._predicts_features(index):
-                continue
-            wanted = [batch, teacher.views, teacher.channels]
-            got = None if maps is None else [*maps.features.shape[:2], maps.features.shape[3]]
-            if got != wanted:
-                raise ValueError(
-                    f"features of teacher {index + 2} are of shapes, views and channels {got}; expected {wanted}. "
-                    "The model must be made for the caches it reads."
-                )
-
     def _groups(self, points: Tensor) -> Groups:
         config = self.config
         return form_groups(points, config.groups, config.neighbours, skip_near_origin=config.fps_skip_near_origin)
@@ -371,27 +349,12 @@ class PlainStudent(Student):
         points: Tensor,
         points_canonical: Tensor,
         maps: TokenMaps | None,
+        further: Sequence[TokenMaps | None],
         draws: Draws | None,
         mask_order: Tensor | None,
     ) -> None:
         B, G = points.shape[0], self.config.groups
-        if points_canonical.shape != points.shape:
-            raise ValueError(
-                f"points_canonical have shape {tuple(points_canonical.shape)}; expected that of points, "
-                f"{tuple(points.shape)}: the same points in the teacher's frame"
-            )
-        if maps is None and (self.config.targets != "3d" or (mask_order is None and self.masking.mode == "saliency")):
-            raise ValueError(
-                f"no teacher maps, but model.targets = {self.config.targets!r} and masking.mode = "
-                f'{self.masking.mode!r} need them; pass maps, or use targets = "3d" with mode = "random" or "block"'
-            )
-        if maps is not None and self.config.targets != "3d":
-            got = (maps.features.shape[0], maps.features.shape[1], maps.features.shape[3])
-            if got != (B, self.views, self.teacher_channels):
-                raise ValueError(
-                    f"teacher features are of {got[0]} shapes, {got[1]} views, {got[2]} channels; expected "
-                    f"{B}, {self.views}, {self.teacher_channels}. The model must be made for the cache it reads."
-                )
+        self.check_maps(points, points_canonical, maps, further, ordered=mask_order is not None)
         if draws is None and mask_order is None:
             raise ValueError("no draws; expected Draws, or mask_order")
         if mask_order is not None and mask_order.shape != (B, G):

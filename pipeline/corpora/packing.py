@@ -20,7 +20,7 @@ from pipeline.corpora.faults import patiently, read_file
 from pipeline.corpora.files import Entry, FileCorpus
 from pipeline.corpora.kinds.fewshot import EpisodeCorpus
 from pipeline.corpora.kinds.shards import PARTS_MEMBER, POINTS_MEMBER
-from pipeline.corpora.processes import spread
+from pipeline.corpora.processes import cores, spread
 from pipeline.corpora.rows import RowCorpus
 from pipeline.corpora.shard_index import (
     CONTENTS,
@@ -107,7 +107,7 @@ def pack(
     progress(done, refused)
     missing = [shard for shard in range(shards) if shard not in receipts]
     whole = isinstance(corpus, RowCorpus | EpisodeCorpus)
-    count = 1 if whole else min(processes or min(_cores(), MAX_PROCESSES), max(1, len(missing)))
+    count = 1 if whole else min(processes or min(cores(), MAX_PROCESSES), max(1, len(missing)))
     base = corpus.holding([]) if isinstance(corpus, FileCorpus) else corpus
     packer = _Packer(base, storage, stored, shapes_per_shard)
     jobs: Iterable[_Job] = (_job(corpus, shard, shapes_per_shard) for shard in missing)
@@ -411,7 +411,3 @@ def _table(rows: Sequence[Row], splits: Sequence[str], suffixes: Sequence[str]) 
         split=np.array([-1 if row.split is None else numbered[row.split] for row in rows], np.int16),
         suffix=np.array([kinds[row.suffix] for row in rows], np.int16),
     )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -51,6 +51,7 @@ __all__ = [
     "set_damaged_aside",
     "write_checkpoint",
     "write_checkpoint_at",
+    "write_folder",
 ]
 
 logger = logging.getLogger(__name__)
@@ -122,15 +123,21 @@ def write_checkpoint_at(
     target: Path, header: Header, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor] | None
 ) -> Path:
     """Write the checkpoint `target` itself, which must not exist, atomically; no optimizer.safetensors for None."""
+    blobs = {MODEL: save_tensors(_stored(model))}
+    if optimizer is not None:
+        blobs[OPTIMIZER] = save_tensors(_stored(optimizer))
+    files = {name: {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()} for name, blob in blobs.items()}
+    content = sealed_header({**asdict(header), "files": files})
+    blobs[HEADER] = (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+    write_folder(target, blobs)
+    return target
+
+
+def write_folder(target: Path, blobs: Mapping[str, bytes]) -> None:
+    """Write a folder of files, which must not exist, atomically and durably: whole or not at all."""
     temporary = target.with_name(f".writing-{target.name}-{os.getpid()}")
     temporary.mkdir(parents=True)
     try:
-        blobs = {MODEL: save_tensors(_stored(model))}
-        if optimizer is not None:
-            blobs[OPTIMIZER] = save_tensors(_stored(optimizer))
-        files = {name: {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()} for name, blob in blobs.items()}
-        content = sealed_header({**asdict(header), "files": files})
-        blobs[HEADER] = (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
         for name, blob in blobs.items():
             write_file(temporary / name, [blob], name)
         # Contents and entries are on disk before the name that makes them a checkpoint.
@@ -140,7 +147,6 @@ def write_checkpoint_at(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync_directory(target.parent)
-    return target
 
 
 def sealed_header(header: Mapping[str, Any]) -> dict[str, Any]:

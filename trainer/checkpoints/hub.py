@@ -2,15 +2,11 @@
 
 import hashlib
 import json
-import secrets
-import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from safetensors.torch import save
 
-from teacher_cache.storage.atomic import write_file
-from teacher_cache.system import sync_directory
 from trainer.checkpoints.files import (
     CONFIG,
     MODEL,
@@ -19,6 +15,7 @@ from trainer.checkpoints.files import (
     read_header,
     read_tensors,
     sealed_header,
+    write_folder,
 )
 from trainer.errors import CheckpointError
 
@@ -54,17 +51,7 @@ def write_hub_folder(path: str | Path, out: Path) -> tuple[Path, Header]:
         CONFIG: (json.dumps(config, indent=1, sort_keys=True, allow_nan=False) + "\n").encode(),
         CARD: _card(header).encode(),
     }
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(8)}.new")
-    temporary.mkdir(parents=True)
-    try:
-        for name, blob in blobs.items():
-            write_file(temporary / name, [blob], name)
-        sync_directory(temporary)
-        temporary.rename(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    sync_directory(out.parent)
+    write_folder(out, blobs)
     return out, header
 
 

@@ -78,19 +78,20 @@ def test_measure_repeats_after_warming_up():
 
 def test_the_gpu_report_in_a_dry_run(tmp_path, capsys):
     """The parts that are cheap on a CPU, whole; the others run by hand: `make gpu ARGS=--dry-run`."""
-    from benchmarks import gpu
+    from benchmarks.gpu import __main__ as gpu
+    from benchmarks.gpu import parts
 
     assert gpu.main(["--dry-run", "--only", "nccl", "--out", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert report["parts"]["nccl"]["backend"] == "gloo"
     assert "nothing here is a measurement" in (tmp_path / "gpu.md").read_text()
-    rows = gpu.operators(gpu.Where("cpu"))["rows"]
+    rows = parts.operators(parts.Where("cpu"))["rows"]
     assert len(rows) == 7
     assert all("p50" in row["ours"] for row in rows.values())
 
 
 def test_the_gpu_report_tells_what_fails_and_what_hangs(tmp_path, monkeypatch, capsys):
-    from benchmarks import gpu
+    from benchmarks.gpu import __main__ as gpu
 
     monkeypatch.setattr(gpu, "run_part", lambda name, where, seconds: {"failed": "fps.cu differs", "seconds": 1.0})
     assert gpu.main(["--dry-run", "--only", "kernels", "--out", str(tmp_path)]) == 1

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from trainer.models.layers.pooling import feature_width, pool, pooled_feature
+from trainer.models.layers.pooling import feature_columns, feature_width, pool, pooled_feature
 
 TOKENS = torch.tensor([[[1.0, -4.0], [3.0, -4.0], [8.0, -1.0]], [[5.0, 2.0], [7.0, 0.0], [99.0, math.nan]]])
 VALID = torch.tensor([[True, True, True], [True, True, False]])
@@ -36,6 +36,17 @@ def test_levels_follow_each_other_finest_first_and_top_is_a_part_of_them():
     assert pooled_feature([TOKENS, coarse], [VALID, None], "top").tolist() == [[10.0], [20.0]]
     assert feature_width((2, 1), "top") == 1
     assert pooled_feature([coarse, TOKENS], [None, VALID], "top").tolist() == [[8.0, -1.0], [7.0, 2.0]]  # maxima
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_columns_of_a_feature_in_another_are_its_numbers(order):
+    tokens, valid = [TOKENS, torch.tensor([[[10.0]], [[20.0]]])][::order], [VALID, None][::order]
+    widths = [x.shape[2] for x in tokens]
+    levels = pooled_feature(tokens, valid, "levels")
+    for name in ("levels", "top"):
+        columns = feature_columns(widths, name, "levels")
+        assert torch.equal(levels[:, columns], pooled_feature(tokens, valid, name))
+    assert feature_columns(widths, "levels", "top") is None
 
 
 @pytest.mark.parametrize("valid", [None, torch.tensor([[True, True, True], [True, False, False]])])

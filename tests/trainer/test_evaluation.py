@@ -18,7 +18,7 @@ from trainer.downstream.comparison import Evaluator, compare
 from trainer.downstream.features import encode, model_encoder, settle_batch_norms
 from trainer.engine.events import Evaluated
 from trainer.errors import EvaluationError
-from trainer.models.layers.pooling import feature_width
+from trainer.models.layers.pooling import Feature, feature_width
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,36 @@ def test_every_row_is_scored_on_the_same_draws(labelled: Path) -> None:
     assert (found.classes, found.chance, row.dimensions) == (2, pytest.approx(0.65, abs=0.05), 121)
     assert found.train == {"uri": _config(labelled).train, "shapes": 40, "skipped": 0}
     json.dumps(found.to_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize("names", [("levels", "top"), ("top", "levels")])
+def test_a_feature_that_another_contains_is_not_encoded_again_and_is_the_same_one(
+    labelled: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[Feature, ...]
+) -> None:
+    model, cpu, evaluator = tiny_model(seed=5), torch.device("cpu"), Evaluator(_config(labelled))
+    alone: dict[str, tuple[Any, list[np.ndarray]]] = {}
+    for name in names:
+        kept: list[np.ndarray] = []
+        keep = lambda name, seed, features, score, kept=kept: kept.append(features)  # noqa: E731
+        alone[name] = evaluator.compare({name: model_encoder(model, cpu, name)}, keep=keep).rows[name], kept
+    asked: list[str] = []
+    encode = type(model).encode
+
+    def spy(self: Any, points: torch.Tensor, feature: Feature) -> torch.Tensor:
+        asked.append(feature)
+        return encode(self, points, feature)
+
+    monkeypatch.setattr(type(model), "encode", spy)
+    together: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    encoders = {name: model_encoder(model, cpu, name) for name in names}
+    found = evaluator.compare(encoders, keep=lambda name, seed, features, score: together[name].append(features))
+    for name in names:
+        row, features = alone[name]
+        assert found.rows[name] == row
+        assert [array.tobytes() for array in together[name]] == [array.tobytes() for array in features]
+    assert set(asked) == ({"levels"} if names[0] == "levels" else {"top", "levels"})
+    other = model_encoder(tiny_model(seed=6), cpu, "top")
+    assert other.columns_in(encoders["levels"]) is None  # another model's features are others
 
 
 def test_seeds_draw_other_points_and_the_reference_protocol_takes_the_first(labelled: Path) -> None:

@@ -14,6 +14,7 @@ from trainer.downstream.baselines.coordinates import coordinate_statistics
 from trainer.downstream.clouds import LabelledClouds, check_classes, check_corpora, read_clouds
 from trainer.downstream.features import (
     Encoder,
+    ModelEncoder,
     encode,
     feature_name,
     model_encoder,
@@ -128,10 +129,18 @@ class Evaluator:
         for seed in range(count):
             # One draw for all encoders: their scores then differ by the features alone.
             train, test = self._points(self.train, seed), self._points(self.test, seed)
+            encoded: dict[str, tuple[np.ndarray, np.ndarray]] = {}
             for place, (name, encoder) in enumerate(encoders.items()):
                 told.at((seed * len(encoders) + place) * steps, encoder=name, seed=f"{seed + 1}/{count}")
-                features = encode(encoder, train, batch_size=config.batch_size, progress=told.add)
-                asked = encode(encoder, test, batch_size=config.batch_size, progress=told.add)
+                found = _known(encoder, encoders, encoded)
+                if found is None:
+                    found = (
+                        encode(encoder, train, batch_size=config.batch_size, progress=told.add),
+                        encode(encoder, test, batch_size=config.batch_size, progress=told.add),
+                    )
+                else:
+                    told.add(len(train) + len(test))
+                encoded[name] = features, asked = found
                 given = features, self.train.labels, asked, self.test.labels
                 chosen: dict[str, Any] = {
                     "grid": config.grid, "folds": config.folds, "seed": seed, "progress": told.add
@@ -189,6 +198,17 @@ class Evaluator:
 def compare(encoders: Mapping[str, Encoder], config: EvaluationConfig) -> Comparison:
     """Read the configured corpora and score every encoder on them, one row per encoder."""
     return Evaluator(config).compare(encoders)
+
+
+def _known(
+    encoder: Encoder, encoders: Mapping[str, Encoder], encoded: Mapping[str, tuple[np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Take the features of an encoder from those of one that contains them, contiguous; None where none does."""
+    for name, (train, test) in encoded.items():
+        columns = encoder.columns_in(encoders[name]) if isinstance(encoder, ModelEncoder) else None
+        if columns is not None:
+            return np.ascontiguousarray(train[:, columns]), np.ascontiguousarray(test[:, columns])
+    return None
 
 
 def _row(scores: list[SvmScore], feature: str, dimensions: int) -> Row:

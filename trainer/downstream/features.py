@@ -57,6 +57,12 @@ class ModelEncoder:
             features = self.model.encode(cloud, self.feature)
         return features.float().cpu().numpy()
 
+    def columns_in(self, other: Encoder) -> slice | None:
+        """Return the columns of another encoder's features that are this one's, None where it has not got them."""
+        if not isinstance(other, ModelEncoder) or other.model is not self.model or other.device != self.device:
+            return None
+        return self.model.feature_columns(self.feature, other.feature)
+
 
 def model_encoder(model: Student, device: torch.device, feature: Feature = "levels") -> ModelEncoder:
     """Wrap the model's feature of that name as an Encoder."""

@@ -148,6 +148,10 @@ class Student(nn.Module, ABC):
     def features(self) -> Mapping[Feature, int]:
         """The evaluation features that `encode` knows, with the number of values of each."""
 
+    def feature_columns(self, feature: Feature, within: Feature) -> slice | None:
+        """Return the columns of `encode(points, within)` that are `encode(points, feature)`; None where none are."""
+        return slice(None) if feature == within else None
+
     @abstractmethod
     def initialise(self, generator: torch.Generator | None = None) -> None:
         """Reinitialise all weights from `generator` (None: torch's global one); the same for the same generator."""

@@ -23,7 +23,7 @@ from trainer.models.hierarchical.encoder import Encoder
 from trainer.models.layers.alignment_head import AlignmentHead
 from trainer.models.layers.initialisation import initialise
 from trainer.models.layers.pooling import FEATURES as FEATURE_NAMES
-from trainer.models.layers.pooling import Feature, feature_width, pooled_feature
+from trainer.models.layers.pooling import Feature, feature_columns, feature_width, pooled_feature
 from trainer.models.layers.transformer import Blocks, Pointwise, PositionEmbedding, drop_path_chances
 from trainer.models.random_inputs import Draws
 from trainer.models.student import Further, HiddenGroups, PointFeatures, Said, Shown, TokenLevel
@@ -148,6 +148,10 @@ class I2PMAE(GuidedStudent):
     def features(self) -> dict[Feature, int]:
         """The evaluation features, with the number of values of each."""
         return {name: feature_width(self.config.encoder_dims, name) for name in FEATURE_NAMES}
+
+    def feature_columns(self, feature: Feature, within: Feature) -> slice | None:
+        """Return the columns of one feature in another: those of "top" in "levels"."""
+        return feature_columns(self.config.encoder_dims, feature, within)
 
     def initialise(self, generator: torch.Generator | None = None) -> None:
         """Reinitialise all weights by the configured rule, from `generator` (None: torch's global one)."""

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-__all__ = ["FEATURES", "Feature", "Pooled", "feature_width", "pool", "pooled_feature"]
+__all__ = ["FEATURES", "Feature", "Pooled", "feature_columns", "feature_width", "pool", "pooled_feature"]
 
 Feature = Literal["levels", "top"]
 FEATURES: tuple[Feature, ...] = get_args(Feature)
@@ -31,6 +31,19 @@ def feature_width(encoder_dims: Sequence[int], feature: Feature) -> int:
     """
     _check(feature)
     return encoder_dims[-1] if feature == "top" else 3 * sum(encoder_dims)
+
+
+def feature_columns(encoder_dims: Sequence[int], feature: Feature, within: Feature) -> slice | None:
+    """Return where a feature's numbers stand in another feature of the same encoding; None where they do not.
+
+    "top" is a part of "levels": the maximum of the last level, in front of its mean and deviation.
+    """
+    if feature == within:
+        return slice(None)
+    if (feature, within) != ("top", "levels"):
+        return None
+    start = 3 * sum(encoder_dims[:-1])
+    return slice(start, start + encoder_dims[-1])
 
 
 def pool(tokens: Tensor, valid: Tensor | None) -> Pooled:

@@ -85,5 +85,6 @@ def _operands(x: Tensor) -> torch.dtype:
 
 
 def _maximum(x: Tensor) -> Tensor:
-    # max, not amax: its gradient goes to one of equal entries, as in the reference, instead of being shared out
-    return x.max(dim=1).values
+    # max, not amax: its gradient goes to one of equal entries, as in the reference, instead of being shared out,
+    # where there is one: the search for the entry takes most of the time.
+    return x.max(dim=1).values if torch.is_grad_enabled() else x.amax(dim=1)

@@ -15,6 +15,7 @@ __all__ = [
     "LocalPath",
     "config_argument",
     "config_options",
+    "fine_tuning_options",
     "json_option",
     "logging_options",
 ]
@@ -96,3 +97,30 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--print-config", is_flag=True, help="Print the resolved configuration as TOML and stop.")(
         command
     )
+
+
+def fine_tuning_options(*, place: str, section: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add CONFIG and the options of a model that is trained on labels.
+
+    place    the folder that --out stands for where it is not given, as the help tells it.
+    section  of the configuration, beside [finetune] and [model].
+    """
+    options: list[Callable[..., Any]] = [
+        click.argument("config"),
+        click.option("--from", "start", required=True, metavar="RUN|none",
+                     help="A pre-trained run or checkpoint, embedded, or none: all weights drawn from the seed."),
+        click.option("--sizes", metavar="RUN", help="With --from none: take the encoder's sizes from this run."),
+        click.option("--seeds", type=click.IntRange(1, 100), default=1, show_default=True,
+                     help="Runs, with seeds from finetune.seed on; a published row takes three."),
+        click.option("--out", type=LocalPath(file_okay=False), help=f"Directory. [default: {place}]"),
+        click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
+                     help=f"Override one setting of [finetune], {section} or [model]."),
+        json_option,
+    ]  # fmt: skip
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add

@@ -7,6 +7,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from cli.experiment.toml import ConfigError, load_sections, read_config, stated_settings
 
 if TYPE_CHECKING:
@@ -14,7 +16,18 @@ if TYPE_CHECKING:
 
     from trainer.models.config import StudentConfig
 
-__all__ = ["CLASSES", "PARTS", "Kind", "load_recipe", "recipe_names", "reference_settings", "run_seeds", "start_of"]
+__all__ = [
+    "CLASSES",
+    "PARTS",
+    "SCORED",
+    "Kind",
+    "check_starts",
+    "load_recipe",
+    "recipe_names",
+    "reference_settings",
+    "run_seeds",
+    "start_of",
+]
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,13 @@ class Kind:
 
 CLASSES = Kind("classifier", "", {"select": "test", "sharing": "batch"})
 PARTS = Kind("segmentation", "parts", {"select": "test", "sampling": "replacement", "updates": 2})
+
+SCORED = {
+    "last": "the last weights",
+    "validation": "the best on a held-out part of the training split",
+    "test": "the best ON THE TEST SPLIT, as the field does: it flatters",
+}
+"""finetune.select -> which weights were scored, in words."""
 
 
 def recipe_names(kind: Kind = CLASSES) -> list[str]:
@@ -77,6 +97,19 @@ def load_recipe(config: str, overrides: Sequence[str], kind: Kind = CLASSES) -> 
         raise ConfigError(config, [f"no {kind.section} is built on the {error.args[0]} student"]) from None
     found = load_sections(config, text, overrides, {"model": of_model, kind.section: head, "finetune": tuning})
     return found, bool(set(model) - {"architecture"})
+
+
+def check_starts(start: str, sizes: str | None) -> None:
+    """Refuse what --from and --sizes cannot mean."""
+    from cli.actions.encoders import is_checkpoint
+
+    if sizes and start != "none":
+        raise click.UsageError("--sizes needs --from none; a checkpoint has its own sizes")
+    for option, name in (("--from", start), ("--sizes", sizes)):
+        if name not in (None, "none") and not is_checkpoint(name):
+            raise click.UsageError(
+                f"{option} {name}: no such directory; expected a run, one of its checkpoints, embedded, or none"
+            )
 
 
 def start_of(

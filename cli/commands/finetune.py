@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from cli.options import LocalPath, json_option
+from cli.options import fine_tuning_options
 from cli.show.terminal import answer, echo
 
-__all__ = ["check_starts", "finetune"]
+__all__ = ["finetune"]
 
 
 @click.command(
@@ -17,21 +17,12 @@ __all__ = ["check_starts", "finetune"]
     "i2p finetune synthetic --from none --sizes runs/quickstart; i2p finetune modelnet40 --from RUN --protocol linear. "
     "A stopped run goes on where it was. In several processes: torchrun --nproc-per-node 2 -m cli.main finetune ..."
 )
-@click.argument("config")
-@click.option("--from", "start", required=True, metavar="RUN|none",
-              help="A pre-trained run or checkpoint, embedded, or none: all weights drawn from the seed.")  # fmt: skip
-@click.option("--sizes", metavar="RUN", help="With --from none: take the encoder's sizes from this run.")
+@fine_tuning_options(place="runs/CONFIG-PROTOCOL-START", section="[classifier]")
 @click.option("--protocol", type=click.Choice(["full", "mlp-3", "linear"]),
               help="Short for --set finetune.protocol=...: what is trained.")  # fmt: skip
 @click.option("--reference", is_flag=True,
               help="The field's habits: the best epoch ON THE TEST SPLIT, one draw of ranks a batch, frozen encoders "
               "whose batch norms move; the result says so.")  # fmt: skip
-@click.option("--seeds", type=click.IntRange(1, 100), default=1, show_default=True,
-              help="Runs, with seeds from finetune.seed on; a published row takes three.")  # fmt: skip
-@click.option("--out", type=LocalPath(file_okay=False), help="Directory. [default: runs/CONFIG-PROTOCOL-START]")
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
-              help="Override one setting of [finetune], [classifier] or [model].")  # fmt: skip
-@json_option
 def finetune(
     config: str,
     start: str,
@@ -48,7 +39,7 @@ def finetune(
     The last weights are scored on the test split, or those that were best on a held-out part of the training split
     (finetune.select). Nothing is chosen on the test split unless finetune.select says "test", as the field does.
     """
-    from cli.actions.finetuning import CLASSES, load_recipe, reference_settings, run_seeds, start_of
+    from cli.actions.finetuning import CLASSES, check_starts, load_recipe, reference_settings, run_seeds, start_of
     from trainer.engine.ranks import place_in_launch
 
     check_starts(start, sizes)
@@ -67,32 +58,16 @@ def finetune(
             echo(f"results     {where / 'metrics.json'}")
 
 
-def check_starts(start: str, sizes: str | None) -> None:
-    """Refuse what --from and --sizes cannot mean."""
-    from cli.actions.encoders import is_checkpoint
-
-    if sizes and start != "none":
-        raise click.UsageError("--sizes needs --from none; a checkpoint has its own sizes")
-    for option, name in (("--from", start), ("--sizes", sizes)):
-        if name not in (None, "none") and not is_checkpoint(name):
-            raise click.UsageError(
-                f"{option} {name}: no such directory; expected a run, one of its checkpoints, embedded, or none"
-            )
-
-
 def table(found: Mapping[str, Any]) -> str:
     """The result as text: a line a seed, then mean and spread, in per cent."""
-    chosen = {
-        "last": "the last weights",
-        "validation": "the best on a held-out part of the training split",
-        "test": "the best ON THE TEST SPLIT, as the field does: it flatters",
-    }[found["select"]]
+    from cli.actions.finetuning import SCORED
+
     lines = [
         f"{found['protocol']} fine-tuning from {found['from']}, "
         f"{found['test']['shapes']} shapes of {found['test']['uri']}",
         *(["  by the field's habits (reference)"] if found["reference"] else []),
         f"  {found['points']} points, {found['epochs']} epochs, augmentation: {found['augmentation']}",
-        f"  scored: {chosen}",
+        f"  scored: {SCORED[found['select']]}",
     ]
     for seed, score, of_classes, epoch in zip(
         found["seeds"], found["scores"], found["class_scores"], found["chosen"], strict=True

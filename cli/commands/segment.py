@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from cli.options import LocalPath, json_option
+from cli.options import fine_tuning_options
 from cli.show.terminal import answer, echo
 
 __all__ = ["segment"]
@@ -18,19 +18,10 @@ __all__ = ["segment"]
     "i2p segment labeled-psb --from embedded --set 'finetune.train=\"npz:FILE?split=train\"'. "
     "A stopped run resumes where it was. Several processes: torchrun --nproc-per-node N -m cli.main segment ..."
 )
-@click.argument("config")
-@click.option("--from", "start", required=True, metavar="RUN|none",
-              help="A pre-trained run or checkpoint, embedded, or none: all weights drawn from the seed.")  # fmt: skip
-@click.option("--sizes", metavar="RUN", help="With --from none: take the encoder's sizes from this run.")
+@fine_tuning_options(place="runs/parts-CONFIG-START", section="[segmentation]")
 @click.option("--reference", is_flag=True,
               help="The field's habits: two optimiser steps a batch, points drawn with replacement, and the best epoch "
               "ON THE TEST SPLIT; the result says so.")  # fmt: skip
-@click.option("--seeds", type=click.IntRange(1, 100), default=1, show_default=True,
-              help="Runs, with seeds from finetune.seed on; a published row takes three.")  # fmt: skip
-@click.option("--out", type=LocalPath(file_okay=False), help="Directory. [default: runs/parts-CONFIG-START]")
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
-              help="Override one setting of [finetune], [segmentation] or [model].")  # fmt: skip
-@json_option
 def segment(
     config: str,
     start: str,
@@ -47,8 +38,7 @@ def segment(
     The last weights are scored on the test split, or those that were best on a held-out part of the training split
     (finetune.select).
     """
-    from cli.actions.finetuning import PARTS, load_recipe, reference_settings, run_seeds, start_of
-    from cli.commands.finetune import check_starts
+    from cli.actions.finetuning import PARTS, check_starts, load_recipe, reference_settings, run_seeds, start_of
     from trainer.engine.ranks import place_in_launch
 
     check_starts(start, sizes)
@@ -65,18 +55,15 @@ def segment(
 
 def table(found: Mapping[str, Any]) -> str:
     """The result as text: a line a seed, mean and spread, a line a category; in per cent."""
-    chosen = {
-        "last": "the last weights",
-        "validation": "the best on a held-out part of the training split",
-        "test": "the best ON THE TEST SPLIT, as the field does: it flatters",
-    }[found["select"]]
+    from cli.actions.finetuning import SCORED
+
     steps = f"{found['updates']} optimiser step{'s' if found['updates'] > 1 else ''} a batch"
     points = f"{found['points']} points, {'with replacement' if found['sampling'] == 'replacement' else 'all distinct'}"
     lines = [
         f"part segmentation from {found['from']}, {found['test']['shapes']} shapes of {found['test']['uri']}",
         *(["  by the field's habits (reference)"] if found["reference"] else []),
         f"  {points}, {found['epochs']} epochs, {steps}, augmentation: {found['augmentation']}",
-        f"  scored: {chosen}",
+        f"  scored: {SCORED[found['select']]}",
         f"  {'':<11}{'instance mIoU':>18}{'class mIoU':>18}{'accuracy':>12}",
     ]
     for seed, *scores, epoch in zip(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import LocalPath, json_option
+from cli.options import LocalPath, json_option, labelled_pair
 from cli.show.terminal import answer, echo
 
 if TYPE_CHECKING:
@@ -125,8 +125,8 @@ def _study(
     out = out or place
     teachers = {**TEACHERS, **dict(map(_teacher, given))}
     runs = plan_runs(
-        config, overrides, teachers=teachers, main=main, seeds=seeds, real=[_real(text) for text in real], only=only,
-        folder=out, arms=arms, corpora=[_corpus(text) for text in corpora],
+        config, overrides, teachers=teachers, main=main, seeds=seeds, only=only, folder=out, arms=arms,
+        real=[labelled_pair(text, "--real") for text in real], corpora=[_corpus(text) for text in corpora],
     )  # fmt: skip
     results: dict[Run, Any] = {run: found for run in runs if (found := result_of(run)) is not None}
     source = ", ".join(map(str, files))
@@ -252,14 +252,3 @@ def _corpus(text: str) -> tuple[str, str]:
             param_hint="--pretrain-on",
         )
     return name, uri
-
-
-def _real(text: str) -> tuple[str, str, str]:
-    from pipeline.corpora.uri import split_uris
-
-    name, _, pair = text.partition("=")
-    uris = split_uris(pair)
-    if not name or len(uris) != 2:
-        hint = "NAME=TRAIN,TEST with two corpora, as in mine=folder:a,folder:b"
-        raise click.BadParameter(f"{text}: expected {hint}", param_hint="--real")
-    return name, uris[0], uris[1]

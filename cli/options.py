@@ -17,6 +17,7 @@ __all__ = [
     "config_options",
     "fine_tuning_options",
     "json_option",
+    "labelled_pair",
     "logging_options",
 ]
 
@@ -70,6 +71,21 @@ class CheckpointPath(LocalPath):
 
             return EMBEDDED
         return super().convert(value, param, ctx)
+
+
+def labelled_pair(text: str, option: str) -> tuple[str, str, str]:
+    """Read NAME=TRAIN,TEST, the value of `option`: a name and the URIs of two labelled corpora.
+
+    Raises click.BadParameter for anything else.
+    """
+    from pipeline.corpora.uri import split_uris
+
+    name, _, pair = text.partition("=")
+    uris = split_uris(pair)
+    if not name or len(uris) != 2:
+        hint = "NAME=TRAIN,TEST with two corpora, as in mine=folder:a,folder:b"
+        raise click.BadParameter(f"{text}: expected {hint}", param_hint=option)
+    return name, uris[0], uris[1]
 
 
 def logging_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cuda import _backend
 from cuda._check import check_clouds
+from cuda._operator import operator
 from cuda.geometry import VIEW_AXES, ViewGeometry
 from cuda.twins.backproject import backproject as _twin
 from cuda.twins.backproject import backproject_half as _twin_half
@@ -146,7 +147,7 @@ def _taps_on(device: torch.device, image_side: int, side: int) -> tuple[Tensor, 
     return torch.tensor(first, device=device), torch.tensor(weights, device=device)
 
 
-@torch.library.custom_op("i2p::pixels", mutates_args=(), device_types="cpu")
+@operator("pixels")
 def _pixels(points: Tensor, lo: Tensor, cell: Tensor, offset: Tensor, image_side: int) -> Tensor:
     B, Q, _ = points.shape
     pixel = points.new_empty(B, _VIEWS, Q, 2, dtype=torch.int32)
@@ -165,7 +166,7 @@ def _(points: Tensor, lo: Tensor, cell: Tensor, offset: Tensor, image_side: int)
     return points.new_empty(points.shape[0], _VIEWS, points.shape[1], 2, dtype=torch.int32)
 
 
-@torch.library.custom_op("i2p::backproject", mutates_args=(), device_types="cpu")
+@operator("backproject")
 def _backproject(maps: Tensor, pixel: Tensor, image_side: int) -> Tensor:
     B, V, T, C = maps.shape
     Q = pixel.shape[2]
@@ -194,7 +195,7 @@ def _(maps: Tensor, pixel: Tensor, image_side: int) -> Tensor:
     return maps.new_empty(B, pixel.shape[2], V, C, dtype=torch.float32)
 
 
-@torch.library.custom_op("i2p::backproject_backward", mutates_args=())
+@operator("backproject_backward", device="default")
 def _backproject_backward(grad: Tensor, pixel: Tensor, image_side: int, side: int) -> Tensor:
     first, weights = _taps_on(grad.device, image_side, side)
     taps = (first[:, None] + torch.arange(4, device=first.device)).clamp(0, side - 1)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cuda import _backend
 from cuda._check import check_clouds, check_same_batch
+from cuda._operator import operator
 from cuda.twins.chamfer import nearest as _twin
 from cuda.twins.chamfer import nearest_backward as _twin_backward
 from cuda.twins.threads import for_each
@@ -56,7 +57,7 @@ def nearest_backward_on(
     return grad
 
 
-@torch.library.custom_op("i2p::chamfer", mutates_args=(), device_types="cpu")
+@operator("chamfer")
 def _chamfer(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     M, P, _ = a.shape
     Q = b.shape[1]
@@ -82,7 +83,7 @@ def _(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return a.new_empty(a_shape), a.new_empty(b_shape), a.new_empty(a_shape, dtype=i32), a.new_empty(b_shape, dtype=i32)
 
 
-@torch.library.custom_op("i2p::chamfer_backward", mutates_args=(), device_types="cpu")
+@operator("chamfer_backward")
 def _chamfer_backward(
     a: Tensor, b: Tensor, from_a: Tensor, from_b: Tensor, grad_a_to_b: Tensor, grad_b_to_a: Tensor
 ) -> tuple[Tensor, Tensor]:

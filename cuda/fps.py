@@ -5,6 +5,7 @@ from torch import Tensor
 
 from cuda import _backend
 from cuda._check import check_clouds, check_count
+from cuda._operator import operator
 from cuda.twins.fps import fps as _twin
 
 __all__ = ["farthest_point_sample"]
@@ -51,7 +52,7 @@ def fps_on(
     return idx
 
 
-@torch.library.custom_op("i2p::fps", mutates_args=(), device_types="cpu")
+@operator("fps")
 def _fps(points: Tensor, k: int, skip_near_origin: bool) -> Tensor:
     B, _, _ = points.shape
     idx = points.new_empty(B, k, dtype=torch.int32)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cuda import _backend
 from cuda._check import check_same_batch
+from cuda._operator import operator
 from cuda.twins.gather import gather as _twin
 from cuda.twins.gather import gather_backward as _twin_backward
 from cuda.twins.gather import group as _twin_group
@@ -130,7 +131,7 @@ def _refuse(function: str, wrong: np.ndarray, idx: Tensor, N: int) -> None:
         )
 
 
-@torch.library.custom_op("i2p::gather", mutates_args=(), device_types="cpu")
+@operator("gather")
 def _gather(values: Tensor, idx: Tensor) -> Tensor:
     B, N, D = values.shape
     P = idx.shape[1]
@@ -155,7 +156,7 @@ def _(values: Tensor, idx: Tensor) -> Tensor:
     return values.new_empty(values.shape[0], idx.shape[1], values.shape[2])
 
 
-@torch.library.custom_op("i2p::group", mutates_args=(), device_types="cpu")
+@operator("group")
 def _group(points: Tensor, centres: Tensor, idx: Tensor) -> Tensor:
     B, G, K = idx.shape
     rows = points.new_empty(B, G, K, points.shape[2])
@@ -177,7 +178,7 @@ def _(points: Tensor, centres: Tensor, idx: Tensor) -> Tensor:
     return points.new_empty(*idx.shape, points.shape[2])
 
 
-@torch.library.custom_op("i2p::gather_backward", mutates_args=(), device_types="cpu")
+@operator("gather_backward")
 def _gather_backward(grad: Tensor, idx: Tensor, N: int) -> Tensor:
     B, _, D = grad.shape
     sums = grad.new_empty(B, N, D)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from cuda import _backend
 from cuda._check import check_clouds, check_count, check_same_batch
+from cuda._operator import operator
 from cuda.twins.knn import knn as _twin
 
 __all__ = ["MAX_NEIGHBOURS", "knn"]
@@ -42,7 +43,7 @@ def knn_on(launch: _backend.Launch, points: Tensor, queries: Tensor, k: int) -> 
     return dist2, idx
 
 
-@torch.library.custom_op("i2p::knn", mutates_args=(), device_types="cpu")
+@operator("knn")
 def _knn(points: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     B, M, _ = queries.shape
     dist2, idx = queries.new_empty(B, M, k), queries.new_empty(B, M, k, dtype=torch.int32)

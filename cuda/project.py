@@ -5,6 +5,7 @@ from torch import Tensor
 
 from cuda import _backend
 from cuda._check import check_choice, check_clouds
+from cuda._operator import operator
 from cuda.geometry import VIEW_AXES, ViewGeometry
 from cuda.twins.project import MAX, MEAN, NEAREST, SUM
 from cuda.twins.project import project as _twin
@@ -85,7 +86,7 @@ def _outputs(points: Tensor, image_side: int) -> tuple[Tensor, Tensor, Tensor, T
     )
 
 
-@torch.library.custom_op("i2p::project", mutates_args=(), device_types="cpu")
+@operator("project")
 def _project(points: Tensor, image_side: int, splat: int, reduction: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     B, N, _ = points.shape
     outputs = _outputs(points, image_side)

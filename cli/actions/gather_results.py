@@ -106,7 +106,7 @@ def _rows(found: Mapping[str, Any], source: str) -> list[dict[str, Any]]:
         if "task" in found:
             of_task = {
                 "few-shot": _few_shot, "fine-tuning": _fine_tuning, "part segmentation": _parts, "vote": _vote,
-                "downstream": _suite,
+                "downstream": _suite, "linear SVM": _probes,
             }  # fmt: skip
             if found["task"] not in of_task:
                 raise ResultsError(f"{source}: task {found['task']!r} is none of {', '.join(of_task)}")
@@ -133,6 +133,12 @@ def _probe(found: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:
         spread = row["spread"] if seeds > 1 else None
         yield _row("logistic regression", name, who, _feature(who, row), row["accuracy"], spread, over, shapes, how,
                    source)  # fmt: skip
+
+
+def _probes(found: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:
+    """Rows of an evaluation on several sets, each under the name it was given there."""
+    for name, result in found["sets"].items():
+        yield from (row | {"set": name} for row in _probe(result, source))
 
 
 def _study(found: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import LocalPath, json_option
+from cli.options import LocalPath, json_option, labelled_pair
 from cli.show.terminal import answer, echo
 
 if TYPE_CHECKING:
@@ -205,11 +205,8 @@ def _report(
 
 
 def _real(text: str) -> tuple[str, str, str]:
-    from pipeline.corpora.uri import split_uris
-
-    name, _, pair = text.partition("=")
-    uris = split_uris(pair)
-    if not name.replace("-", "").isalnum() or name == "synthetic" or len(uris) != 2:
-        hint = "NAME=TRAIN,TEST with two corpora, as in mine=folder:a,folder:b"
+    name, train, test = labelled_pair(text, "--real")
+    if not name.replace("-", "").isalnum() or name == "synthetic":
+        hint = "a name of letters, digits and '-', and not synthetic"
         raise click.BadParameter(f"{text}: expected {hint}", param_hint="--real")
-    return name, uris[0], uris[1]
+    return name, train, test

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import LocalPath, json_option
+from cli.options import LocalPath, json_option, labelled_pair
 from cli.show.terminal import answer, echo
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _options(out: Path) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         click.option("--report", "report_only", is_flag=True, help="Report what is there; run nothing."),
         json_option,
         click.option("--from", "files", type=LocalPath(exists=True, dir_okay=False), metavar="FILE",
-                     help="With --report: report the runs in a study's runs.json, or in several, instead.", **many),
+                     help="Take the runs in a study's runs.json as done; with --report, report them alone.", **many),
     ]  # fmt: skip
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,6 +66,7 @@ def _options(out: Path) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 @study.command(
     epilog="Examples: i2p study guidance; i2p study guidance --only full --only 3d-random --seeds 5; "
     "i2p study guidance --teacher b16=architecture=ViT-B-16,pretrained=openai --teacher both=embedded+b16; "
+    "i2p study guidance --seeds 5 --from a/runs.json; "
     "i2p study guidance --report --from a/runs.json --from b/runs.json. "
     "A stopped study resumes where it was; a finished one is only reported."
 )
@@ -116,25 +117,26 @@ def _study(
     from cli.study.plan import plan_runs, result_of
     from cli.study.report import read_measurements
 
-    if files:
-        if not report_only:
-            raise click.UsageError("--from FILE is what --report reads; give both")
-        measured, baseline = read_measurements(files)
+    measured, theirs = read_measurements(files)
+    if files and report_only:
         spent = sum(run["seconds"] for run in measured)
-        _report(measured, out, len(measured), seconds=spent, baseline=baseline, as_json=as_json)
+        _report(measured, out, len(measured), seconds=spent, baseline=theirs, as_json=as_json)
         return
     out = out or place
     teachers = {**TEACHERS, **dict(map(_teacher, given))}
     runs = plan_runs(
-        config, overrides, teachers=teachers, main=main, seeds=seeds, real=[_real(text) for text in real], only=only,
-        folder=out, arms=arms, corpora=[_corpus(text) for text in corpora],
+        config, overrides, teachers=teachers, main=main, seeds=seeds, only=only, folder=out, arms=arms,
+        real=[labelled_pair(text, "--real") for text in real], corpora=[_corpus(text) for text in corpora],
     )  # fmt: skip
-    results = {run: found for run in runs if (found := result_of(run)) is not None}
+    results: dict[Run, Any] = {run: found for run in runs if (found := result_of(run)) is not None}
+    source = ", ".join(map(str, files))
+    recorded = _recorded(runs, measured, results, source) if files else {}
+    results |= recorded
     failed: list[str] = []
     began = time.perf_counter()
     missing = [] if report_only else [run for run in runs if run not in results]
     if missing:
-        failed = _carry_out(missing, results, workers, len(runs))
+        failed = _carry_out(missing, results, workers, len(runs), sources=dict.fromkeys(recorded, source))
     spent = time.perf_counter() - began if missing else 0.0
     _report(list(results.values()), out, len(runs), seconds=spent, baseline=baseline, as_json=as_json)
     if failed:
@@ -142,8 +144,29 @@ def _study(
         raise SystemExit(1)
 
 
-def _carry_out(missing: Sequence["Run"], results: dict["Run", Any], workers: int, total: int) -> list[str]:
-    """Build the required caches, then do the runs, in processes; -> titles of those that failed."""
+def _recorded(
+    runs: Sequence["Run"], measured: Sequence[dict[str, Any]], own: Mapping["Run", Any], source: str
+) -> dict["Run", Any]:
+    """Return the recorded results of runs that this study's folder does not have; say how many are of no run of it."""
+    from cli.experiment.toml import ConfigError
+    from cli.study.recorded import recorded_results
+
+    found, others = recorded_results(runs, measured, source)
+    for run, result in found.items():
+        if own.get(run, result) != result:
+            raise ConfigError(source, [f"tells the run {run.title} differently than {run.folder}; leave one out"])
+    if others:
+        echo(f"{others} of {len(measured)} recorded runs are not of this study and are left out", err=True)
+    return {run: result for run, result in found.items() if run not in own}
+
+
+def _carry_out(
+    missing: Sequence["Run"], results: dict["Run", Any], workers: int, total: int, *, sources: Mapping["Run", str]
+) -> list[str]:
+    """Build the required caches, then do the runs, in processes; -> titles of those that failed.
+
+    sources  the files that results come from which are not of this study's folder.
+    """
     from cli.actions.build_cache import build_from
     from cli.show.progress import Progress
     from cli.study.plan import caches_of, require_caches
@@ -157,7 +180,7 @@ def _carry_out(missing: Sequence["Run"], results: dict["Run", Any], workers: int
                 if key not in caches:
                     caches[key] = build_from(experiment).path
     for run, result in results.items():
-        require_caches(run, result, caches)
+        require_caches(run, result, caches, source=sources.get(run))
     failed: list[str] = []
     jobs = [(run, (run, caches[run.cache], *(caches[key] for key, _ in run.further))) for run in missing]
     with (
@@ -229,14 +252,3 @@ def _corpus(text: str) -> tuple[str, str]:
             param_hint="--pretrain-on",
         )
     return name, uri
-
-
-def _real(text: str) -> tuple[str, str, str]:
-    from pipeline.corpora.uri import split_uris
-
-    name, _, pair = text.partition("=")
-    uris = split_uris(pair)
-    if not name or len(uris) != 2:
-        hint = "NAME=TRAIN,TEST with two corpora, as in mine=folder:a,folder:b"
-        raise click.BadParameter(f"{text}: expected {hint}", param_hint="--real")
-    return name, uris[0], uris[1]

@@ -16,7 +16,17 @@ from trainer.config import AlignmentConfig, TeachersConfig, teachers_conflicts
 if TYPE_CHECKING:
     from teacher_cache.location import Location
 
-__all__ = ["UNTRAINED", "Run", "cache_name", "cache_settings", "caches_of", "plan_runs", "require_caches", "result_of"]
+__all__ = [
+    "UNTRAINED",
+    "Run",
+    "cache_name",
+    "cache_settings",
+    "caches_of",
+    "differences",
+    "plan_runs",
+    "require_caches",
+    "result_of",
+]
 
 UNTRAINED = "untrained"
 """The arm of first weights."""
@@ -140,10 +150,10 @@ def result_of(run: Run) -> dict[str, Any] | None:
     result = known_json(path, "the run")
     if not result:
         return None
-    differences = list(_differences(result["settings"], json.loads(run.settings)))
-    if differences:
-        differences.append("choose another --out, repeat the settings, or delete the folder")
-        raise ConfigError(f"{run.folder}, which has a result of other settings", differences)
+    found = list(differences(result["settings"], json.loads(run.settings)))
+    if found:
+        found.append("choose another --out, repeat the settings, or delete the folder")
+        raise ConfigError(f"{run.folder}, which has a result of other settings", found)
     return result
 
 
@@ -152,19 +162,23 @@ def cache_name(cache: "Location") -> str:
     return str(cache).rpartition("/")[2]
 
 
-def require_caches(run: Run, result: Mapping[str, Any], caches: Mapping[str, "Location"]) -> None:
+def require_caches(
+    run: Run, result: Mapping[str, Any], caches: Mapping[str, "Location"], *, source: str | None = None
+) -> None:
     """Raise ConfigError unless an earlier result was obtained on the caches that the other runs will read.
 
     caches  key -> cache, of those that are known.
+    source  the file the result comes from; None: the run's folder.
     """
     keys = (run.cache, *(key for key, _ in run.further))
     for key, name in zip(keys, (result["cache"], *result.get("further", ())), strict=True):
         if key in caches and name != cache_name(caches[key]):
+            remedy = "choose another --out, or delete the folder" if source is None else "leave the file out"
             raise ConfigError(
-                str(run.folder),
+                str(run.folder) if source is None else f"{source}: {run.title}",
                 [
                     f"its result belongs to the cache {name}, but teacher, corpus and projection now give "
-                    f"{cache_name(caches[key])}; choose another --out, or delete the folder"
+                    f"{cache_name(caches[key])}; {remedy}"
                 ],
             )
 
@@ -202,7 +216,8 @@ def _selection(experiment: Experiment) -> list[str]:
     return [f"{key}={getattr(corpus, key)}" for key in _SELECTION] if corpus.selects else []
 
 
-def _differences(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def differences(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Say of each setting that differs what it was and what it is: section -> key -> value."""
     for section in sorted({*old, *new}):
         then, now = old.get(section, {}), new.get(section, {})
         for key in sorted({*then, *now}):

@@ -17,7 +17,7 @@ from cli.show.pictures import GRID, INK, pyplot, save_figure
 from cli.study.arms import ARMS, BASELINE, SCALING
 from cli.study.plan import UNTRAINED
 
-__all__ = ["markdown", "picture", "read_measurements", "summarise", "write_measurements"]
+__all__ = ["markdown", "picture", "read_measurements", "run_key", "summarise", "write_measurements"]
 
 FORMAT, VERSION = "i2p-study", 1
 _COLOURS = ("#777777", "#c98a1b", "#1f5fa8", "#2f8f5b", "#b3452c")
@@ -44,9 +44,11 @@ class _Result(TypedDict):
     teacher: str
     seed: int
     seconds: float
-    settings: Any
+    settings: dict[str, dict[str, Any]]
     sets: dict[str, _Scores]
     corpus: NotRequired[str]
+    cache: NotRequired[str]
+    further: NotRequired[list[str]]
     visible: NotRequired[_Visible]
 
 
@@ -85,15 +87,16 @@ def read_measurements(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], str]
             raise ConfigError(str(path), faults) from None
         baseline = baseline or content["baseline"]
         for result in content["runs"]:
-            if found.setdefault(_key(result), result) != result:
-                raise ConfigError(str(path), [f"tells the run {', '.join(map(str, _key(result)))} differently"])
+            if found.setdefault(run_key(result), result) != result:
+                raise ConfigError(str(path), [f"tells the run {', '.join(map(str, run_key(result)))} differently"])
             if not result["sets"] or set(result["sets"]) != set(next(iter(found.values()))["sets"]):
                 held = ", ".join(result["sets"]) or "nothing"
                 raise ConfigError(str(path), [f"has runs scored on {held}; expected the same sets in every run"])
     return list(found.values()), baseline
 
 
-def _key(result: Mapping[str, Any]) -> tuple[str, str, str, int]:
+def run_key(result: Mapping[str, Any]) -> tuple[str, str, str, int]:
+    """Return what names a run in a study: arm, teacher, corpus ("" where there is one), seed."""
     return result["arm"], result["teacher"], result.get("corpus", ""), result["seed"]
 
 

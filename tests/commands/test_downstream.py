@@ -318,6 +318,51 @@ def test_evaluate_scores_point_nn_and_logistic_regression_where_asked(smoke, lab
     assert [row["who"] for row in rows if row["task"] == "logistic regression"] == list(found["rows"])
 
 
+def test_evaluate_on_several_sets_is_one_table_of_what_each_alone_gives(smoke, labelled, capsys, tmp_path):
+    uris = {
+        "npz": (f"npz:{labelled}?split=train", f"npz:{labelled}?split=test"),
+        "made": ("synthetic:?count=24&categories=chair,mug", "synthetic:?count=12&split=test&categories=chair,mug"),
+    }
+    on = [text for name, pair in uris.items() for text in ("--on", f"{name}={','.join(pair)}")]
+    options = ("--points", 64, "--seeds", 2, "--feature", "top")
+    found = json.loads(run(capsys, "evaluate", smoke.run_dir, *on, *options, "--logistic", "--json").out)
+    assert list(found["sets"]) == list(uris)
+    train, test = uris["made"]
+    alone = run(capsys, "evaluate", smoke.run_dir, "--train", train, "--test", test, *options, "--json")
+    assert {key: found["sets"]["made"][key] for key in json.loads(alone.out)} == json.loads(alone.out)
+    for kind in ("rows", "logistic"):
+        assert list(found["means"][kind]) == ["coordinates", "untrained", "trained"]
+        for name, mean in found["means"][kind].items():
+            each = [np.mean([one[kind][name]["scores"][seed] for one in found["sets"].values()]) for seed in range(2)]
+            assert mean["scores"] == pytest.approx(each)
+            assert (mean["accuracy"], mean["spread"]) == (pytest.approx(np.mean(each)), pytest.approx(np.std(each)))
+    text = run(capsys, "evaluate", smoke.run_dir, *on, *options).out.splitlines()
+    assert text[0] == "linear SVM: 64 points, cross-validated, 2 seeds"
+    assert text[1].split() == ["feature", "numbers", "npz", "made", "mean"]
+    rows = [*(one["rows"]["trained"] for one in found["sets"].values()), found["means"]["rows"]["trained"]]
+    cells = " ".join(f"{100 * row['accuracy']:.1f}% ± {100 * row['spread']:.1f}" for row in rows)
+    assert " ".join(text[5].split()) == f"trained encoder top {rows[0]['dimensions']} {cells}"
+    assert text[6] == f"  npz: 40 shapes of {uris['npz'][1]}, fitted on 48 of {uris['npz'][0]}; 4 classes"
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    rows = json.loads(run(capsys, "results", tmp_path / "found.json", "--format", "json").out)
+    assert [row["who"] for row in rows if row["set"] == "made" and row["task"] == "linear SVM"] == [
+        "always the largest class", "coordinates", "untrained", "trained",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--on", "a=npz:x"), "expected NAME=TRAIN,TEST"),
+        (("--on", "a=npz:x,npz:y", "--on", "a=npz:z,npz:y"), "--on a: that name is taken"),
+        (("--on", "a=npz:x,npz:y", "--train", "npz:x", "--test", "npz:y"), "leave --train and --test out"),
+    ],
+)
+def test_sets_that_evaluate_cannot_take_are_refused(smoke, capsys, options, message):
+    outcome = run(capsys, "evaluate", smoke.run_dir, *options)
+    assert (outcome.code, message in outcome.err) == (2, True), outcome.err
+
+
 def test_finetune_goes_from_an_encoder_and_from_scratch_to_the_table(smoke, labelled, capsys, tmp_path):
     recipe = tmp_path / "tiny.toml"
     recipe.write_text(

@@ -1,9 +1,15 @@
-"""The learnt part of a step as one graph, without and with autocast."""
+"""The learnt part of a step as one graph, without and with autocast; what stays out of every graph."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import Tensor
 
+from cuda.untraced import untraced
 from tests.support.models import assert_same, tiny_batch, tiny_model
 from trainer.losses.terms import weighted_sum
 from trainer.models.hierarchical.student import I2PMAE, Plan
@@ -43,3 +49,40 @@ def test_a_step_traces_whole_and_gives_the_same_losses_and_gradients(autocast):
     else:
         # A bias before a norm has no gradient but noise, which torch's one-by-one sums make larger: seen 4e-4.
         assert_same(expected, got, floor=1e-4)
+
+
+def test_what_is_not_to_be_traced_runs_as_it_is_between_two_graphs():
+    torch.compiler.reset()
+    traced: list[bool] = []
+
+    def inner(x: Tensor) -> Tensor:
+        traced.append(torch.compiler.is_compiling())
+        return x.sin()
+
+    @untraced
+    def plan(x: Tensor) -> Tensor:
+        return inner(x)
+
+    graphs = torch._dynamo.testing.EagerAndRecordGraphs()
+    compiled = torch.compile(lambda x: plan(x + 1) * 2, backend=graphs)
+    x = torch.linspace(0, 1, 5)
+    for _ in range(2):
+        torch.testing.assert_close(compiled(x), (x + 1).sin() * 2)
+    assert traced == [False, False]
+    assert ["add" in graph.code for graph in graphs.graphs] == [True, False]
+    assert not any("sin" in graph.code for graph in graphs.graphs)
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(plan, backend="eager", fullgraph=True)(x)
+
+
+def test_encoding_does_not_load_torch_s_compiler():
+    code = (
+        "import sys, torch\nfrom tests.support.models import tiny_batch, tiny_model\n"
+        "from tests.support.plain_student import plain_student\nimport trainer.models.heads.build\n"
+        "points, _ = tiny_batch()\n"
+        "tiny_model().eval().encode(points), plain_student().eval().encode(points)\n"
+        "sys.exit('loaded' if 'torch._dynamo' in sys.modules else 0)"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

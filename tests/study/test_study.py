@@ -52,6 +52,16 @@ def test_a_study_runs_once_and_is_then_only_reported(capsys, tmp_path):
     assert again.code == 0
     assert again.out == first.out
     assert "runs in" not in again.err
+    elsewhere = guidance(
+        capsys, tmp_path, *only, "--from", tmp_path / "study" / "runs.json", "--out", tmp_path / "other"
+    )
+    assert (elsewhere.code, elsewhere.out) == (0, first.out)
+    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == [
+        "runs.json",
+        "study.json",
+        "study.md",
+        "study.png",
+    ]
     changed = guidance(capsys, tmp_path, *only, "--set", "trainer.learning_rate=0.5")
     assert changed.code == 2
     assert "has a result of other settings" in changed.err
@@ -260,7 +270,7 @@ def test_the_options_are_checked(capsys):
     assert "NAME=key=value" in run(capsys, "study", "guidance", "--teacher", "x").err
     assert "NAME=A+B" in run(capsys, "study", "guidance", "--teacher", "x=seed=1,y").err
     assert "NAME=URI" in run(capsys, "study", "guidance", "--pretrain-on", "a/b=folder:x").err
-    assert "give both" in run(capsys, "study", "guidance", "--from", __file__).err
+    assert "is no JSON" in run(capsys, "study", "guidance", "--from", __file__).err
     assert "is no JSON" in run(capsys, "study", "guidance", "--report", "--from", __file__).err
     assert "i2p study guidance" in run(capsys, "study", "guidance", "--help").out
 

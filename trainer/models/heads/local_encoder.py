@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cuda.untraced import untraced
 from trainer.models.config import ModelConfig
 from trainer.models.heads.config import ClassifierConfig, SegmentationConfig
 from trainer.models.heads.fine_tuned import Sought
@@ -58,7 +59,7 @@ class LocalEncoder(nn.Module):
         self.encoder_norms = parts.encoder_norms[:norms]
 
     @torch.no_grad()
-    @torch.compiler.disable
+    @untraced
     def plan(self, points: Tensor) -> LocalPlan:
         """Group a batch at every level and find each token's neighbourhood.
 

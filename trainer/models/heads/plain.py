@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cuda.untraced import untraced
 from trainer.models.config import PlainConfig
 from trainer.models.heads.config import PlainClassifierConfig, PlainSegmentationConfig
 from trainer.models.heads.fine_tuned import PointSegmenter, ShapeClassifier, Sought
@@ -83,7 +84,7 @@ class PlainClassifier(PlainEncoder, ShapeClassifier):
         return self.network(self.plan(points), draws)
 
     @torch.no_grad()
-    @torch.compiler.disable
+    @untraced
     def plan(self, points: Tensor) -> PlainPlan:
         return PlainPlan(_groups(points, self.model, self.config), None)
 
@@ -169,7 +170,7 @@ class PlainSegmenter(PlainEncoder, PointSegmenter):
         return self.network(self.plan(points), points, category, draws)
 
     @torch.no_grad()
-    @torch.compiler.disable
+    @untraced
     def plan(self, points: Tensor) -> PlainPlan:
         groups = _groups(points, self.model, self.config)
         expanded = self.config.interpolation == "expanded"

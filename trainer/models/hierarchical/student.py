@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cuda.backproject import backproject
 from cuda.token_maps import TokenMaps
+from cuda.untraced import untraced
 from trainer.losses.reconstruction import chamfer_sum, squared_error_sum
 from trainer.losses.terms import COORDINATES, FEATURES, Losses, LossTerm, of_further
 from trainer.models.config import MaskingConfig, ModelConfig
@@ -199,7 +200,7 @@ class I2PMAE(GuidedStudent):
         return pooled_feature(encoded, [here.valid if here.uneven else None for here in tokens], feature)
 
     @torch.no_grad()
-    @torch.compiler.disable
+    @untraced
     def plan_encoding(self, points: Tensor) -> tuple[list[Level], list[Tokens]]:
         """Compute groups and layout for an encoding in which nothing is masked."""
         self._check_points(points)
@@ -213,7 +214,7 @@ class I2PMAE(GuidedStudent):
         return levels, [*tokens, everything(B, self.config.groups[-1], points.device)]
 
     @torch.no_grad()
-    @torch.compiler.disable
+    @untraced
     def plan(
         self,
         points: Tensor,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cuda.backproject import backproject
 from cuda.gather import gather
 from cuda.token_maps import TokenMaps
+from cuda.untraced import untraced
 from trainer.losses.reconstruction import chamfer_root_sum, chamfer_sum, squared_error_sum
 from trainer.losses.terms import COORDINATES, FEATURES, Losses, LossTerm, of_further
 from trainer.models.config import MaskingConfig, PlainConfig
@@ -183,7 +184,7 @@ class PlainStudent(GuidedStudent):
         return encoder.transform(encoder.widened(encoder.embed(groups.neighbourhood)), groups.centres, None)
 
     @torch.no_grad()
-    @torch.compiler.disable
+    @untraced
     def plan(
         self,
         points: Tensor,

@@ -16,6 +16,8 @@ class Arm:
     poses     stored of each shape in its cache; an epoch visits one of them, so every arm takes as many steps
     share     of the study's shapes that it trains on, for as many more epochs: every share takes as many steps
     epochs    how many times as many, warm-up included
+    masks     of each shape in a step; batches and epochs are that many times smaller, so that it takes as many steps of
+              as many samples. A warm-up of less than half an epoch is none
     """
 
     name: str
@@ -24,6 +26,7 @@ class Arm:
     poses: int = 1
     share: float = 1.0
     epochs: int = 1
+    masks: int = 1
 
 
 BASELINE = "3d-random"
@@ -46,6 +49,8 @@ ARMS = (
     Arm("align-soft", ("alignment.temperature=0.2",), "main"),
     Arm("full-long", (), "main", epochs=7),  # about as much time as `live` takes
     Arm("poses4", ("trainer.scale=[1.0, 1.0]", "trainer.shift=0.0", "trainer.renormalise=false"), "main", poses=4),
+    Arm("masks4", (), "main", masks=4),
+    Arm("full-cold", ("trainer.warmup_epochs=0",), "main"),  # what `masks4` is to be compared with
 )
 
 SCALING = tuple(Arm(f"share-{share}", (), "main", share=share) for share in (0.1, 0.3, 1.0))

@@ -12,6 +12,7 @@ from cli.experiment.toml import ConfigError, load_experiment
 from cli.study.arms import ARMS, Arm, members_of
 from pipeline.config import CorpusConfig
 from trainer.config import AlignmentConfig, TeachersConfig, teachers_conflicts
+from trainer.models.config import MaskingConfig
 
 if TYPE_CHECKING:
     from teacher_cache.location import Location
@@ -192,6 +193,8 @@ def _settings(experiment: Experiment, sets: Sequence[tuple[str, str, str]], furt
             del sections["corpus"][key]  # absent where nothing is selected, as in results before there were selections
     if experiment.alignment.contrast == AlignmentConfig().contrast:
         del sections["alignment"]["contrast"]
+    if experiment.masking.per_shape == MaskingConfig().per_shape:
+        del sections["masking"]["per_shape"]
     if experiment.teachers == TeachersConfig():
         del sections["teachers"]  # absent where they do nothing, as in results before there were several
     if further:
@@ -274,9 +277,9 @@ class _Plan:
         )
 
     def _more(self, arm: Arm, settings: Sequence[str]) -> list[str]:
-        """Settings that follow from an arm's poses, share and epochs."""
+        """Settings that follow from an arm's poses, share, epochs and masks."""
         more: list[str] = []
-        if (arm.poses, arm.share, arm.epochs) == (1, 1, 1):
+        if (arm.poses, arm.share, arm.epochs, arm.masks) == (1, 1, 1, 1):
             return more
         trainer = load_experiment(self.config, settings).trainer
         if arm.poses > 1:
@@ -284,7 +287,11 @@ class _Plan:
             more += [f"corpus.poses={arm.poses}", f"trainer.shuffle_window={trainer.shuffle_window * arm.poses}"]
         if arm.share < 1:
             more.append(f"corpus.share={arm.share}")
-        if arm.share < 1 or arm.epochs > 1:
-            for key in ("epochs", "warmup_epochs"):
-                more.append(f"trainer.{key}={round(getattr(trainer, key) * arm.epochs / arm.share)}")
+        if arm.masks > 1:
+            shapes = max(2, trainer.batch_size // arm.masks)  # the global loss needs another shape
+            more += [f"masking.per_shape={arm.masks}", f"trainer.batch_size={shapes}"]
+        if arm.share < 1 or arm.epochs > 1 or arm.masks > 1:
+            epochs = max(1, round(trainer.epochs * arm.epochs / arm.share / arm.masks))
+            warm = round(trainer.warmup_epochs * arm.epochs / arm.share / arm.masks)
+            more += [f"trainer.epochs={epochs}", f"trainer.warmup_epochs={warm}"]
         return more

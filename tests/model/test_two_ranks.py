@@ -21,19 +21,23 @@ VARIANTS = {
     "static": partial(tiny_model, layout="static"),
     "plain": plain_student,
     "adapters": partial(plain_student, adapters=(1,)),
+    "masks": tiny_model,
+    "static masks": partial(tiny_model, layout="static"),
+    "plain masks": plain_student,
 }
+MASKS = 2  # of each shape, where a variant has several
 
 
-def batch(model: Student, part: slice) -> tuple[Tensor, TokenMaps, Draws]:
+def batch(model: Student, part: slice, masks: int) -> tuple[Tensor, TokenMaps, Draws]:
     points, maps = tiny_batch(seed=5)
-    draws = Draws.for_records(range(len(points)), model.config, seed=6, epoch=0)
+    draws = Draws.for_records(range(len(points))[part], model.config, seed=6, epoch=0, masks=masks)
     geometry = type(maps.geometry)(*(x[part] for x in maps.geometry))
     maps = TokenMaps(maps.features[part], maps.saliency[part], geometry, maps.image_side)
-    return points[part], maps, Draws(draws.mask[part], draws.drop_path[part])
+    return points[part], maps, draws
 
 
-def losses_of(model: Student, part: slice) -> Losses:
-    points, maps, draws = batch(model, part)
+def losses_of(name: str, model: Student, part: slice) -> Losses:
+    points, maps, draws = batch(model, part, MASKS if "masks" in name else 1)
     plan = model.plan(points, points, maps, draws)
     return model.losses(plan, model.network(plan, draws.drop_path))
 
@@ -49,7 +53,7 @@ def one_rank(rank: int) -> dict[str, dict[str, Tensor]]:
     results = {}
     for name, make in VARIANTS.items():
         model = make().train()
-        output = losses_of(model, slice(rank * half, (rank + 1) * half))
+        output = losses_of(name, model, slice(rank * half, (rank + 1) * half))
         counts = torch.stack([term.count for term in output.values()])
         dist.all_reduce(counts)
         loss = weighted_sum(output, counts=dict(zip(output, counts, strict=True)))
@@ -69,7 +73,7 @@ def ranks(tmp_path_factory) -> list[dict[str, dict[str, Tensor]]]:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_loss_gradients_and_buffers_equal_one_process(ranks, name):
     model = VARIANTS[name]().train()
-    output = losses_of(model, slice(None))
+    output = losses_of(name, model, slice(None))
     weighted_sum(output).backward()
     expected = summary(model, weighted_sum(output))
     for rank in ranks:

@@ -149,6 +149,15 @@ def test_shares_take_as_many_steps_and_warm_up_as_long():
     assert [cache_settings(run).corpus.share for run in runs] == [1.0, 0.1, 0.3, 1.0]
 
 
+def test_masks_take_as_many_steps_of_as_many_samples():
+    given = {"teachers": TEACHERS, "main": "embedded", "seeds": 1, "real": [], "only": ["masks4", "full-cold"]}
+    _, masks, cold = map(cache_settings, plan_runs("study", [], folder=Path("x"), **given))
+    assert masks.masking.per_shape == 4
+    assert (masks.trainer.batch_size, masks.trainer.epochs) == (32 // 4, 12 // 4)
+    assert (masks.trainer.warmup_epochs, cold.trainer.warmup_epochs) == (0, 0)
+    assert (cold.trainer.batch_size, cold.trainer.epochs, cold.masking.per_shape) == (32, 12, 1)
+
+
 def weights(run, result):
     """The end of a run: its numbers and every byte of its weights."""
     [last] = sorted((run.folder / "checkpoints").iterdir())[-1:]
@@ -234,7 +243,7 @@ def test_every_arm_is_planned_seed_by_seed(tmp_path):
     assert len(runs) == 2 * (1 + alone + each * len(TEACHERS))
     assert [run.seed for run in runs] == sorted(run.seed for run in runs)
     assert len({run.folder for run in runs}) == len(runs)
-    assert len({run.settings for run in runs}) >= len(runs) - 2  # "untrained" has the settings of "full"
+    assert len({run.settings for run in runs}) >= len(runs) - 4  # "untrained" and "full-cold" have those of "full"
     assert len(plan(tmp_path, only=["full:random", "live"])) == 2 * (1 + 2)
     assert {run.cache for run in runs} == {"embedded-1", "embedded-4", "random-1"}
     assert all(result_of(run) is None for run in runs)

@@ -19,7 +19,7 @@ from trainer.pretraining.loop import TrainReport, pretrain
 MODEL = TINY
 SCHEMA = CacheSchema(points=128, views=3, image_side=32, patch_side=8, channels=TINY_CHANNELS)
 MASKING = MaskingConfig(ratio=0.7)
-KNOWN = ("teacher", "on_event", "alignment", "further", "teachers")
+KNOWN = ("teacher", "on_event", "alignment", "further", "teachers", "masking")
 
 
 def trainer_config(**settings: Any) -> TrainerConfig:
@@ -80,13 +80,12 @@ def train(
     cache: Any, run_dir: Path, *, model: ModelConfig = MODEL, evaluation: Any = None, **settings: Any
 ) -> TrainReport:
     """`pretrain` with the tiny settings. Keyword arguments that pretrain knows go there, others to trainer_config."""
-    known = {name: settings.pop(name) for name in KNOWN if name in settings}
+    known = {"masking": MASKING} | {name: settings.pop(name) for name in KNOWN if name in settings}
     settings["teacher"] = "live" if "teacher" in known else "cached"
     return pretrain(
         cache,
         run_dir,
         model=model,
-        masking=MASKING,
         trainer=trainer_config(**settings),
         evaluation=evaluation or EvaluationConfig(),
         **known,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import teacher_cache
-from tests.support.training import SCHEMA, train, training_cache, weights_of
+from tests.support.training import MASKING, SCHEMA, train, training_cache, weights_of
 from trainer.checkpoints import files as checkpoint
 from trainer.checkpoints.models import load_encoder, load_model
 from trainer.checkpoints.reference.convert import export_reference
@@ -18,6 +18,8 @@ from trainer.config import AlignmentConfig
 from trainer.engine.events import StepDone
 from trainer.engine.ranks import Ranks
 from trainer.errors import CheckpointError, TrainingError
+from trainer.models.config import MaskingConfig
+from trainer.models.random_inputs import Draws
 from trainer.pretraining.alignment import Alignment
 from trainer.pretraining.data import Part
 from trainer.pretraining.step import _GlobalLoss
@@ -40,12 +42,13 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("settings", [{}, {"precision": "bfloat16", "readers": 0}])
-@pytest.mark.parametrize("negatives", [0, 9])
+@pytest.mark.parametrize("masking", [MASKING, replace(MASKING, per_shape=2)])
+@pytest.mark.parametrize(("negatives", "settings"), [(0, {}), (9, {"precision": "bfloat16", "readers": 0})])
 def test_a_run_stopped_within_an_epoch_ends_with_the_same_bytes(
-    whole_cache: Any, tmp_path: Path, negatives: int, settings: dict[str, Any]
+    whole_cache: Any, tmp_path: Path, negatives: int, settings: dict[str, Any], masking: MaskingConfig
 ) -> None:
     chosen = {"alignment": replace(ON, negatives=negatives), "epochs": 3, "checkpoint_steps": 1, **settings}
+    chosen["masking"] = masking
     whole = train(whole_cache, tmp_path / "whole", **chosen)
 
     def stop(event: Any) -> None:
@@ -121,26 +124,32 @@ def test_checkpoints_of_runs_before_the_loss_load_and_go_on(whole_cache: Any, tm
         train(whole_cache, tmp_path / "views", epochs=2, alignment=ON)
     with pytest.raises(CheckpointError, match=r"alignment\.weight was 0\.0, is now 0\.7"):
         train(whole_cache, tmp_path / "old", epochs=2, alignment=ON)
+    with pytest.raises(CheckpointError, match=r"masking\.per_shape was absent, is now 2"):
+        train(whole_cache, tmp_path / "old", epochs=2, masking=replace(MASKING, per_shape=2))
 
 
 @pytest.mark.parametrize("contrast", ["joined", "views"])
-@pytest.mark.parametrize("parts", [1, 2, 3])
-def test_parts_of_a_batch_add_up_to_its_loss(parts: int, contrast: Any) -> None:
+@pytest.mark.parametrize(("parts", "masks"), [(1, 1), (2, 1), (3, 1), (2, 2)])
+def test_parts_of_a_batch_add_up_to_its_loss(parts: int, masks: int, contrast: Any) -> None:
+    """Each of a shape's masks is contrasted with every target once: the mean of the losses of one mask."""
     generator = torch.Generator().manual_seed(3)
     wholes = torch.randn(6, 3, 5, generator=generator)
     wholes[2] = wholes[5]
     mean = torch.randn(3, 5, generator=generator)
-    answers = torch.randn(6, 15, generator=generator)
+    answers = torch.randn(6, masks, 15, generator=generator)
     alignment = Alignment(replace(ON, temperature=0.2, contrast=contrast), mean, None, "")
     pieces = [
-        Part([], np.empty(0), torch.empty(0), torch.empty(0), None, None, 0, wholes[rows], rows.numpy())  # type: ignore[arg-type]
+        Part([], rows.numpy(), torch.empty(0), torch.empty(0), None, draws, 0, wholes[rows], rows.numpy())
         for rows in torch.arange(6).chunk(parts)
+        for draws in [Draws(torch.empty(len(rows) * masks, 0), torch.empty(len(rows) * masks, 0))]
     ]
     whole = _GlobalLoss(alignment, ALONE, pieces)
-    terms = [whole.term(i, part) for i, part in enumerate(answers.chunk(parts))]
-    expected = _GlobalLoss(alignment, ALONE, [pieces[0]._replace(whole=wholes, shapes=np.arange(6))]).term(0, answers)
-    torch.testing.assert_close(torch.stack([term.sum for term in terms]).sum(), expected.sum)
-    assert sum(term.count.item() for term in terms) == whole.count.item() == expected.count.item() == 6
+    terms = [whole.term(i, part.flatten(0, 1)) for i, part in enumerate(answers.chunk(parts))]
+    one = Draws(torch.empty(6, 0), torch.empty(6, 0))
+    all_of_it = pieces[0]._replace(records=np.arange(6), whole=wholes, shapes=np.arange(6), draws=one)
+    expected = [_GlobalLoss(alignment, ALONE, [all_of_it]).term(0, answers[:, m]) for m in range(masks)]
+    torch.testing.assert_close(torch.stack([term.sum for term in terms]).sum(), sum(term.sum for term in expected))
+    assert sum(term.count.item() for term in terms) == whole.count.item() == 6 * masks
 
 
 def test_a_batch_of_one_is_refused_without_a_sample(whole_cache: Any, tmp_path: Path) -> None:

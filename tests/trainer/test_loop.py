@@ -187,14 +187,15 @@ class _FrozenStatistics(I2PMAE):
         return self
 
 
-def test_accumulated_parts_give_the_large_batchs_losses_and_gradient(cache: Any) -> None:
+@pytest.mark.parametrize("masks", [1, 2])
+def test_accumulated_parts_give_the_large_batchs_losses_and_gradient(cache: Any, masks: int) -> None:
     outcomes, gradients = [], []
     for accumulation in (1, 2, 4):
         model = _FrozenStatistics(TINY, MASKING, teacher_channels=TINY_CHANNELS)
         model.load_state_dict(new_student(TINY, MASKING, TEACHER, seed=0).state_dict())
         config = trainer_config(accumulation=accumulation)
         stepper = Stepper(model, config, ALONE, None)
-        parts = next(Loader(cache, TINY, config, ALONE).epoch(0))
+        parts = next(Loader(cache, TINY, config, ALONE, masks=masks).epoch(0))
         outcomes.append(stepper.step(parts, 1e-3))
         gradients.append(torch.cat([p.grad.reshape(-1) for p in stepper.updates.parameters if p.grad is not None]))
     # The parts hide 208 to 220 and 100 to 120 points, so a mean of their means would be off by per cents;
@@ -309,6 +310,7 @@ class _CachedMapsAsLiveTeacher:
 
 def test_a_live_teacher_that_says_what_is_cached_trains_the_same_student(cache: Any, tmp_path: Path) -> None:
     plain = {"points": 0, "resample": False, "scale": (1.0, 1.0), "shift": 0.0}
+    plain["masking"] = dataclasses.replace(MASKING, per_shape=2)
     cached = train(cache, tmp_path / "cached", **plain)
     live = train(cache, tmp_path / "live", teacher=_CachedMapsAsLiveTeacher(cache), **plain)
     assert weights_of(live) == weights_of(cached)

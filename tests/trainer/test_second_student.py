@@ -229,6 +229,11 @@ def test_every_architecture_has_settings_and_a_student() -> None:
     assert all(settings().architecture == name for name, settings in ARCHITECTURES.items())
 
 
+def test_it_learns_from_one_mask_a_shape(cache: Any, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"'two-layer' learns from one mask .* masking\.per_shape = 3"):
+        train(cache, tmp_path, model=MODEL, masking=MaskingConfig(per_shape=3))
+
+
 def test_it_learns_from_one_teacher_alone(cache: Any, tmp_path: Path) -> None:
     further = [second_cache(tmp_path / "second")]
     with pytest.raises(TrainingError, match="'two-layer' learns from one teacher, and 2 are given"):

@@ -33,7 +33,11 @@ __all__ = [
 
 Section = TypeVar("Section")
 
-LATER = {("model", "architecture"): DEFAULT_ARCHITECTURE, ("alignment", "contrast"): AlignmentConfig().contrast}
+LATER = {
+    ("model", "architecture"): DEFAULT_ARCHITECTURE,
+    ("masking", "per_shape"): MaskingConfig().per_shape,
+    ("alignment", "contrast"): AlignmentConfig().contrast,
+}
 """(section, setting) that came after the first checkpoints -> its default."""
 
 # Settings that do not change the course of training: to the bit, except those marked, which change rounding.

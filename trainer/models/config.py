@@ -339,12 +339,15 @@ class MaskingConfig:
     ratio        share of the top level's tokens that is hidden, 0..1 (1 excluded), rounded down to whole tokens
     saliency     input of the weights' softmax: "raw" attention (reference) or "standardised" within each sample
     temperature  divides it first; small: the most salient are nearly sure to stay visible; large: like random
+    per_shape    masks of each shape in a step. A shape is read, grouped and looked up in the teacher's maps once, and
+                 trained on once a mask: trainer.batch_size shapes make per_shape times as many samples
     """
 
     mode: Literal["saliency", "random", "block"] = "saliency"
     ratio: Share = 0.8
     saliency: Literal["raw", "standardised"] = "raw"
     temperature: Annotated[float, Gt(0)] = 1.0
+    per_shape: Annotated[int, Ge(1)] = 1
 
     def visible(self, groups: int) -> int:
         """Return how many of the top level's `groups` tokens stay visible; at least 1, since ratio < 1."""

@@ -9,6 +9,7 @@ from cuda.token_maps import TokenMaps
 from trainer.losses.reconstruction import squared_error_sum
 from trainer.losses.terms import FEATURES, LossTerm, of_further
 from trainer.models.config import MaskingConfig, StudentConfig
+from trainer.models.random_inputs import Draws
 from trainer.models.student import Further, Said, Student
 
 __all__ = ["GuidedStudent"]
@@ -23,6 +24,7 @@ class GuidedStudent(Student):
     """
 
     several_teachers: ClassVar[bool] = True
+    several_masks: ClassVar[bool] = True
     config: StudentConfig
     masking: MaskingConfig
     teacher_channels: int
@@ -94,3 +96,28 @@ class GuidedStudent(Student):
                     f"features of teacher {index + 2} have shapes, views and channels {found}; expected {wanted}. "
                     "Create the model for the caches that it reads."
                 )
+
+    @staticmethod
+    def masks_of_each(clouds: int, groups: int, draws: Draws | None, mask_order: Tensor | None) -> int:
+        """Return how many masks each cloud gets.
+
+        groups  of which some are hidden.   draws, mask_order  of the plan; at least one of them is given.
+
+        Raises ValueError for samples that are not equally many a cloud, and for another shape.
+        """
+        if mask_order is not None and (mask_order.ndim != 2 or mask_order.shape[1] != groups):
+            raise ValueError(
+                f"mask_order has shape {tuple(mask_order.shape)}; expected [{clouds}, {groups}], or as many rows more "
+                "for each further mask"
+            )
+        given = {"draws": None if draws is None else len(draws.mask)}
+        given["mask_order"] = None if mask_order is None else len(mask_order)
+        found = {name: samples for name, samples in given.items() if samples is not None}
+        for name, samples in found.items():
+            if samples == 0 or samples % clouds or samples != max(found.values()):
+                counts = " and ".join(f"{name} of {samples}" for name, samples in found.items())
+                raise ValueError(
+                    f"{counts} samples for {clouds} clouds; expected one a cloud, or as many masks of each, those of a "
+                    "cloud one after the other"
+                )
+        return max(found.values()) // clouds

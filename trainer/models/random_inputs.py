@@ -20,10 +20,11 @@ __all__ = ["Draws"]
 class Draws(NamedTuple):
     """Uniform numbers in (0, 1), both ends excluded.
 
-    mask       [B, M] float32, by which a student chooses what stays visible
+    mask       [B, T] float32, by which a student chooses what stays visible
     drop_path  [B, R] float32, one a residual branch: it is kept where the number is below its chance
 
-    M and R are the student's: StudentConfig.random_numbers.
+    T and R are the student's: StudentConfig.random_numbers. B counts samples: every mask of a shape is one, with
+    numbers of its own.
     """
 
     mask: Tensor
@@ -31,16 +32,21 @@ class Draws(NamedTuple):
 
     @classmethod
     def for_records(
-        cls, records: Sequence[int] | np.ndarray, config: StudentConfig, *, seed: int, epoch: int
+        cls, records: Sequence[int] | np.ndarray, config: StudentConfig, *, seed: int, epoch: int, masks: int = 1
     ) -> "Draws":
         """Return the draws of the given records in the given epoch, on the CPU.
 
-        records  [B] whole numbers that name the records, for instance their positions in the cache.
+        records  whole numbers that name the records, for instance their positions in the cache.
+        masks    M of each record: B is M times their number, and those of one record come one after the other. The
+                 numbers of a record's mask depend on which one it is, not on how many there are.
         """
+
+        def numbers(count: int, purpose: Purpose) -> torch.Tensor:
+            found = record_uniforms(records, masks * count, seed=seed, epoch=epoch, purpose=purpose)
+            return torch.from_numpy(found.reshape(len(records) * masks, count))
+
         counts = config.random_numbers
-        mask = record_uniforms(records, counts.mask, seed=seed, epoch=epoch, purpose=Purpose.MASK)
-        paths = record_uniforms(records, counts.drop_path, seed=seed, epoch=epoch, purpose=Purpose.DROP_PATH)
-        return cls(torch.from_numpy(mask), torch.from_numpy(paths))
+        return cls(numbers(counts.mask, Purpose.MASK), numbers(counts.drop_path, Purpose.DROP_PATH))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Draws":
         """Return the same numbers on another device."""

@@ -58,7 +58,7 @@ class Said(NamedTuple):
 class Predicted(Protocol):
     """What a network says about a plan, as far as others look at it.
 
-    whole  [B, V * C] the answer of the global loss, not scaled; None without its head
+    whole  [B, V * C] the answer of the global loss for each sample, not scaled; None without its head
 
     Of a student with further teachers it also has `further`, a sequence of Said.
     """
@@ -127,11 +127,16 @@ class Student(nn.Module, ABC):
     A student with `several_teachers` also takes `further`, a sequence of Further, and its `plan` their maps by that
     name: a TokenMaps each, or None where only the whole is a target.
 
+    A student with `several_masks` takes draws of B * M samples for B clouds: M masks of each, those of one cloud one
+    after the other. Its losses are then sums over all samples, and its `whole` is of each of them. Other students get
+    as many draws as clouds.
+
     A forward pass has two parts. `plan` is geometry and targets, without gradient, and the only place where the host
     may have to wait for the device. `network` is all that is learnt. Plans are the student's own and opaque to others.
     """
 
     several_teachers: ClassVar[bool] = False
+    several_masks: ClassVar[bool] = False
     config: StudentConfig
     masking: MaskingConfig
     teacher_channels: int

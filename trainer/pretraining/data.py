@@ -50,7 +50,7 @@ class Part(NamedTuple):
     points            [B, N, 3] float32, the student's frame
     points_canonical  [B, N, 3] float32, the same points as they are stored, where the teacher saw them
     maps              the teacher's, in that frame; None where a live teacher is going to make them
-    draws             the random numbers of the step
+    draws             the random numbers of the step, of as many samples as there are masks of the B shapes
     skipped           damaged records that others stand in for
     whole             [B, V, C] float32, the teacher's vector for each view as a whole; None without a global loss
     shapes            [B] int64, numbers of the shapes; records that are poses of one shape have the same
@@ -67,6 +67,11 @@ class Part(NamedTuple):
     whole: Tensor | None = None
     shapes: np.ndarray | None = None
     further: tuple[FurtherPart, ...] = ()
+
+    @property
+    def masks(self) -> int:
+        """Masks of each shape."""
+        return len(self.draws.mask) // len(self.records)
 
     def to(self, device: torch.device) -> "Part":
         """Return the same part with a plan's inputs on another device; asynchronous if its memory is pinned.
@@ -119,17 +124,19 @@ class Loader:
         live_teacher: bool = False,
         whole: bool = False,
         further: Sequence[FurtherCache] = (),
+        masks: int = 1,
     ):
         """Prepare to load from a cache.
 
         whole  parts carry the vectors that the global loss learns from; read from the cache, even with a live teacher.
         further  caches of further teachers, joined to the first (`trainer.pretraining.joined`).
+        masks  of each shape, masking.per_shape.
 
         Raises DataError where the cache is too small for a batch, its clouds have too few points, or the batch does
         not divide among ranks and accumulated parts.
         """
         self._cache, self._model, self._config, self._ranks = cache, model, config, ranks
-        self._live, self._whole, self._further = live_teacher, whole, tuple(further)
+        self._live, self._whole, self._further, self._masks = live_teacher, whole, tuple(further), masks
         self._source = JoinedCaches(cache, self._further) if self._further else cache
         self._damaged: set[int] = set()  # records known to be damaged
         self.points = config.points or cache.schema.points
@@ -215,7 +222,7 @@ class Loader:
             points=torch.from_numpy(student),
             points_canonical=torch.from_numpy(canonical),
             maps=None if self._live else _maps(batch, rows, self._cache.schema.image_side),
-            draws=Draws.for_records(records, self._model, seed=seed, epoch=epoch),
+            draws=Draws.for_records(records, self._model, seed=seed, epoch=epoch, masks=self._masks),
             skipped=skipped,
             whole=_wholes(batch, rows, self._cache.schema) if self._whole else None,
             shapes=records // self._cache.poses,

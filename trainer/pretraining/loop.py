@@ -181,6 +181,11 @@ class _Run:
                 f"model.architecture = {model.architecture!r} learns from one teacher, and {1 + len(further)} are "
                 "given. Leave teachers.caches empty and name one cache, or train another student."
             )
+        if masking.per_shape > 1 and student is not None and not student.several_masks:
+            raise TrainingError(
+                f"model.architecture = {model.architecture!r} learns from one mask of a shape in a step, and "
+                f"masking.per_shape = {masking.per_shape}. Set it to 1, or train another student."
+            )
         whole = alignment.weight > 0
         wanted = [
             (model.predicts_features and for_2d > 0, whole and for_whole > 0) for for_2d, for_whole in factors[1:]
@@ -190,7 +195,14 @@ class _Run:
             self.identity["further"] = [_identity(one.records) for one in joined]
             self.teacher_shape["further"] = [_heads(one)._asdict() for one in joined]
         self.loader = Loader(
-            cache, model, trainer, ranks, live_teacher=teacher is not None, whole=whole, further=joined
+            cache,
+            model,
+            trainer,
+            ranks,
+            live_teacher=teacher is not None,
+            whole=whole,
+            further=joined,
+            masks=masking.per_shape,
         )
         fresh = new_student(model, masking, self.teacher_shape, seed=trainer.seed, whole=whole)
         self.model = fresh.to(ranks.device)

@@ -13,6 +13,7 @@ from trainer.engine.update import Updates
 from trainer.losses.alignment import Candidates, alignment_sum
 from trainer.losses.terms import FEATURES, WHOLE, LossTerm, of_further, weighted_sum
 from trainer.models.student import Predicted, Student
+from trainer.models.tokens.multi_mask import repeat
 from trainer.pretraining.alignment import Alignment
 from trainer.pretraining.data import Part
 
@@ -100,9 +101,9 @@ class Stepper:
     def step(self, parts: Sequence[Part], rate: float) -> Outcome:
         """Take one step on this rank's parts of a batch, at learning rate `rate`.
 
-        Every loss is a mean over the whole batch: over all hidden (3D) or visible (2D) tokens, all shapes (global). All
-        parts are planned before the first is computed, because a part's gradient is divided by counts that depend on
-        all of them.
+        Every loss is a mean over the whole batch: over all hidden (3D) or visible (2D) tokens, all shapes (global),
+        under each of their masks. All parts are planned before the first is computed, because a part's gradient is
+        divided by counts that depend on all of them.
         """
         self.model.train()
         plans = [self._plan(part) for part in parts]
@@ -146,7 +147,9 @@ class Stepper:
 
 
 class _GlobalLoss:
-    """The global loss of one rank's parts of a batch, by one teacher; count: their shapes with a known target.
+    """The global loss of one rank's parts of a batch, by one teacher.
+
+    count  of their shapes with a known target, times the masks of each.
 
     teacher  0 for the first, 1 for the first of the further ones.
     """
@@ -159,6 +162,7 @@ class _GlobalLoss:
         self._temperature = alignment.config.temperature
         self._parts = alignment.mean.shape[0] if alignment.config.contrast == "views" else 1
         self._own: list[Candidates] = []
+        self._masks = parts[0].masks  # of each shape, the same in all parts: each is contrasted, targets stand once
         for part in parts:
             whole = part.further[teacher - 1].whole if teacher else part.whole
             assert whole is not None
@@ -167,7 +171,7 @@ class _GlobalLoss:
             self._own.append(alignment.candidates(whole.to(ranks.device), shapes.to(ranks.device)))
         together = Candidates(*map(torch.cat, zip(*self._own, strict=True)))
         self._others = alignment.others(together, ranks)
-        self.count = together.known.sum().float()
+        self.count = together.known.sum().float() * self._masks
 
     def answers(self, prediction: Any) -> Tensor:
         """The student's answers to this teacher, [B, V * C], among a network's predictions."""
@@ -176,7 +180,7 @@ class _GlobalLoss:
         return found
 
     def term(self, index: int, answers: Tensor) -> LossTerm:
-        """Compute the loss of part `index`. answers [B, V * C], the student's."""
-        own = self._own[index]
+        """Compute the loss of part `index`. answers [B * masks, V * C], the student's."""
+        own = Candidates(*(repeat(tensor, self._masks) for tensor in self._own[index]))
         total = alignment_sum(answers, own, self._others, self._temperature, parts=self._parts)
         return LossTerm(total, own.known.sum().float())

@@ -8,6 +8,7 @@ from trainer.models.config import ModelConfig
 from trainer.models.layers.token_embedding import TokenEmbed
 from trainer.models.layers.transformer import Blocks, PositionEmbedding, drop_path_chances
 from trainer.models.tokens.grouping import Level, gather, neighbourhoods
+from trainer.models.tokens.multi_mask import Shared, repeat
 from trainer.models.tokens.visible import Tokens, pad, select, spread, unpad
 
 __all__ = ["Encoder"]
@@ -32,11 +33,20 @@ class Encoder(nn.Module):
         )
         self.encoder_norms = nn.ModuleList(nn.LayerNorm(width) for width in widths)
 
-    def forward(self, points: Tensor, levels: list[Level], tokens: list[Tokens], draws: Tensor | None) -> list[Tensor]:
+    def forward(
+        self,
+        points: Tensor,
+        levels: list[Level],
+        tokens: list[Tokens],
+        draws: Tensor | None,
+        shared: Shared | None = None,
+    ) -> list[Tensor]:
         """Encode the visible tokens of every level.
 
-        points  [B, N, 3] float32, the cloud the levels were made from.
+        points  [B, N, 3] float32, the cloud the levels were made from; with several masks, of the clouds alone.
         draws   [B, 2 * blocks] uniform numbers for drop path, or None for none.
+        shared  what the samples share that are masks of one cloud; None where each cloud has one. Groups of points are
+                then embedded once a cloud, and count once in the statistics of batch norms.
         ->      one [B, L, D] a level, normed, padded as `tokens` says; rows that are not valid carry no meaning.
         """
         # Statistics over all groups need all of them embedded, and so the un-encoded hidden tokens in the merge.
@@ -46,7 +56,10 @@ class Encoder(nn.Module):
         below = points
         first = 0
         for i, (level, here) in enumerate(zip(levels, tokens, strict=True)):
-            if all_groups:
+            if i == 0 and shared is not None:
+                embedded = self._embed_shared(points, shared, here, all_groups=all_groups)
+                x = pad(select(embedded, here.rows), here) if all_groups else embedded
+            elif all_groups:
                 members = neighbourhoods(points, level) if i == 0 else gather(below, level.members)
                 embedded = self.token_embed[i](members.flatten(0, 1), None).view(*here.visible.shape, -1)  # [B, G, D]
                 x = pad(select(embedded, here.rows), here)
@@ -66,6 +79,18 @@ class Encoder(nn.Module):
             if all_groups:
                 below = spread(below, here, embedded)
         return encoded
+
+    def _embed_shared(self, points: Tensor, shared: Shared, here: Tokens, *, all_groups: bool) -> Tensor:
+        """Embed the finest groups once a cloud -> of every sample, [B, G, D] with all groups, else padded [B, L, D]."""
+        groups, seen = neighbourhoods(points, shared.level), shared.tokens
+        if all_groups:
+            embedded = self.token_embed[0](groups.flatten(0, 1), None).view(*seen.visible.shape, -1)
+            return repeat(embedded, shared.masks)
+        embedded = pad(self.token_embed[0](select(groups, seen.rows), seen.weight), seen)
+        if shared.place is None:
+            return repeat(embedded, shared.masks)
+        # by gather, whose gradient is a sum in one order: a group that several masks show is embedded once
+        return gather(embedded, shared.place).view(*here.valid.shape, embedded.shape[2])
 
 
 def _visible_members(below: Tensor, level: Level, here: Tokens, tokens_below: Tokens) -> Tensor:

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cuda.backproject import backproject
 from cuda.token_maps import TokenMaps
 from cuda.untraced import untraced
 from trainer.losses.reconstruction import chamfer_sum, squared_error_sum
@@ -21,6 +20,7 @@ from trainer.models.further_heads import FurtherHeads
 from trainer.models.guided_student import GuidedStudent
 from trainer.models.hierarchical.decoder import Propagation, interpolation_weights
 from trainer.models.hierarchical.encoder import Encoder
+from trainer.models.hierarchical.feature_targets import feature_targets
 from trainer.models.layers.alignment_head import AlignmentHead
 from trainer.models.layers.initialisation import initialise
 from trainer.models.layers.pooling import FEATURES as FEATURE_NAMES
@@ -30,16 +30,17 @@ from trainer.models.random_inputs import Draws
 from trainer.models.student import Further, HiddenGroups, PointFeatures, Said, Shown, TokenLevel
 from trainer.models.tokens.grouping import Level, gather, neighbourhoods, tokenise
 from trainer.models.tokens.masking import block_order, draw_order, propagate, top_visible, weight_logits
+from trainer.models.tokens.multi_mask import Shared, copies_of, repeat, seen_in_any, share
 from trainer.models.tokens.saliency import top_saliency
-from trainer.models.tokens.visible import Tokens, everything, hidden_rows, lay_out, pad, select, spread
+from trainer.models.tokens.visible import Tokens, everything, hidden_rows, lay_out, select, spread
 
 __all__ = ["I2PMAE", "Plan", "Prediction"]
 
 
 class Plan(NamedTuple):
-    """One batch, ready for the network.
+    """One batch, ready for the network: a sample for each mask of each cloud. B is the samples', but in `points`.
 
-    points         [B, N, 3] float32, the cloud in the student's frame
+    points         [B, N, 3] float32, the clouds in the student's frame
     levels         the groups of each level, finest first
     tokens         the layout of each level
     interpolation  [B, G, H] float32 for each decoder stage after the first; empty when nothing is decoded
@@ -48,6 +49,7 @@ class Plan(NamedTuple):
     target_3d      [H, K, 3] float32, the hidden tokens' neighbourhoods; None when off
     target_2d      [M, K * V * C] float32, the teacher's features at the members of visible tokens; None when off
     further_2d     the same of each further teacher
+    shared         what the masks of a cloud share; None where each cloud has one
     """
 
     points: Tensor
@@ -59,6 +61,7 @@ class Plan(NamedTuple):
     target_3d: Tensor | None
     target_2d: Tensor | None
     further_2d: tuple[Tensor | None, ...] = ()
+    shared: Shared | None = None
 
 
 class Prediction(NamedTuple):
@@ -173,11 +176,11 @@ class I2PMAE(GuidedStudent):
         points            [B, N, 3] float32, the cloud as the student sees it.
         points_canonical  [B, N, 3] float32, the same points in the frame the maps were made in.
         maps              the teacher's maps; may be None if neither the masking nor a target needs them.
-        draws             random numbers for the masking and drop path; may be None where `mask_order` is given and drop
-                          path is off (evaluation mode, or chance 0).
+        draws             random numbers for the masking and drop path, of B * M samples where each cloud gets M masks;
+                          may be None where `mask_order` is given and drop path is off (evaluation mode, or chance 0).
         further           the maps of each further teacher, in the frame of points_canonical; None for one whose
                           features are no target.
-        mask_order        [B, G] int64, the order in which top-level tokens are drawn, instead of drawing them.
+        mask_order        [B * M, G] int64, the order in which top-level tokens are drawn, instead of drawing them.
 
         Raises ValueError for a missing argument, a shape, or a cloud with fewer points than groups.
         """
@@ -228,41 +231,55 @@ class I2PMAE(GuidedStudent):
         """Compute everything about a batch that is not learnt. Arguments as in forward."""
         config = self.config
         self._check_points(points)
-        self._check_arguments(points, points_canonical, maps, further, draws, mask_order)
+        masks = self._check_arguments(points, points_canonical, maps, further, draws, mask_order)
         levels, chosen = tokenise(points, config)
         centres_canonical = gather(points_canonical, chosen)  # [B, groups[0], 3]
+        copies = [copies_of(level, masks) for level in levels]
         order = mask_order
         if order is None:
             assert draws is not None
             if self.masking.mode == "block":
-                order = block_order(levels[-1].centres, draws.mask)
+                order = block_order(copies[-1].centres, draws.mask)
             else:
-                order = draw_order(self._logits(centres_canonical, maps), draws.mask)
+                order = draw_order(repeat(self._logits(centres_canonical, maps), masks), draws.mask)
         visible = top_visible(order, self.masking.visible(config.groups[-1]))
-        tokens = lay_out(propagate(visible, levels, token0_leak=config.token0_leak), packed=config.layout == "packed")
+        shown = propagate(visible, copies, token0_leak=config.token0_leak, masks=masks)
+        target, finest = config.target_level, shown[0]
+        # of the finest level and of the one that targets are looked up on: a cloud's tokens that any of its masks shows
+        common = [] if masks == 1 else [seen_in_any(some, masks) for some in (finest, shown[target - 1])]
+        tokens = lay_out([*shown, *common], packed=config.layout == "packed")
+        shared = None if masks == 1 else share(levels[0], masks, tokens[-2], tokens[0])
+        below = tokens[target - 1 if masks == 1 else -1]
+        tokens = tokens[: config.levels]
         stages = range(1, len(config.decoder_dims))
         interpolation = [
-            interpolation_weights(
-                levels[-1 - stage].centres, levels[-stage].centres, expanded=config.interpolation == "expanded"
+            repeat(
+                interpolation_weights(
+                    levels[-1 - stage].centres, levels[-stage].centres, expanded=config.interpolation == "expanded"
+                ),
+                masks,
             )
             for stage in stages
         ]
-        target = config.target_level
-        here, below = tokens[target], tokens[target - 1]
+        here = tokens[target]
         hidden = hidden_weight = target_3d = target_2d = None
         if config.targets != "2d":
             hidden, hidden_weight = hidden_rows(here)
-            target_3d = select(neighbourhoods(levels[target - 1].centres, levels[target]), hidden)
+            target_3d = select(repeat(neighbourhoods(levels[target - 1].centres, levels[target]), masks), hidden)
+
+        def features_of(said: TokenMaps) -> Tensor:
+            return feature_targets(said, centres_canonical, levels[target], here, below, masks=masks)
+
         if config.targets != "3d":
             assert maps is not None
-            target_2d = self._teacher_targets(maps, centres_canonical, levels[target], here, below)
+            target_2d = features_of(maps)
         further_2d = tuple(
-            None
-            if said is None or not self.predicts_further(index)
-            else self._teacher_targets(said, centres_canonical, levels[target], here, below)
+            None if said is None or not self.predicts_further(index) else features_of(said)
             for index, said in enumerate(further)
         )
-        return Plan(points, levels, tokens, interpolation, hidden, hidden_weight, target_3d, target_2d, further_2d)
+        return Plan(
+            points, copies, tokens, interpolation, hidden, hidden_weight, target_3d, target_2d, further_2d, shared
+        )
 
     def network(self, plan: Plan, drop_path: Tensor | None) -> Prediction:
         """Encode, decode, predict. drop_path [B, R] uniform numbers; ignored outside training mode."""
@@ -270,7 +287,7 @@ class I2PMAE(GuidedStudent):
             drop_path = None
         split = 2 * sum(self.config.encoder_depths)
         encoded = self.h_encoder(
-            plan.points, plan.levels, plan.tokens, None if drop_path is None else drop_path[:, :split]
+            plan.points, plan.levels, plan.tokens, None if drop_path is None else drop_path[:, :split], plan.shared
         )
         decoded = self._decode(plan, encoded, None if drop_path is None else drop_path[:, split:])
         target = self.config.target_level
@@ -368,6 +385,7 @@ class I2PMAE(GuidedStudent):
     def _decode(self, plan: Plan, encoded: list[Tensor], drop_path: Tensor | None) -> Tensor:
         # Tokens keep their index order; the reference's [visible; hidden] gives the same up to the order of sums.
         x = spread(encoded[-1], plan.tokens[-1], self.mask_token)  # [B, G, D]
+        masks = 1 if plan.shared is None else plan.shared.masks
         first = 0
         for stage, blocks in enumerate(self.h_decoder):
             level = plan.levels[-1 - stage]
@@ -375,7 +393,7 @@ class I2PMAE(GuidedStudent):
                 seen = spread(encoded[-1 - stage], plan.tokens[-1 - stage], x.new_zeros(()))
                 x = self.token_prop[stage - 1](seen, x, plan.interpolation[stage - 1])
             last = first + 2 * self.config.decoder_depths[stage]
-            position = self.decoder_pos_embeds[stage](level.centres)
+            position = repeat(self.decoder_pos_embeds[stage](level.centres[::masks]), masks)
             x = blocks(x, position, None, None if drop_path is None else drop_path[:, first:last])
             first = last
         return self.decoder_norm(x)
@@ -386,20 +404,6 @@ class I2PMAE(GuidedStudent):
             return top.new_zeros(top.shape[:2])
         assert maps is not None
         return weight_logits(top_saliency(maps, top), self.masking)
-
-    def _teacher_targets(
-        self, maps: TokenMaps, centres_canonical: Tensor, level: Level, here: Tokens, below: Tokens
-    ) -> Tensor:
-        # Members of visible tokens are visible below, many of them shared, so features are looked up there once.
-        G = below.visible.shape[1]
-        wanted = pad(select(centres_canonical[:, :G], below.rows), below)  # [B, L, 3]
-        features = backproject(maps.features, wanted, maps.geometry, image_side=maps.image_side)  # [B, L, V, C]
-        members = level.members
-        if below.rank is not None:
-            members = below.rank.gather(1, members.flatten(1)).view(members.shape)
-        members = members + torch.arange(members.shape[0], device=members.device).mul_(below.length)[:, None, None]
-        rows = select(members, here.rows)  # [M, K] into B * L
-        return features.flatten(2).flatten(0, 1).index_select(0, rows.reshape(-1)).view(rows.shape[0], -1)
 
     def _check_points(self, points: Tensor) -> None:
         if points.ndim != 3 or points.shape[2] != 3:
@@ -420,10 +424,9 @@ class I2PMAE(GuidedStudent):
         further: Sequence[TokenMaps | None],
         draws: Draws | None,
         mask_order: Tensor | None,
-    ) -> None:
-        B, G = points.shape[0], self.config.groups[-1]
+    ) -> int:
+        """Check the arguments of a plan; -> the masks of each cloud."""
         self.check_maps(points, points_canonical, maps, further, ordered=mask_order is not None)
         if draws is None and (mask_order is None or (self.training and self.config.drop_path > 0)):
             raise ValueError("no draws; expected Draws, or mask_order with drop path off (evaluation mode or chance 0)")
-        if mask_order is not None and mask_order.shape != (B, G):
-            raise ValueError(f"mask_order has shape {tuple(mask_order.shape)}; expected [{B}, {G}]")
+        return self.masks_of_each(points.shape[0], self.config.groups[-1], draws, mask_order)

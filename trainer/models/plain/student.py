@@ -27,6 +27,7 @@ from trainer.models.plain.encoder import POSITION_HIDDEN, Encoded, Groups, Plain
 from trainer.models.random_inputs import Draws
 from trainer.models.student import Further, HiddenGroups, PointFeatures, Said, Shown, TokenLevel
 from trainer.models.tokens.masking import block_order, draw_order, weight_logits
+from trainer.models.tokens.multi_mask import repeat
 from trainer.models.tokens.saliency import top_saliency
 
 __all__ = ["PlainStudent", "Plan", "Prediction"]
@@ -36,10 +37,10 @@ HEADS = ("increase_dim.", "rec_head_2d", "align_head", "further_heads")
 
 
 class Plan(NamedTuple):
-    """One batch, ready for the network.
+    """One batch, ready for the network: a sample for each mask of each cloud. B is the samples', but in the first two.
 
-    points     [B, N, 3] float32, the cloud in the student's frame
-    groups     of it
+    points     [B, N, 3] float32, the clouds in the student's frame
+    groups     of the clouds
     visible    [B, V] int64 into axis G, ascending
     hidden     [B, M] int64 into axis G, ascending
     target_3d  [B * M, K, 3] float32, hidden tokens' neighbourhoods; None when off
@@ -48,7 +49,6 @@ class Plan(NamedTuple):
     """
 
     points: Tensor
-
     groups: Groups
     visible: Tensor
     hidden: Tensor
@@ -60,7 +60,7 @@ class Plan(NamedTuple):
 class Prediction(NamedTuple):
     """The network's outputs for a plan.
 
-    embedded  [B, G, embed_width or width], every group's token before it is encoded
+    embedded  [B, G, embed_width or width], every group's token before it is encoded; B clouds, below B samples
     encoded   [B, V, width], visible tokens, normed
     seen      [B, V, width], visible tokens after the decoder, normed
     decoded   [B, M, width], hidden ones
@@ -200,25 +200,27 @@ class PlainStudent(GuidedStudent):
         points            [B, N, 3] float32, the cloud as the student sees it.
         points_canonical  [B, N, 3] float32, the same points in the frame the maps were made in.
         maps              the teacher's maps; may be None if neither the masking nor a target needs them.
-        draws             random numbers for the masking; may be None where `mask_order` is given.
+        draws             random numbers for the masking, of B * M samples where each cloud gets M masks; may be None
+                          where `mask_order` is given.
         further           the maps of each further teacher, in the frame of points_canonical; None for one whose
                           features are no target.
-        mask_order        [B, G] int64, the order in which tokens are drawn to stay visible, instead of drawing them.
+        mask_order        [B * M, G] int64, the order in which tokens are drawn to stay visible, instead of drawing
+                          them.
 
         Raises ValueError for a missing argument, a shape, or a cloud with fewer points than groups.
         """
         config = self.config
         groups = self._groups(points)
-        self._check_arguments(points, points_canonical, maps, further, draws, mask_order)
+        masks = self._check_arguments(points, points_canonical, maps, further, draws, mask_order)
         order = mask_order
         if order is None:
             assert draws is not None
-            order = self._order(groups, points_canonical, maps, draws.mask)
+            order = self._order(groups, points_canonical, maps, draws.mask, masks)
         seen = self.masking.visible(config.groups)
         visible, hidden = order[:, :seen].sort(1).values, order[:, seen:].sort(1).values
         target_3d = target_2d = None
         if config.targets != "2d":
-            relative = gather(groups.neighbourhood.flatten(2), hidden)  # [B, M, K * 3]
+            relative = _rows_of(groups.neighbourhood.flatten(2), hidden)  # [B, M, K * 3]
             target_3d = relative.view(-1, config.neighbours, 3)
         if config.targets != "3d":
             assert maps is not None
@@ -238,8 +240,8 @@ class PlainStudent(GuidedStudent):
         split = self.config.encoder_branches
         encoder, groups = self.MAE_encoder, plan.groups
         embedded = encoder.embed(groups.neighbourhood)
-        shown, unseen = gather(groups.centres, plan.visible), gather(groups.centres, plan.hidden)
-        tokens = encoder.widened(gather(embedded, plan.visible))
+        shown, unseen = _rows_of(groups.centres, plan.visible), _rows_of(groups.centres, plan.hidden)
+        tokens = encoder.widened(_rows_of(embedded, plan.visible))
         encoded = encoder.transform(tokens, shown, None if drop_path is None else drop_path[:, :split]).tokens
         mask = self.mask_token.to(encoded.dtype).expand(*plan.hidden.shape, -1)
         position = self.decoder_pos_embed(torch.cat((shown, unseen), dim=1))
@@ -299,8 +301,9 @@ class PlainStudent(GuidedStudent):
         prediction."""
         groups, K = plan.groups, self.config.neighbours
         B, V = plan.visible.shape
-        visible = torch.zeros(groups.chosen.shape, dtype=torch.bool, device=plan.visible.device)
-        levels = [TokenLevel(groups.centres, visible.scatter_(1, plan.visible, True))]
+        centres = repeat(groups.centres, B // len(plan.points))
+        visible = torch.zeros(centres.shape[:2], dtype=torch.bool, device=plan.visible.device)
+        levels = [TokenLevel(centres, visible.scatter_(1, plan.visible, True))]
         batch = torch.arange(B, device=plan.visible.device)
         off = f"model.targets = {self.config.targets!r}"
         reasons = {}
@@ -308,7 +311,7 @@ class PlainStudent(GuidedStudent):
         if plan.target_3d is None or prediction.rec_3d is None:
             reasons["groups"] = f"no coordinates are predicted: {off}"
         else:
-            centres = gather(groups.centres, plan.hidden).reshape(-1, 1, 3)
+            centres = gather(centres, plan.hidden).reshape(-1, 1, 3)
             hidden = HiddenGroups(
                 batch.repeat_interleave(plan.hidden.shape[1]),
                 centres + plan.target_3d,
@@ -320,7 +323,7 @@ class PlainStudent(GuidedStudent):
             wide = (-1, self.views, self.teacher_channels)
             features = PointFeatures(
                 batch.repeat_interleave(V * K),
-                gather(plan.points, self._members(groups, plan.visible)).flatten(0, 1),
+                _rows_of(plan.points, self._members(groups, plan.visible)).flatten(0, 1),
                 plan.target_2d.reshape(wide),
                 prediction.rec_2d.float().reshape(wide),
             )
@@ -328,25 +331,34 @@ class PlainStudent(GuidedStudent):
 
     def _members(self, groups: Groups, visible: Tensor) -> Tensor:
         """The points of visible tokens' groups, [B, V * K] int64 into axis N."""
-        of_visible = visible[:, :, None].expand(-1, -1, self.config.neighbours)
-        return groups.members.gather(1, of_visible).flatten(1)
+        clouds, _, K = groups.members.shape
+        of_visible = visible.view(clouds, -1, 1).expand(-1, -1, K)
+        return groups.members.gather(1, of_visible).view(len(visible), -1)
 
     def _teacher_targets(self, maps: TokenMaps, points_canonical: Tensor, groups: Groups, visible: Tensor) -> Tensor:
-        wanted = gather(points_canonical, self._members(groups, visible))  # [B, V * K, 3]
+        B, N, _ = points_canonical.shape
+        members = self._members(groups, visible).view(B, -1)  # [B, masks * V * K]
+        once = members.shape[1] >= N  # then every point is looked up once, which gives the same features
+        wanted = points_canonical if once else gather(points_canonical, members)
         features = backproject(maps.features, wanted, maps.geometry, image_side=maps.image_side)
+        if once:
+            features = gather(features.flatten(2), members)
         return features.reshape(visible.numel(), -1)
 
     def _groups(self, points: Tensor) -> Groups:
         config = self.config
         return form_groups(points, config.groups, config.neighbours, skip_near_origin=config.fps_skip_near_origin)
 
-    def _order(self, groups: Groups, points_canonical: Tensor, maps: TokenMaps | None, uniforms: Tensor) -> Tensor:
+    def _order(
+        self, groups: Groups, points_canonical: Tensor, maps: TokenMaps | None, uniforms: Tensor, masks: int
+    ) -> Tensor:
         if self.masking.mode == "block":
-            return block_order(groups.centres, uniforms)
+            return block_order(repeat(groups.centres, masks), uniforms)
         logits = uniforms.new_zeros(uniforms.shape)
         if self.masking.mode == "saliency":
             assert maps is not None
-            logits = weight_logits(top_saliency(maps, gather(points_canonical, groups.chosen)), self.masking)
+            saliency = top_saliency(maps, gather(points_canonical, groups.chosen))
+            logits = repeat(weight_logits(saliency, self.masking), masks)
         return draw_order(logits, uniforms)
 
     def _check_arguments(
@@ -357,13 +369,20 @@ class PlainStudent(GuidedStudent):
         further: Sequence[TokenMaps | None],
         draws: Draws | None,
         mask_order: Tensor | None,
-    ) -> None:
-        B, G = points.shape[0], self.config.groups
+    ) -> int:
+        """Check the arguments of a plan; -> the masks of each cloud."""
         self.check_maps(points, points_canonical, maps, further, ordered=mask_order is not None)
         if draws is None and mask_order is None:
             raise ValueError("no draws; expected Draws, or mask_order")
-        if mask_order is not None and mask_order.shape != (B, G):
-            raise ValueError(f"mask_order has shape {tuple(mask_order.shape)}; expected [{B}, {G}]")
+        return self.masks_of_each(points.shape[0], self.config.groups, draws, mask_order)
+
+
+def _rows_of(values: Tensor, idx: Tensor) -> Tensor:
+    """Take rows of clouds' arrays for their samples: [B, N, D] at [B * masks, L] -> [B * masks, L, D].
+
+    The gradient of a row is summed over its cloud's samples in one order.
+    """
+    return gather(values, idx.view(len(values), -1)).view(*idx.shape, values.shape[2])
 
 
 def _in_front(student: PlainStudent) -> tuple[str, ...]:

@@ -64,12 +64,13 @@ def top_visible(order: Tensor, visible: int) -> Tensor:
     return torch.zeros(order.shape, dtype=torch.bool, device=order.device).scatter_(1, kept, True)
 
 
-def propagate(visible: Tensor, levels: list[Level], *, token0_leak: bool) -> list[Tensor]:
+def propagate(visible: Tensor, levels: list[Level], *, token0_leak: bool, masks: int = 1) -> list[Tensor]:
     """Pass the top level's choice down: a token is visible if it belongs to a visible group of the level above.
 
     visible      [B, G] bool, at the top level.
     levels       finest first.
     token0_leak  as the reference does, also show token 0 of sample 0 of the level below wherever anything is hidden.
+    masks        samples that are masks of one cloud, one after the other; the leak is in all of the first cloud's.
     ->           one [B, G] bool a level, finest first.
     """
     result = [visible]
@@ -79,7 +80,7 @@ def propagate(visible: Tensor, levels: list[Level], *, token0_leak: bool) -> lis
         where = level.members.where(result[-1][:, :, None], G).reshape(B, -1)
         shown = torch.zeros(B, G + 1, dtype=torch.bool, device=where.device).scatter_(1, where, True)[:, :G]
         if token0_leak:
-            shown[0, 0] |= ~result[-1].all()
+            shown[:masks, 0] |= ~result[-1].all()
         result.append(shown)
     result.reverse()
     return result

@@ -31,8 +31,8 @@ ORDER = {
     ),
     "pipeline": ("build", "teacher", "views", "corpora", ("config", "errors"), "settings"),
     "pipeline/corpora": (
-        "tar_index", ("survey", "packing"), "__init__", "uri", "kinds", ("files", "rows", "shard_index"), "inspection",
-        "formats", ("faults", "processes"),
+        "tar_index", ("survey", "packing"), "__init__", "uri", "kinds", ("files", "rows", "shard_index"), "file_rules",
+        "inspection", "formats", ("faults", "processes"),
         ("entrance", "releases", "episodes"), ("options", "report"), "check", "base", ("surface", "objects"),
     ),
     "trainer": (

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipeline.corpora.base import CorpusError, Inspection, Shape, ShapeError, UnreadHere
 from pipeline.corpora.entrance import MAX_PARTS, check_ids, check_names, name_fault
 from pipeline.corpora.faults import check_present, file_stamp, patiently, read_file
+from pipeline.corpora.file_rules import FileRules
 from pipeline.corpora.formats.dae import read_dae
 from pipeline.corpora.formats.e57 import read_e57
 from pipeline.corpora.formats.geometry import (
@@ -23,9 +22,8 @@ from pipeline.corpora.formats.geometry import (
     ReaderMissing,
     ReadOptions,
     Surface,
-    sample_geometry,
 )
-from pipeline.corpora.formats.gltf import beside_gltf, read_gltf
+from pipeline.corpora.formats.gltf import beside_gltf, read_gltf, read_held_gltf
 from pipeline.corpora.formats.las import read_las
 from pipeline.corpora.formats.numpy_files import read_npy, read_npz
 from pipeline.corpora.formats.obj import read_obj
@@ -36,12 +34,11 @@ from pipeline.corpora.formats.stl import read_stl
 from pipeline.corpora.formats.text import read_text
 from pipeline.corpora.formats.threemf import read_3mf
 from pipeline.corpora.formats.usd import beside_usd, read_usd
-from pipeline.corpora.inspection import DIGEST_BYTES, inspect_cloud, inspect_mesh
 from pipeline.corpora.releases import Release
 
-__all__ = ["READERS", "Entry", "FileCorpus", "files_of", "part_table", "read_geometry"]
+__all__ = ["READERS", "Entry", "FileCorpus", "files_of", "part_table", "read_geometry", "read_held"]
 
-_GLTF = Format(read_gltf, "gltf", version=3, beside=beside_gltf)
+_GLTF = Format(read_gltf, "gltf", version=3, beside=beside_gltf, held=read_held_gltf)
 _TEXT = Format(read_text, "text", version=2)
 _LAS = Format(read_las, "las")
 _USD = Format(read_usd, "usd", beside=beside_usd)
@@ -90,16 +87,45 @@ def read_geometry(path: Path, options: ReadOptions | None = None, *, held: bytes
 
     def read() -> Surface | Cloud:
         data = read_file(path) if held is None else held
-        if not data:
-            raise ShapeError(str(path), "the file is empty")
-        return reader(data, path, options or ReadOptions())
+        return reader(_some(data, path), path, options or ReadOptions())
 
     try:
         return patiently(read, str(path))
     except Malformed as error:
         check_present(path)  # files beside it may be missing because the disk is
-        kind = UnreadHere if isinstance(error, ReaderMissing) else ShapeError
-        raise kind(str(path), str(error)) from error
+        raise _refused(error, path) from error
+
+
+def read_held(files: Mapping[str, bytes], options: ReadOptions) -> Surface | Cloud:
+    """Read a shape whose files are in memory by their relative paths, the first its own; none is on disk.
+
+    Raises as `read_geometry` does. Its format is none that needs a disk.
+    """
+    (name, data), *others = files.items()
+    path = Path(name)
+    kind = READERS[path.suffix.lower()]
+    assert not kind.needs_disk
+
+    def read() -> Surface | Cloud:
+        if kind.held is not None:
+            return kind.held(_some(data, path), path, dict(others), options)
+        return kind.read(_some(data, path), path, options)
+
+    try:
+        return patiently(read, name)
+    except Malformed as error:
+        raise _refused(error, path) from error
+
+
+def _some(data: bytes, path: Path) -> bytes:
+    if not data:
+        raise ShapeError(str(path), "the file is empty")
+    return data
+
+
+def _refused(error: Malformed, path: Path) -> ShapeError:
+    kind = UnreadHere if isinstance(error, ReaderMissing) else ShapeError
+    return kind(str(path), str(error))
 
 
 @dataclass(frozen=True)
@@ -173,12 +199,8 @@ class FileCorpus:
         release: Release | None = None,
     ) -> None:
         """
-        reading     what the user says about the files.
-        part_names  of the parts that `reading.parts` asks for, over all files; empty where parts are numbers.
-        up          the axis that is up in the files: "y" is turned to z, "z" and "file" stay as they are.
-        stored_order    the first points of each cloud instead of random ones.
-        parts_of_label  for each label the parts that its shapes may have; empty: any.
-        release         which published set it is, of a kind that knows one.
+        points ... parts_of_label   see `FileRules`.
+        release which published set it is, of a kind that knows one.
         beside  of a corpus by a list: the list and the folder of its files. While they are there, a listed file that is
                 absent is missing from the corpus; else, and where the files themselves were listed, the disk is.
         """
@@ -190,14 +212,21 @@ class FileCorpus:
         self.identity = dict(identity)
         self.label_names = tuple(label_names)
         self.part_names: tuple[str, ...] = tuple(part_names)
-        self._reading, self._up = reading or ReadOptions(), up
         self.points = points
         self.ignored = ignored
         self._entries = list(entries)
-        self._seed = seed
-        self._repeat = repeat
         self._beside = tuple(beside)
-        self._stored_order, self._parts_of_label = stored_order, tuple(parts_of_label)
+        self._rules = FileRules(
+            points=points,
+            seed=seed,
+            repeat=repeat,
+            label_names=self.label_names,
+            reading=reading or ReadOptions(),
+            part_names=self.part_names,
+            up=up,
+            stored_order=stored_order,
+            parts_of_label=tuple(parts_of_label),
+        )
         self.release = release
 
     def __len__(self) -> int:
@@ -239,16 +268,7 @@ class FileCorpus:
     @property
     def reading(self) -> dict[str, Any]:
         """How files become shapes, as JSON: what a corpus that stores the same files needs, to make the same shapes."""
-        return {
-            "columns": list(self._reading.columns),
-            "parts": self._reading.parts,
-            "read_up": self._reading.up,
-            "up": self._up,
-            "seed": self._seed,
-            "repeat": self._repeat,
-            "stored_order": self._stored_order,
-            "parts_of_label": [[parts.start, parts.stop] for parts in self._parts_of_label],
-        }
+        return self._rules.as_json()
 
     def paths(self, index: int) -> list[Path]:
         """List the files of shape ``index``, its own first. Raises ShapeError and MachineFault."""
@@ -266,68 +286,16 @@ class FileCorpus:
 
     def __getitem__(self, index: int) -> Shape:
         entry = self._present(index)
-        return self._sampled(entry, read_geometry(entry.path, self._reading))
+        geometry = read_geometry(entry.path, self._rules.reading)
+        return self._rules.shape(geometry, id=entry.id, label=entry.label, split=entry.split, source=str(entry.path))
 
     def inspect(self, index: int) -> Inspection:
         entry = self._present(index)
-        data = read_file(entry.path)
-        others = [read_file(path) for path in self._files(entry)[1:]]
-        digest = hashlib.sha256()
-        for content in (data, *others):
-            digest.update(f"{len(content)} ".encode())
-            digest.update(content)
-        geometry = read_geometry(entry.path, self._reading, held=data)
-        self._sampled(entry, geometry)
-        file, size = digest.digest()[:DIGEST_BYTES], len(data) + sum(map(len, others))
-        if isinstance(geometry, Surface):
-            return inspect_mesh(geometry, file=file, size=size)
-        return inspect_cloud(geometry, file=file, size=size)
-
-    def _sampled(self, entry: Entry, geometry: Surface | Cloud) -> Shape:
-        points, parts = sample_geometry(
-            geometry,
-            count=self.points,
-            seed=self._seed,
-            id=entry.id,
-            source=str(entry.path),
-            repeat=self._repeat,
-            stored_order=self._stored_order,
+        contents = [read_file(path) for path in (entry.path, *self._files(entry)[1:])]
+        geometry = read_geometry(entry.path, self._rules.reading, held=contents[0])
+        return self._rules.inspection(
+            geometry, contents, id=entry.id, label=entry.label, split=entry.split, source=str(entry.path)
         )
-        if self._up == "y":  # a quarter turn about x, exact: y up becomes z up
-            points = np.stack([points[:, 0], -points[:, 2], points[:, 1]], axis=1)
-        if parts is None and self._reading.parts:
-            raise ShapeError(str(entry.path), f"has no parts by parts={self._reading.parts}")
-        if parts is not None:
-            parts = self._numbered(parts, geometry.part_names, str(entry.path))
-            self._check_category(entry, geometry)
-        return Shape(id=entry.id, points=points, label=entry.label, part_labels=parts, split=entry.split)
-
-    def _numbered(self, parts: np.ndarray, names: Sequence[str], source: str) -> np.ndarray:
-        """Map parts of one file [N] to numbers of the corpus' table, int16."""
-        if names:
-            number = {name: k for k, name in enumerate(self.part_names)}
-            unknown = [name for name in names if name not in number]
-            if unknown:
-                held = ", ".join(self.part_names)[:80]
-                raise ShapeError(source, f"has a part {unknown[0][:40]!r}, which is none of part_names = {held}")
-            parts = np.array([number[name] for name in names])[parts]
-        most = len(self.part_names) or MAX_PARTS
-        if parts.min() < 0 or parts.max() >= most:
-            raise ShapeError(source, f"part labels run from {parts.min()} to {parts.max()}; expected 0..{most - 1}")
-        return parts.astype(np.int16)
-
-    def _check_category(self, entry: Entry, geometry: Surface | Cloud) -> None:
-        """Raise ShapeError for a part of another category anywhere in the file, whichever points were drawn."""
-        if not self._parts_of_label or entry.label is None or geometry.parts is None:
-            return
-        own = self._parts_of_label[entry.label]
-        low, high = int(geometry.parts.min()), int(geometry.parts.max())
-        if low < own.start or high >= own.stop:
-            raise ShapeError(
-                str(entry.path),
-                f"part labels run from {low} to {high}; a {self.label_names[entry.label]} has {own.start} to "
-                f"{own.stop - 1}. Does it lie in another category's folder?",
-            )
 
     def _present(self, index: int) -> Entry:
         """Return the entry.

@@ -267,12 +267,18 @@ class _Packer:
 
 
 def _relative(paths: Sequence[Path]) -> list[str]:
-    """Return paths relative to the folder that holds them all, with /; the first keeps its place beside the others."""
-    common = Path(os.path.commonpath([path.absolute().parent for path in paths]))
-    names = [path.absolute().relative_to(common).as_posix() for path in paths]
+    """Return the paths by which the first file, the shape's own, finds each, with /. Raises ShapeError."""
+    own, *others = paths
+    names = [own.name]
+    for path in others:
+        folder = own.parent if path.is_relative_to(own.parent) else own.parent.resolve()
+        name = os.path.normpath(path.relative_to(folder))
+        if folder.joinpath(name).resolve() != path.resolve():
+            raise ShapeError(str(own), f"names the file {str(path)[:120]!a} through a link and `..`; name it directly")
+        names.append(Path(name).as_posix())
     fault = next((fault for name in names if (fault := name_fault(name))), "")
     if fault:
-        raise ShapeError(str(paths[0]), f"names a file whose name {fault}")
+        raise ShapeError(str(own), f"names a file whose name {fault}")
     return names
 
 

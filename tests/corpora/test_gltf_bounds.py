@@ -9,7 +9,7 @@ import DracoPy
 import numpy as np
 import pytest
 
-from pipeline.corpora.formats import gltf, gltf_buffers
+from pipeline.corpora.formats import beside, gltf
 from pipeline.corpora.formats.allowance import FREE, SHARE, Allowance
 from pipeline.corpora.formats.geometry import Malformed, ReadOptions
 from pipeline.corpora.formats.gltf import read_gltf
@@ -191,7 +191,7 @@ def test_a_file_of_many_triangles_is_refused_however_large(tmp_path, monkeypatch
 
 def test_buffers_that_name_one_file_read_it_once_and_count_it_once(tmp_path, monkeypatch):
     read = []
-    monkeypatch.setattr(gltf_buffers, "read_file", lambda path: read.append(path) or TRIANGLE.tobytes())
+    monkeypatch.setattr(beside, "read_file", lambda path: read.append(path) or TRIANGLE.tobytes())
     (tmp_path / "a.bin").write_bytes(TRIANGLE.tobytes())
     buffers = [{"byteLength": 36, "uri": "a.bin"}, {"byteLength": 36, "uri": "./a.bin"}]
     writer = Writer()

@@ -222,6 +222,89 @@ def test_files_stay_below_their_folder(tmp_path: Path) -> None:
         _files([("k.json", b'{"shape_files": ["a.obj", "b.mtl"]}'), ("k.obj", b"")], ".obj")
 
 
+def _reasons(corpus: Corpus) -> dict[str, str]:
+    found = {}
+    for index in range(len(corpus)):
+        for read in (corpus.__getitem__, corpus.inspect):
+            with pytest.raises(ShapeError) as error:
+                read(index)
+            assert found.setdefault(corpus.id(index), error.value.reason) == error.value.reason
+    return found
+
+
+def test_damaged_files_are_refused_for_the_reasons_that_they_have_in_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gltf = {"asset": {"version": "2.0"}, "scenes": [{"nodes": []}]}
+    damaged = {
+        "cut.off": b"OFF\n9 9 0\n0 0 0\n",
+        "empty.obj": b"",
+        "index.obj": b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 7\n",
+        "cut.ply": b"ply\nformat ascii 1.0\nelement vertex 5\nproperty float x\nend_header\n",
+        "cut.stl": bytes(83) + b"\1" + bytes(20),
+        "objects.npy": b"\x93NUMPY\1\0",
+        "zip.npz": b"PK\3\4",
+        "word.xyz": b"1 2 three\n",
+        "few.pts": b"1 2 3\n4 5 6\n",
+        "cut.pcd": b"# .PCD v0.7\nFIELDS x y z\n",
+        "cut.glb": b"glTF" + bytes(30),
+        "none.gltf": json.dumps(gltf).encode(),
+        "gone.gltf": json.dumps(gltf | {"buffers": [{"uri": "gone.bin", "byteLength": 4}]}).encode(),
+        "cut.las": b"LASF" + bytes(40),
+        "no.3mf": b"PK",
+        "cut.e57": b"ASTM-E57",
+    }
+    (tmp_path / "meshes").mkdir()
+    for name, data in damaged.items():
+        (tmp_path / "meshes" / name).write_bytes(data)
+    source = open_corpus(f"folder:{tmp_path / 'meshes'}", points=64)
+    expected = _reasons(source)
+    assert len(expected) == len(damaged)
+    pack(source, tmp_path / "out", processes=1)
+    (tmp_path / "gone.bin").write_bytes(bytes(4))
+    monkeypatch.chdir(tmp_path)  # what lies here lies beside no shape
+    monkeypatch.setattr("pipeline.corpora.kinds.shards.read_geometry", None)  # none of them is read from a disk
+    packed = open_corpus(f"shards:{tmp_path / 'out'}", points=64)
+    assert _reasons(packed) == expected
+
+
+def test_files_beside_a_shape_are_found_through_links(meshes: Path, tmp_path: Path) -> None:
+    """A root that is a link, and a buffer behind one; `..` after a link is refused, as it means another file there."""
+    root = tmp_path / "real"
+    shutil.copytree(meshes / "train" / "class2", root)
+    (root / "buffers").rename(root / "elsewhere")
+    (root / "buffers").symlink_to("elsewhere")
+    (tmp_path / "link").symlink_to("real")
+    source = open_corpus(f"folder:{tmp_path / 'link'}", points=POINTS)
+    pack(source, tmp_path / "out")
+    assert_same_shapes(open_corpus(f"shards:{tmp_path / 'out'}", points=POINTS), source)
+    (root / "elsewhere" / "deep").mkdir()
+    (root / "into").symlink_to("elsewhere/deep")
+    text = (root / "s10.gltf").read_text()
+    (root / "s10.gltf").write_text(text.replace("buffers/b.bin", "into/../b.bin"))
+    assert len(source[0].points) == POINTS
+    with pytest.raises(CorpusError, match=r"names the file .* through a link and `..`"):
+        pack(source, tmp_path / "other")
+    (root / "into").unlink()
+    (root / "into").mkdir()
+    (root / "s10.gltf").write_text(text.replace("buffers/b.bin", "into/.././/buffers/b.bin"))
+    pack(source, tmp_path / "plain")
+    assert_same_shapes(open_corpus(f"shards:{tmp_path / 'plain'}", points=POINTS), source)
+
+
+def test_a_stage_of_layers_becomes_files_again(tmp_path: Path) -> None:
+    pytest.importorskip("pxr", reason="usd-core of the extra 'formats' is not installed")
+    corners = "point3f[] points = [(0, 0, 0), (3, 0, 0), (3, 5, 0)]"
+    mesh = f'def Mesh "m"\n{{\nint[] faceVertexCounts = [3]\nint[] faceVertexIndices = [0, 1, 2]\n{corners}\n}}\n'
+    (tmp_path / "real" / "layers").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "real" / "layers" / "b.usda").write_text(f"#usda 1.0\n{mesh}")
+    (tmp_path / "real" / "a.usda").write_text('#usda 1.0\ndef "a" (references = @layers/b.usda@</m>)\n{\n}\n')
+    source = open_corpus(f"folder:{tmp_path / 'link'}?exclude=b.usda", points=64)
+    pack(source, tmp_path / "out")
+    assert_same_shapes(open_corpus(f"shards:{tmp_path / 'out'}", points=64), source)
+
+
 def test_names_of_files_that_other_systems_do_not_allow(tmp_path: Path) -> None:
     points = open_corpus("synthetic:?count=1&seed=4", points=64)[0].points
     for name in ("scan_12:30:05.xyz", "back\\slash.xyz", "\u00fcber.xyz"):

@@ -2,6 +2,9 @@
 
 import os
 import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -55,18 +58,27 @@ def prepare() -> None:
     import pye57  # noqa: F401
 
 
+@contextmanager
+def _by_name(data: bytes) -> Iterator[str]:
+    """Give the bytes that were checked a name: the library opens files by name only."""
+    if hasattr(os, "memfd_create"):
+        file = os.memfd_create("e57")
+        with os.fdopen(file, "wb") as held:
+            held.write(data)
+            held.flush()
+            yield f"/proc/self/fd/{file}"
+    else:
+        with tempfile.TemporaryDirectory(prefix="i2p-e57-") as folder:
+            Path(folder, "scans.e57").write_bytes(data)
+            yield str(Path(folder, "scans.e57"))
+
+
 def decode(data: bytes, path: Path, options: ReadOptions) -> Cloud:
     """Decode a cloud from bytes whose header and XML were checked."""
     import pye57
 
-    name = str(path)  # the library opens files by name only
-    if hasattr(os, "memfd_create"):  # the very bytes that were checked
-        file = os.memfd_create("e57")
-        with os.fdopen(file, "wb", closefd=False) as held:
-            held.write(data)
-        name = f"/proc/self/fd/{file}"
     clouds, parts, invalid = [], [], 0
-    with errors_of("pye57"):
+    with _by_name(data) as name, errors_of("pye57"):
         scans = pye57.E57(name)
         counts = [scans.get_header(k).point_count for k in range(scans.scan_count)]
         fault = unpacking_fault(sum(counts) * _POINT, len(data), MAX_BYTES)

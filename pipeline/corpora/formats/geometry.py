@@ -88,12 +88,20 @@ class Format:
     version   incremented whenever the same bytes would give another geometry: it enters the identity of what was read.
     beside    files that a file names and that belong to the shape, such as the buffers of a glTF, by its path; opens it
               and reads no more of it than it has to. Raises Malformed, ShapeError and MachineFault.
+    held      as `read`, of a file that lies nowhere on disk, with those beside it in memory by their relative paths.
+              None: `read` itself opens nothing, or, with `beside`, only what is on disk can be read.
     """
 
     read: Callable[[bytes, Path, ReadOptions], Surface | Cloud]
     name: str
     version: int = 1
     beside: Callable[[Path], Sequence[Path]] | None = None
+    held: Callable[[bytes, Path, Mapping[str, bytes], ReadOptions], Surface | Cloud] | None = None
+
+    @property
+    def needs_disk(self) -> bool:
+        """Whether files of this kind can only be read from a disk."""
+        return self.beside is not None and self.held is None
 
 
 def sample_geometry(

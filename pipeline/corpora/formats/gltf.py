@@ -5,7 +5,7 @@ would change geometry is applied, or refused by its name. Source: the glTF 2.0 s
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ import numpy as np
 
 from pipeline.corpora.faults import read_file
 from pipeline.corpora.formats.allowance import Allowance
+from pipeline.corpora.formats.beside import Beside, HeldFiles, InFolder
 from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions, Surface
 from pipeline.corpora.formats.gltf_buffers import Accessors, Buffers, external_files
 from pipeline.corpora.formats.gltf_json import flag, items, listed, named, numbers, object_of, shown, title, whole
 from pipeline.corpora.formats.gltf_nodes import INSTANCING, Nodes, instance_matrices
 
-__all__ = ["beside_gltf", "read_gltf"]
+__all__ = ["beside_gltf", "read_gltf", "read_held_gltf"]
 
 POINTS, LINES, TRIANGLES, STRIP, FAN = 0, (1, 2, 3), 4, 5, 6
 MAX_TRIANGLES = 30_000_000  # of any file, however large
@@ -59,12 +60,21 @@ def read_gltf(data: bytes, path: Path, options: ReadOptions) -> Surface | Cloud:
     A file without scenes is read from all its root nodes. Nodes, instances, skins and morph weights are applied as the
     file stores them. Lines are counted, not read.
     """
+    return _read(data, path, InFolder(path.parent), options)
+
+
+def read_held_gltf(data: bytes, path: Path, files: Mapping[str, bytes], options: ReadOptions) -> Surface | Cloud:
+    """Read a glTF as `read_gltf` does, from memory, the files that it names among ``files``."""
+    return _read(data, path, HeldFiles(files), options)
+
+
+def _read(data: bytes, path: Path, beside: Beside, options: ReadOptions) -> Surface | Cloud:
     if options.parts not in ("", "node", "material"):
         raise Malformed(f"parts={options.parts} was requested; a glTF file has parts by node and by material")
     document, blob = _document(data, path)
     _check_extensions(document)
-    external_files(document, path)  # a buffer that is not beside the file is refused, used or not
-    scene = _Scene(document, blob, path, len(data), options.parts)
+    external_files(document, beside)  # a buffer that is not beside the file is refused, used or not
+    scene = _Scene(document, blob, beside, len(data), options.parts)
     for index in scene.nodes.drawn():
         if "mesh" in scene.nodes[index]:
             scene.draw(index)
@@ -94,8 +104,10 @@ def beside_gltf(path: Path) -> Sequence[Path]:
         text = read_file(path, first=20 + length)[20:]
         if head[16:] != b"JSON" or len(text) != length:
             raise Malformed("its first chunk is not JSON, or is truncated")
-        return external_files(_parsed(text.rstrip(b"\0 ")), path)
-    return external_files(_document(head if path.suffix.lower() == ".glb" else read_file(path), path)[0], path)
+        document = _parsed(text.rstrip(b"\0 "))
+    else:
+        document = _document(head if path.suffix.lower() == ".glb" else read_file(path), path)[0]
+    return [path.parent / name for name in external_files(document, InFolder(path.parent))]
 
 
 # -- the document ------------------------------------------------------------------------------------------------------
@@ -203,9 +215,9 @@ class _Primitive:
 class _Scene:
     """The geometry that the nodes of one document draw."""
 
-    def __init__(self, document: dict[str, Any], blob: bytes | None, path: Path, size: int, parts: str) -> None:
+    def __init__(self, document: dict[str, Any], blob: bytes | None, beside: Beside, size: int, parts: str) -> None:
         self.allowance = Allowance(size)
-        self.accessors = Accessors(document, Buffers(document, blob, path, self.allowance), self.allowance)
+        self.accessors = Accessors(document, Buffers(document, blob, beside, self.allowance), self.allowance)
         self.nodes = Nodes(document, self.accessors)
         self.pile = _Pile()
         self._parts = parts

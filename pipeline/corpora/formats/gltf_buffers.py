@@ -2,15 +2,14 @@
 
 import base64
 import binascii
-from pathlib import Path
+from collections.abc import Hashable
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
 
 import numpy as np
 
-from pipeline.corpora.base import ShapeError
-from pipeline.corpora.faults import read_file
 from pipeline.corpora.formats.allowance import Allowance
+from pipeline.corpora.formats.beside import Beside
 from pipeline.corpora.formats.geometry import Malformed
 from pipeline.corpora.formats.gltf_draco import decode_draco
 from pipeline.corpora.formats.gltf_json import flag, items, named, object_of, shown, whole, word
@@ -24,38 +23,39 @@ INDICES, JOINTS = (5121, 5123, 5125), (5121, 5123)
 FREE_ITEMS = 4096  # of an accessor without bytes, which is all zeros; beyond that the file's size has to justify it
 
 
-def external_files(document: dict[str, Any], path: Path) -> list[Path]:
-    """Files that the buffers name, each once. Raises Malformed for what is not a file below the folder of `path`."""
+def external_files(document: dict[str, Any], beside: Beside) -> list[str]:
+    """Paths by which the buffers name files, each file once. Raises Malformed for what is not a file beside."""
     uris = [buffer["uri"] for buffer in items(document, "buffers") if "uri" in buffer]
-    found = [_beside(uri, path) for uri in uris if not (isinstance(uri, str) and uri[:5].lower() == "data:")]
-    return list(dict.fromkeys(found))
+    found: dict[Hashable, str] = {}
+    for uri in uris:
+        if not (isinstance(uri, str) and uri[:5].lower() == "data:"):
+            key, name = _named(uri, beside)
+            found.setdefault(key, name)
+    return list(found.values())
 
 
-def _beside(uri: Any, path: Path) -> Path:
+def _named(uri: Any, beside: Beside) -> tuple[Hashable, str]:
+    """Return what identifies the file that a uri names, and its path."""
     if not isinstance(uri, str) or not uri:
         raise Malformed(f"a buffer has the uri {shown(uri)}")
     name = unquote(uri)
     refused = Malformed(f"refers to {name[:120]!r}, which is not a file beside it")
     if "://" in name or name.startswith(("/", "\\")) or "\0" in name or ":" in name.split("/")[0]:
         raise refused
-    try:
-        folder = path.parent.resolve()
-        target = folder.joinpath(name).resolve()
-        if not target.is_relative_to(folder) or not target.is_file():
-            raise refused
-    except (OSError, ValueError, RuntimeError):
-        raise refused from None
-    return target
+    key = beside.find(name)
+    if key is None:
+        raise refused
+    return key, name
 
 
 class Buffers:
     """Buffers and views of one document, read when they are asked for; files beside it count in the allowance."""
 
-    def __init__(self, document: dict[str, Any], blob: bytes | None, path: Path, allowance: Allowance) -> None:
+    def __init__(self, document: dict[str, Any], blob: bytes | None, beside: Beside, allowance: Allowance) -> None:
         self._buffers, self._views = items(document, "buffers"), items(document, "bufferViews")
-        self._blob, self._path, self._allowance = blob, path, allowance
+        self._blob, self._beside, self._allowance = blob, beside, allowance
         self._read: dict[int, memoryview] = {}
-        self._files: dict[Path, bytes] = {}
+        self._files: dict[Hashable, bytes] = {}
 
     def view(self, number: Any, owner: str) -> tuple[memoryview, int]:
         """Return the bytes of a view, and its stride (0: none is given)."""
@@ -93,14 +93,11 @@ class Buffers:
                 return base64.b64decode(unquote(body), validate=True) if encoded else unquote_to_bytes(body)
             except (binascii.Error, ValueError) as error:
                 raise Malformed(f"buffer {number} has a damaged data uri ({error})") from error
-        target = _beside(uri, self._path)
-        if target not in self._files:  # buffers may name one file by the thousand
-            try:
-                self._files[target] = read_file(target)
-            except ShapeError as error:
-                raise Malformed(f"{target.name}: {error.reason}") from error
-            self._allowance.size += len(self._files[target])
-        return self._files[target]
+        key, name = _named(uri, self._beside)
+        if key not in self._files:  # buffers may name one file by the thousand
+            self._files[key] = self._beside.read(name)
+            self._allowance.size += len(self._files[key])
+        return self._files[key]
 
 
 class Accessors:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import numpy as np
 from pipeline.corpora.base import CorpusError, Inspection, Shape, ShapeError, UnreadHere
 from pipeline.corpora.check import check_shape, finite_points
 from pipeline.corpora.entrance import check_ids, check_names, name_fault
-from pipeline.corpora.files import READERS, Entry, FileCorpus
-from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions
+from pipeline.corpora.file_rules import FileRules
+from pipeline.corpora.files import READERS, read_geometry, read_held
+from pipeline.corpora.formats.geometry import Cloud, Malformed, ReadOptions, Surface
 from pipeline.corpora.formats.numpy_files import array_from_npy
 from pipeline.corpora.inspection import inspect_cloud
 from pipeline.corpora.options import Options
@@ -87,7 +88,13 @@ class ShardCorpus:
             ),
         }
         self._storage, self._contents, self._rows = storage, contents, rows
-        self._reading = _arguments(contents, uri)
+        if contents.stored == "files":
+            try:
+                self._rules = FileRules.from_json(
+                    contents.reading, points=points, label_names=self.label_names, part_names=self.part_names
+                )
+            except (KeyError, TypeError, ValueError) as error:
+                raise CorpusError(f"{uri}: gives an unknown rule for reading its files ({error})") from error
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -130,7 +137,8 @@ class ShardCorpus:
     def __getitem__(self, index: int) -> Shape:
         members = self._members(index)
         if self._contents.stored == "files":
-            return self._of_files(index, members, lambda corpus: corpus[0])
+            geometry, _ = self._read_files(index, members)
+            return self._rules.shape(geometry, **self._named(index))
         points, parts = self._cloud(index, members)
         source = self.source(index)
         cloud = finite_points(points[: self.points], source)
@@ -146,7 +154,8 @@ class ShardCorpus:
     def inspect(self, index: int) -> Inspection:
         members = self._members(index)
         if self._contents.stored == "files":
-            return self._of_files(index, members, lambda corpus: corpus.inspect(0))
+            geometry, contents = self._read_files(index, members)
+            return self._rules.inspection(geometry, contents, **self._named(index))
         points, _ = self._cloud(index, members)
         check_shape(finite_points(points, self.source(index)), self.source(index))
         return inspect_cloud(Cloud(points))
@@ -191,38 +200,28 @@ class ShardCorpus:
             )
         return points, None if parts is None else parts.astype(np.int16)
 
-    def _of_files(self, index: int, members: Sequence[tuple[str, bytes]], ask: Any) -> Any:
-        """Return what ``ask`` makes of a corpus of this shape alone, of its files in a temporary folder.
-
-        Files name others beside them, and some readers open files by themselves, so they need to be files again.
-        """
+    def _read_files(self, index: int, members: Sequence[tuple[str, bytes]]) -> tuple[Surface | Cloud, list[bytes]]:
+        """Return the geometry of a shape, and the contents of its files. Raises ShapeError and MachineFault."""
         source, suffix = self.source(index), self._suffix(index)
         try:
             files = _files(members, suffix)
         except Malformed as error:
             raise ShapeError(source, str(error)) from error
-        with tempfile.TemporaryDirectory(prefix="i2p-shape-") as folder:
-            for name, data in files:
-                path = Path(folder, *name.split("/"))
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
-            entry = Entry(
-                self.id(index), Path(folder, *files[0][0].split("/")), self.label(index), self.split_of(index)
-            )
-            corpus = FileCorpus(
-                uri=self.uri,
-                identity={},
-                label_names=self.label_names,
-                entries=[entry],
-                points=self.points,
-                part_names=self.part_names,
-                **self._reading,
-            )
-            try:
-                return ask(corpus)
-            except ShapeError as error:
-                kind = UnreadHere if isinstance(error, UnreadHere) else ShapeError
-                raise kind(source, error.reason.replace(f"{folder}/", "")) from None
+        read = _from_disk if READERS[suffix].needs_disk else read_held
+        try:
+            return read(files, self._rules.reading), list(files.values())
+        except ShapeError as error:
+            kind = UnreadHere if isinstance(error, UnreadHere) else ShapeError
+            raise kind(source, error.reason) from error
+
+    def _named(self, index: int) -> dict[str, Any]:
+        """Return what `FileRules` has to know of a shape."""
+        return {
+            "id": self.id(index),
+            "label": self.label(index),
+            "split": self.split_of(index),
+            "source": self.source(index),
+        }
 
     def _suffix(self, index: int) -> str:
         return self._contents.suffixes[int(self._rows.suffix[self._inside(index)])]
@@ -233,8 +232,21 @@ class ShardCorpus:
         return index
 
 
-def _files(members: Sequence[tuple[str, bytes]], suffix: str) -> list[tuple[str, bytes]]:
-    """Return (relative path, content) of a shape's files, its own first. Raises Malformed.
+def _from_disk(files: Mapping[str, bytes], reading: ReadOptions) -> Surface | Cloud:
+    """Read as `read_held` does, through a temporary folder: for libraries that open files by their names."""
+    with tempfile.TemporaryDirectory(prefix="i2p-shape-") as folder:
+        for name, data in files.items():
+            path = Path(folder, *name.split("/"))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        try:
+            return read_geometry(Path(folder, *next(iter(files)).split("/")), reading)
+        except ShapeError as error:
+            raise type(error)(error.source, error.reason.replace(f"{folder}/", "")) from error
+
+
+def _files(members: Sequence[tuple[str, bytes]], suffix: str) -> dict[str, bytes]:
+    """Return the contents of a shape's files by their relative paths, its own first. Raises Malformed.
 
     Their paths are in the JSON member's "shape_files" where a shape has several; they stay below one folder.
     """
@@ -244,7 +256,7 @@ def _files(members: Sequence[tuple[str, bytes]], suffix: str) -> list[tuple[str,
         own = [(name, data) for name, data in contents if name.lower().endswith(suffix)]
         if len(own) != 1:
             raise Malformed(f"has {len(own)} members that end in {suffix}; expected one")
-        return [(f"shape{suffix}", own[0][1])]
+        return {f"shape{suffix}": own[0][1]}
     if not isinstance(names, list) or not 0 < len(names) <= _MAX_FILES or len(names) != len(contents):
         raise Malformed(f"its JSON names other files than its {len(contents)} members")
     for name in names:
@@ -253,36 +265,10 @@ def _files(members: Sequence[tuple[str, bytes]], suffix: str) -> list[tuple[str,
             raise Malformed(f"its JSON names a file {str(name)[:80]!a}; expected a path below one folder")
     if len(set(names)) < len(names) or not names[0].lower().endswith(suffix):
         raise Malformed(f"its JSON names files twice, or not first the {suffix} file that the index names")
-    return [(name, data) for name, (_, data) in zip(names, contents, strict=True)]
+    return {name: data for name, (_, data) in zip(names, contents, strict=True)}
 
 
 def _plain(part: str) -> bool:
     """Check that a part of a path names something in its folder, and can be written."""
     fits = part not in (".", "..") and not name_fault(part) and len(part.encode()) <= 255
     return fits and not set(_APART) & set(part)
-
-
-def _arguments(contents: Contents, uri: str) -> dict[str, Any]:
-    """Return the arguments of FileCorpus by which files are read."""
-    if contents.stored == "clouds":
-        return {}
-    found = dict(contents.reading)
-    try:
-        reading = ReadOptions(
-            columns=tuple(map(str, found["columns"])), parts=str(found["parts"]), up=str(found["read_up"])
-        )
-        ranges = [range(int(start), int(stop)) for start, stop in found["parts_of_label"]]
-        if reading.up not in ("file", "y", "z") or found["up"] not in ("file", "y", "z"):
-            raise ValueError("up is not file, y or z")
-        if len(ranges) not in (0, len(contents.label_names)):
-            raise ValueError(f"{len(ranges)} ranges of parts for {len(contents.label_names)} labels")
-        return {
-            "reading": reading,
-            "up": found["up"],
-            "seed": int(found["seed"]),
-            "repeat": bool(found["repeat"]),
-            "stored_order": bool(found["stored_order"]),
-            "parts_of_label": ranges,
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorpusError(f"{uri}: gives an unknown rule for reading its files ({error})") from error

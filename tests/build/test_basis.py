@@ -1,7 +1,6 @@
 """A build with channels of its own: where the basis comes from, what does not change it, and what lookups give back."""
 
 import json
-import multiprocessing
 import os
 import re
 import signal
@@ -26,6 +25,7 @@ from pipeline.teacher.tower import load_teacher
 from pipeline.views import render_views
 from teacher_cache.errors import RecipeMismatch
 from tests.support.builds import COUNT, POINTS, small_build, tree
+from tests.support.faults import builders
 from tests.support.limits import HANG
 from tests.support.teachers import TINY_PROJECTION, tiny_teacher
 
@@ -194,9 +194,9 @@ def kill_at(folder, step):
 
 
 def test_a_build_killed_while_it_fits_and_after_ends_with_the_same_bytes(tmp_path, undisturbed):
-    spawn = multiprocessing.get_context("spawn")
+    context = builders()
     for step, there in ((7, False), (99, True)):
-        process = spawn.Process(target=kill_at, args=(tmp_path, step))
+        process = context.Process(target=kill_at, args=(tmp_path, step))
         process.start()
         process.join(HANG)
         assert process.exitcode == -signal.SIGKILL

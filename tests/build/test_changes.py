@@ -23,7 +23,7 @@ from pipeline.config import BuildConfig, CorpusConfig
 from pipeline.corpora import MachineFault, open_corpus
 from pipeline.errors import BuildError
 from teacher_cache import CacheConfig
-from tests.support.builds import POINTS, tree
+from tests.support.builds import POINTS, tree, warm_workers
 from tests.support.corpora import cube_text, write_npz
 from tests.support.teachers import TINY_PROJECTION, tiny_teacher
 
@@ -450,9 +450,8 @@ def test_a_worker_of_other_software_is_refused(tmp_path: Path, corpus: Path, mon
     monkeypatch.setattr(
         "pipeline.build.driver.software", lambda: other
     )  # the driver's; workers are processes of their own
-    with pytest.raises(
-        BuildError, match=r"(?s)this worker runs other software.*code: .* 0+ there\n  torch: .* 1.0 there"
-    ):
+    said = r"(?s)this worker runs other software.*code: .* 0+ there\n  torch: .* 1.0 there"
+    with warm_workers(), pytest.raises(BuildError, match=said):
         build(tmp_path, corpus, scheduler="processes")
 
 

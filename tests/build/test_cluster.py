@@ -30,7 +30,7 @@ def test_processes_give_the_same_bytes_although_one_is_killed(tmp_path, undistur
             os.kill(workers[0].pid, signal.SIGKILL)
             killed.set()
 
-    report = small_build(tmp_path, scheduler="processes", workers=2, on_progress=kill_a_worker)
+    report = small_build(tmp_path, scheduler="processes", workers=2, cold=True, on_progress=kill_a_worker)
     assert killed.is_set()
     assert report.shapes == COUNT
     assert tree(report.path) == undisturbed

@@ -9,6 +9,7 @@ from cli.suite.plan import TWIN, known_cell, plan_cells, synthetic_set
 from cli.suite.report import markdown, summarise
 from cli.suite.work import do
 from tests.support.commands import call, run
+from tests.support.in_process import PLACE, do_all_here
 from trainer.checkpoints.files import find_checkpoint, read_header
 
 SMALL = ("--seeds", 2, "--epochs", 2, "--points", 96, "--stored-points", 128, "--size", 0.1, "--workers", 1)
@@ -18,17 +19,12 @@ def files(folder):
     return {path.name: path.read_bytes() for path in sorted((folder / "cells").glob("*.json"))}
 
 
-def in_this_process(function, jobs, workers):
-    for job, arguments in jobs:
-        yield job, function(*arguments)
-
-
 @pytest.fixture(scope="module")
 def suite(smoke, tmp_path_factory):
     """A finished suite; its cells were done in this process, which starts none."""
     out = tmp_path_factory.mktemp("suite") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cli.study.workers.do_all", in_this_process)
+        patch.setattr(PLACE, do_all_here)
         assert call(("downstream", str(smoke.run_dir), "--out", str(out), *map(str, SMALL))) == 0
     return out
 

@@ -12,6 +12,7 @@ from cli.study.plan import cache_settings, plan_runs, result_of
 from cli.study.report import markdown, summarise
 from cli.study.worker import do
 from tests.support.commands import run
+from tests.support.in_process import PLACE, do_all_here
 from tests.trainer.test_second_student import TwoLayer, TwoLayerConfig
 from trainer.checkpoints.files import read_header
 from trainer.models import build, config
@@ -27,6 +28,12 @@ TINY = [
 ]  # fmt: skip
 
 
+@pytest.fixture
+def here(monkeypatch):
+    """Runs are done in this process; tests/study/test_workers.py is of the others."""
+    monkeypatch.setattr(PLACE, do_all_here)
+
+
 def settings(folder):
     return [*TINY, f"cache.root={folder / 'caches'}"]
 
@@ -36,7 +43,7 @@ def guidance(capsys, folder, *more):
     return run(capsys, "study", "guidance", "--out", folder / "study", "--seeds", 1, *overrides, *more)
 
 
-def test_a_study_runs_once_and_is_then_only_reported(capsys, tmp_path):
+def test_a_study_runs_once_and_is_then_only_reported(capsys, tmp_path, here):
     only = [text for arm in ("3d-random", "full", "poses4") for text in ("--only", arm)]
     first = guidance(capsys, tmp_path, *only)
     assert first.code == 0, first.err
@@ -123,7 +130,7 @@ def test_a_study_and_a_pretraining_share_a_cache_in_either_order(tmp_path):
     assert weights(before, do(before, cache)) == weights(alone, expected)
 
 
-def test_a_scaling_study_trains_on_parts_of_one_cache(capsys, tmp_path):
+def test_a_scaling_study_trains_on_parts_of_one_cache(capsys, tmp_path, here):
     overrides = [text for setting in settings(tmp_path) for text in ("--set", setting)]
     overrides += ["--set", "trainer.batch_size=2", "--set", "trainer.epochs=1", "--set", "trainer.checkpoint_every=9"]
     answer = run(capsys, "study", "scaling", "--out", tmp_path / "study", "--seeds", 1, *overrides)
@@ -219,15 +226,16 @@ def _checkpoint_then_stop(run, emit):
         raise KeyboardInterrupt
 
 
-def test_a_failing_run_is_reported_and_the_others_go_on(capsys, tmp_path):
+def test_a_failing_run_is_reported_and_the_others_go_on(capsys, tmp_path, monkeypatch):
     blocked = tmp_path / "study" / "random" / "full"
     blocked.mkdir(parents=True)
     (blocked / "seed-0").write_text("a file where the run's folder should be")
-    answer = guidance(capsys, tmp_path, "--only", "full")
+    answer = guidance(capsys, tmp_path, "--only", "full", "--workers", 1)  # in a process of its own
     assert answer.code == 1
     assert "FAILED full, random, seed 0" in answer.err
     assert "full | embedded" in answer.out
     (blocked / "seed-0").unlink()
+    monkeypatch.setattr(PLACE, do_all_here)
     assert guidance(capsys, tmp_path, "--only", "full").code == 0
 
 
@@ -284,11 +292,11 @@ def test_the_options_are_checked(capsys):
     assert "i2p study guidance" in run(capsys, "study", "guidance", "--help").out
 
 
-def test_teachers_together_and_corpora_in_turn(capsys, tmp_path):
+def test_teachers_together_and_corpora_in_turn(capsys, tmp_path, here):
     """Two teachers in one run, on two corpora; measured, exported, and reported again from the export."""
     overrides = [text for setting in settings(tmp_path) for text in ("--set", setting)]
     overrides += ["--set", "trainer.epochs=1", "--set", "trainer.checkpoint_every=9"]
-    options = ["--out", tmp_path / "study", "--seeds", 1, "--workers", 1, *overrides]
+    options = ["--out", tmp_path / "study", "--seeds", 1, *overrides]
     options += ["--teacher", "both=embedded+random,teachers.weights_2d=[1, 0.5]"]
     options += ["--pretrain-on", "eight=synthetic:?count=8&seed=0", "--pretrain-on", "five=synthetic:?count=5&seed=7"]
     arms = ["--only", "3d-random", "--only", "full:both", "--only", "global-random:both"]

@@ -1,6 +1,9 @@
 """Small builds for tests, and what must not change between them."""
 
 import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +32,47 @@ def small_build(
     cache: dict[str, Any] | None = None,
     on_progress: Any = None,
     on_fit: Any = None,
+    cold: bool = False,
 ) -> BuildReport:
-    """Build a corpus with a random two-block teacher into `folder`/caches; a second call goes on with it."""
+    """Build a corpus with a random two-block teacher into `folder`/caches; a second call goes on with it.
+
+    cold  workers of scheduler = "processes" are new interpreters, as Dask starts them, and not `warm_workers`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     storage = {"root": str(folder / "caches"), "format": format, "shapes_per_shard": 5} | (cache or {})
-    return build_cache(
-        CorpusConfig(uri=corpus, points=POINTS, poses=poses),
-        TINY_PROJECTION,
-        tiny_teacher(folder, **(teacher or {})),
-        CacheConfig(**storage),
-        BuildConfig(
-            scheduler=scheduler,
-            workers=workers,
-            retries=retries,
-            max_refused=max_refused,
-            retry_refused=retry_refused,
-        ),
-        on_progress=on_progress,
-        on_fit=on_fit,
-    )
+    with warm_workers() if scheduler == "processes" and not cold else nullcontext():
+        return build_cache(
+            CorpusConfig(uri=corpus, points=POINTS, poses=poses),
+            TINY_PROJECTION,
+            tiny_teacher(folder, **(teacher or {})),
+            CacheConfig(**storage),
+            BuildConfig(
+                scheduler=scheduler,
+                workers=workers,
+                retries=retries,
+                max_refused=max_refused,
+                retry_refused=retry_refused,
+            ),
+            on_progress=on_progress,
+            on_fit=on_fit,
+        )
+
+
+@contextmanager
+def warm_workers() -> Iterator[None]:
+    """Local Dask workers are forked from the server of `tests.support.faults.builders`, which has everything loaded.
+
+    They are processes of their own as ever, with this one's environment; a new interpreter takes five seconds of CPU
+    time, which say nothing about a build.
+    """
+    import dask
+
+    from tests.support.faults import builders
+
+    builders()
+    method = {"distributed.worker.multiprocessing-method": "forkserver"}
+    with dask.config.set(method | {"distributed.nanny.environ": dict(os.environ)}):
+        yield
 
 
 def tree(path: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What only shows between processes: a run that is killed, and one that is spread over two."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import teacher_cache
 from tests.support.limits import HANG
+from tests.support.ranks import on_two_ranks
 from tests.support.training import second_cache, train, training_cache, weights_of
 from trainer.checkpoints import files as checkpoint
 from trainer.config import AlignmentConfig
@@ -50,7 +53,7 @@ def _lines(run_dir: Path, event: str) -> list[dict[str, Any]]:
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path: Path) -> None:
     cache = training_cache(tmp_path / "cache", 40)
-    epochs = 30
+    epochs = 12
     whole = train(cache, tmp_path / "whole", epochs=epochs, schedule_epochs=0)
     run_dir = tmp_path / "killed"
     process = _start(cache, run_dir, epochs)
@@ -71,16 +74,27 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path: Path) -> 
     assert [line["step"] for line in _lines(run_dir, "step")] == list(range(1, 5 * epochs + 1))
 
 
+def _two_epochs(rank: int) -> None:
+    cache, run_dir = os.environ["I2P_TEST_RANKS"].split(os.pathsep)
+    train(teacher_cache.open(cache), Path(run_dir), epochs=2)
+
+
 @pytest.mark.parametrize("weight", [0.0, 1.0])
-def test_two_ranks_train_the_student_that_one_would(tmp_path: Path, weight: float) -> None:
+def test_two_ranks_train_the_student_that_one_would(
+    tmp_path: Path, weight: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = training_cache(tmp_path / "cache", class_token="float16")
     further = [second_cache(tmp_path / "further")] if weight else []
     one = train(cache, tmp_path / "one", epochs=2, alignment=AlignmentConfig(weight=weight), further=further)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [RUN[0], *launcher, *RUN[1:], str(cache.path), str(tmp_path / "two"), "2"]
-    command += ["global", *(f"and={more.path}" for more in further)] if weight else []
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG, check=False)
-    assert done.returncode == 0, done.stderr
+    if weight:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command = [RUN[0], *launcher, *RUN[1:], str(cache.path), str(tmp_path / "two"), "2"]
+        command += ["global", *(f"and={more.path}" for more in further)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG, check=False)
+        assert done.returncode == 0, done.stderr
+    else:  # without a launcher, which costs seconds
+        monkeypatch.setenv("I2P_TEST_RANKS", f"{cache.path}{os.pathsep}{tmp_path / 'two'}")
+        on_two_ranks(_two_epochs, tmp_path)
     assert _lines(tmp_path / "two", "start")[0]["ranks"] == 2
     more = ["loss_2d_2", "loss_global_2"] if weight else []
     steps = [

@@ -197,6 +197,7 @@ def embed(run: Run, device: Any, watch: Watching | None) -> None:
 def _embed_cache(run: Run, device: Any, watch: Watching | None) -> None:
     from teacher_cache.errors import CacheError
     from trainer.downstream.features import encode, model_encoder
+    from trainer.engine.augmentation import renormalised
     from trainer.engine.watching import Count
 
     if run.cache is None:
@@ -204,12 +205,15 @@ def _embed_cache(run: Run, device: Any, watch: Watching | None) -> None:
         return
     shapes = len(run.cache) // run.cache.poses
     rows = np.unique(np.linspace(0, shapes - 1, min(shapes, EMBEDDED_CACHE)).round().astype(np.int64)) * run.cache.poses
-    points = int(run.header.config.get("trainer", {}).get("points", 0)) or run.cache.schema.points
+    settings = run.header.config.get("trainer", {})
+    points = int(settings.get("points", 0)) or run.cache.schema.points
     feature = "levels" if "levels" in run.model.features else next(iter(run.model.features))
     try:
         clouds = np.concatenate(
             [run.cache.read(part).points[:, :points] for part in np.array_split(rows, -(-len(rows) // 64))]
         )
+        if points < run.cache.schema.points and settings.get("renormalise", True):
+            clouds = renormalised(clouds)  # as in training
         labels = run.cache.labels[rows]
         ids = tuple(run.cache.ids[row] for row in rows.tolist())
     except CacheError as error:

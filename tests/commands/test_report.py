@@ -14,16 +14,19 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
+import torch
 
 import teacher_cache
 from cli.actions.report import report_runs
 from cli.report.charts import confusion_chart, map_chart, run_curves
+from cli.report.runs import cache_for, embed, open_run
 from tests.support.browser import CHROMIUM, visit
 from tests.support.caches import write_cache
 from tests.support.commands import run
 from tests.support.training import MODEL, SCHEMA, train, training_cache
 from trainer.config import EvaluationConfig
 from trainer.downstream.embedding import EMBEDDING
+from trainer.downstream.features import encode, model_encoder
 
 SCRIPT = "</script><script>document.title='owned'</script>"
 IMAGE = '<img src="http://example.invalid/x.png" onerror="document.title=1">'
@@ -171,6 +174,25 @@ def test_runs_stand_side_by_side_over_the_same_shapes(nasty: tuple[teacher_cache
     assert names == [f"run-{run}-shape-{place:02}-truth.png" for run in range(2) for place in range(2)]
     first_of = [(tmp_path / "out" / "pictures" / f"run-{run}-shape-00-cloud.png").read_bytes() for run in range(2)]
     assert first_of[0] == first_of[1]
+
+
+@pytest.mark.parametrize("renormalise", [True, False])
+def test_shapes_of_the_cache_are_encoded_as_the_run_saw_them(
+    nasty: tuple[teacher_cache.Cache, Path], tmp_path: Path, renormalise: bool
+) -> None:
+    cache, _ = nasty
+    points = cache.schema.points - 32
+    train(cache, tmp_path / "run", epochs=1, points=points, renormalise=renormalise)
+    shown = open_run(tmp_path / "run", "run")
+    cache_for(shown, cache)
+    embed(shown, torch.device("cpu"), None)
+    assert shown.embedding is not None
+    clouds = cache.read(list(range(len(cache)))).points[:, :points].astype(np.float64)
+    if renormalise:
+        clouds -= clouds.mean(1, keepdims=True)
+        clouds /= np.linalg.norm(clouds, axis=2).max(1)[:, None, None]
+    expected = encode(model_encoder(shown.model, torch.device("cpu")), clouds.astype(np.float32), batch_size=5)
+    np.testing.assert_allclose(shown.embedding.features, expected, atol=1e-5)
 
 
 def test_what_is_not_at_hand_is_said(

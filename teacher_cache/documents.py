@@ -6,6 +6,7 @@ meaning is detected when the document is read, even if no other document holds a
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from teacher_cache.errors import ManifestError
 
 __all__ = ["Fields", "canonical", "decode_document", "encode_document", "plain"]
 
+_SHA256 = re.compile("[0-9a-f]{64}")
 MAX_DOCUMENT = 1 << 30  # bytes; a manifest of ten million shapes is about 30 MB
 
 
@@ -79,11 +81,21 @@ def decode_document(data: bytes, where: str) -> "Fields":
 class Fields:
     """Typed access to a JSON object; a field that is missing or of another type raises ManifestError with its key."""
 
-    def __init__(self, values: Any, where: str) -> None:
+    __slots__ = ("_place", "values")
+
+    def __init__(self, values: Any, where: str, item: tuple[str, int] | None = None) -> None:
+        """
+        where  names the object in messages, or, with ``item``, the one that holds it in its list ``item[0]``.
+        """
+        self._place = where, item
         if not isinstance(values, dict):
-            raise ManifestError(f"{where}: expected an object, found {type(values).__name__}")
-        self.values = values
-        self.where = where
+            raise ManifestError(f"{self.where}: expected an object, found {type(values).__name__}")
+        self.values: dict[str, Any] = values
+
+    @property
+    def where(self) -> str:
+        where, item = self._place
+        return where if item is None else f"{where}: {item[0]}[{item[1]}]"
 
     def _get(self, key: str, kind: type, said: str) -> Any:
         value = self.values.get(key)
@@ -124,7 +136,7 @@ class Fields:
 
     def digest(self, key: str) -> str:
         value = self.text(key)
-        if len(value) != 64 or set(value) - set("0123456789abcdef"):
+        if _SHA256.fullmatch(value) is None:
             raise ManifestError(f"{self.where}: expected {key} to be a SHA-256 in hexadecimal, found {value[:80]!r}")
         return value
 
@@ -136,7 +148,8 @@ class Fields:
 
     def objects(self, key: str) -> "list[Fields]":
         items = self._get(key, list, "a list")
-        return [Fields(item, f"{self.where}: {key}[{i}]") for i, item in enumerate(items)]
+        where = self.where
+        return [Fields(item, where, (key, i)) for i, item in enumerate(items)]
 
     def texts(self, key: str) -> tuple[str, ...]:
         items = self._get(key, list, "a list of strings")

@@ -213,7 +213,8 @@ def compare_corpus(
             others += len(here) - ours - len(lost)
             gone += lost
             known = [(id, sha256) for id, sha256 in receipt.shapes if id in places]
-            unknown += len(set(receipt.ids[::poses]).intersection(places).difference(id for id, _ in known))
+            hashed = {id for id, _ in known}
+            unknown += sum(id in places and id not in hashed for id in receipt.ids[::poses])
             looks = stamps_digest((id, settled(corpus.stamp(places[id]))) for id, _ in known) if known else ""
             some = None if len(known) == len(receipt.shapes) else [id for id, _ in known]
             odd: list[str] = []

@@ -98,7 +98,7 @@ def read_file(path: Path, *, first: int | None = None) -> bytes:
     return patiently(lambda: _bytes(path, first), str(path))
 
 
-def file_stamp(path: Path) -> str:
+def file_stamp(path: Path | str) -> str:
     """Return a file's change time, size and modification time, as text ``changed:size:modified`` in ns.
 
     For a file that cannot be examined it is the error's name: whoever reads the file reports more.

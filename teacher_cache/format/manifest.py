@@ -62,9 +62,9 @@ class Receipt:
         own = dict(self.shapes)
         return [id for id, made_of in shapes if own.get(id, made_of) != made_of]
 
-    @cached_property
+    @property
     def encoded(self) -> bytes:
-        """The receipt's file contents."""
+        """The receipt's file contents; made anew each time, as a build holds the receipts of all shards."""
         return encode_document(
             {
                 "shard": self.shard,
@@ -77,6 +77,7 @@ class Receipt:
 
     @cached_property
     def sha256(self) -> str:
+        """SHA-256 of the receipt's file, in hexadecimal."""
         return hashlib.sha256(self.encoded).hexdigest()
 
     @classmethod
@@ -99,14 +100,17 @@ class Receipt:
         shapes = document.objects("shapes") if "shapes" in document.values else []
         if len(shapes) > MAX_SHAPES_PER_SHARD:
             raise ManifestError(f"{where}: expected at most {MAX_SHAPES_PER_SHARD} shapes, found {len(shapes)}")
+        ids = tuple(item.text("id") for item in records)
+        one = {id: id for id in ids}  # the text of an id is held once
         receipt = cls(
             shard=shard,
-            shapes=tuple((item.text("id"), item.digest("sha256")) for item in shapes),
-            ids=tuple(item.text("id") for item in records),
+            shapes=tuple((one.get(id := item.text("id"), id), item.digest("sha256")) for item in shapes),
+            ids=ids,
             labels=tuple(item.integer("label", -1, _MAX_LABEL) for item in records),
             quarantined=tuple(_quarantined(item) for item in document.objects("quarantined")),
             files=files,
         )
+        receipt.__dict__["sha256"] = hashlib.sha256(data).hexdigest()  # of the file that is there
         held = {*receipt.ids, *(item.id for item in receipt.quarantined)}
         known = {id for id, _ in receipt.shapes}
         if len(known) != len(shapes) or not known <= held:

@@ -27,7 +27,7 @@ def noted_receipts(storage: Storage, description: Description) -> Iterator[tuple
 
     A shard counts as built when all its files are there in full size. The others are warned of.
     """
-    numbers = [name.removesuffix(".json") for name in storage.names(paths.RECEIPTS)]
+    numbers = {name.removesuffix(".json") for name in storage.names(paths.RECEIPTS)}
     shards = sorted(int(number) for number in numbers if number.isdecimal())
     shards = [
         shard for shard in shards if paths.receipt_path(shard).rpartition("/")[2].removesuffix(".json") in numbers

@@ -32,6 +32,8 @@ REQUESTS = 16  # under way at once where many small files are read
 MAX_DOCUMENT = 1 << 28  # bytes of a document that a store may send; a manifest of ten million shapes is about 30 MB
 LOG_SECONDS = 30.0  # between uploads of the log, which an object store cannot append to
 _READ_ONLY = ("http", "https")
+# Of the Hub, which its client tells as a file that is missing, as a finished cache's manifest may be.
+_NO_REPOSITORY = {"RepositoryNotFoundError", "GatedRepoError", "RevisionNotFoundError", "HFValidationError"}
 _OF_THIS_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}  # of the file that is fetched into
 
 
@@ -291,7 +293,13 @@ class RemoteStorage:
         fs, base = self._fs()
         try:
             return persist(lambda: call(fs, base))
-        except (FileNotFoundError, NotADirectoryError, StorageError, TooLarge):
+        except (FileNotFoundError, NotADirectoryError, StorageError, TooLarge) as error:
+            if isinstance(error.__cause__, Exception) and type(error.__cause__).__name__ in _NO_REPOSITORY:
+                raise StorageError(
+                    f"{self.location}: the repository does not exist, or the token in use may not read it "
+                    f"({type(error.__cause__).__name__}).\n"
+                    "  Check the address, and HF_TOKEN or `hf auth login` if it is private."
+                ) from error
             raise
         except OSError as error:
             if error.errno in _OF_THIS_MACHINE:

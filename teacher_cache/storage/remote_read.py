@@ -109,11 +109,14 @@ def part(fs: Any, path: str, offset: int, size: int) -> bytes:
         pieces: list[bytes] = []
         _run(fs, _part_http(fs, path, offset, size, pieces.append))
         return b"".join(pieces)
-    return bytes(fs.cat_file(path, start=offset, end=offset + size))
+    if getattr(fs, "async_impl", False):
+        return bytes(fs.cat_file(path, start=offset, end=offset + size))
+    # Others open a file for it, which by default reads megabytes ahead: of every shape, as each is opened anew.
+    return bytes(fs.cat_file(path, start=offset, end=offset + size, cache_type="none"))
 
 
 def client_options(protocol: str, configured: dict[str, Any]) -> dict[str, Any]:
-    """Return options that limit the waits of fsspec's client of a protocol; the user's own settings take precedence."""
+    """Return options of fsspec's client of a protocol, as limits to its waits; the user's own settings stand before."""
     if protocol in ("http", "https"):
         try:
             import aiohttp
@@ -128,6 +131,9 @@ def client_options(protocol: str, configured: dict[str, Any]) -> dict[str, Any]:
             "retries": {"total_max_attempts": 1, "mode": "standard"},  # `persist` tries again, and s3fs does
         }
         return {"config_kwargs": limits | dict(configured.get("config_kwargs") or {})}
+    if protocol == "hf":
+        # Its client remembers listings whatever it is told, and cuts files that have grown: a client for each opening.
+        return {"skip_instance_cache": True}
     return {}
 
 

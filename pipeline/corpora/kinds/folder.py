@@ -44,20 +44,18 @@ _NOWHERE = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Found:
     """A file, or a folder that cannot be listed, below the root.
 
-    parts  its path below the root, as the disk spells it
-    fault  why it cannot be read, where that is known already
+    id       its path below the root, as the disk spells it: two spellings are two files
+    folders  that lead to it, in Unicode's composed form; one tuple for all files of a folder
+    fault    why it cannot be read, where that is known already
     """
 
-    parts: tuple[str, ...]
+    id: str
+    folders: tuple[str, ...]
     fault: str | None = None
-
-    @property
-    def id(self) -> str:
-        return "/".join(self.parts)  # as the disk spells it: two spellings are two files
 
     @property
     def name(self) -> str:
@@ -65,12 +63,8 @@ class _Found:
         return unicodedata.normalize("NFC", self.id)
 
     @property
-    def folders(self) -> tuple[str, ...]:
-        return tuple(unicodedata.normalize("NFC", part) for part in self.parts[:-1])
-
-    @property
     def suffix(self) -> str:
-        return os.path.splitext(self.parts[-1])[1].lower()
+        return os.path.splitext(self.id)[1].lower()
 
 
 def open_folder(root: Path, options: Options, points: int) -> FileCorpus:
@@ -121,8 +115,9 @@ def open_folder(root: Path, options: Options, points: int) -> FileCorpus:
     # Labels are numbered over all splits, so that a number means the same in each.
     label_names = sorted({label for _, label, _ in shapes if label is not None})
     number = {name: k for k, name in enumerate(label_names)}
+    above = str(root / "x")[:-1]
     everything = [
-        Entry(item.id, root.joinpath(*item.parts), None if label is None else number[label], where, item.fault)
+        Entry(item.id, above + item.id.removesuffix("/"), None if label is None else number[label], where, item.fault)
         for item, label, where in shapes
     ]
     entries = [entry for entry in everything if split in ("all", entry.split)]
@@ -204,17 +199,19 @@ def _select(
     lost: list[str] = []
     nameless: list[str] = []
     for folder, names in _walk(root, uri):
+        path = "/".join((*folder, ""))
+        composed = tuple(unicodedata.normalize("NFC", part) for part in folder)
         if isinstance(names, str):
-            found.append(_Found((*folder, ""), names))
+            found.append(_Found(path, composed, names))
             continue
         files = {name for name, _ in names}
         for name, dangling in names:
-            item = _Found((*folder, name), dangling)
+            item = _Found(path + name, composed, dangling)
             other = os.path.splitext(name)[1].lower() not in wanted
             if other and dangling is not None and not name.startswith("."):
-                lost.append(ascii("/".join(item.parts))[1:-1])
+                lost.append(ascii(item.id)[1:-1])
             elif not other and not name.startswith(".") and not _is_text(item.id):
-                nameless.append(ascii("/".join(item.parts))[1:-1])
+                nameless.append(ascii(item.id)[1:-1])
             elif (
                 other
                 or name.startswith(".")

@@ -120,7 +120,7 @@ def _open_text(folder: Path, asked: _Asked) -> FileCorpus:
                 raise CorpusError(
                     f"{folder / f'modelnet40_{split}.txt'}: {name!r} has no class of modelnet40_shape_names.txt"
                 )
-            entries.append(Entry(f"{kind}/{name}", folder / kind / f"{name}.txt", number[kind], split))
+            entries.append(Entry(f"{kind}/{name}", str(folder / kind / f"{name}.txt"), number[kind], split))
             listed.append(name)
     release = Release(
         name="ModelNet40, normal resampled",

@@ -101,7 +101,7 @@ def open_shapenet55(root: Path, options: Options, points: int) -> FileCorpus:
                     f"{path} line {at}: found {line[:80]!r}; expected <synset>-<hash>.npy with one of the "
                     f"{len(SYNSETS)} synsets of ShapeNet-55"
                 )
-            entries.append(Entry(f"{synset}/{rest}", clouds / f"{stem}.npy", number[synset], name))
+            entries.append(Entry(f"{synset}/{rest}", str(clouds / f"{stem}.npy"), number[synset], name))
             digest.update(f"{name} {stem}\n".encode())
     identity = {
         "kind": "shapenet55",

@@ -72,7 +72,7 @@ def open_shapenetpart(root: Path, options: Options, points: int) -> FileCorpus:
     for name in wanted:
         for id in listed[name]:
             synset, _, stem = id.partition("/")
-            entries.append(Entry(id, folder / synset / f"{stem}.txt", number[synset], name))
+            entries.append(Entry(id, str(folder / synset / f"{stem}.txt"), number[synset], name))
             digest.update(f"{name} {id}\n".encode())
     held = Counter(entry.label for entry in entries)
     lost = [name for label, name in enumerate(CATEGORIES) if not held[label]]

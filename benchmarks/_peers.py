@@ -12,9 +12,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from benchmarks._table import Timing
 
-__all__ = ["CLOCKS", "PEERS", "Peer", "available", "in_turn", "ratio", "timing"]
+__all__ = ["CLOCKS", "PEERS", "Peer", "available", "in_turn", "ratio", "timing", "torch_fps_from_0"]
 
 
 @dataclass(frozen=True)
@@ -86,3 +89,11 @@ def timing(spent: Sequence[float]) -> Timing:
 def ratio(theirs: Sequence[float], ours: Sequence[float]) -> Timing:
     """How many times as long theirs took, round by round."""
     return timing([a / b for a, b in zip(theirs, ours, strict=True)])
+
+
+def torch_fps_from_0(function: Callable[..., Any], points: Tensor, k: int, *more: int) -> Any:
+    """Call one of torch-fps's samplers on whole clouds [B, N, 3] from point 0, without its checks of values."""
+    B, N, _ = points.shape
+    start = torch.zeros(B, dtype=torch.int64, device=points.device)
+    valid = torch.ones(B, N, dtype=torch.bool, device=points.device)
+    return function(points, valid, k, *more, start_idx=start, validate=False, assume_finite=True)

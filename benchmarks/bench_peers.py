@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks._peers import CLOCKS, available, in_turn, ratio, timing
+from benchmarks._peers import CLOCKS, available, in_turn, ratio, timing, torch_fps_from_0
 from benchmarks._table import environment
 from benchmarks.bench_kernels import greedy_from, surfaces
 from cuda.fps import farthest_point_sample
@@ -45,8 +45,8 @@ def samplers(found: dict[str, Any], pool: ThreadPoolExecutor) -> dict[str, dict[
             f"h = {h or 'its default'}": (lambda points, k, h=h: quick.sample_idx(points, k, h=h, start_idx=0))
             for h in (None, *HEIGHTS)
         }
-    if triton := found.get("torch-fps"):
-        built["torch-fps"] = {"": lambda points, k: _torch_fps(triton.farthest_point_sampling, points, k)}
+    if fused := found.get("torch-fps"):
+        built["torch-fps"] = {"": lambda points, k: torch_fps_from_0(fused.farthest_point_sampling, points, k)}
     if sample := found.get("fpsample"):
         trees = {
             "KD-tree": sample.bucket_fps_kdtree_sampling,
@@ -54,13 +54,6 @@ def samplers(found: dict[str, Any], pool: ThreadPoolExecutor) -> dict[str, dict[
         }
         built["fpsample"] = {name: partial(_clouds, tree, pool) for name, tree in trees.items()}
     return built
-
-
-def _torch_fps(function: Callable[..., Any], points: Tensor, k: int, *more: int) -> Any:
-    B, N, _ = points.shape
-    start = torch.zeros(B, dtype=torch.int64)
-    valid = torch.ones(B, N, dtype=torch.bool)
-    return function(points, valid, k, *more, start_idx=start, validate=False, assume_finite=True)
 
 
 def _clouds(tree: Callable[..., np.ndarray], pool: ThreadPoolExecutor, points: Tensor, k: int) -> Tensor:
@@ -129,12 +122,12 @@ def bench_fps_and_knn(found: dict[str, Any], rounds: int, clock: str) -> list[di
     function = found["torch-fps"].farthest_point_sampling_with_knn
     for clouds, count, k in KNN_SIZES:
         points = surfaces(clouds, count)
-        idx, theirs = _torch_fps(function, points, k, NEIGHBOURS)
+        idx, theirs = torch_fps_from_0(function, points, k, NEIGHBOURS)
         check("torch-fps", points, idx)
         check_neighbours(points, idx, theirs)
         runs: dict[str, Callable[[], object]] = {
             "ours": partial(fps_and_knn, points, k),
-            "torch-fps": partial(_torch_fps, function, points, k, NEIGHBOURS),
+            "torch-fps": partial(torch_fps_from_0, function, points, k, NEIGHBOURS),
         }
         case = f"FPS {count} -> {k} and {NEIGHBOURS} neighbours, {clouds} clouds"
         rows += rows_of(case, {"torch-fps": ("torch-fps", "")}, in_turn(runs, rounds, clock=clock))

@@ -2,7 +2,7 @@
 
 Tables on standard output; each run is appended as a JSON line to benchmarks/results/<name>.jsonl. Each benchmark is a
 process of its own, so one that fails does not end the others; the exit code says whether one did. Options belong to one
-benchmark: ``python -m benchmarks.bench_kernels --help``.
+benchmark: ``python -m benchmarks.bench_kernels --help``. ``bench_official`` needs a path and is not among "all".
 """
 
 import pkgutil
@@ -17,6 +17,8 @@ NAMES = sorted(
     for module in pkgutil.iter_modules(benchmarks.__path__)
     if module.name.startswith("bench_")
 )
+NEED_A_PATH = {"official": "CHECKOUT"}
+"""Run by themselves only, on something that the repository does not hold."""
 
 
 def main(wanted: list[str]) -> int:
@@ -24,7 +26,11 @@ def main(wanted: list[str]) -> int:
     if unknown:
         print(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(NAMES)}", file=sys.stderr)
         return 2
-    chosen = wanted or NAMES
+    for name in wanted:
+        if path := NEED_A_PATH.get(name):
+            print(f"{name} needs a path: python -m benchmarks.bench_{name} {path}", file=sys.stderr)
+            return 2
+    chosen = wanted or [name for name in NAMES if name not in NEED_A_PATH]
     failed: list[str] = []
     for place, name in enumerate(chosen, start=1):
         print(f"\n## {name} ({place} of {len(chosen)})\n", flush=True)

@@ -2,7 +2,8 @@
 
 The student is the paper's (17.6 M parameters), the teacher a ViT-B/16 with random weights (time does not depend on
 them), clouds have 2048 points. The floor is the floating-point operations of the student's matrix products, counted
-in the step itself, over the rate of a large float32 product on all threads, measured first.
+in the step itself, over the rate of a large float32 product on all threads, measured first. The official
+implementation's own step is measured by ``bench_official``.
 """
 
 import argparse
@@ -37,9 +38,6 @@ RESULTS = Path(__file__).parent / "results" / "step.jsonl"
 SCHEMA = CacheSchema(points=2048, views=3, image_side=224, patch_side=16, channels=512)
 TEACHER = {"channels": 512, "views": 3}
 STEPS = 3
-REFERENCE = {"teacher": 1.85, "back-projection": 1.8, "student": 1.4}  # s at batch 4
-"""The reference implementation's own step on two CPU cores of another machine. Its teacher is the same network as ours,
-so the time of ours here says how long that step would be on this machine."""
 
 
 def product_rate() -> float:
@@ -136,21 +134,6 @@ def bench(
     return Row(case=case, floor=floor, ours=ours, baseline_name="reference, live teacher", baseline=live)
 
 
-def print_proportions(rows: Sequence[Row], teacher: dict[int, float]) -> None:
-    """Each cached step against the reference implementation's, by that one's proportions.
-
-    teacher  ms of the teacher's look at a batch, by batch size.
-    """
-    parts = ", ".join(f"{name} {seconds}" for name, seconds in REFERENCE.items())
-    total = sum(REFERENCE.values())
-    print(f"\nthe reference implementation's own step, batch 4, elsewhere: {total:.2f} s ({parts})")
-    print("its step here, at the same proportions to a teacher that takes as long as ours does here:")
-    for row in rows:
-        batch = int(row.case.rpartition(" ")[2])
-        step = teacher[batch] * total / REFERENCE["teacher"]
-        print(f"  {row.case}: {step:.0f} ms (teacher {teacher[batch]:.0f} ms), {step / row.ours.p50:.1f}x ours")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, action="append", help="batch size; may be given many times (default 4 16)")
@@ -162,21 +145,16 @@ def main() -> None:
     print(f"floors: {rate / 1e6:.0f} Gflop/s of a large float32 matrix product")
     teacher = load_teacher(replace(settings("reference", 4).teacher, device="cpu"))
     rows: list[Row] = []
-    spent: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder) / "cache", CacheConfig(shapes_per_shard=16), count=96, schema=SCHEMA)
         cache = teacher_cache.open(Path(folder) / "cache")
         for batch in arguments.batch or (4, 16):
             live_step, _, _ = steps(settings("reference", batch), cache, teacher)
             live = measure(live_step, seconds=1, least=STEPS, warmup=1)
-            look = LiveTeacher(settings("reference", batch).projection, teacher)
-            points = torch.from_numpy(cache.read(range(batch)).points)
-            spent[batch] = measure(partial(look, points), seconds=1, least=STEPS, warmup=1).p50
             for preset in ("reference", "recommended"):
                 for compiled in (False, True) if arguments.compile else (False,):
                     rows.append(bench(preset, batch, cache, live, rate, compiled=compiled))
     print_table("Full-size step", rows)
-    print_proportions(rows, spent)
     write_json(RESULTS, "step", rows)
 
 

@@ -227,7 +227,9 @@ def _other_fps(points: Tensor, k: int) -> dict[str, Callable[[], object]]:
     try:
         import torch_fps
 
-        found["torch-fps"] = lambda: torch_fps.farthest_point_sampling(points, k)
+        from benchmarks._peers import torch_fps_from_0
+
+        found["torch-fps"] = lambda: torch_fps_from_0(torch_fps.farthest_point_sampling, points, k)
     except ImportError:
         pass
     return found

@@ -1,6 +1,9 @@
 """Numba twin of ``kernels/fps.cu``: farthest point sampling, one cloud after another."""
 
+from typing import Any
+
 import numba
+import numba.extending
 import numpy as np
 
 from cuda.twins.buckets import BUCKET, bucket_clouds
@@ -33,6 +36,18 @@ def fps(points: np.ndarray, k: int, skip_near_origin: bool, idx: np.ndarray) -> 
     for_each(len(points), _sample, *bucket_clouds(points), points.shape[1], k, skip_near_origin, BUCKET, idx)
 
 
+def _trailing_zeros(_, value):
+    """Return the place of the lowest bit that is set in a uint64: one instruction, which NumPy has no name for."""
+
+    def count_zeros(context, builder, signature, arguments):
+        return builder.cttz(arguments[0], context.get_constant(numba.types.boolean, True))
+
+    return value(value), count_zeros
+
+
+_lowest_bit: Any = numba.extending.intrinsic(_trailing_zeros)
+
+
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _sample(begin, end, xyz, source, box_lo, box_hi, N, k, skip_near_origin, lanes, idx):
     boxes = box_lo.shape[2]
@@ -46,7 +61,7 @@ def _sample(begin, end, xyz, source, box_lo, box_hi, N, k, skip_near_origin, lan
     gap = np.empty(blocks, np.float32)
     gap_bits = gap.view(np.int32)
     top = np.empty(blocks, np.int32)  # the bits of the largest best in each block
-    near, near_boxes = np.empty(blocks, np.uint64), np.empty(_BLOCK, np.uint64)
+    near = np.empty(blocks, np.uint64)
     x_lo, y_lo, z_lo = lo[0], lo[1], lo[2]
     x_hi, y_hi, z_hi = hi[0], hi[1], hi[2]
     for b in range(begin, end):
@@ -76,13 +91,15 @@ def _sample(begin, end, xyz, source, box_lo, box_hi, N, k, skip_near_origin, lan
                     dy = max(block[at + _Y_LO] - cy, cy - block[at + _Y_HI], np.float32(0))
                     dz = max(block[at + _Z_LO] - cz, cz - block[at + _Z_HI], np.float32(0))
                     block[at + _GAP] = dx * dx + dy * dy + dz * dz
-                touched_boxes = _U(0)
-                for i in range(_BLOCK):
+                touched_boxes = _U(0)  # a bit each
+                for i in range(lanes):
                     at = start + _U(i)
-                    near_boxes[touched_boxes] = _U(i)
-                    touched_boxes += _U(block_bits[at + _GAP] < block_bits[at + _TOP])
-                for u in range(touched_boxes):
-                    first = (s * _U(_BLOCK) + near_boxes[u]) * _BOX
+                    touched_boxes |= _U(block_bits[at + _GAP] < block_bits[at + _TOP]) << _U(i)
+                left = touched_boxes
+                while left:
+                    n = _lowest_bit(left)
+                    left &= left - _U(1)
+                    first = (s * _U(_BLOCK) + n) * _BOX
                     for i in range(lanes):
                         at = first + _U(i)
                         dx = box[at] - cx
@@ -90,7 +107,7 @@ def _sample(begin, end, xyz, source, box_lo, box_hi, N, k, skip_near_origin, lan
                         dz = box[at + _Z] - cz
                         dist2 = dx * dx + dy * dy + dz * dz
                         box[at + _BEST] = min(box[at + _BEST], dist2)
-                    block_bits[start + _TOP + near_boxes[u]] = _highest(box_bits, first + _BEST, lanes)
+                    block_bits[start + _TOP + n] = _highest(box_bits, first + _BEST, lanes)
                 if touched_boxes:
                     top[s] = _highest(block_bits, start + _TOP, _BLOCK)
 

@@ -32,7 +32,7 @@ def test_threads_and_processes_build_the_bytes_of_a_folder(tmp_path: Path, s3: S
 
 def test_commands_take_urls(tmp_path: Path, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
     root = s3.folder()
-    settings = ["--set", f"cache.root={root}", "--set", "corpus.uri=synthetic:?count=48&seed=0"]
+    settings = ["--set", f"cache.root={root}", "--set", "corpus.uri=synthetic:?count=36&seed=0"]
     built = run(capsys, "cache", "build", "smoke", *settings)
     assert built.code == 0, built.err
     url = built.out.strip()
@@ -63,7 +63,8 @@ def test_training_from_a_bucket_is_training_from_a_folder(
     for name, root in (("local", str(tmp_path / "caches")), ("remote", s3.folder())):
         outcome = run(
             capsys, "pretrain", "smoke", "--no-report", "--out", str(tmp_path / name), "--set", f"cache.root={root}",
-            "--set", "trainer.epochs=1", "--set", "evaluation.train=", "--set", "evaluation.test=",
+            "--set", "corpus.uri=synthetic:?count=32&seed=0", "--set", "trainer.epochs=1",
+            "--set", "evaluation.train=", "--set", "evaluation.test=",
         )  # fmt: skip
         assert outcome.code == 0, outcome.err
         lines = [json.loads(line) for line in (tmp_path / name / "train.jsonl").read_text().splitlines()]

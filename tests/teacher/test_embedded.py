@@ -33,7 +33,7 @@ def test_it_is_a_small_clip_with_both_towers():
 
 def test_it_knows_more_than_a_random_one():
     train, test = (
-        f"synthetic:?count={n}&seed=1002&split={split}&rotate=yaw" for n, split in ((108, "train"), (72, "test"))
+        f"synthetic:?count={n}&seed=1002&split={split}&rotate=yaw" for n, split in ((72, "train"), (36, "test"))
     )
     drawn = ProjectionConfig(reduction="nearest", depth_offset=1.5)
     found = score_teacher(EMBEDDED, drawn, [("toys", train, test)], points=512, seeds=1)["corpora"]["toys"]

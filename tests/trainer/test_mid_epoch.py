@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def test_a_run_killed_within_a_long_epoch(tmp_path: Path) -> None:
         cwd=Path(__file__).resolve().parents[2],
     )
     while process.poll() is None and not list(run_dir.glob("checkpoints/epoch-*-step-*/checkpoint.json")):
-        pass
+        time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert "-step-" in names(run_dir)[-1]

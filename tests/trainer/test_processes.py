@@ -59,7 +59,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path: Path) -> 
     process = _start(cache, run_dir, epochs)
     deadline = time.monotonic() + HANG
     while len(checkpoint.checkpoints(run_dir)) < 2 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.001)
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, process.stderr.read() if process.stderr else b""
     newest = checkpoint.latest(run_dir)

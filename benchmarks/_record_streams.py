@@ -61,10 +61,8 @@ class Library(abc.ABC):
 
 
 class Ours(Library):
-    compressions = ("zstd",)
-
     def write(self, folder: Path, records: Records, shard: int, compression: str) -> None:
-        config = CacheConfig(features="float16", shapes_per_shard=shard, depth="none")
+        config = CacheConfig(features="float16", shapes_per_shard=shard, depth="none", compression=compression)  # type: ignore[arg-type]
         writer = teacher_cache.create_cache(folder, make_recipe(config), records.schema, config)
         for number, first in enumerate(range(0, records.count, shard)):
             rows = range(first, min(first + shard, records.count))

@@ -71,7 +71,8 @@ def test_by_blocks_is_the_same_function_with_the_same_gradients(size, monkeypatc
             assert (ours[name] - value).abs().max() < 2e-5 * size_of, name
             assert (theirs[name] - value).abs().max() < 2e-5 * size_of, name
         else:
-            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-6, msg=name)
+            # A norm is x * slope + offset here, one rounding more than torch's: each is 1.2e-6 from the truth.
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=4e-6, msg=name)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

@@ -7,9 +7,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["BatchNorm", "variance_about"]
+from trainer.models.layers.row_kernels import moments
 
-_BLOCK = 4096  # rows summed at a time: a block of the widest layer stays in a core's cache
+__all__ = ["BatchNorm"]
 
 
 class BatchNorm(nn.Module):
@@ -103,8 +103,7 @@ class _BlockwiseBatchNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        mean = x.mean(0)
-        variance = variance_about(x, mean)
+        mean, variance = moments(x)
         ctx.save_for_backward(x, weight, mean, torch.rsqrt(variance + eps))
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, variance)
@@ -118,12 +117,6 @@ class _BlockwiseBatchNorm(torch.autograd.Function):
             grad, x, weight, None, None, mean, inverse, True, ctx.eps, wanted
         )
         return (*gradients, None)
-
-
-def variance_about(x: Tensor, mean: Tensor) -> Tensor:
-    """Compute the (biased) variance of float32 rows x [M, D] about their mean [D] without a second copy of x."""
-    # the spread about the mean, which a sum of squares would lose in float32
-    return torch.stack([(block - mean).square_().sum(0) for block in x.split(_BLOCK)]).sum(0) / x.shape[0]
 
 
 def _summed_one_by_one(x: Tensor) -> bool:

@@ -4,11 +4,15 @@ It computes the same layers as `token_embedding`, with the same statistics. It a
 memory and reading them back in each next operation and, behind the last maximum, multiplications by zero: the gradient
 of a maximum is zero in all members of a group but one, channel by channel.
 
+A step of the preset `quickstart` takes 0.85 of the CPU time that it takes layer by layer, one of `study` 0.90 (one
+thread, in turn; before norms, maxima and their gradients were single passes of `row_kernels`).
+
 In bfloat16 the products of the wide layers take operands in bfloat16, which a processor with such instructions does two
 to three times as fast, and add up in float32: within a product by the instructions, over blocks here. The rest, first
 layer, statistics, norms, maxima's gradients and sums over members, is float32 in either case.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numba
@@ -18,12 +22,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cuda.twins.threads import for_each
-from trainer.models.layers.batch_norm import variance_about
+from trainer.models.layers.row_kernels import Moments, add_at, group_maximum, moments, normed_relu, slope_and_offset
 
 __all__ = ["EmbedRows"]
 
 _BLOCK = 4096  # members in a block: its widest array is then 8 MB
-_CHUNKS = 32  # of groups; each adds up on its own, then all in order, so that threads change no bit
+_ROWS = 256  # that are summed at a time
+_CHUNKS = 8  # of a block's groups; each adds up on its own, then all in order, so that threads change no bit
 
 
 class EmbedRows(torch.autograd.Function):
@@ -58,31 +63,36 @@ class EmbedRows(torch.autograd.Function):
         M, K, D = members.shape
         rows = members.reshape(M * K, D)
         first = F.linear(rows, expand, expand_bias)
-        mean1 = first.mean(0)
-        variance1 = variance_about(first, mean1)
-        own = first.new_empty(M * K, mix.shape[0], dtype=dtype)
-        joint = first.new_empty(M * K, own_half.shape[0])
+        mean1, variance1 = moments(first)
+        slope, offset = slope_and_offset(mean1, variance1, norm1, norm1_bias, eps[0])
+        # Block by block, because the system clears the pages of an array above 32 MB anew in every step.
+        owns = [first.new_empty(len(first[here]), mix.shape[0], dtype=dtype) for _, here in _blocks(M, K)]
+        joints = [first.new_empty(len(own), own_half.shape[0]) for own in owns]
         mix_t, own_t = mix.to(dtype).t(), own_half.to(dtype).t()
         last_weight = last
         mix_bias, last, last_bias = mix_bias.to(dtype), last.to(dtype), last_bias.to(dtype)
+        maximum = first.new_empty(M, mix.shape[0])
         highest = torch.empty(M, mix.shape[0], dtype=torch.int64)  # the member that has the group's maximum
-        for groups, here in _blocks(M, K):
-            active = F.batch_norm(first[here], mean1, variance1, norm1, norm1_bias, False, 0.0, eps[0]).relu_()
-            torch.addmm(mix_bias, active.to(dtype), mix_t, out=own[here])
-            maximum, highest[groups] = own[here].view(-1, K, mix.shape[0]).max(1)
-            _product(own[here], own_t, joint[here])
-            joint[here].view(-1, K, joint.shape[1]).add_(F.linear(maximum.float(), group_half, joint_bias)[:, None])
-        mean2 = joint.mean(0)
-        variance2 = variance_about(joint, mean2)
+        statistics = Moments()
+        for (groups, here), own, joint in zip(_blocks(M, K), owns, joints, strict=True):
+            active = normed_relu(first[here], slope, offset)
+            torch.addmm(mix_bias, active.to(dtype), mix_t, out=own)
+            maximum[groups], highest[groups] = group_maximum(own.view(-1, K, own.shape[1]))
+            _product(own, own_t, joint)
+            shared = F.linear(maximum[groups], group_half, joint_bias)
+            joint.view(-1, K, joint.shape[1]).add_(shared[:, None])
+            statistics.add(joint)
+        mean2, variance2 = statistics.result()
+        slope, offset = slope_and_offset(mean2, variance2, norm2, norm2_bias, eps[1])
         out = first.new_empty(M, last.shape[0])
         chosen = torch.empty(M, last.shape[0], dtype=torch.int64)
-        for groups, here in _blocks(M, K):
-            active = F.batch_norm(joint[here], mean2, variance2, norm2, norm2_bias, False, 0.0, eps[1]).relu_()
+        for (groups, _), joint in zip(_blocks(M, K), joints, strict=True):
+            active = normed_relu(joint, slope, offset)
             values = F.linear(active.to(dtype), last, last_bias).view(-1, K, last.shape[0])
-            out[groups], chosen[groups] = values.max(1)
+            out[groups], chosen[groups] = group_maximum(values)
         ctx.save_for_backward(
-            rows, first, own, joint, highest, chosen, mean1, variance1, mean2, variance2,
-            expand, norm1, norm1_bias, mix, group_half, own_half, norm2, norm2_bias, last_weight,
+            rows, first, maximum, highest, chosen, mean1, variance1, mean2, variance2,
+            expand, norm1, norm1_bias, mix, group_half, own_half, norm2, norm2_bias, last_weight, *owns, *joints,
         )  # fmt: skip
         ctx.shape, ctx.eps = members.shape, eps
         ctx.mark_non_differentiable(mean1, variance1, mean2, variance2)
@@ -92,41 +102,41 @@ class EmbedRows(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         (
-            rows, first, own, joint, highest, chosen, mean1, variance1, mean2, variance2,
-            expand, norm1, norm1_bias, mix, group_half, own_half, norm2, norm2_bias, last,
+            rows, first, highest_values, highest, chosen, mean1, variance1, mean2, variance2,
+            expand, norm1, norm1_bias, mix, group_half, own_half, norm2, norm2_bias, last, *kept,
         ) = ctx.saved_tensors  # fmt: skip
         M, K, D = ctx.shape
-        dtype = own.dtype
-        maximum = _LastMaximum(grad.contiguous(), joint.view(M, K, -1), chosen, last)
+        blocks = _blocks(M, K)
+        owns, joints = kept[: len(blocks)], kept[len(blocks) :]
+        dtype = owns[0].dtype
+        maximum = _LastMaximum(grad.contiguous(), [joint.view(-1, K, joint.shape[1]) for joint in joints], chosen, last)
         d_last, d_norm2, d_norm2_bias = maximum.sums(mean2, variance2, norm2, norm2_bias, ctx.eps[1])
 
         d_own_half, d_group_half = torch.zeros_like(own_half), torch.zeros_like(group_half)
         d_joint_bias = torch.zeros_like(norm2)
         d_mix, d_mix_bias = torch.zeros_like(mix), mix.new_zeros(mix.shape[0])
-        d_active = torch.empty_like(first)
+        d_first = torch.empty_like(first)  # of its norm's output, until the last pass
         mix, own_weight = mix.to(dtype), own_half.to(dtype)
-        for groups, here in _blocks(M, K):
-            d_joint = maximum.rows(groups)  # [block, K, joint]
-            d_shared = d_joint.sum(1)  # what the group's maximum gave all members alike
+        norm = _FirstNorm(mean1, variance1, norm1, norm1_bias, ctx.eps[0])
+        for (groups, here), own in zip(blocks, owns, strict=True):
+            # [block, K, joint], and [block, joint]: what the group's maximum gave all members alike
+            d_joint, d_shared = maximum.next_rows()
             d_rows = d_joint.view(-1, d_joint.shape[2]).to(dtype)
-            _add_product(d_own_half, d_rows.t(), own[here])
-            mine = own[here].view(-1, K, own.shape[1])
-            at = highest[groups][:, None]
-            torch.addmm(d_group_half, d_shared.t(), mine.gather(1, at)[:, 0].float(), out=d_group_half)
+            _add_product(d_own_half, d_rows.t(), own)
+            torch.addmm(d_group_half, d_shared.t(), highest_values[groups], out=d_group_half)
             d_joint_bias += d_shared.sum(0)
             d_own = torch.mm(d_rows, own_weight)
-            d_own.view(mine.shape).scatter_add_(1, at, torch.mm(d_shared, group_half)[:, None].to(dtype))
-            active = F.batch_norm(first[here], mean1, variance1, norm1, norm1_bias, False, 0.0, ctx.eps[0]).relu_()
+            add_at(d_own.view(-1, K, d_own.shape[1]), highest[groups], torch.mm(d_shared, group_half))
+            active = normed_relu(first[here], norm.slope, norm.offset)
             _add_product(d_mix, d_own.t(), active.to(dtype))
             d_mix_bias += d_own.sum(0, dtype=torch.float32)
-            _product(d_own, mix, d_active[here])
-            d_active[here].masked_fill_(active <= 0, 0)
-        d_first, d_norm1, d_norm1_bias = torch.ops.aten.native_batch_norm_backward(
-            d_active, first, norm1, None, None, mean1, torch.rsqrt(variance1 + ctx.eps[0]), True, ctx.eps[0], [True] * 3
-        )
+            _product(d_own, mix, d_first[here])
+            norm.add(first[here], active, d_first[here])
+        d_norm1, d_norm1_bias = norm.finish(first, d_first)
         d_members = torch.mm(d_first, expand).view(M, K, D) if ctx.needs_input_grad[0] else None
+        # the narrow operand first: a product with few columns is three times as slow as one with few rows
         return (
-            d_members, torch.mm(d_first.t(), rows), d_first.sum(0), d_norm1, d_norm1_bias, d_mix, d_mix_bias,
+            d_members, torch.mm(rows.t(), d_first).t(), d_first.sum(0), d_norm1, d_norm1_bias, d_mix, d_mix_bias,
             d_group_half, d_own_half, d_joint_bias, d_norm2, d_norm2_bias, d_last, grad.sum(0), None, None,
         )  # fmt: skip
 
@@ -150,47 +160,76 @@ def _add_product(to: Tensor, left: Tensor, right: Tensor) -> None:
 class _LastMaximum:
     """The gradient behind the last maximum: through the fourth layer, ReLU and norm, to the third layer's output.
 
-    grad [M, out], joint [M, K, H], chosen [M, out] int64: the member each maximum came from; weight [out, H].
+    grad [M, out]; joints: blocks of [M, K, H]; chosen [M, out] int64: the member each maximum came from; weight
+    [out, H].
     """
 
-    def __init__(self, grad: Tensor, joint: Tensor, chosen: Tensor, weight: Tensor):
-        self._grad, self._joint, self._chosen, self._weight = (
-            tensor.detach().numpy() for tensor in (grad, joint, chosen, weight)
-        )
+    def __init__(self, grad: Tensor, joints: Sequence[Tensor], chosen: Tensor, weight: Tensor):
+        sizes = [len(joint) for joint in joints]
+        parts = zip(grad.split(sizes), joints, chosen.split(sizes), strict=True)
+        self._blocks = [tuple(tensor.detach().numpy() for tensor in part) for part in parts]
+        self._weight = weight.detach().numpy()
         self._norm: tuple[np.ndarray, ...] = ()
         self._shares: tuple[np.ndarray, ...] = ()
+        self._next = iter(self._blocks)
 
     def sums(
         self, mean: Tensor, variance: Tensor, scale: Tensor, shift: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the gradients of the fourth layer's weight, and of the norm's weight and bias."""
-        M, K, H = self._joint.shape
-        inverse = torch.rsqrt(variance + eps)
-        slope = inverse * scale
-        self._norm = tuple(t.detach().numpy() for t in (mean, inverse, slope, shift - mean * slope))
-        chunks = min(_CHUNKS, M)
-        d_weight = np.zeros((chunks, *self._weight.shape), np.float32)
-        sums = np.zeros((chunks, 2, H))
-        for_each(chunks, _add_up, self._grad, self._joint, self._chosen, self._weight, *self._norm, d_weight, sums)
+        slope, offset = slope_and_offset(mean, variance, scale, shift, eps)
+        self._norm = tuple(t.detach().numpy() for t in (mean, torch.rsqrt(variance + eps), slope, offset))
+        d_weight = np.zeros((_CHUNKS, *self._weight.shape), np.float32)
+        sums, rows = np.zeros((_CHUNKS, 2, self._weight.shape[1])), 0
+        for grad, joint, chosen in self._blocks:
+            chunks = min(_CHUNKS, len(joint))
+            for_each(chunks, _add_up, chunks, grad, joint, chosen, self._weight, *self._norm, d_weight, sums)
+            rows += joint.shape[0] * joint.shape[1]
         total = sums.sum(0)
-        self._shares = tuple((total / (M * K)).astype(np.float32))
+        self._shares = tuple((total / rows).astype(np.float32))
         d_bias, d_scale = torch.from_numpy(total.astype(np.float32))
         return torch.from_numpy(d_weight.sum(0)), d_scale, d_bias
 
-    def rows(self, groups: slice) -> Tensor:
-        """Compute the gradient of the third layer's output in some groups, [block, K, H]."""
-        joint = self._joint[groups]
-        out = np.empty_like(joint)
-        some = (self._grad[groups], joint, self._chosen[groups])
-        for_each(len(joint), _to_joint, *some, self._weight, *self._norm, *self._shares, out)
-        return torch.from_numpy(out)
+    def next_rows(self) -> tuple[Tensor, Tensor]:
+        """Compute the gradient of the next block of the third layer's output, [M, K, H], and its sum over members."""
+        grad, joint, chosen = next(self._next)
+        out, total = np.empty_like(joint), np.empty((len(joint), joint.shape[2]), np.float32)
+        for_each(len(joint), _to_joint, grad, joint, chosen, self._weight, *self._norm, *self._shares, out, total)
+        return torch.from_numpy(out), torch.from_numpy(total)
+
+
+class _FirstNorm:
+    """The gradient through ReLU and norm of the first layer's output x [M, D], piece by piece.
+
+    slope, offset  of the norm, [D] float32.
+    """
+
+    def __init__(self, mean: Tensor, variance: Tensor, scale: Tensor, shift: Tensor, eps: float):
+        self.slope, self.offset = slope_and_offset(mean, variance, scale, shift, eps)
+        inverse = torch.rsqrt(variance + eps)
+        self._norm = (mean.numpy(), inverse.numpy(), self.slope.numpy())
+        self._sums: list[np.ndarray] = []
+
+    def add(self, x: Tensor, active: Tensor, grad: Tensor) -> None:
+        """Close `grad`, in place, where the ReLU did, and add up what the norm needs: all [rows, D]."""
+        chunks = -(-len(x) // _ROWS)
+        sums = np.empty((chunks, 2, x.shape[1]))
+        for_each(chunks, _close, x.numpy(), active.numpy(), *self._norm[:2], grad.numpy(), sums)
+        self._sums.append(sums)
+
+    def finish(self, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Bring `grad` [M, D], in place, through the norm -> gradients of its weight and bias, [D] each."""
+        total = np.concatenate(self._sums).sum(0)
+        shares = (total / len(x)).astype(np.float32)
+        for_each(len(x), _through_norm, x.numpy(), *self._norm, *shares, grad.numpy())
+        d_bias, d_scale = torch.from_numpy(total.astype(np.float32))
+        return d_scale, d_bias
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _add_up(begin, end, grad, joint, chosen, weight, mean, inverse, slope, offset, d_weight, sums):
-    """Sum chunks of groups ``begin..end``: d_weight [chunks, out, H] f32, sums [chunks, 2, H] f64: dy, dy * xhat."""
+def _add_up(begin, end, chunks, grad, joint, chosen, weight, mean, inverse, slope, offset, d_weight, sums):
+    """Add chunks ``begin..end`` of the groups: d_weight [.., out, H] f32, sums [.., 2, H] f64: dy, dy * xhat."""
     M, K, H = joint.shape
-    chunks = len(sums)
     active = np.empty((K, H), np.float32)
     back = np.empty((K, H), np.float32)
     plain = np.empty(H, np.float32)
@@ -212,16 +251,55 @@ def _add_up(begin, end, grad, joint, chosen, weight, mean, inverse, slope, offse
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _to_joint(begin, end, grad, joint, chosen, weight, mean, inverse, slope, offset, share, tilt, out):
-    """Compute groups ``begin..end``: out [M, K, H] = slope * (dy - mean of dy - xhat * mean of dy * xhat)."""
+def _to_joint(begin, end, grad, joint, chosen, weight, mean, inverse, slope, offset, share, tilt, out, total):
+    """Compute groups ``begin..end``: out [M, K, H] = slope * (dy - mean of dy - xhat * mean of dy * xhat).
+
+    total  [M, H]: its sum over members.
+    """
     K, H = joint.shape[1:]
     active = np.empty((K, H), np.float32)
+    added = np.empty(H, np.float32)
     for m in range(begin, end):
         _through_relu(grad[m], joint[m], chosen[m], weight, slope, offset, active, out[m])
+        added[:] = 0
         for k in range(K):
+            row = out[m, k]
             for h in range(H):
                 xhat = (joint[m, k, h] - mean[h]) * inverse[h]
-                out[m, k, h] = slope[h] * (out[m, k, h] - share[h] - xhat * tilt[h])
+                value = slope[h] * (row[h] - share[h] - xhat * tilt[h])
+                row[h] = value
+                added[h] += value
+        total[m] = added
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _close(begin, end, x, active, mean, inverse, grad, sums):
+    """Chunks ``begin..end`` of rows: grad [M, D] = 0 where active is; sums [chunks, 2, D] f64: dy, dy * xhat."""
+    M, D = x.shape
+    plain = np.empty(D, np.float32)
+    tilted = np.empty(D, np.float32)
+    for chunk in range(begin, end):
+        plain[:] = 0
+        tilted[:] = 0
+        for i in range(chunk * _ROWS, min((chunk + 1) * _ROWS, M)):
+            row, here, shown = grad[i], x[i], active[i]
+            for c in range(D):
+                value = np.float32(0) if shown[c] <= np.float32(0) else row[c]
+                row[c] = value
+                plain[c] += value
+                tilted[c] += value * ((here[c] - mean[c]) * inverse[c])
+        sums[chunk, 0] = plain
+        sums[chunk, 1] = tilted
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _through_norm(begin, end, x, mean, inverse, slope, share, tilt, grad):
+    """Rows ``begin..end``: grad [M, D] = slope * (dy - mean of dy - xhat * mean of dy * xhat)."""
+    D = x.shape[1]
+    for i in range(begin, end):
+        for c in range(D):
+            xhat = (x[i, c] - mean[c]) * inverse[c]
+            grad[i, c] = slope[c] * (grad[i, c] - share[c] - xhat * tilt[c])
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")

@@ -362,8 +362,10 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     *_of(
         "cuda/twins/fps.py", KERNELS.format("fps"),
-        ("ties of sampling go to the highest index", "bits[i] == highest and source[b, i] < lowest_idx",
-         "bits[i] == highest"),
+        ("ties of sampling go to the highest index", "== highest and source[b, first + p] < lowest_idx",
+         "== highest"),
+        ("a block keeps the largest best it had", "                if touched_boxes:",
+         "                if not touched_boxes:"),
         ("the near-origin rule takes the norm, not its square", "np.float64(norm2) <= 1e-3",
          "np.float64(norm2) <= 1e-6"),
     ),

@@ -104,7 +104,7 @@ def test_a_change_that_no_stamp_shows_is_found_by_content(
 ) -> None:
     """As on file systems that keep no time of change."""
     monkeypatch.setattr(
-        "pipeline.corpora.files.file_stamp", lambda path: f"{path.stat().st_mtime_ns}:{path.stat().st_size}"
+        "pipeline.corpora.files.file_stamp", lambda path: f"{os.stat(path).st_mtime_ns}:{os.stat(path).st_size}"
     )
     cache = Path(build(tmp_path, corpus).path)
     same_size_and_time(corpus / "box" / "03.npy", cloud(99))

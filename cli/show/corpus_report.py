@@ -42,7 +42,7 @@ def print_contents(found: Mapping[str, Any]) -> None:
     _head(found["uri"], found["shapes"], found["points"], found["ignored"])
     groups = [Group(**group) for group in found["groups"]]
     labelled = sum(group.shapes for group in groups if group.label is not None)
-    echo(f"labels      {len(found['label_names'])} classes, {labelled} shapes labelled")
+    echo(f"labels    {len(found['label_names'])} classes, {labelled} shapes labelled")
     _table(groups, found["label_names"], refused=False)
 
 
@@ -52,10 +52,10 @@ def print_report(report: "Report") -> None:
     formats = ", ".join(f"{count} {name}" for name, count in report.formats.items())
     if report.size is not None:  # of the shapes that can be used, while the formats are of all
         formats += f"; {human_bytes(report.size)} can be used" if report.refused else f", {human_bytes(report.size)}"
-    echo(f"formats     {formats}")
+    echo(f"formats   {formats}")
     classes = {group.label for group in report.groups if group.label is not None}
     labelled = sum(group.shapes for group in report.groups if group.label is not None)
-    echo(f"labels      {len(classes)} classes, {labelled} shapes labelled")
+    echo(f"labels    {len(classes)} classes, {labelled} shapes labelled")
     _table(report.groups, (), refused=bool(report.refused))
     if report.extent:
         _sizes(report)
@@ -68,7 +68,7 @@ def print_report(report: "Report") -> None:
     for note in report.notes[:SHOWN]:
         echo(f"  {note.count} {note.what}, in {note.shapes} shapes: {_first_few(note.examples, note.shapes)}")
     _left(report.notes)
-    echo(f"refused     {report.refused} of {report.shapes}")
+    echo(f"refused   {report.refused} of {report.shapes}")
     for reason in report.refusals[:SHOWN]:
         echo(f"  {reason.shapes} x {_line(reason.reason)}")
         for source, said in reason.examples:
@@ -79,10 +79,10 @@ def print_report(report: "Report") -> None:
 
 
 def _head(uri: str, shapes: int, points: int, ignored: int | None) -> None:
-    echo(f"corpus      {_line(uri)}")
-    echo(f"shapes      {shapes}, {points} points each")
+    echo(f"corpus    {_line(uri)}")
+    echo(f"shapes    {shapes}, {points} points each")
     if ignored:
-        echo(f"passed over {ignored} other files")
+        echo(f"ignored   {ignored} other files")
 
 
 def _table(groups: Sequence["Group"], names: Sequence[str], *, refused: bool) -> None:
@@ -134,9 +134,9 @@ def _up(report: "Report") -> None:
     votes = ", ".join(f"{name} {count}" for name, count in up.votes.items())
     said = f"{sum(up.votes.values())} of {report.shapes - report.refused} shapes vote: {votes}"
     if up.axis is None:
-        echo(f"up          no guess; {said}")
+        echo(f"up        no guess; {said}")
     else:
-        echo(f"up          {'+' if up.sign > 0 else '-'}{up.axis}, a {up.sure} guess; {said}")
+        echo(f"up        {'+' if up.sign > 0 else '-'}{up.axis}, a {up.sure} guess; {said}")
     echo("  by the axis whose two ends touch the bounding box of a shape most differently; no shape is rotated")
 
 

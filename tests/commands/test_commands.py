@@ -181,7 +181,7 @@ def test_corpus_info_counts_and_finds_what_cannot_be_used(capsys, tmp_path):
     assert "2 classes" in outcome.out
     outcome = run(capsys, "corpus", "info", f"folder:{tmp_path}", "--points", 64, "--check")
     assert outcome.code == 1
-    assert "refused     1 of 4" in outcome.out
+    assert "refused   1 of 4" in outcome.out
     assert "d.npy" in outcome.out
 
 

@@ -44,7 +44,7 @@ def test_counts_without_reading(capsys, mixed):
     outcome = run(capsys, "corpus", "info", f"folder:{mixed}", "--points", 64)
     assert outcome.code == 0
     said = lines(outcome.out)
-    for line in ("shapes 6, 64 points each", "passed over 1 other files", "labels 2 classes, 6 shapes labelled",
+    for line in ("shapes 6, 64 points each", "ignored 1 other files", "labels 2 classes, 6 shapes labelled",
                  "train test", "ball 3 0", "box 1 2"):  # fmt: skip
         assert line in said
     found = json.loads(run(capsys, "corpus", "info", f"folder:{mixed}", "--points", 64, "--json").out)
@@ -97,7 +97,7 @@ def test_clouds_alone_say_nothing_about_faces(capsys, tmp_path):
     for word in ("faces", "area", "vertices", "meshes", "same bytes"):
         assert word not in outcome.out
     assert "same shape  none\n" in outcome.out
-    assert "refused     0 of 3" in outcome.out
+    assert "refused   0 of 3" in outcome.out
     found = json.loads(
         run(capsys, "corpus", "info", f"npz:{tmp_path / 'a.npz'}", "--check", "--json", "--points", 64).out
     )
@@ -144,13 +144,13 @@ def test_strangers_cannot_forge_a_line(capsys, tmp_path):
     folder = tmp_path / "set"
     folder.mkdir()
     (folder / "a\x1b[2J\tb.off").write_bytes(cube_text("off"))
-    (folder / "c\nrefused     0 of 9.off").write_bytes(cube_text("off") + b"\n")
+    (folder / "c\nrefused   0 of 9.off").write_bytes(cube_text("off") + b"\n")
     (folder / "d\nforged.xyz").write_text("1 2 \x1b[31m\n")
     outcome = run(capsys, "corpus", "info", f"folder:{folder}", "--points", 64, "--check")
     assert outcome.code == 1
     assert "\x1b" not in outcome.out + outcome.err
-    assert not any(line.startswith(("forged", "refused     0")) for line in outcome.out.splitlines())
-    assert r"a\x1b[2J\tb.off = c\nrefused     0 of 9.off" in outcome.out
+    assert not any(line.startswith(("forged", "refused   0")) for line in outcome.out.splitlines())
+    assert r"a\x1b[2J\tb.off = c\nrefused   0 of 9.off" in outcome.out
 
 
 def test_an_interruption_ends_all_processes(tmp_path):

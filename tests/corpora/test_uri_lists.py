@@ -2,7 +2,7 @@
 
 import pytest
 
-from cli.commands.study import _real
+from cli.options import labelled_pair
 from pipeline.corpora.uri import split_uris
 from tests.support.commands import run
 
@@ -32,7 +32,7 @@ PAIR = "folder:a?formats=off,obj&split=train", "npz:b,c.npz?split=test"
 
 
 def test_a_study_takes_corpora_with_commas():
-    assert _real(f"mine={','.join(PAIR)}") == ("mine", *PAIR)
+    assert labelled_pair(f"mine={','.join(PAIR)}", "--real") == ("mine", *PAIR)
 
 
 def test_a_teacher_is_scored_on_corpora_with_commas(capsys, monkeypatch):

@@ -82,7 +82,23 @@ class Ours(Library):
         return batch.state
 
 
-class LitData(Library):
+class StatefulLoaders(Library):
+    """Libraries whose loaders follow torch's DataLoader, hold the state themselves and give batches as dictionaries."""
+
+    @staticmethod
+    def resumed(loader: Any, state: Any) -> Any:
+        if state is not None:
+            loader.load_state_dict(state)
+        return loader
+
+    def ids(self, batch: Any) -> list[int]:
+        return [int(index) for index in batch["id"]]
+
+    def state(self, loader: Any, batch: Any) -> Any:
+        return loader.state_dict()
+
+
+class LitData(StatefulLoaders):
     package = "litdata"
 
     def write(self, folder: Path, records: Records, shard: int, compression: str) -> None:
@@ -104,18 +120,10 @@ class LitData(Library):
 
         dataset = StreamingDataset(str(folder), shuffle=True, drop_last=True, seed=0)
         loader = StreamingDataLoader(dataset, batch_size=batch // ranks, num_workers=workers, drop_last=True)
-        if state is not None:
-            loader.load_state_dict(state)
-        return loader
-
-    def ids(self, batch: Any) -> list[int]:
-        return [int(index) for index in batch["id"]]
-
-    def state(self, loader: Any, batch: Any) -> Any:
-        return loader.state_dict()
+        return self.resumed(loader, state)
 
 
-class MosaicMLStreaming(Library):
+class MosaicMLStreaming(StatefulLoaders):
     package = "mosaicml-streaming"
 
     def write(self, folder: Path, records: Records, shard: int, compression: str) -> None:
@@ -142,15 +150,7 @@ class MosaicMLStreaming(Library):
 
         dataset = StreamingDataset(local=str(folder), shuffle=True, shuffle_seed=0, batch_size=batch // ranks)
         loader = StreamingDataLoader(dataset, batch_size=batch // ranks, num_workers=workers, drop_last=True)
-        if state is not None:
-            loader.load_state_dict(state)
-        return loader
-
-    def ids(self, batch: Any) -> list[int]:
-        return [int(index) for index in batch["id"]]
-
-    def state(self, loader: Any, batch: Any) -> Any:
-        return loader.state_dict()
+        return self.resumed(loader, state)
 
 
 LIBRARIES: dict[str, Library] = {"ours": Ours(), "litdata": LitData(), "mosaicml-streaming": MosaicMLStreaming()}

@@ -1,6 +1,6 @@
 """Options that several commands share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ __all__ = [
     "CachePath",
     "CheckpointPath",
     "LocalPath",
+    "all_of",
     "config_argument",
     "config_options",
     "fine_tuning_options",
@@ -115,6 +116,17 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
+def all_of(options: Sequence[Callable[..., Any]]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Join decorators into one; help shows the options in their order."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
 def fine_tuning_options(*, place: str, section: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add CONFIG and the options of a model that is trained on labels.
 
@@ -134,9 +146,4 @@ def fine_tuning_options(*, place: str, section: str) -> Callable[[Callable[..., 
         json_option,
     ]  # fmt: skip
 
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
+    return all_of(options)

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from cli.options import CheckpointPath, json_option, labelled_pair
-from cli.show.terminal import answer
+from cli.show.terminal import answer, echo
 
 __all__ = ["evaluate"]
 
@@ -97,7 +97,9 @@ def evaluate(
     seed = int(header.config.get("trainer", {}).get("seed", 0))  # an imported one does not say
     results = {}
     with joined(device) as ranks, Watching() as watch:
-        for name, one in configs.items():
+        for number, (name, one) in enumerate(configs.items(), 1):
+            if named:
+                echo(f"{name}, {number} of {len(configs)} sets", err=True)
             results[name] = evaluate_on(
                 one, model, seed=seed, device=ranks.device, every_feature=feature == "all", logistic=logistic,
                 point_nn=point_nn, watch=watch,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import LocalPath, json_option, labelled_pair
+from cli.options import LocalPath, all_of, json_option, labelled_pair
 from cli.show.terminal import answer, echo
 
 if TYPE_CHECKING:
@@ -55,12 +55,7 @@ def _options(out: Path) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                      help="Take the runs in a study's runs.json as done; with --report, report them alone.", **many),
     ]  # fmt: skip
 
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
+    return all_of(options)
 
 
 @study.command(

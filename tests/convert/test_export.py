@@ -178,6 +178,18 @@ def test_what_the_reference_has_no_model_for_is_refused(tmp_path):
     assert not (tmp_path / "out.pth").exists()
 
 
+def test_a_head_that_the_reference_does_not_have_is_refused(tmp_path):
+    classifier = tiny_classifier(pooling="levels")
+    facts = {"epoch": 1, "step": 3, "cache": {}, "teacher": {}, "metrics": {}}
+    sections = sections_of(model=classifier.model, classifier=classifier.config)
+    checkpoint = write_checkpoint(
+        tmp_path / "run", Header(kind="classifier", config=sections, **facts), classifier.state_dict(), {}
+    )
+    with pytest.raises(CheckpointError, match=r"classifier.pooling = 'levels': the reference's head sees another"):
+        export_reference(checkpoint, tmp_path / "out.pth")
+    assert not (tmp_path / "out.pth").exists()
+
+
 def test_a_teacher_of_another_width_is_refused(tmp_path):
     checkpoint = _trained(tmp_path / "run", tiny_model())
     torch.save(tiny_clip(TINY_CHANNELS + 1), tmp_path / "clip.pt")

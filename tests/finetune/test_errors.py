@@ -61,7 +61,7 @@ def test_training_needs_draws_and_more_than_one_shape():
         ({"radius": (0.1, -1.0, 0.3)}, "radius = (0.1, -1.0, 0.3) has -1.0, which is negative"),
         ({"radius": (float("nan"),) * 3}, "radius = (nan, nan, nan) has nan, which is not a number"),
         ({"distance": "euclidean"}, "distance = 'euclidean' is none of direct, expanded"),
-        ({"pooling": "max"}, "pooling = 'max' is none of sum, concat"),
+        ({"pooling": "max"}, "pooling = 'max' is none of sum, concat, levels"),
         ({"hidden": (8, 0)}, "hidden = (8, 0) has 0, which is smaller than 1"),
         ({"dropout": 1.0}, "dropout = 1.0 is outside 0..1 (1 excluded)"),
         ({"label_smoothing": 0.98}, "label_smoothing = 0.98 is more than 0.975, (classes - 1) / classes"),

@@ -338,6 +338,11 @@ def test_recipes_of_scanobjectnn_are_the_fields():
         ({"pool": 40}, "pool = 40 is less than points = 48"),
         ({"stored_points": 50}, "stored_points = 50 is less than pool = 56"),
         ({"frozen": "reference"}, 'frozen = "reference" has no effect with protocol = "full", which freezes nothing'),
+        (
+            {"protocol": "linear", "encoder_rate": 0.5},
+            'encoder_rate = 0.5 has no effect with protocol = "linear", which trains the head alone',
+        ),
+        ({"encoder_rate": 0.0}, "encoder_rate = 0.0 is not positive"),
         ({"protocol": "half"}, "protocol = 'half' is none of full, mlp-3, linear"),
         ({"scale": (0.0, 1.0)}, "is not an ascending range of positive factors"),
         ({"stored_points": 40}, "stored_points = 40 is less than points = 48"),
@@ -394,9 +399,12 @@ def test_a_rank_has_its_share_of_the_same_batches(labelled):
         assert [part.rows.tolist() for part in batch.split(4)] == batch.rows.reshape(4, 2).tolist()
 
 
-def test_a_first_step_is_adamws_by_hand(labelled, tmp_path):
+@pytest.mark.parametrize("factor", [1.0, 0.1])
+def test_a_first_step_is_adamws_by_hand(labelled, tmp_path, factor):
     """One epoch of one batch: the weights move as AdamW moves them, after the gradient was clipped."""
-    asked = config(labelled, batch_size=40, epochs=1, warmup_epochs=0, drop_path=0.0, clip_gradient=0.01)
+    asked = config(
+        labelled, batch_size=40, epochs=1, warmup_epochs=0, drop_path=0.0, clip_gradient=0.01, encoder_rate=factor
+    )
     head = replace(HEAD, dropout=0.0)
     finetune(read_sets(asked), tmp_path, model=tiny_sizes(), classifier=head, config=asked, start=None)
     found = weights(tmp_path)
@@ -412,8 +420,8 @@ def test_a_first_step_is_adamws_by_hand(labelled, tmp_path):
     loss.backward()
     norm = torch.sqrt(sum((value.grad.double() ** 2).sum() for value in model.parameters()))
     assert norm > 0.01
-    rate = 5e-3  # of the first step, without a warm-up
     for name, value in model.named_parameters():
+        rate = 5e-3 * (factor if name.startswith("h_encoder.") else 1)  # of the first step, without a warm-up
         clipped = value.grad.double() * (0.01 / (norm + 1e-6))
         spared = value.ndim <= 1 or name.endswith(".bias")
         kept = value.detach().double() * (1 if spared else 1 - rate * 0.05)

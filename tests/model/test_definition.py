@@ -4,6 +4,7 @@ Golden losses and recorded arrays only say that something is other than it was, 
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 
 from tests.support.models import SIZES, THREE_STAGES, tiny_batch
 from tests.support.plain_models import plain_classifier, plain_feature, plain_losses, plain_segmenter
+from trainer.checkpoints.transfer import load_pretrained_encoder
 from trainer.losses.terms import weighted_sum
 from trainer.models.config import MaskingConfig, ModelConfig
 from trainer.models.heads.classifier import Classifier, classification_loss
@@ -56,8 +58,6 @@ def config(request: pytest.FixtureRequest) -> ModelConfig:
 
 @pytest.mark.parametrize("layout", ["packed", "static"])
 def test_losses_are_those_of_the_definition(config, layout):
-    from dataclasses import replace
-
     model = student(replace(config, layout=layout))
     points, maps = tiny_batch(batch=3, points=POINTS)
     moved = points * torch.tensor([0.9, 1.1, 1.0]) + 0.05
@@ -93,8 +93,6 @@ def test_drop_path_is_that_of_the_definition(config):
 @pytest.mark.parametrize("hide_unused", [False, True])
 @pytest.mark.parametrize("feature", FEATURES)
 def test_the_evaluation_feature_is_that_of_the_definition(config, feature, hide_unused, layout):
-    from dataclasses import replace
-
     model = student(replace(config, eval_hide_unused=hide_unused, layout=layout))
     points, _ = tiny_batch(batch=3, points=POINTS)
     with torch.no_grad():
@@ -103,7 +101,7 @@ def test_the_evaluation_feature_is_that_of_the_definition(config, feature, hide_
     np.testing.assert_allclose(found, plain_feature(model, points, feature).numpy(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("pooling", ["sum", "concat"])
+@pytest.mark.parametrize("pooling", ["sum", "concat", "levels"])
 def test_the_classifier_is_that_of_the_definition(pooling):
     head = ClassifierConfig(classes=5, neighbours=(9, 6, 5), radius=(0.5, 0, 0.9), pooling=pooling, hidden=(17, 13))
     model = unlike_fresh(Classifier(SIZES, head)).eval()
@@ -111,6 +109,23 @@ def test_the_classifier_is_that_of_the_definition(pooling):
     with torch.no_grad():
         found = model(points).double().numpy()
     np.testing.assert_allclose(found, plain_classifier(model, points).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_head_of_levels_sees_the_students_own_feature(config):
+    """All to all, with the groups of pre-training: what is fine-tuned begins as what a probe sees."""
+    model = student(config)
+    head = ClassifierConfig(classes=5, neighbours=config.neighbours, radius=(0.0,) * config.levels, pooling="levels")
+    tuned = Classifier(config, head).eval()
+    load_pretrained_encoder(tuned, model.state_dict(), source="the student")
+    points, _ = tiny_batch(batch=3, points=POINTS)
+    with torch.no_grad():
+        found = tuned.pooled(tuned.plan(points))
+        torch.testing.assert_close(found, model.encode(points, "levels"), rtol=1e-5, atol=1e-6)
+    assert found.shape == (3, tuned.feature_width)
+    near = Classifier(config, replace(head, radius=(0.4,) * config.levels)).eval()
+    load_pretrained_encoder(near, model.state_dict(), source="the student")
+    with torch.no_grad():
+        assert (near.pooled(near.plan(points)) - found).abs().max() > 1e-3
 
 
 def test_the_segmenter_is_that_of_the_definition():

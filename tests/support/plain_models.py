@@ -258,9 +258,13 @@ def plain_classifier(model: Any, points: Tensor) -> Tensor:
     for cloud in points:
         levels = _one(cloud, config)
         encoded = encoder(cloud, levels, _whole(levels), _within(model.config.radius), _kept(config, None))
-        tokens = encoder.normed(0, encoded[-1], "norm")
-        mean, largest = tokens.mean(0), tokens.max(0).values
-        x = torch.cat((mean, largest)) if model.config.pooling == "concat" else mean + largest
+        if model.config.pooling == "levels":
+            normed = [encoder.normed(i, tokens) for i, tokens in enumerate(encoded)]
+            x = torch.cat([part for x in normed for part in (x.max(0).values, x.mean(0), x.std(0, correction=0))])
+        else:
+            tokens = encoder.normed(0, encoded[-1], "norm")
+            mean, largest = tokens.mean(0), tokens.max(0).values
+            x = torch.cat((mean, largest)) if model.config.pooling == "concat" else mean + largest
         for layer in range(len(model.config.hidden)):
             x = encoder.weights.linear(f"cls_head_finetune.{4 * layer}", x)
             x = encoder.weights.batch_norm(f"cls_head_finetune.{4 * layer + 1}", x).relu()

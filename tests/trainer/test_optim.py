@@ -47,6 +47,25 @@ def test_groups_hold_every_trainable_parameter_once() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
 
 
+def test_a_factor_of_the_rate_has_groups_of_its_own_and_stays_with_them() -> None:
+    model = tiny_model()
+    config = TrainerConfig(weight_decay=0.3, learning_rate=0.5)
+    optimizer = build_optimizer(model, config, lambda name: 0.25 if name.startswith("h_encoder.") else 1.0)
+    set_learning_rate(optimizer, 2.0)
+    names = {id(value): name for name, value in model.named_parameters()}
+    found = {
+        names[id(value)]: (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for value in group["params"]
+    }
+    assert len(optimizer.param_groups) == 4
+    wanted = [name for name, value in model.named_parameters() if value.requires_grad]
+    spared = no_decay_names(model.named_parameters(), config.no_decay)
+    assert found == {
+        name: (0.5 if name.startswith("h_encoder.") else 2.0, 0.0 if name in spared else 0.3) for name in wanted
+    }
+
+
 def test_total_norm_is_over_all_gradients_and_skips_what_has_none() -> None:
     a, b, c = (nn.Parameter(torch.zeros(2)) for _ in range(3))
     a.grad, b.grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])

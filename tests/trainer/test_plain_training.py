@@ -109,6 +109,19 @@ def test_the_encoder_is_taken_over_whole_and_the_head_is_new(relative: str, kind
             assert torch.equal(value, tuned.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("relative", ["Point-MAE", "Point-BERT"])
+def test_the_head_of_levels_sees_the_students_own_feature(relative: str) -> None:
+    model = plain_student(seed=7, **RELATIVES[relative]).eval()
+    head = PlainClassifierConfig(classes=3, hidden=(), pooling="levels")
+    tuned: Any = new_classifier(model.config, head).eval()
+    load_pretrained_encoder(tuned, model.state_dict(), source="the student")
+    points = torch.from_numpy(clouds(4, points=50, seed=1))
+    with torch.no_grad():
+        found = tuned.pooled(tuned.plan(points))
+        torch.testing.assert_close(found, model.encode(points, "levels"), rtol=1e-5, atol=1e-6)
+    assert found.shape == (4, tuned.feature_width)
+
+
 def test_another_encoder_is_refused_with_its_names() -> None:
     tuned = new_classifier(PLAIN, HEAD)
     before = {name: value.clone() for name, value in tuned.state_dict().items()}

@@ -1,6 +1,6 @@
 """AdamW, and two rules for the parameters without weight decay."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from trainer.engine.config import EngineConfig
 
 __all__ = ["build_optimizer", "no_decay_names", "set_learning_rate", "total_gradient_norm"]
+
+RATE_FACTOR = "rate_factor"  # of a parameter group: the learning rate there is so many times the optimiser's
 
 
 def no_decay_names(parameters: Iterable[tuple[str, Tensor]], rule: Literal["vectors", "reference"]) -> list[str]:
@@ -23,13 +25,25 @@ def no_decay_names(parameters: Iterable[tuple[str, Tensor]], rule: Literal["vect
     return [name for name, value in parameters if _spared(name, value, rule)]
 
 
-def build_optimizer(model: nn.Module, config: EngineConfig) -> torch.optim.AdamW:
-    """Build AdamW over all parameters that need a gradient, in two groups: with decay, then without."""
+def build_optimizer(
+    model: nn.Module, config: EngineConfig, factor: Callable[[str], float] | None = None
+) -> torch.optim.AdamW:
+    """Build AdamW over all parameters that need a gradient, in groups: with decay, then without.
+
+    factor  of the learning rate of a parameter, by its name; None: 1 for all. Each factor has its own two groups, in
+            the order of first use.
+    """
     named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
     spared = set(no_decay_names(named, config.no_decay))
+    factors = {name: 1.0 if factor is None else factor(name) for name, _ in named}
     groups = [
-        {"params": [value for name, value in named if name not in spared], "weight_decay": config.weight_decay},
-        {"params": [value for name, value in named if name in spared], "weight_decay": 0.0},
+        {
+            "params": [value for name, value in named if factors[name] == one and (name in spared) == free],
+            "weight_decay": 0.0 if free else config.weight_decay,
+            RATE_FACTOR: one,
+        }
+        for one in dict.fromkeys(factors.values())
+        for free in (False, True)
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
@@ -41,9 +55,9 @@ def build_optimizer(model: nn.Module, config: EngineConfig) -> torch.optim.AdamW
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Use `rate` in every group from the next step on."""
+    """Use `rate`, times the group's own factor, in every group from the next step on."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get(RATE_FACTOR, 1.0)
 
 
 def total_gradient_norm(parameters: Iterable[Tensor]) -> Tensor:

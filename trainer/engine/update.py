@@ -1,6 +1,6 @@
 """One update of a model's weights from the gradients of all ranks, and the arithmetic that precedes it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
 import torch
@@ -18,14 +18,17 @@ _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 class Updates:
     """The optimiser of a model, and how its steps are taken: over all ranks, scaled, clipped.
 
+    factor      of the learning rate of a parameter, by its name; None: 1
     optimizer   AdamW over the parameters that need a gradient
     parameters  these
     scaler      of losses, for float16 alone
     """
 
-    def __init__(self, model: nn.Module, config: EngineConfig, ranks: Ranks):
+    def __init__(
+        self, model: nn.Module, config: EngineConfig, ranks: Ranks, factor: Callable[[str], float] | None = None
+    ):
         self._config, self._ranks = config, ranks
-        self.optimizer = build_optimizer(model, config)
+        self.optimizer = build_optimizer(model, config, factor)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.scaler = torch.amp.GradScaler(ranks.device.type) if config.precision == "float16" else None
 

@@ -280,6 +280,8 @@ def _ordered(path: Path, header: Header) -> dict[str, Tensor]:
         problems.append(f"a teacher of {header.teacher['views']} views: the reference has {VIEWS}")
     if header.kind == "classifier" and not plain and model.merge_input == "normed":
         problems.append("model.merge_input = 'normed': the reference's classifier has no norms below the top level")
+    if header.kind == "classifier" and sections["classifier"].pooling == "levels":
+        problems.append("classifier.pooling = 'levels': the reference's head sees another feature")
     if problems:
         raise CheckpointError(
             f"{path} has no counterpart in the reference; nothing was written. {'; '.join(problems)}."

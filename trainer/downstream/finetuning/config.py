@@ -29,6 +29,7 @@ class TuningConfig(EngineConfig):
     rotation       about the axis `up`: "none", "cloud": each cloud its own angle, or "batch": one a batch (I2P-MAE's)
     up             the axis of `rotation`, "y" or "z"
     drop_path      chance that a residual branch is skipped at the last block, rising from 0
+    encoder_rate   factor of the learning rate for the encoder's weights; below 1 they stay nearer to what they were
     """
 
     train: str = ""
@@ -43,6 +44,7 @@ class TuningConfig(EngineConfig):
     rotation: Literal["none", "cloud", "batch"] = "none"
     up: Literal["y", "z"] = "z"
     drop_path: Annotated[float, Ge(0), Lt(1)] = 0.1
+    encoder_rate: Annotated[float, Gt(0)] = 1.0
     clip_gradient: Annotated[float, Ge(0)] = 10.0
 
     def problems(self) -> Iterator[str]:
@@ -100,6 +102,11 @@ class FinetuneConfig(TuningConfig):
             yield f"pool = {self.pool} is less than points = {self.points}"
         if self.protocol == "full" and self.frozen != "still":
             yield f'frozen = "{self.frozen}" has no effect with protocol = "full", which freezes nothing'
+        if self.protocol != "full" and self.encoder_rate != 1:
+            yield (
+                f'encoder_rate = {self.encoder_rate} has no effect with protocol = "{self.protocol}", which trains the '
+                "head alone"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

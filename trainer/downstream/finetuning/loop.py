@@ -260,7 +260,8 @@ class _Run:
                 raise CheckpointError(str(error)) from None
         task.prepare(self.model)
         self.model.to(ranks.device)
-        self.updates = Updates(self.model, config, ranks)
+        encoder = set(self.model.sought(()).names)
+        self.updates = Updates(self.model, config, ranks, lambda name: config.encoder_rate if name in encoder else 1.0)
         self.names: dict[Tensor, str] = {value: name for name, value in self.model.named_parameters()}
         rows = np.arange(len(sets.train))
         held_out = np.zeros(len(rows), bool)

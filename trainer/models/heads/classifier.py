@@ -13,6 +13,7 @@ from trainer.models.heads.local_encoder import LocalEncoder, LocalPlan, sought_b
 from trainer.models.heads.random_inputs import Dropout, HeadDraws
 from trainer.models.layers.batch_norm import BatchNorm
 from trainer.models.layers.initialisation import initialise
+from trainer.models.layers.pooling import feature_width, pooled_feature
 
 __all__ = ["Classifier", "accuracy", "classification_loss"]
 
@@ -32,10 +33,11 @@ class Classifier(ShapeClassifier):
         super().__init__()
         self.model = model
         self.config = config
-        # the reference has no norms below the top; they are here only where they are part of the way up
-        norms = model.levels - 1 if model.merge_input == "normed" else 0
+        # The reference has a new norm at the top and none below; those are here only where they are part of the way up.
+        levels = config.pooling == "levels"
+        norms = model.levels if levels else model.levels - 1 if model.merge_input == "normed" else 0
         self.h_encoder = LocalEncoder(model, config, norms=norms)
-        self.norm = nn.LayerNorm(model.encoder_dims[-1])
+        self.norm = nn.Identity() if levels else nn.LayerNorm(model.encoder_dims[-1])
         layers: list[nn.Module] = []
         width = self.feature_width
         for site, hidden in enumerate(config.hidden):
@@ -47,6 +49,8 @@ class Classifier(ShapeClassifier):
     @property
     def feature_width(self) -> int:
         """D, the width of `pooled`."""
+        if self.config.pooling == "levels":
+            return feature_width(self.model.encoder_dims, "levels")
         return self.model.encoder_dims[-1] * (2 if self.config.pooling == "concat" else 1)
 
     def initialise(self, generator: torch.Generator | None = None) -> None:
@@ -81,8 +85,11 @@ class Classifier(ShapeClassifier):
         return x
 
     def pooled(self, plan: LocalPlan, drop_path: Tensor | None = None) -> Tensor:
-        """Pool a plan for the head, [B, D]: mean and maximum over the top level's normed tokens."""
-        tokens = self.norm(self.h_encoder(plan, drop_path)[-1])  # [B, G, D]
+        """Pool a plan for the head, [B, D]: statistics of normed tokens, by `config.pooling`."""
+        encoded = self.h_encoder(plan, drop_path)
+        if self.config.pooling == "levels":
+            return pooled_feature(encoded, [None] * len(encoded), "levels")
+        tokens = self.norm(encoded[-1])  # [B, G, D]
         mean, largest = tokens.mean(1), tokens.max(1).values
         return torch.cat((mean, largest), dim=1) if self.config.pooling == "concat" else mean + largest
 

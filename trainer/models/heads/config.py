@@ -31,8 +31,9 @@ class ClassifierConfig:
     radius           at each level, a token attends to tokens nearer than this, in the cloud's units; 0: to all
     distance         how those distances are taken: "direct", or "expanded" (reference) as torch.cdist does by itself:
                      above 25 tokens through |a|^2 + |b|^2 - 2ab, so that a pair at the radius may fall on either side
-    pooling          pooling of the top level's tokens for the head: "sum" of mean and maximum (ModelNet40), or
-                     "concat": the two side by side (ScanObjectNN)
+    pooling          what the head sees of the tokens: of the top level's the "sum" of mean and maximum (ModelNet40), or
+                     "concat", the two side by side (ScanObjectNN); or "levels", the feature of that name: maximum, mean
+                     and standard deviation of every level, behind the encoder's own norms
     hidden           widths of the head's hidden layers, each with batch norm and ReLU; none: one linear layer
     dropout          chance that a training step zeroes a value of a hidden layer, 0..1 (1 excluded)
     label_smoothing  share of the target spread evenly over the other classes, 0..(classes - 1) / classes; 0: plain
@@ -43,7 +44,7 @@ class ClassifierConfig:
     neighbours: Neighbours = (48, 24, 24)
     radius: tuple[Annotated[float, Ge(0)], ...] = (0.24, 0.48, 0.96)
     distance: Literal["direct", "expanded"] = "direct"
-    pooling: Literal["sum", "concat"] = "sum"
+    pooling: Literal["sum", "concat", "levels"] = "sum"
     hidden: tuple[Size, ...] = (256, 256)
     dropout: Share = 0.5
     label_smoothing: Annotated[float, Ge(0)] = 0.2
@@ -111,7 +112,8 @@ class PlainClassifierConfig:
     groups           tokens of a cloud, which may be others than in pre-training; 0: model.groups
     neighbours       points of a token's group, 1..64; 0: model.neighbours
     pooling          what the head sees: "joined": each token in front, then the maximum over the cloud's (a class token
-                     is new where the encoder has none); "mean": mean and maximum over the cloud's, no new token
+                     is new where the encoder has none); "mean": mean and maximum over the cloud's, no new token;
+                 "levels": maximum, mean and standard deviation over the cloud's, no new token
     hidden           widths of the head's hidden layers, each with ReLU; none: one linear layer
     batch_norm       before each ReLU (Point-BERT's head has none)
     dropout          chance that a training step zeroes a value of a hidden layer, 0..1 (1 excluded)
@@ -122,7 +124,7 @@ class PlainClassifierConfig:
     classes: Annotated[int, Ge(2)] = 40
     groups: Annotated[int, Ge(0)] = 0
     neighbours: Annotated[int, Ge(0), Le(MAX_NEIGHBOURS)] = 0
-    pooling: Literal["joined", "mean"] = "joined"
+    pooling: Literal["joined", "mean", "levels"] = "joined"
     hidden: tuple[Size, ...] = (256, 256)
     batch_norm: bool = True
     dropout: Share = 0.5

@@ -17,6 +17,7 @@ from trainer.models.heads.random_inputs import Dropout, HeadDraws
 from trainer.models.hierarchical.decoder import interpolation_weights
 from trainer.models.layers.batch_norm import BatchNorm
 from trainer.models.layers.initialisation import initialise
+from trainer.models.layers.pooling import pooled_feature
 from trainer.models.layers.transformer import Pointwise
 from trainer.models.plain.encoder import FRONT, Encoded, Groups, PlainEncoder, form_groups
 
@@ -66,7 +67,8 @@ class PlainClassifier(PlainEncoder, ShapeClassifier):
     @property
     def feature_width(self) -> int:
         """D, the width of `pooled`."""
-        return self.model.width * (1 + len(self.front) if self.config.pooling == "joined" else 2)
+        vectors = {"joined": 1 + len(self.front), "mean": 2, "levels": 3}
+        return self.model.width * vectors[self.config.pooling]
 
     def initialise(self, generator: torch.Generator | None = None) -> None:
         initialise(self, self.model.initialisation, generator, encoder=ENCODER, decoder=())
@@ -108,6 +110,8 @@ class PlainClassifier(PlainEncoder, ShapeClassifier):
     def pooled(self, plan: PlainPlan, drop_path: Tensor | None = None) -> Tensor:
         """Pool a plan for the head, [B, D]."""
         encoded = self.encoded(plan, drop_path)
+        if self.config.pooling == "levels":
+            return pooled_feature([encoded.tokens], [None], "levels")
         largest = encoded.tokens.max(1).values
         if self.config.pooling == "joined":
             return torch.cat((encoded.front.flatten(1), largest), dim=1)

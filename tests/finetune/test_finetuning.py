@@ -13,9 +13,12 @@ from tests.support.training import clouds
 from trainer.checkpoints.files import find_checkpoint, read_header, read_tensors
 from trainer.checkpoints.models import load_fine_tuned
 from trainer.downstream.clouds import read_clouds
+from trainer.downstream.features import ClassifierEncoder, settle_by
 from trainer.downstream.finetuning.batches import batches, turned
 from trainer.downstream.finetuning.config import FinetuneConfig
 from trainer.downstream.finetuning.loop import finetune, read_sets
+from trainer.downstream.linear_svm import fitted_layer, fold_numbers
+from trainer.downstream.voting import farthest_points
 from trainer.engine.events import EpochDone, StepDone
 from trainer.engine.schedule import learning_rate
 from trainer.errors import CheckpointError, EvaluationError, TrainingError
@@ -63,8 +66,8 @@ def config(path, **settings):
     )
 
 
-def tune(path, run_dir, *, start=None, on_event=None, head=HEAD, model=None, **settings):
-    asked = config(path, **settings)
+def tune(path, run_dir, *, start=None, on_event=None, head=HEAD, model=None, begins="new", **settings):
+    asked = config(path, head=begins, **settings)
     return finetune(
         read_sets(asked), run_dir, model=model or tiny_sizes(), classifier=head, config=asked, start=start,
         source="the start", on_event=on_event,
@@ -101,7 +104,14 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("settings", [{}, {"select": "validation", "validation_folds": 4, "checkpoint_every": 2}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"select": "validation", "validation_folds": 4, "checkpoint_every": 2},
+        {"head": replace(HEAD, pooling="levels", hidden=()), "begins": "fitted"},
+    ],
+)
 def test_a_stopped_run_goes_on_to_the_same_bytes(labelled, tmp_path, settings):
     def files(folder):
         return {
@@ -159,6 +169,42 @@ def test_frozen_means_frozen(labelled, tmp_path):
     assert all(name.endswith(("running_mean", "running_var", "num_batches_tracked")) for name in moved)
     tune(labelled, tmp_path / "full", start=start, epochs=2)
     assert not torch.equal(weights(tmp_path / "full")[encoder[0]], start[1][encoder[0]])
+
+
+@pytest.mark.parametrize("scratch", [False, True])
+def test_a_fitted_head_is_logistic_regression_on_the_encoders_feature(labelled, tmp_path, scratch):
+    """Before the first step, so a rate of next to nothing leaves it there; the held-out shapes have no part in it."""
+    start = None if scratch else pretrained()
+    chosen = {"select": "validation", "validation_folds": 4, "learning_rate": 1e-30, "weight_decay": 0.0}
+    tune(
+        labelled, tmp_path, start=start, begins="fitted", epochs=1, warmup_epochs=0, drop_path=0.0, seed=3,
+        head=replace(HEAD, pooling="levels", hidden=(), radius=(0.0, 0.0, 0.0)), protocol="full", **chosen,
+    )  # fmt: skip
+    found = weights(tmp_path)
+    tuned, _ = load_fine_tuned(tmp_path)
+    asked = config(labelled, seed=3)
+    sets = read_sets(asked)
+    held = fold_numbers(sets.train.labels, 4, 3) == 0
+    clouds, labels = farthest_points(sets.train.points[~held], asked.points), sets.train.labels[~held]
+    if scratch:  # the statistics of the first weights, which the step above has moved on from
+        settle_by(tuned, ClassifierEncoder(tuned, torch.device("cpu")), clouds[:: max(1, len(clouds) // 64)][:64])
+    else:
+        tuned.load_state_dict({name: value for name, value in start[1].items() if name in found}, strict=False)
+    features = ClassifierEncoder(tuned, torch.device("cpu"))(clouds)
+    layer = fitted_layer(features, labels, classes=3, seed=3)
+    # L-BFGS stops at a tolerance, so roundings of the features show: 4e-3 of the norm was seen.
+    for name, wanted in (("weight", layer.weight), ("bias", layer.bias)):
+        off = found[f"cls_head_finetune.0.{name}"].double().numpy() - wanted
+        assert np.linalg.norm(off) < 0.02 * np.linalg.norm(wanted), name
+    assert np.mean((features @ layer.weight.T + layer.bias).argmax(1) == labels) > 0.8
+
+
+def test_a_fitted_head_is_one_layer(labelled, tmp_path):
+    with pytest.raises(
+        ValueError, match=r'finetune\.head = "fitted" is of one linear layer; set classifier\.hidden = '
+    ):
+        tune(labelled, tmp_path, start=pretrained(), begins="fitted")
+    tune(labelled, tmp_path, start=pretrained(), begins="fitted", protocol="linear", epochs=1, warmup_epochs=0)
 
 
 def test_the_encoder_is_taken_over_and_what_does_not_fit_is_refused(labelled, tmp_path):

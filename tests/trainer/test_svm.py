@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from trainer.downstream import linear_svm as svm
-from trainer.downstream.linear_svm import fold_numbers, linear_svm, logistic_regression, majority_share
+from trainer.downstream.linear_svm import (
+    fitted_layer,
+    fold_numbers,
+    linear_svm,
+    logistic_regression,
+    majority_share,
+)
 from trainer.errors import EvaluationError
 
 
@@ -137,3 +143,23 @@ def test_folds_that_leave_one_class_are_refused() -> None:
     x, _ = _clusters(2, 2, noise=1.0)
     with pytest.raises(EvaluationError, match="4 training shapes in 4 folds leave a fold whose fit sees one class"):
         linear_svm(x, np.array([0, 0, 0, 1]), x, np.array([0, 0, 0, 1]), folds=4)
+
+
+@pytest.mark.parametrize(("classes", "shapes", "numbers"), [(2, 40, 7), (3, 90, 11), (3, 30, 50)])
+def test_a_fitted_layer_says_of_raw_features_what_logistic_regression_says(classes, shapes, numbers) -> None:
+    rng = np.random.default_rng(4)
+    y = np.arange(2 * shapes) % classes
+    x = rng.normal(size=(2 * shapes, numbers)) * np.linspace(0.01, 30, numbers) + 5
+    x[:, 0] += 0.02 * y
+    x[:, 1] = 2.5  # a constant
+    x[:, -1] -= 20 * y
+    train, test = slice(None, shapes), slice(shapes, None)
+    score = logistic_regression(x[train], y[train], x[test], y[test], seed=2)
+    layer = fitted_layer(x[train], y[train], classes=classes + 2, seed=2)
+    logits = x[test] @ layer.weight.T + layer.bias
+    assert np.array_equal(logits.argmax(1), score.predicted)
+    assert (layer.c, layer.validation) == (score.c, score.validation)
+    assert layer.weight.shape == (classes + 2, numbers)
+    assert layer.bias[classes:].max() < logits[:, :classes].min()  # of classes that do not occur
+    assert not layer.weight[classes:].any()
+    assert np.abs(layer.weight[:, 1]).max() < 1e-12

@@ -1,5 +1,5 @@
 """Linear classifiers on frozen features: an SVM by two protocols that must not be mixed in one table, and logistic
-regression by the first of them.
+regression by the first of them, as a score or as the layer to begin fine-tuning with.
 
 "cross-validated" is unbiased: nothing is chosen on the test split. "reference" follows the field's habit and only
 serves comparison with published numbers: raw features and a C that was once tuned for one data set.
@@ -10,13 +10,22 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from trainer.errors import EvaluationError
 
-__all__ = ["SvmScore", "fits", "fold_numbers", "linear_svm", "logistic_regression", "majority_share"]
+__all__ = [
+    "LinearLayer",
+    "SvmScore",
+    "fits",
+    "fitted_layer",
+    "fold_numbers",
+    "linear_svm",
+    "logistic_regression",
+    "majority_share",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +47,19 @@ class SvmScore:
     c: float
     validation: float | None
     predicted: np.ndarray = field(repr=False, compare=False)
+
+
+class LinearLayer(NamedTuple):
+    """Logits of classes from raw features: features @ weight.T + bias.
+
+    weight  [classes, d] float64;  bias  [classes] float64
+    c, validation  as in SvmScore
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    c: float
+    validation: float
 
 
 def linear_svm(
@@ -95,11 +117,39 @@ def logistic_regression(
     """
     x, y, x_test, y_test = _checked(train_features, train_labels, test_features, test_labels)
     x, x_test = _standardised(x, x_test)
-    if len(x) < x.shape[1]:
-        # The solution lies in the span of the training shapes: in coordinates of that span the problem is the same one.
-        _, _, span = np.linalg.svd(x, full_matrices=False)
-        x, x_test = x @ span.T, x_test @ span.T
-    return _cross_validated(_Logistic(x, y, progress), x_test, y_test, grid, folds, seed)
+    span = _span(x)
+    return _cross_validated(_Logistic(x @ span.T, y, progress), x_test @ span.T, y_test, grid, folds, seed)
+
+
+def fitted_layer(
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    classes: int,
+    grid: Sequence[float] = (0.01, 0.1, 1.0, 10.0, 100.0),
+    folds: int = 3,
+    seed: int = 0,
+) -> LinearLayer:
+    """Fit `logistic_regression` on all shapes, and return it as a layer on features as they are.
+
+    features  [n, d] any float dtype, finite.   labels  [n] integers in 0..classes-1; a class that does not occur gets
+    weights of 0 and a bias below all others.   Other arguments, and errors, as of `logistic_regression`.
+    """
+    x, y, _, _ = _checked(features, labels, features, labels)
+    mean, scale = _moments(x)
+    x = (x - mean) / scale
+    span = _span(x)
+    fit = _Logistic(x @ span.T, y, None)
+    c, validation = _chosen(fit, grid, folds, seed)
+    model = fit.model(fit.everything, c)
+    found, start = model.coef_ @ span / scale, model.intercept_
+    if len(found) == 1:  # of two classes scikit-learn keeps the difference of their logits
+        found, start = np.concatenate((-found, found)) / 2, np.concatenate((-start, start)) / 2
+    start = start - found @ mean
+    absent = start.min() - np.abs(x @ span.T @ model.coef_.T).max() - 1
+    weight, bias = np.zeros((classes, x.shape[1])), np.full(classes, absent)
+    weight[model.classes_], bias[model.classes_] = found, start
+    return LinearLayer(weight, bias, c, validation)
 
 
 def majority_share(train_labels: np.ndarray, test_labels: np.ndarray) -> float:
@@ -124,19 +174,38 @@ def fold_numbers(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
 
 
 def _standardised(x: np.ndarray, x_test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mean, scale = _moments(x)
+    return (x - mean) / scale, (x_test - mean) / scale
+
+
+def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and divisor of each feature."""
     mean, spread = x.mean(axis=0), x.std(axis=0)
     # A constant feature carries no information; dividing by 1 leaves it at 0 instead of amplifying its rounding.
-    scale = np.where(spread > 1e-12 * (1 + np.abs(mean)), spread, 1.0) * np.sqrt(x.shape[1])
-    return (x - mean) / scale, (x_test - mean) / scale
+    return mean, np.where(spread > 1e-12 * (1 + np.abs(mean)), spread, 1.0) * np.sqrt(x.shape[1])
+
+
+def _span(x: np.ndarray) -> np.ndarray:
+    """Rows that span the training shapes x [n, d], or the identity where there are no fewer than dimensions.
+
+    The solution of a penalised fit lies in that span, and in its coordinates the problem is the same one.
+    """
+    return np.linalg.svd(x, full_matrices=False)[2] if len(x) < x.shape[1] else np.eye(x.shape[1])
 
 
 def _cross_validated(
     model: "_Fits", x_test: np.ndarray, y_test: np.ndarray, grid: Sequence[float], folds: int, seed: int
 ) -> SvmScore:
     """Choose C on the training split, then fit on all of it."""
+    c, validation = _chosen(model, grid, folds, seed)
+    return _score(model.predict(model.everything, c, x_test), y_test, c, validation)
+
+
+def _chosen(model: "_Fits", grid: Sequence[float], folds: int, seed: int) -> tuple[float, float]:
+    """The smallest C with the best cross-validated accuracy, and that accuracy."""
     validation = _cross_validate(model, model.y, grid, folds, seed)
     best = max(range(len(grid)), key=lambda i: (validation[i], -grid[i]))
-    return _score(model.predict(model.everything, grid[best], x_test), y_test, grid[best], validation[best])
+    return grid[best], validation[best]
 
 
 class _Fits(ABC):
@@ -164,6 +233,10 @@ class _Fits(ABC):
 
 class _Logistic(_Fits):
     def _fit_and_predict(self, part: np.ndarray, c: float, x_test: np.ndarray) -> Any:
+        return self.model(part, c).predict(x_test)
+
+    def model(self, part: np.ndarray, c: float) -> Any:
+        """Return scikit-learn's LogisticRegression, fitted on the rows `part`."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
@@ -172,7 +245,7 @@ class _Logistic(_Fits):
             model = LogisticRegression(C=c, max_iter=STEPS).fit(self.x[part], self.y[part])
         if any(issubclass(each.category, ConvergenceWarning) for each in told):
             logger.warning("logistic regression with C = %g had not converged after %d steps", c, STEPS)
-        return model.predict(x_test)
+        return model
 
 
 class _Svm(_Fits):

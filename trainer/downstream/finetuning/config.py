@@ -83,12 +83,16 @@ class FinetuneConfig(TuningConfig):
                    one linear layer on the pooled feature, whatever classifier.hidden says
     frozen         what "mlp-3" and "linear" do to the encoder: "still": nothing, no batch norm statistics, no drop
                    path; "reference": its batch norms follow the batches and paths are dropped, as in the field
+    head           how the head begins: "new", or "fitted": its one linear layer is that of logistic regression on the
+                   pooled feature of the training shapes as they are, C cross-validated on them. Source: Kumar et al.
+                   2022, who fit by steps
     pool           farthest points they are drawn from in training; 0: as the field has it (1,200 for 1,024)
     sharing        "cloud": each cloud draws its own ranks of the pool; "batch" (reference): a batch has one draw
     """
 
     protocol: Literal["full", "mlp-3", "linear"] = "full"
     frozen: Literal["still", "reference"] = "still"
+    head: Literal["new", "fitted"] = "new"
     pool: Annotated[int, Ge(0)] = 0
     sharing: Literal["cloud", "batch"] = "cloud"
     batch_size: int = 32

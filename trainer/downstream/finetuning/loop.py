@@ -110,6 +110,10 @@ def settings_problems(config: TuningConfig, head: HeadConfig, model: StudentConf
         problems.append(
             f"finetune.points = {config.points} is less than the {head.least_points(model)} that the encoder needs"
         )
+    if isinstance(config, FinetuneConfig) and config.head == "fitted":
+        hidden: tuple[int, ...] = getattr(head, "hidden", ())
+        if config.protocol != "linear" and hidden:
+            problems.append('finetune.head = "fitted" is of one linear layer; set classifier.hidden = []')
     if scratch and isinstance(config, FinetuneConfig) and config.protocol != "full":
         problems.append(f'finetune.protocol = "{config.protocol}" trains a head on an untrained encoder')
     return problems or list(size_problems(config, head))
@@ -291,6 +295,8 @@ class _Run:
             }
         )
         self._resume(found)
+        if found is None and self.ranks.main:
+            self.task.begin(self.sets.train, self.rows, self.ranks.device, scratch=self.identity["start"] == "none")
         self.ranks.share_weights(self.model)
         resumed_from, step = self.epoch, self.epoch * self.steps
         with self._events(step, on_event) as emit:

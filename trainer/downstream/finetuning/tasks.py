@@ -3,6 +3,7 @@
 The loop knows a Task alone: classes of shapes, or parts of points.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from pipeline.corpora import identity_hash, open_corpus
 from trainer.downstream.clouds import LabelledClouds, check_classes, check_corpora, read_clouds
-from trainer.downstream.features import classifier_logits, part_scores_of
+from trainer.downstream.comparison import SETTLING_CLOUDS
+from trainer.downstream.features import ClassifierEncoder, classifier_logits, encode, part_scores_of, settle_by
 from trainer.downstream.finetuning.batches import Batch, sampled
 from trainer.downstream.finetuning.config import FinetuneConfig, SegmentConfig, TuningConfig
+from trainer.downstream.linear_svm import fitted_layer
 from trainer.downstream.metrics import (
     PartScores,
     check_categories,
@@ -37,6 +40,8 @@ from trainer.models.heads.random_inputs import HeadDraws
 from trainer.randomness import Purpose
 
 __all__ = ["Classification", "Parts", "Sets", "Task", "View", "read_sets", "size_problems"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +106,12 @@ class Task(ABC):
         """Put the model into training mode, but for what is frozen."""
         model.train()
 
+    def begin(self, clouds: LabelledClouds, rows: np.ndarray, device: torch.device, *, scratch: bool) -> None:  # noqa: B027
+        """Fit what begins fitted, to these rows, before the first step; the model is on the device.
+
+        scratch  its encoder has drawn weights, and no statistics of batch norms.
+        """
+
 
 class Classification(Task):
     """Classes of shapes."""
@@ -122,6 +133,26 @@ class Classification(Task):
         model.train()
         if self.config.protocol != "full" and self.config.frozen == "still":
             model.hold_still()
+
+    def begin(self, clouds: LabelledClouds, rows: np.ndarray, device: torch.device, *, scratch: bool) -> None:
+        if self.config.head == "new":
+            return
+        seen, encoder = self.view(clouds, rows), ClassifierEncoder(self.model, device)
+        if scratch:
+            spread = max(1, len(rows) // SETTLING_CLOUDS)  # rows are often in the order of their classes
+            settle_by(self.model, encoder, seen.points[::spread][:SETTLING_CLOUDS])
+        logger.info("fitting the head to %d shapes: encoding them, then logistic regression", len(rows))
+        features = encode(encoder, seen.points, batch_size=self.at_a_time)
+        layer = fitted_layer(features, seen.labels, classes=self.head.classes, seed=self.config.seed)
+        last = self.model.cls_head_finetune[-1]
+        with torch.no_grad():
+            last.weight.copy_(torch.from_numpy(layer.weight))
+            last.bias.copy_(torch.from_numpy(layer.bias))
+        logger.info(
+            "head fitted, C = %g; accuracy by cross-validation on the training shapes %.1f %%",
+            layer.c,
+            100 * layer.validation,
+        )
 
     def loss(self, batch: Batch, draws: HeadDraws, device: torch.device) -> Tensor:
         logits = self.model(torch.from_numpy(batch.points).to(device), draws)

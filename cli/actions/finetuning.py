@@ -1,6 +1,7 @@
 """Fine-tuning as the command line asks for it: settings from a recipe, a start, several seeds, one result."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -270,21 +271,27 @@ class _Reporter:
     """Events of a run as a progress with its rate and ETA."""
 
     def __init__(self, title: str, *, quiet: bool) -> None:
+        from cli.show.progress import Watching
+
         self._title, self._quiet = title, quiet
         self._made: Any = None
+        self._watching = Watching(quiet=quiet)  # of what comes before the first step
 
     def __enter__(self) -> "_Reporter":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._watching.__exit__(*sys.exc_info())
         if self._made is not None:
             self._made.__exit__(None, None, None)
 
     def __call__(self, event: Any) -> None:
         from cli.show.progress import Progress
-        from trainer.engine.events import EpochDone, RunStarted, StepDone
+        from trainer.engine.events import EpochDone, RunStarted, StepDone, Working
 
         match event:
+            case Working():
+                self._watching(event.watched)
             case RunStarted():
                 total = event.epochs * event.steps_per_epoch
                 self._made = Progress(self._title, total, unit="steps", initial=event.step, quiet=self._quiet)

@@ -17,6 +17,7 @@ import numpy as np
 from trainer.errors import EvaluationError
 
 __all__ = [
+    "LAYER_FITS",
     "LinearLayer",
     "SvmScore",
     "fits",
@@ -29,7 +30,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+LAYER_GRID, LAYER_FOLDS = (0.01, 0.1, 1.0, 10.0, 100.0), 3  # of C, in a layer to begin fine-tuning with
 STEPS = 2000  # of L-BFGS, far beyond what the fits of one data set take
+LAYER_FITS = len(LAYER_GRID) * LAYER_FOLDS + 1
 GRAM_LIMIT = 12_000  # training shapes up to which one float64 Gram matrix (1.2 GB at the limit) serves every fit
 
 
@@ -126,9 +129,10 @@ def fitted_layer(
     labels: np.ndarray,
     *,
     classes: int,
-    grid: Sequence[float] = (0.01, 0.1, 1.0, 10.0, 100.0),
-    folds: int = 3,
+    grid: Sequence[float] = LAYER_GRID,
+    folds: int = LAYER_FOLDS,
     seed: int = 0,
+    progress: Callable[[int], None] | None = None,
 ) -> LinearLayer:
     """Fit `logistic_regression` on all shapes, and return it as a layer on features as they are.
 
@@ -139,9 +143,11 @@ def fitted_layer(
     mean, scale = _moments(x)
     x = (x - mean) / scale
     span = _span(x)
-    fit = _Logistic(x @ span.T, y, None)
+    fit = _Logistic(x @ span.T, y, progress)
     c, validation = _chosen(fit, grid, folds, seed)
     model = fit.model(fit.everything, c)
+    if progress is not None:
+        progress(1)
     found, start = model.coef_ @ span / scale, model.intercept_
     if len(found) == 1:  # of two classes scikit-learn keeps the difference of their logits
         found, start = np.concatenate((-found, found)) / 2, np.concatenate((-start, start)) / 2

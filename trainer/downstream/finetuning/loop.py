@@ -28,7 +28,16 @@ from trainer.downstream.finetuning.config import FinetuneConfig, SegmentConfig, 
 from trainer.downstream.finetuning.tasks import Classification, Parts, Sets, Task, View, read_sets, size_problems
 from trainer.downstream.linear_svm import fold_numbers
 from trainer.downstream.metrics import PartScores
-from trainer.engine.events import CheckpointWritten, EpochDone, Event, EventLog, RunEnded, RunStarted, StepDone
+from trainer.engine.events import (
+    CheckpointWritten,
+    EpochDone,
+    Event,
+    EventLog,
+    RunEnded,
+    RunStarted,
+    StepDone,
+    Working,
+)
 from trainer.engine.ranks import Ranks, deterministic, joined
 from trainer.engine.run_directory import owned, write_json
 from trainer.engine.schedule import learning_rate
@@ -295,11 +304,14 @@ class _Run:
             }
         )
         self._resume(found)
-        if found is None and self.ranks.main:
-            self.task.begin(self.sets.train, self.rows, self.ranks.device, scratch=self.identity["start"] == "none")
-        self.ranks.share_weights(self.model)
         resumed_from, step = self.epoch, self.epoch * self.steps
         with self._events(step, on_event) as emit:
+            if found is None and self.ranks.main:
+                self.task.begin(
+                    self.sets.train, self.rows, self.ranks.device, scratch=self.identity["start"] == "none",
+                    watch=lambda watched: emit(Working(epoch=0, step=0, watched=watched)),
+                )  # fmt: skip
+            self.ranks.share_weights(self.model)
             emit(
                 RunStarted(
                     epoch=self.epoch, step=step, epochs=config.epochs, steps_per_epoch=self.steps,

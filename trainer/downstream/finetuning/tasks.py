@@ -19,7 +19,7 @@ from trainer.downstream.comparison import SETTLING_CLOUDS
 from trainer.downstream.features import ClassifierEncoder, classifier_logits, encode, part_scores_of, settle_by
 from trainer.downstream.finetuning.batches import Batch, sampled
 from trainer.downstream.finetuning.config import FinetuneConfig, SegmentConfig, TuningConfig
-from trainer.downstream.linear_svm import fitted_layer
+from trainer.downstream.linear_svm import LAYER_FITS, fitted_layer
 from trainer.downstream.metrics import (
     PartScores,
     check_categories,
@@ -31,6 +31,7 @@ from trainer.downstream.metrics import (
     shape_ious,
 )
 from trainer.downstream.voting import farthest_points
+from trainer.engine.watching import Count, Watch
 from trainer.errors import EvaluationError
 from trainer.models.config import StudentConfig
 from trainer.models.heads.build import new_classifier, new_segmenter
@@ -106,10 +107,12 @@ class Task(ABC):
         """Put the model into training mode, but for what is frozen."""
         model.train()
 
-    def begin(self, clouds: LabelledClouds, rows: np.ndarray, device: torch.device, *, scratch: bool) -> None:  # noqa: B027
+    def begin(  # noqa: B027 - most tasks begin as they are
+        self, clouds: LabelledClouds, rows: np.ndarray, device: torch.device, *, scratch: bool, watch: Watch
+    ) -> None:
         """Fit what begins fitted, to these rows, before the first step; the model is on the device.
 
-        scratch  its encoder has drawn weights, and no statistics of batch norms.
+        scratch  its encoder has drawn weights, and no statistics of batch norms.   watch  is told how far it is.
         """
 
 
@@ -134,25 +137,26 @@ class Classification(Task):
         if self.config.protocol != "full" and self.config.frozen == "still":
             model.hold_still()
 
-    def begin(self, clouds: LabelledClouds, rows: np.ndarray, device: torch.device, *, scratch: bool) -> None:
+    def begin(
+        self, clouds: LabelledClouds, rows: np.ndarray, device: torch.device, *, scratch: bool, watch: Watch
+    ) -> None:
         if self.config.head == "new":
             return
         seen, encoder = self.view(clouds, rows), ClassifierEncoder(self.model, device)
         if scratch:
             spread = max(1, len(rows) // SETTLING_CLOUDS)  # rows are often in the order of their classes
             settle_by(self.model, encoder, seen.points[::spread][:SETTLING_CLOUDS])
-        logger.info("fitting the head to %d shapes: encoding them, then logistic regression", len(rows))
-        features = encode(encoder, seen.points, batch_size=self.at_a_time)
-        layer = fitted_layer(features, seen.labels, classes=self.head.classes, seed=self.config.seed)
+        encoded = Count(watch, "encoding, to fit the head", "shapes", len(rows))
+        features = encode(encoder, seen.points, batch_size=self.at_a_time, progress=encoded.add)
+        fitted = Count(watch, "fitting the head", "fits", LAYER_FITS)
+        layer = fitted_layer(
+            features, seen.labels, classes=self.head.classes, seed=self.config.seed, progress=fitted.add
+        )
         last = self.model.cls_head_finetune[-1]
         with torch.no_grad():
             last.weight.copy_(torch.from_numpy(layer.weight))
             last.bias.copy_(torch.from_numpy(layer.bias))
-        logger.info(
-            "head fitted, C = %g; accuracy by cross-validation on the training shapes %.1f %%",
-            layer.c,
-            100 * layer.validation,
-        )
+        logger.info("head fitted, C = %g, cross-validated accuracy %.1f %%", layer.c, 100 * layer.validation)
 
     def loss(self, batch: Batch, draws: HeadDraws, device: torch.device) -> Tensor:
         logits = self.model(torch.from_numpy(batch.points).to(device), draws)

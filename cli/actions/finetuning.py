@@ -45,7 +45,7 @@ class Kind:
 
 
 CLASSES = Kind("classifier", "", {"select": "test", "sharing": "batch"})
-PARTS = Kind("segmentation", "parts", {"select": "test", "sampling": "replacement", "updates": 2})
+PARTS = Kind("segmentation", "parts", {"select": "test", "sampling": "replacement", "updates": 2, "rivals": "all"})
 
 SCORED = {
     "last": "the last weights",

@@ -164,6 +164,18 @@ def test_segmentation_loss_is_the_mean_over_points():
     assert loss.item() == pytest.approx(-torch.tensor([0.5, 0.75, 1.0, 0.5]).log().mean().item())
 
 
+def test_segmentation_loss_among_the_parts_a_shape_can_have():
+    """Likelihoods 1/2, 1/4, 1/4 of three parts, of which the first shape can have two and the second all."""
+    log_probs = torch.log(torch.tensor([[[0.5, 0.25, 0.25]], [[0.5, 0.25, 0.25]]])).requires_grad_()
+    possible = torch.tensor([[True, True, False], [True, True, True]])
+    loss = segmentation_loss(log_probs, torch.tensor([[1], [0]]), possible)
+    assert loss.item() == pytest.approx(-torch.tensor([1 / 3, 1 / 2]).log().mean().item())
+    loss.backward()
+    torch.testing.assert_close(
+        log_probs.grad[:, 0], torch.tensor([[1 / 3, -1 / 3, 0.0], [-1 / 4, 1 / 8, 1 / 8]])
+    )  # of a softmax: likelihood, less 1 for the part itself, over 2 points
+
+
 def test_classifier_learns_to_tell_balls_from_sticks():
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(16, 64, 3, generator=generator)

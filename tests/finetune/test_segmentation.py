@@ -109,6 +109,34 @@ def test_it_learns_and_is_scored_as_by_hand(shapes, tmp_path):
     assert set(report.scores.categories) == set(NAMES)
 
 
+def test_rivals_of_a_part_are_all_or_those_of_its_category(shapes, tmp_path):
+    """A tiny rate leaves the first weights, so the first loss is that of these weights on the first batch."""
+
+    def first_loss(rivals):
+        losses = []
+        run(shapes, tmp_path / rivals, epochs=1, warmup_epochs=0, learning_rate=1e-12, rivals=rivals,
+            head=replace(HEAD, dropout=0.0),
+            on_event=lambda event: losses.append(event) if type(event) is StepDone else None)  # fmt: skip
+        return losses[0].losses["segmentation"]
+
+    found = {rivals: first_loss(rivals) for rivals in ("all", "category")}
+    asked = config(shapes)
+    batch = next(batches(read_sets(asked).train, np.arange(30), asked, 0))
+    model = load_fine_tuned(tmp_path / "all")[0].train()
+    with torch.no_grad():
+        log_probs = model(torch.from_numpy(batch.points), torch.from_numpy(batch.labels), None).double().numpy()
+    rows = [
+        (of_point, part, (0, 1, 2) if label == 0 else (3, 4))
+        for cloud, parts, label in zip(log_probs, batch.parts, batch.labels, strict=True)
+        for of_point, part in zip(cloud, parts, strict=True)
+    ]
+    among_all = np.mean([-of_point[part] for of_point, part, _ in rows])
+    among_own = np.mean([np.log(np.exp(of_point[list(own)]).sum()) - of_point[part] for of_point, part, own in rows])
+    assert found["all"] == pytest.approx(among_all, rel=2e-3)  # 7e-4 was seen, after five steps at that rate
+    assert found["category"] == pytest.approx(among_own, rel=2e-3)
+    assert among_all - among_own > 0.1
+
+
 @pytest.mark.parametrize("sampling", ["distinct", "replacement"])
 def test_parts_travel_with_their_points(shapes, sampling):
     asked = config(shapes, sampling=sampling, shift=0.0)

@@ -121,6 +121,8 @@ class SegmentConfig(TuningConfig):
                    seed: "distinct"; or "replacement" (reference): one point may be drawn many times
     scaling        "cloud": one factor a cloud (reference); "axis": one for each axis
     updates        optimiser steps a batch: 1; or 2 (reference): by the gradient as it is, then by the same one clipped
+    rivals         the parts that a point's own is set against in the loss: "all" (reference), or "category": those of
+                   its shape's category, which alone can be answered
     """
 
     points: Annotated[int, Ge(MIN_POINTS)] = 2048
@@ -129,6 +131,7 @@ class SegmentConfig(TuningConfig):
     sampling: Literal["distinct", "replacement"] = "distinct"
     scaling: Literal["cloud", "axis"] = "cloud"
     updates: Literal[1, 2] = 1
+    rivals: Literal["all", "category"] = "all"
     batch_size: int = 16
     learning_rate: Annotated[float, Gt(0)] = 2e-4
 

@@ -194,13 +194,17 @@ class Parts(Task):
     ):
         self.config, self.head, self.label_names = config, head, label_names
         self.parts = parts_of_categories(label_names, part_names)
+        self.possible = torch.zeros(len(label_names), len(part_names), dtype=torch.bool)
+        for category, numbers in enumerate(self.parts):
+            self.possible[category, torch.from_numpy(numbers)] = True
         self.model = new_segmenter(replace(model, drop_path=config.drop_path), head)  # type: ignore[call-arg]
         self.model.initialise(torch.Generator().manual_seed(config.seed))
 
     def loss(self, batch: Batch, draws: HeadDraws, device: torch.device) -> Tensor:
         assert batch.parts is not None
         points, labels, parts = (torch.from_numpy(x).to(device) for x in (batch.points, batch.labels, batch.parts))
-        return segmentation_loss(self.model(points, labels, draws), parts)
+        possible = self.possible.to(device)[labels] if self.config.rivals == "category" else None
+        return segmentation_loss(self.model(points, labels, draws), parts, possible)
 
     def view(self, clouds: LabelledClouds, rows: np.ndarray) -> View:
         """`points` of each shape, drawn once by the seed, as they are."""

@@ -159,9 +159,12 @@ class PointPropagation(nn.Module):
         return x
 
 
-def segmentation_loss(log_probs: Tensor, target: Tensor) -> Tensor:
+def segmentation_loss(log_probs: Tensor, target: Tensor, possible: Tensor | None = None) -> Tensor:
     """Compute the mean negative log-likelihood over all points.
 
     log_probs [B, N, parts], target [B, N] int64 -> [] float32.
+    possible  [B, parts] bool, the parts that a shape can have, its own among them: likelihoods among these; None: all.
     """
+    if possible is not None:
+        log_probs = log_probs.masked_fill(~possible[:, None], -torch.inf).log_softmax(2)
     return F.nll_loss(log_probs.flatten(0, 1), target.flatten())

@@ -32,8 +32,9 @@ def _of(file: str, tests: str, *faults: tuple[str, str, str] | tuple[str, str, s
 MUTANTS: tuple[Mutant, ...] = (
     *_of(
         "trainer/downstream/linear_svm.py", SVM,
-        ("C is chosen on the test split", "key=lambda i: (validation[i], -grid[i])",
-         "key=lambda i: (model.accuracy(model.everything, grid[i], x_test, y_test), -grid[i])"),
+        ("C is chosen on the test split", "c, validation = _chosen(model, grid, folds, seed)",
+         "c, validation = max(grid, key=lambda c: (model.accuracy(model.everything, c, x_test, y_test), -c)), 0.5"),
+        ("a fitted layer forgets the mean of its features", "start = start - found @ mean", "start = start + 0"),
         ("test features are centred by the test split", "(x - mean) / scale, (x_test - mean) / scale",
          "(x - mean) / scale, (x_test - x_test.mean(axis=0)) / scale"),
         ("test features are scaled by the test split", "(x - mean) / scale, (x_test - mean) / scale",
@@ -322,7 +323,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     *_of(
         "trainer/engine/optimiser.py", "tests/trainer/test_optim.py tests/trainer/test_step_laws.py",
-        ("weight decay reaches all parameters", '"weight_decay": 0.0}', '"weight_decay": config.weight_decay}'),
+        ("weight decay reaches all parameters", "0.0 if free else config.weight_decay", "config.weight_decay"),
+        ("factors of the rate are forgotten", "rate * group.get(RATE_FACTOR, 1.0)", "rate"),
         ("betas are torch's own", "betas=config.betas,", "betas=(0.9, 0.99),"),
     ),
     *_of(
@@ -339,6 +341,8 @@ MUTANTS: tuple[Mutant, ...] = (
          "for level, weight in zip(levels, of_levels[::-1], strict=True)"),
         ("the shape's feature is its maximum only", "x.max(1).values + x.mean(1) for x in levels",
          "x.max(1).values for x in levels"),
+        ("parts of other categories are rivals all the same", "log_probs.masked_fill(~possible[:, None], -torch.inf)",
+         "log_probs"),
     ),
     *_of(
         "trainer/models/heads/radius.py", "tests/finetune/test_radius.py",

@@ -201,7 +201,7 @@ def run_seeds(
         found = {
             "task": "part segmentation" if parts else "fine-tuning",
             "from": source,
-            **(_of_parts(config) if parts else _of_classes(config)),
+            **(_of_parts(config) if parts else _of_classes(config, head)),
             "select": config.select,
             "augmentation": config.augmentation(),
             "points": config.points,
@@ -221,14 +221,17 @@ def run_seeds(
     return found
 
 
-def _of_classes(config: Any) -> dict[str, Any]:
+def _of_classes(config: Any, head: Any) -> dict[str, Any]:
     frozen = config.frozen if config.protocol != "full" else "nothing"
     follows = _follows(config, CLASSES) and frozen != "still"  # the field's batch norms move in frozen encoders, too
-    return {"protocol": config.protocol, "frozen": frozen, "reference": follows}
+    layers = 1 if config.protocol == "linear" else len(head.hidden) + 1
+    said = f"{head.pooling}, {layers} layer{'s' if layers > 1 else ''}, {config.head}"
+    return {"protocol": config.protocol, "frozen": frozen, "head": said, "reference": follows}
 
 
 def _of_parts(config: Any) -> dict[str, Any]:
-    return {"sampling": config.sampling, "updates": config.updates, "reference": _follows(config, PARTS)}
+    chosen = {name: getattr(config, name) for name in ("sampling", "updates", "rivals")}
+    return {**chosen, "reference": _follows(config, PARTS)}
 
 
 def _follows(config: Any, kind: Kind) -> bool:

@@ -188,6 +188,7 @@ def _fine_tuning(found: Mapping[str, Any], source: str) -> Iterator[dict[str, An
     how = (
         f"{habits}{found['protocol']}, {_CHOSEN[found['select']]}, {found['points']} points, {found['epochs']} epochs, "
         f"{_several(seeds, 'seed')}; {found['augmentation']}"
+        f"{'; head: ' + found['head'] if 'head' in found else ''}"  # absent in results before heads could differ
     )
     who = "from scratch" if found["from"] == "none" else found["from"]
     spread = found["spread"] if seeds > 1 else None
@@ -205,6 +206,7 @@ def _parts(found: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:
         f"{habits}{_CHOSEN[found['select']]}, {found['points']} points"
         f"{' drawn with replacement' if found['sampling'] == 'replacement' else ''}, {found['epochs']} epochs, "
         f"{_several(updates, 'step')} a batch, {_several(seeds, 'seed')}; {found['augmentation']}"
+        f"{'; parts against those of their category' if found.get('rivals') == 'category' else ''}"
     )
     over = "seeds" if seeds > 1 else ""
     for what, key in (("instance", ""), ("class", "class_")):

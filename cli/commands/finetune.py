@@ -67,6 +67,7 @@ def table(found: Mapping[str, Any]) -> str:
         f"{found['test']['shapes']} shapes of {found['test']['uri']}",
         *(["  by the field's habits (reference)"] if found["reference"] else []),
         f"  {found['points']} points, {found['epochs']} epochs, augmentation: {found['augmentation']}",
+        f"  head: {found['head']}",
         f"  scored: {SCORED[found['select']]}",
     ]
     for seed, score, of_classes, epoch in zip(

@@ -11,6 +11,8 @@ from cli.show.terminal import answer, echo
 
 __all__ = ["segment"]
 
+_RIVALS = {"all": "all parts", "category": "those of its category"}
+
 
 @click.command(
     epilog="Examples: i2p segment synthetic --from runs/quickstart --seeds 3; "
@@ -20,8 +22,8 @@ __all__ = ["segment"]
 )
 @fine_tuning_options(place="runs/parts-CONFIG-START", section="[segmentation]")
 @click.option("--reference", is_flag=True,
-              help="The field's habits: two optimiser steps a batch, points drawn with replacement, and the best epoch "
-              "ON THE TEST SPLIT; the result says so.")  # fmt: skip
+              help="The field's habits: two optimiser steps a batch, points drawn with replacement, a part set against "
+              "all, and the best epoch ON THE TEST SPLIT; the result says so.")  # fmt: skip
 def segment(
     config: str,
     start: str,
@@ -63,7 +65,7 @@ def table(found: Mapping[str, Any]) -> str:
         f"part segmentation from {found['from']}, {found['test']['shapes']} shapes of {found['test']['uri']}",
         *(["  by the field's habits (reference)"] if found["reference"] else []),
         f"  {points}, {found['epochs']} epochs, {steps}, augmentation: {found['augmentation']}",
-        f"  scored: {SCORED[found['select']]}",
+        f"  rivals of a part: {_RIVALS[found['rivals']]}; scored: {SCORED[found['select']]}",
         f"  {'':<11}{'instance mIoU':>18}{'class mIoU':>18}{'accuracy':>12}",
     ]
     for seed, *scores, epoch in zip(

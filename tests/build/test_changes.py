@@ -141,6 +141,18 @@ def test_stamps_that_are_lost_cost_a_reading_and_no_more(tmp_path: Path, corpus:
     assert len(json.loads((cache / STAMPS).read_bytes())) == 3
 
 
+def test_a_long_comparison_is_announced_where_there_are_files(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pipeline.build.changes.MANY", 7)
+    for uri, said in ((f"folder:{corpus}", 1), (f"synthetic:?count={COUNT}", 0)):
+        cache = Path(build(tmp_path, corpus, uri=uri).path)
+        (cache / STAMPS).unlink(missing_ok=True)
+        caplog.clear()
+        assert build(tmp_path, corpus, uri=uri).already_complete
+        assert sum("comparing the content of many files" in line for line in caplog.messages) == said
+
+
 @pytest.mark.parametrize(
     "gone",
     [["box/03.npy"], ["ball/00.npy", "box/11.npy"], [f"ball/{k:02d}.npy" for k in (0, 2, 4, 8, 10)], ["ball/12.npy"]],

@@ -2,8 +2,9 @@
 
 CHECKOUT is a clone of ZrrSkywalker/I2P-MAE; its model, configuration, optimiser and augmentation are imported from
 there. Its step (augmentation, forward, backward, optimiser) takes turns with ours on the same clouds: `reference` and
-`recommended` from a cache, and `reference` with the live teacher. Plain torch stands in for its compiled extensions
-where they are not installed, and CLIP has random weights, on which time does not depend. On the CPU.
+`recommended` from a cache, the latter in bfloat16 too, and `reference` with the live teacher. Plain torch stands in for
+its compiled extensions where they are not installed, and CLIP has random weights, on which time does not depend. On the
+CPU.
 """
 
 import argparse
@@ -109,12 +110,15 @@ def bench(checkout: Path, batch: int, rounds: int, clock: str) -> list[dict[str,
         teacher = load_teacher(replace(settings("reference", batch).teacher, device="cpu"))
         runs: dict[str, Callable[[], object]] = {}
         sizes: dict[str, int] = {}
-        for name, preset, live in (
-            ("reference, cached", "reference", None),
-            ("recommended, cached", "recommended", None),
-            ("reference, live teacher", "reference", teacher),
+        recommended = settings("recommended", batch)
+        in_half = replace(recommended, trainer=replace(recommended.trainer, precision="bfloat16"))
+        for name, experiment, live in (
+            ("reference, cached", settings("reference", batch), None),
+            ("recommended, cached", recommended, None),
+            ("recommended in bfloat16, cached", in_half, None),
+            ("reference, live teacher", settings("reference", batch), teacher),
         ):
-            runs[name], stepper, _ = steps(settings(preset, batch), cache, live)
+            runs[name], stepper, _ = steps(experiment, cache, live)
             sizes[name] = sum(value.numel() for value in stepper.model.parameters() if value.requires_grad)
         stood_in = stack.enter_context(put_in_place())
         stack.enter_context(without_gpu())

@@ -44,7 +44,7 @@ class Kind:
     reference: Mapping[str, Any]
 
 
-CLASSES = Kind("classifier", "", {"select": "test", "sharing": "batch"})
+CLASSES = Kind("classifier", "", {"select": "test", "sharing": "batch", "head": "new"})
 PARTS = Kind("segmentation", "parts", {"select": "test", "sampling": "replacement", "updates": 2, "rivals": "all"})
 
 SCORED = {

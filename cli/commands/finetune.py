@@ -21,8 +21,8 @@ __all__ = ["finetune"]
 @click.option("--protocol", type=click.Choice(["full", "mlp-3", "linear"]),
               help="Short for --set finetune.protocol=...: what is trained.")  # fmt: skip
 @click.option("--reference", is_flag=True,
-              help="The field's habits: the best epoch ON THE TEST SPLIT, one draw of ranks a batch, frozen encoders "
-              "whose batch norms move; the result says so.")  # fmt: skip
+              help="The field's habits: the best epoch ON THE TEST SPLIT, one draw of ranks a batch, a new head, "
+              "frozen encoders whose batch norms move; the result says so.")  # fmt: skip
 def finetune(
     config: str,
     start: str,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cli.actions.finetuning import load_recipe, recipe_names
+from cli.actions.finetuning import CLASSES, PARTS, load_recipe, recipe_names, reference_settings
 from tests.support.finetune import tiny_classifier, tiny_sizes
 from tests.support.models import tiny_model
 from tests.support.training import clouds
@@ -356,6 +356,15 @@ def test_every_recipe_is_sound_and_names_sets_that_exist(name):
     assert (asked.train, asked.test, asked.points) == (
         other["finetune"].train, other["finetune"].test, other["finetune"].points,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "own", "fields"), [(CLASSES, "head", "fitted", "new"), (PARTS, "rivals", "category", "all")]
+)
+def test_the_fields_habits_take_the_place_of_the_small_recipes(kind, name, own, fields):
+    for habits, wanted in (([], own), (reference_settings(kind), fields)):
+        sections, _ = load_recipe("synthetic", habits, kind)
+        assert getattr(sections["finetune"], name) == wanted
 
 
 def test_recipes_of_scanobjectnn_are_the_fields():

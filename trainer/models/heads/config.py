@@ -113,7 +113,7 @@ class PlainClassifierConfig:
     neighbours       points of a token's group, 1..64; 0: model.neighbours
     pooling          what the head sees: "joined": each token in front, then the maximum over the cloud's (a class token
                      is new where the encoder has none); "mean": mean and maximum over the cloud's, no new token;
-                 "levels": maximum, mean and standard deviation over the cloud's, no new token
+                     "levels": maximum, mean and standard deviation over the cloud's, no new token
     hidden           widths of the head's hidden layers, each with ReLU; none: one linear layer
     batch_norm       before each ReLU (Point-BERT's head has none)
     dropout          chance that a training step zeroes a value of a hidden layer, 0..1 (1 excluded)
